@@ -1,0 +1,1 @@
+"""Labelled sets, patient-level splits, and synthetic sets on disk."""

@@ -1,0 +1,1 @@
+"""Metrics, statistics, calibration, plots and linear probes: numbers in, numbers out."""

@@ -1,0 +1,1 @@
+"""Reading retinal images, finding the field of view, and synthetic retinas."""

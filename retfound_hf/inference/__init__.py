@@ -1,0 +1,1 @@
+"""Batched forward passes: prepared images, feature vectors and predictions."""

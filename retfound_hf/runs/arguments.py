@@ -1,0 +1,119 @@
+"""Command arguments: dataclasses through `HfArgumentParser`, or a YAML or JSON file in place of flags."""
+
+import dataclasses
+import difflib
+import json
+import sys
+from argparse import ArgumentDefaultsHelpFormatter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import RetFoundError
+
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def parse_arguments(*types: type, argv: Sequence[str] | None = None, description: str = "") -> tuple[Any, ...]:
+    """Parse command-line flags, or one YAML or JSON file optionally followed by flags that override it.
+
+    Args:
+        types: dataclasses whose fields are the options; a field whose metadata says `"positional": True` is given
+            by its place instead of a flag.
+        argv: the words after the command's name; `sys.argv[1:]` when None.
+        description: shown above the options by `--help`.
+
+    Returns:
+        One instance per type, in order.
+
+    Raises:
+        RetFoundError: an unknown option (the nearest right one is named), or a value a dataclass refuses.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0].endswith(CONFIG_SUFFIXES) and not words[0].startswith("-"):
+        words = _words_of_file(Path(words[0]), types) + words[1:]
+    parser = _parser(types, description)
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        args=words, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        known = [name for action in parser._actions for name in action.option_strings]
+        raise RetFoundError(_unknown_option(unknown[0], known))
+    return tuple(parsed)
+
+
+def run_command(function: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:
+    """Run a command's function as a process does: 0 on success, 2 with a one-line reason on bad input."""
+    try:
+        function(argv)
+    except RetFoundError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _words_of_file(path: Path, types: Sequence[type]) -> list[str]:
+    """The options of a YAML or JSON file as command-line words, so that both forms are checked alike."""
+    if not path.is_file():
+        raise RetFoundError(f"options file {path} does not exist")
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        try:
+            options = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise RetFoundError(f"options file {path} is not valid JSON: {error}") from error
+    else:
+        import yaml
+
+        try:
+            options = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RetFoundError(f"options file {path} is not valid YAML: {error}") from error
+    if not isinstance(options, dict):
+        raise RetFoundError(f"options file {path} must map option names to values, found {type(options).__name__}")
+    fields = {field.name: field for kind in types for field in dataclasses.fields(kind)}
+    positional: list[str] = []
+    words: list[str] = []
+    for name, value in options.items():
+        if name not in fields:
+            raise RetFoundError(f"in {path}: {_unknown_option('--' + str(name), ['--' + known for known in fields])}")
+        if value is None:
+            continue
+        if fields[name].metadata.get("positional"):
+            positional.append(str(value))
+            continue
+        words.append(f"--{name}")
+        words += [json.dumps(item) if isinstance(item, dict) else str(item) for item in _listed(value)]
+    return positional + words
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _parser(types: Sequence[type], description: str) -> Any:
+    from transformers import HfArgumentParser  # takes a second: not before it is needed
+
+    class Parser(HfArgumentParser):
+        @staticmethod
+        def _parse_dataclass_field(parser: Any, field: dataclasses.Field) -> None:
+            if field.metadata.get("positional"):
+                parser.add_argument(field.name, metavar=field.name.upper(), help=field.metadata["help"])
+            else:
+                HfArgumentParser._parse_dataclass_field(parser, field)
+
+        def error(self, message: str) -> None:
+            # One line instead of argparse's message under a page of usage.
+            raise RetFoundError(message)
+
+    return Parser(types, description=description, formatter_class=ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+
+
+def _unknown_option(word: str, known: Sequence[str]) -> str:
+    name = word.split("=")[0]
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]}?" if nearest else "; --help lists the options"
+    return f"unknown option {name}{hint}"

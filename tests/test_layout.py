@@ -1,0 +1,53 @@
+"""The house rules: imports run down the floors, leaf modules stay short."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "retfound_hf"
+FLOORS = {
+    "runs": 0,
+    "images": 1, "evaluation": 1,
+    "models": 2, "data": 2,
+    "inference": 3,
+    "pretraining": 4, "finetuning": 4, "explain": 4,
+    "study": 5, "app": 5, "hub": 5,
+    "cli": 6, "__init__": 6,
+}  # fmt: skip
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Rooms that a module imports, at the top or inside a function."""
+    package = ["retfound_hf", *path.relative_to(PACKAGE).parent.parts]
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            parts = base + (node.module.split(".") if node.module else [])
+            targets = [parts] if len(parts) > 1 else [[*parts, alias.name] for alias in node.names]
+        elif isinstance(node, ast.Import):
+            targets = [alias.name.split(".") for alias in node.names]
+        else:
+            continue
+        rooms |= {target[1] for target in targets if target[0] == "retfound_hf" and len(target) > 1}
+    return rooms
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_down_the_floors(path: Path):
+    room = room_of(path)
+    for imported in imported_rooms(path) - {room}:
+        assert FLOORS[imported] < FLOORS[room], f"{path} (floor {FLOORS[room]}) imports {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_stay_short(path: Path):
+    limit = 450 if path.name == "modeling.py" else 200
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
