@@ -1,0 +1,1 @@
+"""Configuration, models, image processor and the conversion of official checkpoints."""

@@ -1,0 +1,84 @@
+"""`RetFoundImageProcessor`: from any retinal image to the network's input, the same way in training and in use."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+from transformers.processing_utils import ImagesKwargs
+
+from ..images.fundus import crop_field_of_view
+from ..images.reading import read_image, to_rgb
+
+
+class RetFoundImagesKwargs(ImagesKwargs, total=False):
+    """The options of every image processor and one more.
+
+    do_fundus_crop (`bool`): crop to the field of view and pad to a square before resizing; images in which none is
+        found (OCT B-scans, images cropped already) pass unchanged.
+    """
+
+    do_fundus_crop: bool
+
+
+class RetFoundImageProcessor(TorchvisionBackend):
+    """Fundus crop, resize to 256 x 256 (bicubic, antialiased), centre crop to 224, ImageNet mean and deviation.
+
+    That is RETFound's evaluation transform (reference code, `util/datasets.py`) behind the crop of its
+    preprocessing. Accepts what every image processor accepts, and paths and bytes; grayscale, palette, RGBA, CMYK,
+    16-bit and EXIF-rotated images come out as upright 8-bit RGB.
+    """
+
+    valid_kwargs = RetFoundImagesKwargs
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"height": 256, "width": 256}
+    crop_size = {"height": 224, "width": 224}
+    do_fundus_crop = True
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+
+    @classmethod
+    def for_image_size(cls, image_size: int, **kwargs: Any) -> "RetFoundImageProcessor":
+        """The processor of a network with `image_size` x `image_size` input.
+
+        Up to 224 the image is resized to 256/224 of the input and cropped to its centre; above, it is resized to the
+        input itself, as in the official evaluation transform.
+        """
+        resized = round(image_size * 256 / 224) if image_size <= 224 else image_size
+        return cls(
+            size={"height": resized, "width": resized},
+            crop_size={"height": image_size, "width": image_size},
+            **kwargs,
+        )
+
+    def fetch_images(self, images: Any) -> Any:
+        """Read paths and bytes; images pass unchanged."""
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image) for image in images]
+        return read_image(images) if isinstance(images, (str, Path, bytes)) else images
+
+    def process_image(self, image: Any, do_fundus_crop: bool | None = None, **kwargs: Any) -> torch.Tensor:
+        """One image as a (3, height, width) tensor, cropped to its field of view when asked to."""
+        if not isinstance(image, Image.Image):
+            tensor = super().process_image(image, **{**kwargs, "do_convert_rgb": True})
+            if not do_fundus_crop or tensor.dtype != torch.uint8:
+                return tensor  # values other than 8-bit have been prepared by their owner
+            image = Image.fromarray(tensor.permute(1, 2, 0).cpu().numpy())
+        image = to_rgb(image)
+        if do_fundus_crop:
+            image = crop_field_of_view(image)
+        # Channels stay last in memory: the resize reads that layout as fast, and a 12-megapixel copy is spared.
+        tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        device = kwargs.get("device")
+        return tensor if device is None else tensor.to(device)
+
+    def resize(self, image: torch.Tensor, size: Any, resample: Any = None, **kwargs: Any) -> torch.Tensor:
+        """Resize (..., height, width); 8-bit images stay 8-bit, so that a resized image can be stored exactly."""
+        return super().resize(image, size, resample=resample, antialias=True)
