@@ -59,19 +59,21 @@ class RetFoundImageProcessor(TorchvisionBackend):
         )
 
     def fetch_images(self, images: Any) -> Any:
-        """Read paths and bytes; images pass unchanged."""
+        """Read paths and bytes, and give gray arrays a channel; other images pass unchanged."""
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
+        if getattr(images, "ndim", None) == 2:
+            return images[None]
         return read_image(images) if isinstance(images, (str, Path, bytes)) else images
 
     def process_image(self, image: Any, do_fundus_crop: bool | None = None, **kwargs: Any) -> torch.Tensor:
         """One image as a (3, height, width) tensor, cropped to its field of view when asked to."""
         if not isinstance(image, Image.Image):
-            tensor = super().process_image(image, **{**kwargs, "do_convert_rgb": True})
-            if not do_fundus_crop or tensor.dtype != torch.uint8:
-                return tensor  # values other than 8-bit have been prepared by their owner
-            image = Image.fromarray(tensor.permute(1, 2, 0).cpu().numpy())
-        image = to_rgb(image)
+            tensor = super().process_image(image, **{**kwargs, "do_convert_rgb": False})
+            if tensor.is_floating_point():  # prepared by its owner
+                return tensor.expand(3, -1, -1) if tensor.shape[0] == 1 else tensor
+            image = _as_image(tensor.permute(1, 2, 0).cpu().numpy())
+        image = read_image(image)
         if do_fundus_crop:
             image = crop_field_of_view(image)
         # Channels stay last in memory: the resize reads that layout as fast, and a 12-megapixel copy is spared.
@@ -82,3 +84,13 @@ class RetFoundImageProcessor(TorchvisionBackend):
     def resize(self, image: torch.Tensor, size: Any, resample: Any = None, **kwargs: Any) -> torch.Tensor:
         """Resize (..., height, width); 8-bit images stay 8-bit, so that a resized image can be stored exactly."""
         return super().resize(image, size, resample=resample, antialias=True)
+
+
+def _as_image(array: np.ndarray) -> Image.Image:
+    """An integer array (height, width, 1, 3 or 4) as an image."""
+    height, width, channels = array.shape
+    if array.dtype != np.uint8:
+        # Pillow has no deep colour: the channels, one below the other as a gray image, share one scale.
+        tall = Image.fromarray(array.transpose(2, 0, 1).reshape(-1, width).astype(np.int32))
+        array = np.asarray(to_rgb(tall))[..., 0].reshape(channels, height, width).transpose(1, 2, 0)
+    return Image.fromarray(array[..., 0] if channels == 1 else np.ascontiguousarray(array))

@@ -32,7 +32,8 @@ class RetFoundEmbeddings(nn.Module):
         self.config = config
         self.grid = config.image_size // config.patch_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.position_embeddings = nn.Parameter(sincos_positions(config.hidden_size, self.grid), requires_grad=False)
+        positions = sincos_positions(config.hidden_size, self.grid).to(torch.get_default_dtype())
+        self.position_embeddings = nn.Parameter(positions, requires_grad=False)
         self.patch_embeddings = RetFoundPatchEmbeddings(config)
 
     def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None) -> Tensor:

@@ -85,7 +85,8 @@ class RetFoundDecoder(nn.Module):
         self.grid = config.image_size // config.patch_size
         self.decoder_embed = nn.Linear(config.hidden_size, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.decoder_pos_embed = nn.Parameter(sincos_positions(width, self.grid), requires_grad=False)
+        positions = sincos_positions(width, self.grid).to(torch.get_default_dtype())
+        self.decoder_pos_embed = nn.Parameter(positions, requires_grad=False)
         self.decoder_layers = nn.ModuleList(
             RetFoundLayer(config, width, config.decoder_num_attention_heads, config.decoder_intermediate_size)
             for _ in range(config.decoder_num_hidden_layers)
@@ -122,6 +123,21 @@ class RetFoundPreTrainedModel(ViTMAEPreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {}
+    # Endings of the names of parameters that no training changes.
+    _fixed_parameters: tuple[str, ...] = ("position_embeddings", "decoder_pos_embed")
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        # transformers 5 loads every tensor into a parameter that trains, whatever the model was built with.
+        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_fixed_parameters()
+        return loaded
+
+    def freeze_fixed_parameters(self) -> None:
+        """Turn off the gradients of what stays as it is: sin-cos positions, or the norm that a classifier skips."""
+        for name, parameter in self.named_parameters():
+            if name.endswith(self._fixed_parameters):
+                parameter.requires_grad_(False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -278,8 +294,13 @@ class RetFoundForPreTraining(RetFoundPreTrainedModel, ViTMAEForPreTraining):
 
 
 class RetFoundForImageClassification(RetFoundPreTrainedModel):
-    """The fine-tuned model: mean of the patch tokens, `fc_norm` (once or twice), one linear layer."""
+    """The fine-tuned model: mean of the patch tokens, `fc_norm` (once or twice), one linear layer.
 
+    Fine-tuning trains the positions, as the official code does. The final norm is not on the way to the logits: it
+    stays as it is, in the folder for `AutoModel`.
+    """
+
+    _fixed_parameters = ("vit.layernorm.weight", "vit.layernorm.bias")
     _keys_to_ignore_on_load_unexpected = [r"^decoder\."]
 
     def __init__(self, config: RetFoundConfig):
@@ -287,10 +308,8 @@ class RetFoundForImageClassification(RetFoundPreTrainedModel):
         self.vit = RetFoundModel(config)
         self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.classifier = RetFoundHead(config.hidden_size, config.num_labels)
-        # Fine-tuning trains the positions, as the official code does; the final norm is not on the way to the logits
-        # and stays in the folder for `AutoModel`.
         self.vit.embeddings.position_embeddings.requires_grad_(True)
-        self.vit.layernorm.requires_grad_(False)
+        self.freeze_fixed_parameters()
         self.post_init()
 
     @can_return_tuple

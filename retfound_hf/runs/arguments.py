@@ -1,7 +1,6 @@
 """Command arguments: dataclasses through `HfArgumentParser`, or a YAML or JSON file in place of flags."""
 
 import dataclasses
-import difflib
 import json
 import sys
 from argparse import ArgumentDefaultsHelpFormatter
@@ -9,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import RetFoundError
+from .errors import RetFoundError, nearest
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -44,6 +43,7 @@ def parse_arguments(*types: type, argv: Sequence[str] | None = None, description
 
 def run_command(function: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:
     """Run a command's function as a process does: 0 on success, 2 with a one-line reason on bad input."""
+    _hide_script_folder()
     try:
         function(argv)
     except RetFoundError as error:
@@ -53,6 +53,16 @@ def run_command(function: Callable[[Sequence[str] | None], Any], argv: Sequence[
         print("stopped: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _hide_script_folder() -> None:
+    """Take the folder of the running script off the import path.
+
+    Python puts it first, and the `evaluate.py` in it would hide the package `evaluate`.
+    """
+    script = Path(sys.argv[0]).absolute()
+    if script.suffix == ".py" and sys.path and Path(sys.path[0]).absolute() == script.parent:
+        del sys.path[0]
 
 
 def _words_of_file(path: Path, types: Sequence[type]) -> list[str]:
@@ -75,7 +85,7 @@ def _words_of_file(path: Path, types: Sequence[type]) -> list[str]:
     if not isinstance(options, dict):
         raise RetFoundError(f"options file {path} must map option names to values, found {type(options).__name__}")
     fields = {field.name: field for kind in types for field in dataclasses.fields(kind)}
-    positional: list[str] = []
+    positional: dict[str, str] = {}
     words: list[str] = []
     for name, value in options.items():
         if name not in fields:
@@ -83,11 +93,12 @@ def _words_of_file(path: Path, types: Sequence[type]) -> list[str]:
         if value is None:
             continue
         if fields[name].metadata.get("positional"):
-            positional.append(str(value))
+            positional[name] = str(value)
             continue
         words.append(f"--{name}")
         words += [json.dumps(item) if isinstance(item, dict) else str(item) for item in _listed(value)]
-    return positional + words
+    # By the place that the command gives them, whatever their order in the file.
+    return [positional[name] for name in fields if name in positional] + words
 
 
 def _listed(value: Any) -> list[Any]:
@@ -114,6 +125,4 @@ def _parser(types: Sequence[type], description: str) -> Any:
 
 def _unknown_option(word: str, known: Sequence[str]) -> str:
     name = word.split("=")[0]
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]}?" if nearest else "; --help lists the options"
-    return f"unknown option {name}{hint}"
+    return f"unknown option {name}{nearest(name, known) or '; --help lists the options'}"

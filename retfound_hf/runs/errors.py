@@ -1,5 +1,8 @@
 """The one error type that a user is meant to read."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class RetFoundError(ValueError):
     """Bad input, said in one line: what is wrong, the value, what is accepted and the fix.
@@ -11,3 +14,9 @@ class RetFoundError(ValueError):
 def missing_extra(package: str, extra: str) -> RetFoundError:
     """The error for an optional dependency that is not installed, with the exact command that brings it."""
     return RetFoundError(f"{package} is not installed; it comes with: pip install 'retfound-hf[{extra}]'")
+
+
+def nearest(name: str, accepted: Iterable[str]) -> str:
+    """`; did you mean X?` for a mistyped name, or an empty string when none is near."""
+    found = difflib.get_close_matches(name, list(accepted), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else ""

@@ -36,18 +36,38 @@ def whole_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         RetFoundError: `path` exists, is not an empty folder, and `overwrite` is false.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link keeps pointing at the folder, and `.` gets a name
     refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    replaced = partial.with_name(f"{partial.name}-replaced")
     try:
         yield partial
         os.chmod(partial, 0o777 & ~_umask())
         if path.exists():
-            shutil.rmtree(path)
+            # Renamed away first: a removal takes long enough to be stopped half-way.
+            os.replace(path, replaced)
         os.replace(partial, path)
     finally:
+        if replaced.exists() and not path.exists():
+            os.replace(replaced, path)
         shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def move_into(folder: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder inside `folder`; on success its files are moved up, the configuration last.
+
+    A reader that waits for `config.json` never sees it without the weights.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as name:
+        partial = Path(name)
+        yield partial
+        for path in sorted(partial.iterdir(), key=lambda path: (path.name.endswith("config.json"), path.name)):
+            os.replace(path, folder / path.name)
 
 
 def refuse_existing(path: str | Path, overwrite: bool = False) -> None:

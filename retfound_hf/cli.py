@@ -1,0 +1,41 @@
+"""`retfound NAME`: the commands of `scripts/` for those who installed the package without the checkout."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .runs.arguments import run_command
+from .runs.errors import RetFoundError, nearest
+
+# name -> (module, function, one line for --help)
+COMMANDS = {
+    "convert_checkpoint": ("models.conversion.command", "main", "official .pth checkpoint -> model folder"),
+    "make_synthetic": ("data.synthetic_command", "main", "a synthetic labelled set of CFP or OCT images"),
+    "finetune": ("finetuning.command", "main", "model folder + labelled set -> classifier: full, lora or linear"),
+    "evaluate": ("inference.evaluate_command", "main", "a fine-tuned folder on any labelled set"),
+    "embed": ("inference.embed_command", "main", "feature vectors of a folder of images"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first word names; the rest are its arguments."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: retfound COMMAND [arguments]\n\ncommands:")
+        for name, (_, _, line) in COMMANDS.items():
+            print(f"  {name:<20}{line}")
+        print("\nretfound COMMAND --help lists the arguments of a command.")
+        return 0
+    return run_command(lambda rest: command(words[0])(rest), words[1:])
+
+
+def command(name: str):
+    """The function behind a command's name; it takes the command's arguments as words."""
+    if name not in COMMANDS:
+        raise RetFoundError(f"unknown command {name!r}{nearest(name, COMMANDS)}; accepted: {', '.join(COMMANDS)}")
+    module, function, _ = COMMANDS[name]
+    return getattr(importlib.import_module(f".{module}", __package__), function)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

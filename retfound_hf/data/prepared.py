@@ -1,0 +1,156 @@
+"""Decoding once: images cropped and resized into a memory-mapped cache that later runs reuse."""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+import PIL
+import torchvision
+
+from ..runs.errors import RetFoundError
+from ..runs.files import whole_folder, write_json
+from .checks import listed
+from .decoding import Decoder
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.getLogger(__name__)
+CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PreparedImages:
+    """Decoded images and those that could not be read.
+
+    Attributes:
+        images: columns `id`, `image` (`datasets.Image`: RGB) and `row` (position in the table that was given).
+        rejected: (path or id, reason) of each image left out.
+    """
+
+    images: "datasets.Dataset"
+    rejected: list[tuple[str, str]]
+
+
+def prepare_images(
+    rows: pd.DataFrame,
+    *,
+    size: int | Mapping[str, int],
+    crop: bool,
+    exact: bool,
+    on_bad_image: Literal["error", "skip"] = "error",
+    num_workers: int = 0,
+    cache_dir: str | Path | None = None,
+) -> PreparedImages:
+    """Read, crop and resize every image of a labelled set once.
+
+    The result lies in a folder of `cache_dir` named after the images (path, size and time of change, or bytes) and
+    the options. It appears there whole or not at all, and another call with the same images and options takes it.
+
+    Args:
+        rows: columns `id` and `image` (path or bytes), as in `LabelledSet.table`.
+        size: pixels, see `exact`; or a processor's `size`: `height` and `width` (equal), or `shortest_edge` (not with
+            `exact`).
+        crop: cut fundus photographs to their field of view, as the image processor does.
+        exact: resize to `size` x `size` as the image processor does, to the bit (for evaluation); else shrink until
+            the shorter side has `size` pixels, keeping the shape and never enlarging (leaves room for augmentation).
+        on_bad_image: refuse images that cannot be read, or leave them out with one warning.
+        num_workers: processes; 0 decodes in this one.
+        cache_dir: `retfound` in the cache folder of `datasets` by default.
+
+    Raises:
+        RetFoundError: unreadable images (unless skipped), or none left.
+    """
+    import datasets
+
+    if on_bad_image not in ("error", "skip"):
+        raise RetFoundError(f"on_bad_image {on_bad_image!r} is unknown; choose error or skip")
+    size = _pixels(size, exact)
+    if size < 1 or num_workers < 0:
+        raise RetFoundError(f"size {size} must be at least 1 and num_workers {num_workers} at least 0")
+    if rows.empty:
+        raise RetFoundError("no images to prepare; the split is empty")
+    cache = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "retfound"
+    folder = cache / f"images-{_fingerprint(rows, size, crop, exact)}"
+    if not folder.is_dir():
+        _write(folder, rows, Decoder(size, crop, exact, is_worker=num_workers > 0), num_workers)
+    rejected = [tuple(entry) for entry in json.loads((folder / "rejected.json").read_text(encoding="utf-8"))]
+    if rejected:
+        named = listed(f"{path}: {reason}" for path, reason in rejected)
+        if on_bad_image == "error":
+            raise RetFoundError(
+                f"{len(rejected)} of {len(rows)} images cannot be read ({named}); repair or remove them, or pass "
+                "--on_bad_image skip"
+            )
+        if len(rejected) == len(rows):
+            raise RetFoundError(f"none of the {len(rows)} images can be read ({named})")
+        logger.warning("%d of %d images cannot be read and are left out (%s)", len(rejected), len(rows), named)
+    return PreparedImages(datasets.load_from_disk(str(folder / "images")), rejected)
+
+
+def _pixels(size: int | Mapping[str, int], exact: bool) -> int:
+    if isinstance(size, int):
+        return size
+    sides = dict(size)
+    if set(sides) == {"height", "width"} and sides["height"] == sides["width"]:
+        return sides["height"]
+    if set(sides) == {"shortest_edge"} and not exact:
+        return sides["shortest_edge"]
+    raise RetFoundError(f"size {sides} is not supported; give a number, or an image processor with a square size")
+
+
+def _write(folder: Path, rows: pd.DataFrame, decoder: Decoder, num_workers: int) -> None:
+    import datasets
+
+    paths = [image if isinstance(image, str) else None for image in rows["image"]]
+    contents = [None if isinstance(image, str) else image for image in rows["image"]]
+    columns = {"id": datasets.Value("string"), "row": datasets.Value("int64")}
+    sources = datasets.Dataset.from_dict(
+        {"id": rows["id"].tolist(), "row": list(range(len(rows))), "path": paths, "bytes": contents},
+        features=datasets.Features(
+            {**columns, "path": datasets.Value("string"), "bytes": datasets.Value("large_binary")}
+        ),
+    )
+    with whole_folder(folder, overwrite=True) as partial, tempfile.TemporaryDirectory(dir=partial) as scratch:
+        decoded = sources.map(
+            decoder,
+            remove_columns=["path", "bytes"],
+            features=datasets.Features({**columns, "image": datasets.Image(), "reason": datasets.Value("string")}),
+            num_proc=min(num_workers, len(rows)) or None,
+            cache_file_name=os.path.join(scratch, "decoded.arrow"),
+            new_fingerprint=folder.name,
+            writer_batch_size=200,
+            desc="Decoding images",
+        )
+        reasons = decoded["reason"][:]
+        names = [path or name for path, name in zip(paths, rows["id"], strict=True)]
+        rejected = [(name, reason) for name, reason in zip(names, reasons, strict=True) if reason]
+        good = [position for position, reason in enumerate(reasons) if not reason]
+        if good:
+            images = decoded.remove_columns("reason")
+            (images.select(good) if rejected else images).save_to_disk(str(partial / "images"))
+        write_json(partial / "rejected.json", rejected)
+
+
+def _fingerprint(rows: pd.DataFrame, *options: object) -> str:
+    """Hash of all that the prepared images depend on, the versions of the decoding libraries included."""
+    digest = hashlib.blake2b(
+        repr((CACHE_VERSION, PIL.__version__, torchvision.__version__, options)).encode(), digest_size=16
+    )
+    for name, image in zip(rows["id"], rows["image"], strict=True):
+        if isinstance(image, bytes):
+            content = hashlib.blake2b(image, digest_size=16).hexdigest()
+        elif os.path.isfile(image):
+            facts = os.stat(image)
+            content = (image, facts.st_size, facts.st_mtime_ns)
+        else:
+            content = (image, "absent")
+        digest.update(repr((name, content)).encode())
+    return digest.hexdigest()

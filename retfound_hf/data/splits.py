@@ -1,0 +1,151 @@
+"""Train, validation and test parts by patient: stratified, seeded, and never sharing a patient."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from ..runs.errors import RetFoundError
+
+SPLITS = ("train", "val", "test")
+PAPER_FRACTIONS = (0.55, 0.15, 0.30)
+REGRESSION_BINS = 5
+
+
+def assign_splits(
+    groups: np.ndarray, labels: np.ndarray, fractions: Sequence[float] = PAPER_FRACTIONS, seed: int = 0
+) -> np.ndarray:
+    """Assign every image to "train", "val" or "test" so that all images of a patient fall into one of them.
+
+    Iterative stratification (Sechidis et al. 2011, "On the stratification of multi-label data") over patients: the
+    rarest class is dealt first, each of its patients to the split that lacks most of that class; single patients are
+    then moved where that brings the shares nearer. Shares are shares of patients, as in the paper's 55:15:30 by
+    patient. A class with at least three patients appears in every split wherever patients of several classes allow.
+    The result depends on the set of patients and the seed, not on the order of the rows.
+
+    Args:
+        groups: (images,) patient of each image, strings or integers.
+        labels: (images,) classes, (images, classes) multi-hot of 0 and 1, or floats (images,) or (images, targets)
+            for regression, which are stratified by quantiles of the patient's mean.
+        fractions: shares of train, val and test, summing to 1; a share of 0 leaves that split empty.
+        seed: another seed deals other patients.
+
+    Returns:
+        (images,) of "train", "val", "test".
+
+    Raises:
+        RetFoundError: impossible fractions, arrays of different lengths, or fewer patients than splits.
+    """
+    shares = _checked_fractions(fractions)
+    groups, labels = np.asarray(groups), np.asarray(labels)
+    if len(groups) != len(labels):
+        raise RetFoundError(f"{len(groups)} patients were given for {len(labels)} labels; give one of each per image")
+    patients, patient_of_image = np.unique(groups, return_inverse=True)
+    if len(patients) < (shares > 0).sum():
+        raise RetFoundError(
+            f"{len(patients)} patient(s) cannot be divided into {(shares > 0).sum()} splits; "
+            "add patients, or give a split column"
+        )
+    presence = _classes_of_patients(patient_of_image, len(patients), labels)
+    return np.array(SPLITS)[_deal(presence, shares, np.random.default_rng(seed))[patient_of_image]]
+
+
+def check_no_patient_leak(table: pd.DataFrame) -> None:
+    """Raise if a patient has images in more than one split.
+
+    Args:
+        table: columns `patient_id` (missing where unknown) and `split`.
+
+    Raises:
+        RetFoundError: names the first five patients, with their splits, and the number of them all.
+    """
+    known = table.dropna(subset=["patient_id"])
+    found = known.groupby("patient_id")["split"].unique()
+    leaked = found[found.map(len) > 1]
+    if len(leaked) == 0:
+        return
+    named = "; ".join(
+        f"{patient} in {' and '.join(sorted(splits, key=SPLITS.index))}" for patient, splits in leaked[:5].items()
+    )
+    raise RetFoundError(
+        f"{len(leaked)} patient(s) are in more than one split ({named}{'; ...' if len(leaked) > 5 else ''}), so that "
+        "the test would not be of unseen patients; keep each patient in one split, or give a table without a split "
+        "column to have it split by patient"
+    )
+
+
+def _checked_fractions(fractions: Sequence[float]) -> np.ndarray:
+    shares = np.asarray(fractions, dtype=float)
+    if shares.shape != (3,) or not (shares >= 0).all() or shares[0] == 0 or abs(shares.sum() - 1) > 1e-6:
+        raise RetFoundError(
+            f"split fractions {tuple(fractions)} are not shares of train, val and test; give three numbers that sum "
+            "to 1, the first above 0, such as 0.55 0.15 0.30"
+        )
+    return shares
+
+
+def _classes_of_patients(patient_of_image: np.ndarray, patients: int, labels: np.ndarray) -> np.ndarray:
+    """Bool (patients, classes): which classes a patient has an image of."""
+    is_float = labels.dtype.kind == "f"
+    if labels.ndim == 2 and np.isin(labels, (0, 1)).all():
+        # A patient without any finding counts as a class, or all of them might fall into one split.
+        columns = np.hstack([labels > 0, ~(labels > 0).any(axis=1, keepdims=True)])
+        image, column = np.nonzero(columns)
+        presence = np.zeros((patients, columns.shape[1]), dtype=bool)
+        presence[patient_of_image[image], column] = True
+        return presence
+    if is_float or labels.ndim == 2:
+        values = labels.reshape(len(labels), -1).astype(float)
+        score = ((values - values.mean(axis=0)) / (values.std(axis=0) + 1e-12)).mean(axis=1)
+        means = np.bincount(patient_of_image, score, patients) / np.bincount(patient_of_image, minlength=patients)
+        bins = min(REGRESSION_BINS, max(1, patients // 6))
+        code = np.searchsorted(np.quantile(means, np.arange(1, bins) / bins), means, side="right")
+        return np.eye(bins, dtype=bool)[code]
+    classes, code = np.unique(labels, return_inverse=True)
+    presence = np.zeros((patients, len(classes)), dtype=bool)
+    presence[patient_of_image, code] = True
+    return presence
+
+
+def _deal(presence: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Split index (patients,) by iterative stratification over `presence` (patients, classes), then by `_settle`."""
+    order = rng.permutation(len(presence))
+    sizes = presence.sum(axis=0)
+    wanted, wanted_overall = np.outer(sizes, shares), len(presence) * shares
+    used = np.flatnonzero(shares > 0)
+    split = np.full(len(presence), -1)
+    for column in np.argsort(sizes, kind="stable"):
+        for patient in order[presence[order, column] & (split[order] < 0)]:
+            best = max(used, key=lambda s: (round(wanted[column, s], 9), wanted_overall[s]))
+            split[patient] = best
+            wanted[presence[patient], best] -= 1
+            wanted_overall[best] -= 1
+    return _settle(split, presence, shares)
+
+
+def _settle(split: np.ndarray, presence: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Move single patients, always the one that helps most, until no move brings the splits nearer to their shares.
+
+    The cost is the squared error of the splits' numbers of patients, plus that of each class divided by the class's
+    size, plus a prohibitive one for a split that lacks a class which has patients enough for all. Every term is a
+    sum over classes, so that the gain of all moves is two matrix products.
+    """
+    patients, sizes = np.arange(len(split)), np.maximum(presence.sum(axis=0), 1)[:, None]
+    used = shares > 0
+    guaranteed = (sizes >= used.sum()) & used
+    for _ in range(len(split)):
+        members = np.eye(3)[split]
+        counts = presence.T.astype(float) @ members
+        excess = counts - sizes * shares
+        excess_overall = members.sum(axis=0) - len(split) * shares
+        joining = (2 * excess + 1) / sizes - 1e6 * (guaranteed & (counts == 0))
+        leaving = (1 - 2 * excess) / sizes + 1e6 * (guaranteed & (counts == 1))
+        cost = presence @ joining + 2 * excess_overall + 1
+        cost += (presence @ leaving - 2 * excess_overall + 1)[patients, split][:, None]
+        cost[patients, split] = 0
+        cost[:, ~used] = np.inf
+        mover, target = np.unravel_index(np.argmin(cost), cost.shape)
+        if cost[mover, target] > -1e-9:
+            break
+        split[mover] = target
+    return split

@@ -1,0 +1,37 @@
+"""A linear head on frozen features: features once, a converged fit, folded back into an ordinary classifier."""
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from ..evaluation.linear_probe import LinearProbe, fit_linear_probe
+from ..models.losses import PROBLEM_TYPES
+
+
+def fit_head(
+    model: PreTrainedModel,
+    train_features: np.ndarray,
+    train_targets: np.ndarray,
+    val_features: np.ndarray,
+    val_targets: np.ndarray,
+    seed: int = 0,
+) -> LinearProbe:
+    """Fit the head on what `inference.forward.head_inputs` gives and put it into `model.classifier`.
+
+    The class weights of the model's configuration weigh the training images of the fit.
+    """
+    problem_type = model.config.problem_type
+    assert problem_type in PROBLEM_TYPES
+    probe = fit_linear_probe(
+        train_features,
+        train_targets,
+        val_features,
+        val_targets,
+        problem_type,
+        class_weights=getattr(model.config, "class_weights", None),
+        seed=seed,
+    )
+    with torch.no_grad():
+        model.classifier.weight.copy_(torch.from_numpy(probe.weight))
+        model.classifier.bias.copy_(torch.from_numpy(probe.bias))
+    return probe

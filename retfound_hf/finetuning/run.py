@@ -1,0 +1,110 @@
+"""One fine-tuning run from arguments to a finished folder."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..evaluation.table import format_table
+from ..inference.forward import predict_logits, to_scores
+from ..inference.report import write_report
+from ..runs.errors import RetFoundError
+from ..runs.files import move_into, refuse_existing, write_json
+from ..runs.record import write_run_record
+from .arguments import DataArguments, FinetuneTrainingArguments, MethodArguments, ModelArguments
+from .card import write_finetuned_card
+from .job import FinetuneJob, make_job
+from .lora import save_adapter
+from .training import train_head, train_network
+
+
+def finetune(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    method_args: MethodArguments,
+    args: FinetuneTrainingArguments,
+) -> dict[str, Any]:
+    """Fine-tune and evaluate; `arguments` says what can be asked.
+
+    Writes into `args.output_dir` the model folder (or adapter), `metrics.json`, `predictions.csv` and `plots/` of the
+    test split, `validation/` with the same of the validation split, `history.json`, a card and `run.json`.
+
+    Returns:
+        The test metrics; on processes other than the main one, nothing.
+    """
+    started = time.time()
+    checkpoint = checkpoint_to_resume(args)
+    if checkpoint is None and PartialState().is_main_process:
+        refuse_existing(args.output_dir, args.overwrite_output_dir)
+    set_seed(args.seed)
+    job = make_job(model_args, data_args, method_args, args)
+    model, history = train_head(job) if method_args.method == "linear" else train_network(job, checkpoint)
+    scores = {
+        split: to_scores(
+            predict_logits(model, job.prepared[split].images, job.processor, **job.forward_options),
+            job.labelled.problem_type,
+        )
+        for split in ("val", "test")
+    }
+    metrics: dict[str, Any] = {}
+    if PartialState().is_main_process:
+        metrics = _write(job, model, scores, history, round(time.time() - started, 1))
+        print(format_table(metrics, job.labelled.class_names))
+    PartialState().wait_for_everyone()
+    return metrics
+
+
+def _write(
+    job: FinetuneJob, model: Any, scores: dict[str, Any], history: list[dict[str, Any]], seconds: float
+) -> dict[str, Any]:
+    output_dir = Path(job.args.output_dir)
+    with move_into(output_dir) as partial:
+        if job.method_args.method == "lora" and not job.method_args.merge:
+            save_adapter(model, job.processor, partial)
+        else:
+            model.save_pretrained(partial)
+            job.processor.save_pretrained(partial)
+    reports = {
+        split: write_report(
+            folder,
+            job.prepared[split].rows,
+            job.prepared[split].targets,
+            scores[split],
+            job.labelled.problem_type,
+            job.labelled.class_names,
+        )
+        for split, folder in (("val", output_dir / "validation"), ("test", output_dir))
+    }
+    write_json(output_dir / "history.json", history)
+    write_finetuned_card(output_dir, job, reports["test"])
+    write_run_record(
+        output_dir,
+        "finetune",
+        [job.model_args, job.data_args, job.method_args, job.args],
+        seconds=seconds,
+        images={split: len(part.images) for split, part in job.prepared.items()},
+        rejected_images=[image for part in job.prepared.values() for image in part.rejected],
+    )
+    if not job.args.keep_checkpoints:
+        for path in output_dir.glob("checkpoint-*"):
+            shutil.rmtree(path)
+    return reports["test"]
+
+
+def checkpoint_to_resume(args: FinetuneTrainingArguments) -> str | None:
+    """The checkpoint folder that `--resume_from_checkpoint` asks for: a path, or `latest` in the output folder."""
+    asked = args.resume_from_checkpoint
+    if asked in (None, "", "False", "false"):
+        return None
+    if asked in ("latest", "True", "true"):
+        found = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        if found is None:
+            raise RetFoundError(f"--resume_from_checkpoint {asked}: there is no checkpoint in {args.output_dir}")
+        return found
+    if not Path(asked).is_dir():
+        raise RetFoundError(f"--resume_from_checkpoint {asked} is no folder; give a checkpoint folder or latest")
+    return asked

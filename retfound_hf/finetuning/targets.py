@@ -1,0 +1,54 @@
+"""What the targets of the training split ask of the model: labels, weights of the loss, a sampler."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler, WeightedRandomSampler
+
+from ..runs.errors import RetFoundError
+
+
+def label_options(
+    targets: np.ndarray, class_names: tuple[str, ...], problem_type: str, class_weights: str, smoothing: float
+) -> dict[str, Any]:
+    """The part of the model's configuration that the training targets decide.
+
+    Balanced weights are N / (classes x count) per class, and negatives / positives per label of multi-label targets.
+    Errors of regression are measured in standard deviations of the training targets.
+    """
+    options: dict[str, Any] = {
+        "num_labels": len(class_names),
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: index for index, name in enumerate(class_names)},
+        "problem_type": problem_type,
+        "label_smoothing": 0.0 if problem_type == "regression" else smoothing,
+        "class_weights": None,
+        "target_scale": None,
+    }
+    if problem_type == "regression":
+        if class_weights != "none":
+            raise RetFoundError("--class_weights balanced needs classes, and the targets are numbers")
+        scale = targets.reshape(len(targets), -1).std(axis=0)
+        options["target_scale"] = [float(value) or 1.0 for value in scale]
+    elif class_weights == "balanced":
+        options["class_weights"] = _balanced(targets, len(class_names), problem_type).tolist()
+    return options
+
+
+def _balanced(targets: np.ndarray, num_classes: int, problem_type: str) -> np.ndarray:
+    if problem_type == "multi_label_classification":
+        positives = targets.sum(axis=0)
+        return (len(targets) - positives) / np.maximum(positives, 1)
+    counts = np.bincount(targets, minlength=num_classes)
+    return len(targets) / (num_classes * np.maximum(counts, 1))
+
+
+def balanced_sampler(targets: np.ndarray, problem_type: str, seed: int) -> Sampler:
+    """Draws with replacement so that every class comes equally often; the same order on every process."""
+    if problem_type != "single_label_classification":
+        raise RetFoundError(f"--sampler balanced needs one class per image; the problem type is {problem_type}")
+    counts = np.bincount(targets)
+    weights = 1.0 / counts[targets]
+    generator = torch.Generator().manual_seed(seed)
+    return WeightedRandomSampler(weights.tolist(), num_samples=len(targets), generator=generator)

@@ -1,0 +1,116 @@
+"""Any retinal image file as 8-bit RGB, the right way up, or one clear line about why not."""
+
+import os
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..runs.errors import RetFoundError
+
+IMAGE_SUFFIXES: tuple[str, ...] = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm",
+)  # fmt: skip
+SENSOR_BITS = (8, 10, 12, 14, 16)
+
+
+class UnreadableImageError(RetFoundError):
+    """A file that is not an image, or not a whole one."""
+
+
+def read_image(source: str | Path | bytes | Image.Image, min_side: int | None = None) -> Image.Image:
+    """Read an image as 8-bit RGB with its EXIF orientation applied; `to_rgb` tells how each mode is converted.
+
+    The first frame of a multi-frame file is read. 16-bit RGB files arrive from Pillow with 8 bits (the high bytes).
+
+    Args:
+        source: path, the bytes of a file, or an image that is open already.
+        min_side: let large JPEGs be decoded at 1/2, 1/4 or 1/8 of their size, as long as both sides keep at least
+            this many pixels. Several times faster, and the reduced image is an average, not a sample.
+
+    Raises:
+        UnreadableImageError: names the file and the reason.
+    """
+    name = str(source) if isinstance(source, (str, Path)) else "the image"
+    try:
+        if isinstance(source, Image.Image):
+            return _upright_rgb(source)
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if min_side is not None:
+                image.draft(None, (min_side, min_side))
+            return _upright_rgb(image)
+    except Exception as error:  # decoders fail on broken files with errors of every type
+        raise UnreadableImageError(f"cannot read {name}: {_reason(error, source)}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any Pillow mode to 8-bit RGB; an RGB image is returned itself.
+
+    - Transparent pixels become black, the surround of retinal images.
+    - Integers beyond 8 bits (modes I;16, I) are divided by the largest value of the smallest usual sensor depth
+      (8, 10, 12, 14 or 16 bits) that holds the image's maximum: 12-bit data stored in 16 bits keeps its brightness,
+      and images of one sensor share one scale unless one of them uses less than a quarter of its range.
+    - Floats (mode F) whose maximum is at most 1 span 0-1, others follow the rule for integers; negative and undefined
+      values become black.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _deep_to_rgb(np.asarray(image))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """All image files under `folder` by suffix, in sorted order; hidden files and folders are passed over.
+
+    Links to folders are followed.
+
+    Raises:
+        RetFoundError: `folder` is not a folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        what = "is a file" if folder.is_file() else "does not exist"
+        raise RetFoundError(f"image folder {folder} {what}; give a folder that holds images")
+    found = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(parent, name) for name in files if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+        ]
+    return sorted(found)
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    return to_rgb(ImageOps.exif_transpose(image))
+
+
+def _deep_to_rgb(values: np.ndarray) -> Image.Image:
+    is_unit = values.dtype.kind == "f"
+    values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
+    largest = values.max(initial=0)
+    ranges = [1] * is_unit + [2**bits - 1 for bits in SENSOR_BITS]
+    white = next((limit for limit in ranges if largest <= limit), largest)
+    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert("RGB")
+
+
+def _reason(error: Exception, source: object) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "the file does not exist"
+    if isinstance(error, IsADirectoryError):
+        return "it is a folder; give an image file"
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; reduce it first"
+    if isinstance(error, UnidentifiedImageError):
+        empty = len(source) == 0 if isinstance(source, bytes) else Path(str(source)).stat().st_size == 0
+        return "the file is empty" if empty else "it is not an image in a format that Pillow knows"
+    if "truncated" in str(error):
+        return f"the file is truncated ({error})"
+    return f"the file is damaged ({' '.join(str(error).split()) or type(error).__name__})"

@@ -1,0 +1,92 @@
+"""The command `evaluate`: a fine-tuned folder on any labelled set."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import PartialState
+
+from ..data.labelled import read_labelled
+from ..evaluation.table import format_table
+from ..runs.arguments import parse_arguments
+from ..runs.files import refuse_existing
+from ..runs.record import write_run_record
+from .arguments import ForwardArguments
+from .forward import predict_logits, to_scores
+from .loading import load_classifier, load_processor
+from .report import write_report
+from .sets import prepare_split
+
+
+@dataclass
+class EvaluateArguments:
+    model_name_or_path: str = field(metadata={"help": "fine-tuned folder, adapter folder or Hub id"})
+    data: str = field(metadata={"help": "{train,val,test}/<class>/ folder, CSV or parquet table, or Hub dataset id"})
+    split: Literal["train", "val", "test", "all"] = field(default="test", metadata={"help": "split to evaluate on"})
+    label_columns: list[str] | None = field(
+        default=None, metadata={"help": "columns of the targets in a table; default: the model's"}
+    )
+    image_column: str = field(default="image", metadata={"help": "column of the image paths in a table"})
+    image_root: str | None = field(
+        default=None, metadata={"help": "folder that image paths are relative to; default: the table's"}
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "where decoded images are kept between runs; default: the datasets cache"}
+    )
+
+
+def evaluate(arguments: EvaluateArguments, forward_arguments: ForwardArguments) -> dict[str, Any]:
+    """Evaluate and write `metrics.json`, `predictions.csv`, `plots/` and `run.json`; the metrics are returned."""
+    started = time.time()
+    state = PartialState()
+    if state.is_main_process:
+        refuse_existing(forward_arguments.output_dir, forward_arguments.overwrite_output_dir)
+    model = load_classifier(arguments.model_name_or_path)
+    class_names = tuple(str(model.config.id2label[index]) for index in range(model.config.num_labels))
+    problem_type = model.config.problem_type or "single_label_classification"
+    labelled = read_labelled(
+        arguments.data,
+        label_columns=arguments.label_columns,
+        problem_type=problem_type,
+        class_names=class_names,
+        image_column=arguments.image_column,
+        image_root=arguments.image_root,
+        seed=forward_arguments.seed,
+        need_splits=() if arguments.split == "all" else (arguments.split,),
+    )
+    processor = load_processor(arguments.model_name_or_path)
+    prepared = prepare_split(
+        labelled,
+        arguments.split,
+        processor,
+        on_bad_image=forward_arguments.on_bad_image,
+        num_workers=forward_arguments.dataloader_num_workers,
+        cache_dir=arguments.cache_dir,
+    )
+    scores = to_scores(predict_logits(model, prepared.images, processor, **forward_arguments.options), problem_type)
+    metrics: dict[str, Any] = {}
+    if state.is_main_process:
+        output_dir = Path(forward_arguments.output_dir)
+        metrics = write_report(output_dir, prepared.rows, prepared.targets, scores, problem_type, class_names)
+        write_run_record(
+            output_dir,
+            "evaluate",
+            [arguments, forward_arguments],
+            seconds=round(time.time() - started, 1),
+            images=len(prepared.images),
+            rejected_images=prepared.rejected,
+        )
+        print(format_table(metrics, class_names))
+    state.wait_for_everyone()
+    return metrics
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the arguments and run."""
+    evaluate(
+        *parse_arguments(
+            EvaluateArguments, ForwardArguments, argv=argv, description="A fine-tuned folder on any labelled set."
+        )
+    )

@@ -1,0 +1,111 @@
+"""Model folders in: classifiers, encoders, adapters, stock models, and the preprocessing that goes with them."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from ..models.image_processing import RetFoundImageProcessor
+from ..runs.errors import RetFoundError
+
+ADAPTER_FILE = "adapter_config.json"
+
+
+def read_config(name_or_path: str, **overrides: Any) -> PreTrainedConfig:
+    """The configuration of a model folder or Hub id, or one line about why there is none."""
+    if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
+        raise RetFoundError(f"model folder {name_or_path} has no config.json; give a folder made by convert or finetune")
+    try:
+        return AutoConfig.from_pretrained(name_or_path, **overrides)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise RetFoundError(
+            f"model {name_or_path} is neither a model folder here nor one that the Hub or its cache gives: {first}"
+        ) from error
+
+
+def is_adapter(name_or_path: str) -> bool:
+    """Whether a folder holds a peft adapter instead of whole weights."""
+    return (Path(name_or_path) / ADAPTER_FILE).is_file()
+
+
+def load_classifier(name_or_path: str) -> PreTrainedModel:
+    """A fine-tuned classifier, in evaluation mode; an adapter comes merged into the base that it names.
+
+    Raises:
+        RetFoundError: a folder without a trained head, or an adapter whose base is gone.
+    """
+    config = read_config(name_or_path)
+    if is_adapter(name_or_path):
+        from peft import PeftConfig, PeftModel
+
+        base = PeftConfig.from_pretrained(name_or_path).base_model_name_or_path
+        # The adapter brings its own head; what the base lacks of one is no loss.
+        model, _ = _load(AutoModelForImageClassification, base, config=config, ignore_mismatched_sizes=True)
+        return PeftModel.from_pretrained(model, name_or_path).merge_and_unload().eval()
+    model, info = _load(AutoModelForImageClassification, name_or_path, config=config)
+    if info["missing_keys"]:
+        raise RetFoundError(
+            f"model {name_or_path} has no trained classifier (it lacks {sorted(info['missing_keys'])[0]}); "
+            "fine-tune it first with the command finetune"
+        )
+    return model.eval()
+
+
+def load_encoder(name_or_path: str) -> PreTrainedModel:
+    """The encoder of any model folder, in evaluation mode; of an adapter, with the adapter merged in."""
+    if is_adapter(name_or_path):
+        return load_classifier(name_or_path).base_model
+    config = read_config(name_or_path)
+    if config.model_type == "vit_mae":
+        raise RetFoundError(
+            f"model {name_or_path} is a stock ViT-MAE, whose encoder masks at random; fine-tune it, or load it with "
+            "RetFoundModel.from_pretrained and save that"
+        )
+    model, info = _load(AutoModel, name_or_path)
+    missing = [name for name in info["missing_keys"] if "pooler" not in name]
+    if missing:
+        raise RetFoundError(f"model {name_or_path} lacks weights of its encoder, such as {sorted(missing)[0]}")
+    return model.eval()
+
+
+def _load(auto_class: Any, name_or_path: str, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    try:
+        return auto_class.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise RetFoundError(f"model {name_or_path} cannot be loaded: {first}") from error
+
+
+def load_processor(name_or_path: str, image_size: int | None = None, crop: bool | None = None) -> RetFoundImageProcessor:
+    """The preprocessing of a model folder as a `RetFoundImageProcessor`.
+
+    Args:
+        image_size: another input size of the network than the folder's.
+        crop: crop to the field of view, whatever the folder says.
+    """
+    try:
+        stored = AutoImageProcessor.from_pretrained(name_or_path)
+    except (OSError, ValueError):
+        stored = RetFoundImageProcessor()
+    if isinstance(stored, RetFoundImageProcessor) and image_size is None:
+        processor = stored
+    else:
+        # Of another processor only the normalisation belongs to the weights.
+        own = dict(getattr(stored, "crop_size", None) or getattr(stored, "size", None) or {})
+        processor = RetFoundImageProcessor.for_image_size(
+            image_size or own.get("height") or own.get("shortest_edge") or 224,
+            image_mean=list(stored.image_mean),
+            image_std=list(stored.image_std),
+            do_fundus_crop=getattr(stored, "do_fundus_crop", True),
+        )
+    if crop is not None:
+        processor.do_fundus_crop = crop
+    return processor

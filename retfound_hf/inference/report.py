@@ -1,0 +1,69 @@
+"""What is written about a model on a set: `metrics.json`, `predictions.csv`, plots, and a table for the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..evaluation.metrics import compute_metrics
+from ..evaluation.plots import plot_classification, plot_regression
+from ..runs.files import whole_file, write_json
+
+
+def write_report(
+    output_dir: str | Path,
+    rows: pd.DataFrame,
+    targets: np.ndarray,
+    scores: np.ndarray,
+    problem_type: str,
+    class_names: tuple[str, ...],
+) -> dict[str, Any]:
+    """Write the three kinds of files and return the metrics.
+
+    Args:
+        rows: one per image, with `id` and, where known, `patient_id`.
+        targets, scores: as `evaluation.metrics.compute_metrics` takes them.
+    """
+    output_dir = Path(output_dir)
+    metrics = compute_metrics(problem_type, targets, scores, class_names)
+    table = predictions_table(rows, targets, scores, problem_type, class_names)
+    with whole_file(output_dir / "predictions.csv") as partial:
+        table.to_csv(partial, index=False, float_format="%.6g")
+    if problem_type == "regression":
+        plot_regression(targets, scores, class_names, output_dir / "plots")
+    else:
+        plot_classification(targets, scores, class_names, problem_type, output_dir / "plots")
+    write_json(output_dir / "metrics.json", metrics)
+    return metrics
+
+
+def predictions_table(
+    rows: pd.DataFrame, targets: np.ndarray, scores: np.ndarray, problem_type: str, class_names: tuple[str, ...]
+) -> pd.DataFrame:
+    """`id`, `label`, `prediction`, `prob/<class>`..., `patient_id` where known.
+
+    Multi-label cells list the labels that hold, joined by `|`. Regression has no probabilities, and with several
+    targets `label/<target>` and `prediction/<target>`.
+    """
+    columns: dict[str, Any] = {"id": rows["id"].to_numpy()}
+    names = np.asarray(class_names, dtype=object)
+    if problem_type == "single_label_classification":
+        columns |= {"label": names[targets], "prediction": names[scores.argmax(axis=1)]}
+    elif problem_type == "multi_label_classification":
+        columns |= {"label": _joined(names, targets > 0.5), "prediction": _joined(names, scores >= 0.5)}
+    else:
+        targets, scores = targets.reshape(len(rows), -1), scores.reshape(len(rows), -1)
+        single = len(names) == 1
+        for index, name in enumerate(names):
+            columns["label" if single else f"label/{name}"] = targets[:, index]
+            columns["prediction" if single else f"prediction/{name}"] = scores[:, index]
+    if problem_type != "regression":
+        columns |= {f"prob/{name}": scores[:, index] for index, name in enumerate(names)}
+    if "patient_id" in rows and rows["patient_id"].notna().any():
+        columns["patient_id"] = rows["patient_id"].to_numpy()
+    return pd.DataFrame(columns)
+
+
+def _joined(names: np.ndarray, holds: np.ndarray) -> list[str]:
+    return ["|".join(names[row]) for row in holds]

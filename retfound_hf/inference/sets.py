@@ -1,0 +1,61 @@
+"""A split of a labelled set, decoded and ready for the network."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from accelerate import PartialState
+
+from ..data.labelled import LabelledSet
+from ..data.prepared import prepare_images
+from ..models.image_processing import RetFoundImageProcessor
+
+# Images to augment keep twice the input's side: a crop of a quarter of the area is still not enlarged.
+TRAINING_SIDES = 2
+
+
+@dataclass(frozen=True)
+class PreparedSplit:
+    """Decoded images with what belongs to them, in one order.
+
+    Args:
+        images: decoded once and memory-mapped, see `data.prepared`.
+        rows: the rows of the labelled table that the images come from.
+        targets: as `LabelledSet.targets`, for these rows.
+        rejected: path and reason of every unreadable image that was skipped.
+    """
+
+    images: Any
+    rows: pd.DataFrame
+    targets: np.ndarray
+    rejected: list[tuple[str, str]]
+
+
+def prepare_split(
+    labelled: LabelledSet,
+    split: str,
+    processor: RetFoundImageProcessor,
+    exact: bool = True,
+    on_bad_image: str = "error",
+    num_workers: int = 0,
+    cache_dir: str | None = None,
+) -> PreparedSplit:
+    """Decode a split for `processor`; one process of a distributed run decodes, the others read its cache.
+
+    Args:
+        exact: crop and resize as the processor does, for evaluation; otherwise keep more pixels to augment.
+    """
+    rows = labelled.rows(split)
+    with PartialState().main_process_first():
+        prepared = prepare_images(
+            rows,
+            size=processor.size.height if exact else TRAINING_SIDES * processor.crop_size.height,
+            crop=bool(processor.do_fundus_crop),
+            exact=exact,
+            on_bad_image=on_bad_image,
+            num_workers=num_workers,
+            cache_dir=cache_dir,
+        )
+    kept = np.asarray(prepared.images["row"], dtype=np.int64)
+    return PreparedSplit(prepared.images, rows.iloc[kept], labelled.targets(split)[kept], prepared.rejected)

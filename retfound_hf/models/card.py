@@ -1,0 +1,56 @@
+"""The card of a model folder: its README.md, made from a template and from facts alone."""
+
+from pathlib import Path
+from typing import Any
+
+from ..runs.files import whole_file
+from .image_processing import RetFoundImageProcessor
+
+# Licence of the official weights, which whatever is derived from them carries on.
+OFFICIAL_LICENSE = "cc-by-nc-4.0"
+# An installed package has its templates inside, a checkout beside it.
+PACKAGE = Path(__file__).parents[1]
+TEMPLATES = (PACKAGE / "model_cards", PACKAGE.parent / "model_cards")
+TAGS = ("retfound", "ophthalmology", "retina", "medical-imaging")
+
+
+def write_card(folder: str | Path, template: str, metadata: dict[str, Any], **facts: str) -> Path:
+    """Write `README.md` into `folder`.
+
+    Args:
+        template: name of a file in `model_cards/`, without `.md`.
+        metadata: the YAML block that the Hub reads; `tags` and `library_name` are added.
+        facts: the values of the template's placeholders; `folder_name` is added.
+
+    Raises:
+        jinja2.UndefinedError: a placeholder without a value.
+    """
+    import jinja2
+    import yaml
+
+    folder = Path(folder)
+    templates = next(path for path in TEMPLATES if path.is_dir())
+    text = (templates / f"{template}.md").read_text(encoding="utf-8")
+    metadata = {"library_name": "transformers", "tags": list(TAGS), **metadata}
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    facts.setdefault("folder_name", folder.name)
+    card = environment.from_string(text).render(card_data=yaml.safe_dump(metadata, sort_keys=False).strip(), **facts)
+    path = folder / "README.md"
+    with whole_file(path) as partial:
+        partial.write_text(card, encoding="utf-8")
+    return path
+
+
+def describe_preprocessing(processor: RetFoundImageProcessor) -> str:
+    """One sentence that says what the image processor does, read from its settings."""
+    crop = "Crop to the field of view and pad to a square; then r" if processor.do_fundus_crop else "R"
+    size = dict(processor.size)
+    resized = f"the shorter side to {size['shortest_edge']}" if "shortest_edge" in size else f"to {_by(size)}"
+    return (
+        f"{crop}esize {resized} pixels (bicubic, antialiased), crop the centre {_by(dict(processor.crop_size))}, scale "
+        f"to [0, 1] and normalise by mean {tuple(processor.image_mean)} and deviation {tuple(processor.image_std)}."
+    )
+
+
+def _by(size: dict[str, int]) -> str:
+    return f"{size['width']} x {size['height']}"

@@ -1,0 +1,1 @@
+"""Official `.pth` checkpoints to model folders: safe reading, explicit key tables, whole-or-nothing output."""

@@ -1,0 +1,151 @@
+"""The conversion itself: source in, model folder out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ...runs.errors import RetFoundError
+from ...runs.files import refuse_existing, whole_folder
+from ..card import OFFICIAL_LICENSE, describe_preprocessing, write_card
+from ..configuration import MODALITIES
+from ..image_processing import RetFoundImageProcessor
+from .reading import read_checkpoint
+from .recognition import configure, dinov2_state, head_norm_of, kind_of, modality_of
+from .tables import rename
+
+MODALITY_NAMES = {"cfp": "colour fundus photographs", "oct": "OCT B-scans"}
+DESCRIPTIONS = {
+    "autoencoder": "masked autoencoder (encoder and decoder)",
+    "encoder": "encoder without decoder",
+    "classifier": "fine-tuned classifier",
+    "dinov2": "DINOv2 encoder",
+}
+PIPELINES = {
+    "autoencoder": "image-feature-extraction",
+    "encoder": "image-feature-extraction",
+    "classifier": "image-classification",
+    "dinov2": "image-feature-extraction",
+}
+ARCHITECTURES = {
+    "autoencoder": "RetFoundForPreTraining",
+    "encoder": "RetFoundModel",
+    "classifier": "RetFoundForImageClassification",
+    "dinov2": "Dinov2Model",
+}
+
+
+def convert_checkpoint(
+    source: str | Path,
+    output_dir: str | Path,
+    modality: str | None = None,
+    head_norm: str = "auto",
+    class_names: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Turn an official RETFound checkpoint into a folder that `from_pretrained` loads.
+
+    Args:
+        source: a `.pth` file, or a Hub id such as `YukunZhou/RETFound_mae_natureCFP`.
+        output_dir: the folder to make; it appears whole or not at all.
+        modality: `cfp` or `oct`; read from the name of the source where that tells.
+        head_norm: of fine-tuned files: `single`, `double`, or `auto` to read it from the saved arguments.
+        class_names: of fine-tuned files: names of the classes, in the order of the head.
+
+    Returns:
+        The folder: a RetFound model (autoencoder, encoder or classifier), or a stock `Dinov2Model`.
+
+    Raises:
+        RetFoundError: anything that is not a complete checkpoint of a known kind.
+    """
+    refuse_existing(output_dir, overwrite)
+    path = locate(source)
+    modality = modality or modality_of(path.name) or modality_of(str(source))
+    if modality not in MODALITIES:
+        raise RetFoundError(
+            f"modality of {source} is {'not told by its name' if modality is None else repr(modality)}; "
+            f"pass --modality with one of: {', '.join(MODALITIES)}"
+        )
+    checkpoint = read_checkpoint(path)
+    kind = kind_of(checkpoint)
+    state = dinov2_state(checkpoint.state) if kind == "dinov2" else checkpoint.state
+    options = {}
+    if kind == "classifier":
+        options = {"head_norm": head_norm_of(checkpoint, head_norm), "class_names": class_names}
+    elif class_names:
+        raise RetFoundError(f"class names were given, but {source} is a pretrained {kind} without a head")
+    config, rows = configure(checkpoint, kind, state, modality, **options)
+    tensors = rename(state, rows)
+    if kind == "classifier":
+        # Fine-tuned files have no final norm; `AutoModel` finds the one that changes nothing but scale.
+        tensors["vit.layernorm.weight"] = torch.ones(config.hidden_size)
+        tensors["vit.layernorm.bias"] = torch.zeros(config.hidden_size)
+    config.architectures = [ARCHITECTURES[kind]]
+    config.dtype = "float32"
+    with whole_folder(output_dir, overwrite) as folder:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(folder)
+        processor = processor_of(kind, modality, config.image_size)
+        processor.save_pretrained(folder)
+        write_card(
+            folder,
+            "pretrained",
+            {"license": OFFICIAL_LICENSE, "pipeline_tag": PIPELINES[kind]},
+            folder_name=Path(output_dir).name,
+            title=f"{Path(output_dir).name}: RETFound, {DESCRIPTIONS[kind]}",
+            description=(
+                f"Converted from an official RETFound checkpoint: {DESCRIPTIONS[kind]} for "
+                f"{MODALITY_NAMES[modality]}."
+            ),
+            preprocessing=describe_preprocessing(processor),
+            provenance=(
+                f"Source file `{path.name}`, SHA-256 `{checkpoint.sha256}`. The official weights are released under "
+                "CC BY-NC 4.0, which holds for this folder and for what is fine-tuned from it."
+            ),
+        )
+    return Path(output_dir)
+
+
+def processor_of(kind: str, modality: str, image_size: int) -> RetFoundImageProcessor:
+    """The preprocessing of the official code for weights of this kind and input size."""
+    if kind == "classifier":
+        # Its owner fine-tuned and evaluated on images as they were, the shorter side resized.
+        shorter = RetFoundImageProcessor.for_image_size(image_size).size["height"]
+        size, crop_size = {"shortest_edge": shorter}, {"height": image_size, "width": image_size}
+        return RetFoundImageProcessor(do_fundus_crop=False, size=size, crop_size=crop_size)
+    # RETFound feeds DINOv2 with 224 pixels, although its positions are those of 518.
+    return RetFoundImageProcessor.for_image_size(
+        224 if kind == "dinov2" else image_size, do_fundus_crop=modality == "cfp"
+    )
+
+
+def locate(source: str | Path) -> Path:
+    """The local file of a source: itself, or the `.pth` of a Hub repository, fetched with the user's token."""
+    path = Path(source)
+    if path.exists() or path.suffix in (".pth", ".pt", ".bin") or str(source).count("/") != 1:
+        return path
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    name = str(source).split("/")[1]
+    try:
+        return Path(hf_hub_download(str(source), f"{name}.pth"))
+    except GatedRepoError as error:
+        raise RetFoundError(
+            f"{source} is gated: ask for access on its Hub page, then `hf auth login` with a token of that account"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise RetFoundError(f"{source} is neither a local file nor a Hub repository that your token can see") from error
+    except LocalEntryNotFoundError as error:
+        raise RetFoundError(
+            f"{source} is no local file, and the Hub cannot be reached; download {name}.pth elsewhere and give its path"
+        ) from error
+    except HfHubHTTPError as error:
+        raise RetFoundError(f"{source} could not be fetched from the Hub: {error}") from error

@@ -1,0 +1,12 @@
+"""Fine-tune a model folder on a labelled set.
+
+    python scripts/finetune.py --model_name_or_path retfound-cfp --data my-images --output_dir my-classifier
+"""
+
+import sys
+
+from retfound_hf.finetuning.command import main
+from retfound_hf.runs.arguments import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
