@@ -1,7 +1,7 @@
 """Turn an official RETFound checkpoint into a model folder.
 
-    python scripts/convert_checkpoint.py YukunZhou/RETFound_mae_natureCFP retfound-cfp
-    python scripts/convert_checkpoint.py checkpoint-best.pth my-classifier --modality cfp --class_names none mild severe
+python scripts/convert_checkpoint.py YukunZhou/RETFound_mae_natureCFP retfound-cfp
+python scripts/convert_checkpoint.py checkpoint-best.pth my-classifier --modality cfp --class_names none mild
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Write the feature vectors of images.
 
-    python scripts/embed.py --model_name_or_path retfound-cfp --data my-images --output_dir my-features
+python scripts/embed.py --model_name_or_path retfound-cfp --data my-images --output_dir my-features
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Evaluate a fine-tuned folder on any labelled set.
 
-    python scripts/evaluate.py --model_name_or_path my-classifier --data other-images --output_dir my-evaluation
+python scripts/evaluate.py --model_name_or_path my-classifier --data other-images --output_dir my-evaluation
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Fine-tune a model folder on a labelled set.
 
-    python scripts/finetune.py --model_name_or_path retfound-cfp --data my-images --output_dir my-classifier
+python scripts/finetune.py --model_name_or_path retfound-cfp --data my-images --output_dir my-classifier
 """
 
 import sys

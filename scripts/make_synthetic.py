@@ -1,6 +1,6 @@
 """Make a synthetic labelled set.
 
-    python scripts/make_synthetic.py synthetic-cfp --modality cfp --num_patients 120
+python scripts/make_synthetic.py synthetic-cfp --modality cfp --num_patients 120
 """
 
 import sys

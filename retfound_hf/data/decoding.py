@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..images.fundus import crop_field_of_view
 from ..images.reading import UnreadableImageError, read_image
-from ..images.resizing import resize_square
+from ..images.resizing import resize
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Decoder:
         is_worker: runs in a process of its own.
     """
 
-    size: int
+    size: dict[str, int]
     crop: bool
     exact: bool
     is_worker: bool = False
@@ -44,14 +44,15 @@ class Decoder:
 
     def decode(self, source: str | bytes) -> Image.Image:
         """The prepared image, 8-bit RGB."""
-        # The smallest field that the crop accepts is 0.4 of its photograph's shorter side: it keeps `size` pixels.
-        image = read_image(source, min_side=None if self.exact else 5 * self.size // 2)
+        side = min(self.size.values())
+        # The smallest field that the crop accepts is 0.4 of its photograph's shorter side: it keeps `side` pixels.
+        image = read_image(source, min_side=None if self.exact else 5 * side // 2)
         if self.crop:
             image = crop_field_of_view(image)
         if self.exact:
-            return resize_square(image, self.size)
-        scale = self.size / min(image.size)
+            return resize(image, self.size)
+        scale = side / min(image.size)
         if scale >= 1:
             return image
-        shape = tuple(max(1, round(side * scale)) for side in image.size)
+        shape = tuple(max(1, round(length * scale)) for length in image.size)
         return image.resize(shape, Image.Resampling.BICUBIC, reducing_gap=3)

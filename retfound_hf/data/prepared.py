@@ -56,11 +56,11 @@ def prepare_images(
 
     Args:
         rows: columns `id` and `image` (path or bytes), as in `LabelledSet.table`.
-        size: pixels, see `exact`; or a processor's `size`: `height` and `width` (equal), or `shortest_edge` (not with
-            `exact`).
+        size: pixels, see `exact`; or a processor's own `size` (`height` and `width`, or `shortest_edge`).
         crop: cut fundus photographs to their field of view, as the image processor does.
-        exact: resize to `size` x `size` as the image processor does, to the bit (for evaluation); else shrink until
-            the shorter side has `size` pixels, keeping the shape and never enlarging (leaves room for augmentation).
+        exact: resize to `size` as the image processor does, to the bit (for evaluation); a number is a square. Else
+            shrink until the shorter side has `size` pixels, keeping the shape and never enlarging (leaves room for
+            augmentation).
         on_bad_image: refuse images that cannot be read, or leave them out with one warning.
         num_workers: processes; 0 decodes in this one.
         cache_dir: `retfound` in the cache folder of `datasets` by default.
@@ -72,15 +72,16 @@ def prepare_images(
 
     if on_bad_image not in ("error", "skip"):
         raise RetFoundError(f"on_bad_image {on_bad_image!r} is unknown; choose error or skip")
-    size = _pixels(size, exact)
-    if size < 1 or num_workers < 0:
-        raise RetFoundError(f"size {size} must be at least 1 and num_workers {num_workers} at least 0")
+    if isinstance(size, int):
+        size = {"height": size, "width": size} if exact else {"shortest_edge": size}
+    if min(size.values()) < 1 or num_workers < 0:
+        raise RetFoundError(f"size {dict(size)} must be at least 1 and num_workers {num_workers} at least 0")
     if rows.empty:
         raise RetFoundError("no images to prepare; the split is empty")
     cache = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "retfound"
-    folder = cache / f"images-{_fingerprint(rows, size, crop, exact)}"
+    folder = cache / f"images-{_fingerprint(rows, sorted(size.items()), crop, exact)}"
     if not folder.is_dir():
-        _write(folder, rows, Decoder(size, crop, exact, is_worker=num_workers > 0), num_workers)
+        _write(folder, rows, Decoder(dict(size), crop, exact, is_worker=num_workers > 0), num_workers)
     rejected = [tuple(entry) for entry in json.loads((folder / "rejected.json").read_text(encoding="utf-8"))]
     if rejected:
         named = listed(f"{path}: {reason}" for path, reason in rejected)
@@ -93,17 +94,6 @@ def prepare_images(
             raise RetFoundError(f"none of the {len(rows)} images can be read ({named})")
         logger.warning("%d of %d images cannot be read and are left out (%s)", len(rejected), len(rows), named)
     return PreparedImages(datasets.load_from_disk(str(folder / "images")), rejected)
-
-
-def _pixels(size: int | Mapping[str, int], exact: bool) -> int:
-    if isinstance(size, int):
-        return size
-    sides = dict(size)
-    if set(sides) == {"height", "width"} and sides["height"] == sides["width"]:
-        return sides["height"]
-    if set(sides) == {"shortest_edge"} and not exact:
-        return sides["shortest_edge"]
-    raise RetFoundError(f"size {sides} is not supported; give a number, or an image processor with a square size")
 
 
 def _write(folder: Path, rows: pd.DataFrame, decoder: Decoder, num_workers: int) -> None:

@@ -38,7 +38,7 @@ def plot_confusion(
     wide = len(columns) >= WIDE
     width = PAGE if wide else COLUMN
     # As high as wide cells ask; long lists of labels get a row of fixed height each.
-    height = width * 0.95 if single else 1.2 + 0.26 * len(rows)
+    height = width * 0.95 if single else max(2.4, 1.2 + 0.26 * len(rows))
     with figure(path, width, height) as drawn:
         drawn.set_layout_engine("compressed")  # made for axes of fixed aspect
         axes = drawn.add_subplot()

@@ -72,7 +72,6 @@ class RetFoundMetric(evaluate.Metric):
                     "references": Value("int64") if one_each else SequenceFeature(Value("float64")),
                 }
             ),
-            format="numpy",
         )
 
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:

@@ -10,7 +10,7 @@ from scipy.special import expit, log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from ..runs.errors import RetFoundError
+from .probe_inputs import check_present
 from .ranking import mean_of_defined, one_vs_rest
 
 # On standardised features a well-posed fit takes tens to hundreds of steps.
@@ -47,6 +47,7 @@ def fit_path(
         targets: int (N,), or (N, C) of 0 and 1, or float (N, T).
         strengths: (S,), descending.
     """
+    check_present(targets, problem_type, names)
     mean, deviation = features.mean(axis=0), features.std(axis=0)
     # Below a few roundings of float32 a feature is constant, and dividing by its deviation would blow up noise.
     deviation[deviation <= 1e-6 * np.abs(mean) + np.finfo(np.float32).tiny] = 1
@@ -54,14 +55,8 @@ def fit_path(
     if problem_type == "regression":
         heads = _ridge(standard, targets, strengths)
     elif problem_type == "single_label_classification":
-        absent = [name for index, name in enumerate(names) if index not in targets]
-        if absent:
-            raise RetFoundError(f"no training example of class {', '.join(absent)}; a head needs some of every class")
         heads = _softmax(standard, targets, strengths, class_weights)
     else:
-        constant = [name for name, column in zip(names, targets.T, strict=True) if np.ptp(column) == 0]
-        if constant:
-            raise RetFoundError(f"all or none of {len(targets)} training rows have {', '.join(constant)}; some must")
         heads = _one_per_label(standard, targets, strengths, class_weights)
     return [
         LinearFit(weight / deviation, bias - (weight / deviation) @ mean, converged)

@@ -10,7 +10,7 @@ import numpy as np
 from ..runs.errors import RetFoundError
 from .inputs import ProblemType
 from .linear_fits import LinearFit, fit_path, held_out_scores
-from .probe_inputs import check_features, check_targets, class_labels, folds
+from .probe_inputs import check_features, check_present, check_targets, class_labels, folds
 
 # Penalties on the squared weights beside the summed loss, from strong to weak; on standardised features they span
 # from a head that predicts the prior to one that separates the training set.
@@ -83,6 +83,7 @@ def fit_linear_probe(
         val_features = check_features("val_features", val_features, features.shape[1])
         val_targets = check_targets("val_targets", val_targets, len(val_features), problem_type)
     names = class_labels(targets, val_targets, problem_type, class_names, class_weights)
+    check_present(targets, problem_type, names)
     options = (problem_type, names, class_weights)
     if val_features is None:
         splits = folds(targets, problem_type, names, seed)

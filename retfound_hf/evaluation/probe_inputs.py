@@ -73,6 +73,20 @@ def class_labels(
     return names
 
 
+def check_present(targets: np.ndarray, problem_type: str, names: Sequence[str]) -> None:
+    """Raise RetFoundError unless every class, or both values of every label, occur in the training targets."""
+    if problem_type == "single_label_classification":
+        absent = [name for index, name in enumerate(names) if index not in targets]
+        if absent:
+            raise RetFoundError(f"no training example of class {', '.join(absent)}; a head needs some of every class")
+    elif problem_type == "multi_label_classification":
+        constant = [name for name, column in zip(names, targets.T, strict=True) if np.ptp(column) == 0]
+        if constant:
+            raise RetFoundError(
+                f"all or none of {len(targets)} training rows have {', '.join(constant)}; a head needs both"
+            )
+
+
 def folds(targets: np.ndarray, problem_type: str, names: Sequence[str], seed: int) -> list[tuple[Any, Any]]:
     """Row indices (train, held out) of each fold, stratified by class, for multi-label by each row's rarest label."""
     if problem_type == "regression":

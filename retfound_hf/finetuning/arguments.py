@@ -71,7 +71,7 @@ class MethodArguments:
         default=None,
         metadata={"help": "peak learning rate per 256 images of the effective batch; default: 5e-3 full, 2e-2 lora"},
     )
-    layer_decay: float = field(default=0.65, metadata={"help": "full: learning-rate factor from a block to the one below"})
+    layer_decay: float = field(default=0.65, metadata={"help": "full: rate of a block per that of the one above"})
     drop_path: float = field(default=0.2, metadata={"help": "full: stochastic depth of the last block"})
     class_weights: Literal["none", "balanced"] = field(
         default="none", metadata={"help": "balanced: weight classes in the loss by the inverse of their frequency"}
@@ -115,7 +115,7 @@ class FinetuneTrainingArguments(TrainingArguments):
     lr_scheduler_kwargs: dict | str | None = field(
         default_factory=lambda: {"min_lr": 1e-6}, metadata={"help": "options of the schedule"}
     )
-    warmup_steps: float = field(default=0.2, metadata={"help": "linear warm-up: steps, or below 1 a share of all steps"})
+    warmup_steps: float = field(default=0.2, metadata={"help": "warm-up: steps, or below 1 a share of all"})
     weight_decay: float = field(default=0.05, metadata={"help": "of matrices; biases, norms, positions have none"})
     max_grad_norm: float = field(default=0.0, metadata={"help": "gradient clipping; 0 is off"})
     label_smoothing_factor: float = field(default=0.1, metadata={"help": "label smoothing in the loss"})
@@ -127,10 +127,13 @@ class FinetuneTrainingArguments(TrainingArguments):
     keep_checkpoints: bool = field(
         default=False, metadata={"help": "keep Trainer's checkpoints beside the finished folder"}
     )
-    report_to: None | str | list[str] = field(default="none", metadata={"help": "trackers, such as tensorboard"})
+    # HfArgumentParser reads unions of three by position.
+    report_to: None | str | list[str] = field(  # noqa: RUF036
+        default="none", metadata={"help": "trackers, such as tensorboard"}
+    )
     seed: int = field(default=0, metadata={"help": "seed of initialisation, shuffling and augmentation"})
     dataloader_num_workers: int = field(default=2, metadata={"help": "loader processes"})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "kept false: the collator needs every column"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "false: the collator needs all columns"})
 
     def __post_init__(self) -> None:
         if not self.output_dir:

@@ -14,28 +14,38 @@ def write_finetuned_card(folder: Path, job: FinetuneJob, metrics: dict[str, Any]
     base = job.model_args.model_name_or_path
     start = f"`{base}`" if base else f"random weights (preset `{job.model_args.config_name}`)"
     counts = {split: len(part.images) for split, part in job.prepared.items()}
-    names = job.labelled.class_names
     metadata: dict[str, Any] = {"pipeline_tag": "image-classification"}
     if base:
-        # Whatever comes from official weights stays under their licence.
-        metadata = {"license": OFFICIAL_LICENSE, "base_model": base, **metadata}
+        metadata |= {"license": _license_of(base), "base_model": base}
     rows = [f"| {name} | {value:.3f} |" for name, value in metrics.items() if isinstance(value, float)]
     undefined = [name for name, value in metrics.items() if value is None]
     evaluation = f"On the test split, {counts['test']} images:\n\n| metric | value |\n|---|---|\n" + "\n".join(rows)
     if undefined:
         evaluation += f"\n\nUndefined on this split: {', '.join(undefined)}."
-    split_by = "by patient" if job.labelled.patients_known else "by image, since no patients are known"
+    known = "by patient" if job.labelled.patients_known else "by image, as no patients were given"
     return write_card(
         folder,
         "finetuned",
         metadata,
         title=f"{folder.name}: RETFound fine-tuned ({job.method_args.method})",
         description=f"Started from {start}; trained: {METHODS[job.method_args.method]}.",
-        targets=f"{job.labelled.problem_type.replace('_', ' ')}: {', '.join(names)}.",
+        targets=f"{job.labelled.problem_type.replace('_', ' ').capitalize()}: {', '.join(job.labelled.class_names)}.",
         preprocessing=describe_preprocessing(job.processor),
         evaluation=evaluation,
         provenance=(
-            f"Trained on {counts['train']} images, best epoch chosen on {counts['val']}; patients were kept apart "
-            f"{split_by}. Seed {job.args.seed}. `run.json` beside this card holds every setting and version."
+            f"Trained on {counts['train']} images; epoch or strength chosen on {counts['val']} others. Splits are "
+            f"kept apart {known}. Seed {job.args.seed}. `run.json` beside this card holds every setting and version."
         ),
     )
+
+
+def _license_of(base: str) -> str:
+    """The licence in the base's card, which holds for what is made from it; the official weights' where none is."""
+    path = Path(base) / "README.md"
+    if path.is_file():
+        from huggingface_hub import ModelCard
+
+        stated = ModelCard.load(path, ignore_metadata_errors=True).data.license
+        if stated:
+            return stated
+    return OFFICIAL_LICENSE

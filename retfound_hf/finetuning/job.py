@@ -47,8 +47,8 @@ def make_job(
     args: FinetuneTrainingArguments,
 ) -> FinetuneJob:
     """Read the data, build the model and decode the images; every mistake of the user shows here, before training."""
-    if method_args.method != "full" and model_args.config_name:
-        raise RetFoundError(f"--method {method_args.method} needs trained weights: give --model_name_or_path")
+    if method_args.method == "lora" and model_args.config_name:
+        raise RetFoundError("--method lora adapts trained weights, and a preset has none: give --model_name_or_path")
     args.resolve_learning_rate(method_args.method, method_args.base_learning_rate)
     labelled = read_labelled(
         data_args.data,

@@ -6,7 +6,6 @@ import numpy as np
 from PIL import Image
 
 from ..runs.errors import RetFoundError
-from .lit_disc import box_of_disc
 
 DETECTION_SIDE = 256
 # The crop of a crop must be itself: a box within this fraction of the whole image is the whole image.
@@ -46,6 +45,8 @@ def find_field_of_view(image: np.ndarray | Image.Image) -> FieldOfView:
     Raises:
         RetFoundError: another shape or type.
     """
+    from .lit_disc import box_of_disc  # brings SciPy: not before it is needed
+
     image = _checked(image)
     factor = max(1, max(image.size) // DETECTION_SIDE)
     # The brightest channel: the rim of a fundus is dark in green and blue long before it is dark in red.

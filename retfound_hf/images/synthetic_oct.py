@@ -83,7 +83,7 @@ def _reflectivity(
     material = np.where(below < -0.004, 0.46, deep)  # the filling of drusen, then the choroid
     vitreous = np.float32(0.06)
     image = np.where(depth < 0, vitreous, np.where(depth <= 1, layers, material))
-    return ndimage.gaussian_filter(image, (0.7, 0.7))
+    return ndimage.gaussian_filter(image, 0.7)
 
 
 def _drusen(x: np.ndarray, fovea: float, severity: float, rng: np.random.Generator) -> np.ndarray:

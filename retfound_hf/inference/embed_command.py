@@ -20,7 +20,7 @@ from .loading import load_encoder, load_processor
 class EmbedArguments:
     model_name_or_path: str = field(metadata={"help": "model folder, adapter folder or Hub id"})
     data: str = field(metadata={"help": "folder of images, folder of parquet shards, or table with a column image"})
-    part_size: int = field(default=1000, metadata={"help": "images between two points from which a stopped run goes on"})
+    part_size: int = field(default=1000, metadata={"help": "images from one resting point to the next"})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

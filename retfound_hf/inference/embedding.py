@@ -105,7 +105,7 @@ def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
     plan = json.loads(json.dumps(plan, default=str))
     path = folder / "plan.json"
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != plan:
-        raise RetFoundError(f"{folder} holds parts of a run with another model or data; remove it or choose another folder")
+        raise RetFoundError(f"{folder} holds parts of a run with another model or data; remove it or change folder")
     if not path.is_file():
         write_json(path, plan)
 

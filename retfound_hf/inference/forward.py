@@ -93,7 +93,9 @@ def forward_here(
     return torch.cat(rows).cpu().numpy() if rows else np.zeros((0, 0), np.float32), reasons
 
 
-def predict_logits(model: PreTrainedModel, images: Any, processor: RetFoundImageProcessor, **options: Any) -> np.ndarray:
+def predict_logits(
+    model: PreTrainedModel, images: Any, processor: RetFoundImageProcessor, **options: Any
+) -> np.ndarray:
     """Logits (images, num_labels) of a classifier; `options` as in `forward_here`."""
     return forward(model, images, processor, lambda outputs: outputs.logits, **options)
 

@@ -21,7 +21,9 @@ ADAPTER_FILE = "adapter_config.json"
 def read_config(name_or_path: str, **overrides: Any) -> PreTrainedConfig:
     """The configuration of a model folder or Hub id, or one line about why there is none."""
     if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
-        raise RetFoundError(f"model folder {name_or_path} has no config.json; give a folder made by convert or finetune")
+        raise RetFoundError(
+            f"model folder {name_or_path} has no config.json; give a folder made by convert or finetune"
+        )
     try:
         return AutoConfig.from_pretrained(name_or_path, **overrides)
     except (OSError, ValueError) as error:
@@ -84,7 +86,9 @@ def _load(auto_class: Any, name_or_path: str, **kwargs: Any) -> tuple[PreTrained
         raise RetFoundError(f"model {name_or_path} cannot be loaded: {first}") from error
 
 
-def load_processor(name_or_path: str, image_size: int | None = None, crop: bool | None = None) -> RetFoundImageProcessor:
+def load_processor(
+    name_or_path: str, image_size: int | None = None, crop: bool | None = None
+) -> RetFoundImageProcessor:
     """The preprocessing of a model folder as a `RetFoundImageProcessor`.
 
     Args:

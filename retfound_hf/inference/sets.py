@@ -50,7 +50,7 @@ def prepare_split(
     with PartialState().main_process_first():
         prepared = prepare_images(
             rows,
-            size=processor.size.height if exact else TRAINING_SIDES * processor.crop_size.height,
+            size=dict(processor.size) if exact else TRAINING_SIDES * processor.crop_size.height,
             crop=bool(processor.do_fundus_crop),
             exact=exact,
             on_bad_image=on_bad_image,

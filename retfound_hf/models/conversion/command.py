@@ -28,7 +28,9 @@ class ConvertArguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, convert, and say where the folder is."""
-    (arguments,) = parse_arguments(ConvertArguments, argv=argv, description="Official .pth checkpoint -> model folder.")
+    (arguments,) = parse_arguments(
+        ConvertArguments, argv=argv, description="Official .pth checkpoint -> model folder."
+    )
     folder = convert_checkpoint(
         arguments.checkpoint,
         arguments.out,

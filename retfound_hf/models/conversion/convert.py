@@ -95,8 +95,7 @@ def convert_checkpoint(
             folder_name=Path(output_dir).name,
             title=f"{Path(output_dir).name}: RETFound, {DESCRIPTIONS[kind]}",
             description=(
-                f"Converted from an official RETFound checkpoint: {DESCRIPTIONS[kind]} for "
-                f"{MODALITY_NAMES[modality]}."
+                f"Converted from an official RETFound checkpoint: {DESCRIPTIONS[kind]} for {MODALITY_NAMES[modality]}."
             ),
             preprocessing=describe_preprocessing(processor),
             provenance=(
@@ -142,10 +141,12 @@ def locate(source: str | Path) -> Path:
             f"{source} is gated: ask for access on its Hub page, then `hf auth login` with a token of that account"
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise RetFoundError(f"{source} is neither a local file nor a Hub repository that your token can see") from error
+        raise RetFoundError(
+            f"{source} is neither a local file nor a Hub repository that your token can see"
+        ) from error
     except LocalEntryNotFoundError as error:
         raise RetFoundError(
-            f"{source} is no local file, and the Hub cannot be reached; download {name}.pth elsewhere and give its path"
+            f"{source} is no local file, and the Hub cannot be reached; download {name}.pth elsewhere, give its path"
         ) from error
     except HfHubHTTPError as error:
         raise RetFoundError(f"{source} could not be fetched from the Hub: {error}") from error

@@ -60,11 +60,13 @@ def head_norm_of(checkpoint: OfficialCheckpoint, asked: str) -> str:
 
 
 def dinov2_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The teacher's backbone under plain ViT names; `mlp.w12` and `mlp.w3` are its names of `mlp.fc1` and `mlp.fc2`."""
+    """The teacher's backbone under plain ViT names; its `mlp.w12` and `mlp.w3` are `mlp.fc1` and `mlp.fc2`."""
     plain = {}
     for name, tensor in state.items():
         if not name.startswith(DINOV2_LOSS_HEADS):
-            plain[name.removeprefix("backbone.").replace("mlp.w12.", "mlp.fc1.").replace("mlp.w3.", "mlp.fc2.")] = tensor
+            plain[name.removeprefix("backbone.").replace("mlp.w12.", "mlp.fc1.").replace("mlp.w3.", "mlp.fc2.")] = (
+                tensor
+            )
     return plain
 
 
