@@ -93,6 +93,11 @@ def _shard_part(index: int, shard: Path) -> Part:
     return Part(f"{index:05d}-{shard.stem}", _identity(str(shard)), shard=shard)
 
 
+def identities(folder: str | Path) -> list[tuple[str, int, int]]:
+    """Path, size and time of change of every file directly in `folder`; empty where that is no folder."""
+    return [_identity(str(path)) for path in sorted(Path(folder).glob("*")) if path.is_file()]
+
+
 def _identity(path: str) -> tuple[str, int, int]:
     try:
         facts = Path(path).stat()

@@ -1,7 +1,9 @@
 """The metrics as an `evaluate.Metric`, which stores batches and gathers them across processes."""
 
+import shutil
 import tempfile
 import uuid
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,18 +43,19 @@ def load_metric(problem_type: ProblemType, class_names: Sequence[str], **options
 class RetFoundMetric(evaluate.Metric):
     """`compute` returns what `metrics.compute_metrics` gives for all rows that were added, and forgets them.
 
-    The rows wait in files below `cache_dir`, by default a temporary folder that goes with the metric.
+    The rows wait in files below `cache_dir`, by default in a temporary folder; `compute` removes them.
     """
 
     def __init__(self, problem_type: ProblemType, class_names: Sequence[str], **options: Any) -> None:
         check_problem_type(problem_type)
         self.problem_type = problem_type
+        self._temporary: str | None = None
         self.class_names = tuple(class_names)
         if not options.get("cache_dir"):
             if options.get("num_process", 1) > 1:
                 raise RetFoundError("num_process > 1 needs cache_dir, a folder that all processes share")
-            self._temporary = tempfile.TemporaryDirectory(prefix="retfound-metric-")
-            options["cache_dir"] = self._temporary.name
+            self._temporary = options["cache_dir"] = tempfile.mkdtemp(prefix="retfound-metric-")
+            weakref.finalize(self, shutil.rmtree, self._temporary, ignore_errors=True)
         super().__init__(**options)
         # Metrics of one process each may share a folder; those of one run must agree on the name.
         alone = self.num_process == 1
@@ -92,6 +95,7 @@ class RetFoundMetric(evaluate.Metric):
         outputs = len(self.class_names)
         if predictions.shape != (len(predictions), outputs):
             raise RetFoundError(f"predictions have shape {predictions.shape}; (N, {outputs}) fits {self.class_names}")
+        Path(self.data_dir).mkdir(parents=True, exist_ok=True)
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
@@ -112,12 +116,15 @@ class RetFoundMetric(evaluate.Metric):
 
     def _remove_files(self) -> None:
         """What `evaluate` leaves behind: locks, and after an error the rows as well."""
-        for lock in self.filelocks or ():
-            lock.release(force=True)
+        for lock in (*(self.filelocks or ()), self.filelock):
+            if lock is not None:
+                lock.release(force=True)
         if self.process_id == 0:
             for path in Path(self.data_dir).glob(f"{self.experiment_id}-*"):
                 path.unlink(missing_ok=True)
-        self.data = self.filelocks = None
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+        self.data = self.filelocks = self.filelock = self.cache_file_name = None
 
 
 def _array(values: Any) -> np.ndarray:

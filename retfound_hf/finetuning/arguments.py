@@ -94,6 +94,20 @@ class MethodArguments:
     )
     merge: bool = field(default=False, metadata={"help": "lora: write a plain model folder instead of the adapter"})
 
+    def __post_init__(self) -> None:
+        for name in ("drop_path", "lora_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise RetFoundError(f"--{name} {getattr(self, name)} must be in [0, 1)")
+        if not 0 <= self.random_erasing <= 1:
+            raise RetFoundError(f"--random_erasing {self.random_erasing} is a probability: it must be in [0, 1]")
+        if not 0 < self.layer_decay <= 1:
+            raise RetFoundError(f"--layer_decay {self.layer_decay} must be above 0 and at most 1; 1 is no decay")
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise RetFoundError(f"--{name} {getattr(self, name)} must be at least 0; 0 is off")
+        if self.lora_rank < 1:
+            raise RetFoundError(f"--lora_rank {self.lora_rank} must be at least 1")
+
 
 @dataclass
 class FinetuneTrainingArguments(TrainingArguments):
@@ -140,9 +154,11 @@ class FinetuneTrainingArguments(TrainingArguments):
             raise RetFoundError("--output_dir is missing; give the folder to write")
         if self.num_train_epochs <= 0 and self.max_steps <= 0:
             raise RetFoundError(f"--num_train_epochs {self.num_train_epochs} must be above 0")
-        super().__post_init__()
+        if not 0 <= self.label_smoothing_factor < 1:
+            raise RetFoundError(f"--label_smoothing_factor {self.label_smoothing_factor} must be in [0, 1)")
+        # Before Trainer's own default, which is the loss.
         self.metric_for_best_model = self.metric_for_best_model or "selection"
-        self.greater_is_better = True if self.greater_is_better is None else self.greater_is_better
+        super().__post_init__()
 
     def resolve_learning_rate(self, method: str, base: float | None) -> None:
         """Set `learning_rate`, unless it is given, from the base rate and the effective batch (Goyal et al. 2017)."""

@@ -14,6 +14,8 @@ from .arguments import DataArguments, FinetuneTrainingArguments, MethodArguments
 from .models import build_classifier
 from .targets import label_options
 
+# Models that interpolate their positions by themselves, in `pipeline` too.
+INTERPOLATING = ("retfound", "dinov2", "dinov2_with_registers", "dinov3_vit")
 PRECISIONS = {(True, False): "fp16", (False, True): "bf16", (False, False): "no"}
 
 
@@ -65,7 +67,6 @@ def make_job(
     options = label_options(
         targets, labelled.class_names, labelled.problem_type, method_args.class_weights, args.label_smoothing_factor
     )
-    args.label_smoothing_factor = 0.0  # the model's loss smooths; Trainer's own smoother knows integer labels only
     drop_path = method_args.drop_path if method_args.method == "full" else 0.0
     model = build_classifier(
         model_args.model_name_or_path, model_args.config_name, options, drop_path, model_args.image_size
@@ -79,7 +80,7 @@ def make_job(
             labelled,
             split,
             processor,
-            exact=split != "train" or method_args.method == "linear",
+            exact=split != "train" or method_args.method == "linear" or method_args.augmentation == "none",
             on_bad_image=data_args.on_bad_image,
             num_workers=args.dataloader_num_workers,
             cache_dir=data_args.cache_dir,
@@ -97,4 +98,8 @@ def _processor(model_args: ModelArguments, model: PreTrainedModel) -> RetFoundIm
     side, patch = processor.crop_size.height, model.config.patch_size
     if side % patch:
         raise RetFoundError(f"--image_size {side} is not a multiple of the model's patch size {patch}")
+    if side != model.config.image_size and model.config.model_type not in INTERPOLATING:
+        raise RetFoundError(
+            f"--image_size {side}: a {model.config.model_type} model takes {model.config.image_size} pixels only"
+        )
     return processor

@@ -31,6 +31,10 @@ def add_lora(
 
 def save_adapter(model: nn.Module, processor: RetFoundImageProcessor, folder: str | Path) -> None:
     """Write the adapter with its head, the labels' configuration and the preprocessing."""
+    config = model.peft_config[model.active_adapter]
+    if Path(config.base_model_name_or_path).is_dir():
+        # The adapter finds its base from wherever it is loaded.
+        config.base_model_name_or_path = str(Path(config.base_model_name_or_path).resolve())
     model.save_pretrained(folder)
     model.base_model.model.config.save_pretrained(folder)
     processor.save_pretrained(folder)

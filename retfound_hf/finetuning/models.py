@@ -35,7 +35,10 @@ def build_classifier(
     """
     if config_name is not None:
         size = {} if image_size is None else {"image_size": image_size}
-        config = RetFoundConfig.from_preset(config_name, **labels, **size, drop_path_rate=drop_path)
+        try:
+            config = RetFoundConfig.from_preset(config_name, **labels, **size, drop_path_rate=drop_path)
+        except ValueError as error:
+            raise RetFoundError(f"--config_name {config_name}: {error}") from error
         return RetFoundForImageClassification(config)
     if is_adapter(name_or_path):
         raise RetFoundError(f"{name_or_path} is a LoRA adapter; fine-tune from a folder written with --merge")

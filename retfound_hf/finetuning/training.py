@@ -1,5 +1,6 @@
 """The two ways to train: the network through Trainer, or the head alone on features."""
 
+import copy
 from typing import Any
 
 from ..inference.batches import PreparedSet
@@ -33,9 +34,12 @@ def train_network(job: FinetuneJob, checkpoint: str | None = None) -> tuple[Any,
     mix = None
     if method.mixup > 0 or method.cutmix > 0:
         mix = Mix(len(job.labelled.class_names), method.mixup, method.cutmix)
+    # The model's loss smooths: Trainer's own smoother knows integer labels only.
+    args = copy.copy(job.args)
+    args.label_smoothing_factor = 0.0
     trainer = make_trainer(
         model,
-        job.args,
+        args,
         job.processor,
         PreparedSet(train.images, train.targets),
         PreparedSet(val.images, val.targets),

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ..data.sources import Part, list_parts
+from ..data.sources import Part, identities, list_parts
 from ..models.image_processing import RetFoundImageProcessor
 from ..runs.errors import RetFoundError
 from ..runs.files import whole_file, write_json
@@ -33,36 +33,46 @@ def embed(
 ) -> tuple[Path, list[tuple[str, str]]]:
     """Write `features.parquet` (`id` string, `vector` list of float32) for all images of `data`.
 
-    Parts lie in `output_dir/parts` until all are there; a run with the same model and data takes up those it finds.
-    Several processes share the parts among them.
+    Parts lie in `output_dir/parts` until all are there; a run with the same model takes up those it finds of which no
+    image has changed. Several processes share the parts among them.
 
     Args:
         data: see `data.sources.list_parts`; a parquet shard is a part, other images are cut into `part_size`.
-        model_name: what the parts are marked with, so that another model's are not taken up.
+        model_name: folder or Hub id of the model, with which the parts are marked.
         options: `batch_size`, `num_workers`, `precision`, as in `forward.forward_here`.
 
     Returns:
         The file, and (id, reason) of every image that was skipped.
 
     Raises:
-        RetFoundError: unreadable images unless they are skipped, or parts of another run in the folder.
+        RetFoundError: unreadable images unless they are skipped, or parts of another model in the folder.
     """
     state = PartialState()
     output_dir = Path(output_dir)
     folder = output_dir / "parts"
     parts = list_parts(data, part_size)
-    with state.main_process_first():
-        _check_plan(folder, {"model": model_name, "processor": processor.to_dict(), "parts": _digest(parts)})
+    plan = {
+        "model": [model_name, identities(model_name)],
+        "processor": processor.to_dict(),
+        "precision": options.get("precision", "no"),
+    }
+    plan = json.loads(json.dumps(plan, default=str))  # as it comes back from the file
+    _check_plan(folder, plan)
     own = parts[state.process_index :: state.num_processes]
     for part in tqdm(own, desc="embed", unit="part", disable=not state.is_main_process):
-        path = folder / f"{part.name}.parquet"
-        if not path.is_file():
-            _embed_part(part, path, encoder, processor, on_bad_image, options)
+        path = _part_file(folder, part)
+        if path.is_file():
+            continue
+        vectors, rejected = _embed_part(part, encoder, processor, on_bad_image, options)
+        write_json(folder / "plan.json", plan)
+        write_json(_rejected_file(folder, part), rejected)
+        with whole_file(path) as partial:
+            pq.write_table(vectors, partial)
     state.wait_for_everyone()
     target = output_dir / "features.parquet"
     rejected = [tuple(entry) for part in parts for entry in json.loads(_rejected_file(folder, part).read_text())]
     if state.is_main_process:
-        _merge([folder / f"{part.name}.parquet" for part in parts], target)
+        _merge([_part_file(folder, part) for part in parts], target)
         state.wait_for_everyone()
         shutil.rmtree(folder)
     else:
@@ -72,12 +82,11 @@ def embed(
 
 def _embed_part(
     part: Part,
-    path: Path,
     encoder: PreTrainedModel,
     processor: RetFoundImageProcessor,
     on_bad_image: str,
     options: dict[str, Any],
-) -> None:
+) -> tuple[pa.Table, list[tuple[str, str]]]:
     ids, sources = part.load()
     vectors, reasons = forward_here(
         encoder, SourceSet(sources, processor), processor, pooled, description=None, **options
@@ -91,27 +100,23 @@ def _embed_part(
     kept = np.flatnonzero([not reason for reason in reasons])
     width = vectors.shape[1]
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors[kept].ravel(), pa.float32()), width)
-    table = pa.table({"id": pa.array([ids[index] for index in kept], pa.string()), "vector": column})
-    write_json(_rejected_file(path.parent, part), rejected)
-    with whole_file(path) as partial:
-        pq.write_table(table, partial)
+    return pa.table({"id": pa.array([ids[index] for index in kept], pa.string()), "vector": column}), rejected
+
+
+def _part_file(folder: Path, part: Part) -> Path:
+    # A part whose images have changed since has another name, and is computed anew.
+    digest = hashlib.sha256(repr(part.identity).encode()).hexdigest()[:16]
+    return folder / f"{part.name}-{digest}.parquet"
 
 
 def _rejected_file(folder: Path, part: Part) -> Path:
-    return folder / f"{part.name}.rejected.json"
+    return _part_file(folder, part).with_suffix(".rejected.json")
 
 
 def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
-    plan = json.loads(json.dumps(plan, default=str))
     path = folder / "plan.json"
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != plan:
-        raise RetFoundError(f"{folder} holds parts of a run with another model or data; remove it or change folder")
-    if not path.is_file():
-        write_json(path, plan)
-
-
-def _digest(parts: list[Part]) -> str:
-    return hashlib.sha256(repr([(part.name, part.identity) for part in parts]).encode()).hexdigest()
+        raise RetFoundError(f"{folder} holds parts of another model or precision; remove it or choose another folder")
 
 
 def _merge(paths: list[Path], target: Path) -> None:

@@ -72,9 +72,11 @@ def load_encoder(name_or_path: str) -> PreTrainedModel:
             "RetFoundModel.from_pretrained and save that"
         )
     model, info = _load(AutoModel, name_or_path)
-    missing = [name for name in info["missing_keys"] if "pooler" not in name]
+    missing = [name for name in info["missing_keys"] if not name.startswith("pooler.")]
     if missing:
         raise RetFoundError(f"model {name_or_path} lacks weights of its encoder, such as {sorted(missing)[0]}")
+    if info["missing_keys"]:
+        model.pooler = None  # of random weights; the class token takes the place of its output
     return model.eval()
 
 
@@ -98,7 +100,7 @@ def load_processor(
     try:
         stored = AutoImageProcessor.from_pretrained(name_or_path)
     except (OSError, ValueError):
-        stored = RetFoundImageProcessor()
+        stored = RetFoundImageProcessor.for_image_size(getattr(read_config(name_or_path), "image_size", 224))
     if isinstance(stored, RetFoundImageProcessor) and image_size is None:
         processor = stored
     else:

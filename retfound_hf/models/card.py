@@ -48,7 +48,8 @@ def describe_preprocessing(processor: RetFoundImageProcessor) -> str:
     resized = f"the shorter side to {size['shortest_edge']}" if "shortest_edge" in size else f"to {_by(size)}"
     return (
         f"{crop}esize {resized} pixels (bicubic, antialiased), crop the centre {_by(dict(processor.crop_size))}, "
-        f"scale to [0, 1] and normalise by mean {tuple(processor.image_mean)} and deviation {tuple(processor.image_std)}."
+        f"scale to [0, 1] and normalise by mean "
+        f"{tuple(processor.image_mean)} and deviation {tuple(processor.image_std)}."
     )
 
 

@@ -33,7 +33,7 @@ def test_off_in_evaluation(small_config, randomise, images):
 
 
 def test_whole_branches_of_single_images_are_dropped(small_config, randomise):
-    """With the MLP silenced, a training output is the input (dropped) or input + branch / (1 - p) (kept), per image."""
+    """With the MLP silenced, an image comes out as it went in (dropped) or plus branch / (1 - p) (kept)."""
     layer = randomise(RetFoundModel(small_config(num_hidden_layers=2, drop_path_rate=0.4))).encoder.layer[1]
     torch.nn.init.zeros_(layer.output.dense.weight)
     torch.nn.init.zeros_(layer.output.dense.bias)

@@ -168,7 +168,10 @@ def test_presets(preset):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"hidden_size": 100, "num_attention_heads": 16}, "hidden_size=100 is not a multiple of num_attention_heads=16"),
+        (
+            {"hidden_size": 100, "num_attention_heads": 16},
+            "hidden_size=100 is not a multiple of num_attention_heads=16",
+        ),
         ({"decoder_hidden_size": 36, "decoder_num_attention_heads": 8}, "decoder_hidden_size=36"),
         ({"hidden_size": 66, "num_attention_heads": 3}, "not a multiple of 4"),
         ({"image_size": 100}, "image_size=100 is not a multiple of patch_size=16"),

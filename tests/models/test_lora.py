@@ -7,6 +7,8 @@ from transformers.utils import logging
 
 from retfound_hf import RetFoundForImageClassification
 
+# peft asks transformers by the old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 HEAD = ["fc_norm", "classifier"]
 
 

@@ -22,14 +22,14 @@ def log_softmax(row: list[float]) -> list[float]:
 
 def test_cross_entropy_by_hand(small_config):
     rows = [log_softmax(row) for row in LOGITS.tolist()]
-    expected = -sum(row[label] for row, label in zip(rows, CLASSES.tolist())) / 4
+    expected = -sum(row[label] for row, label in zip(rows, CLASSES.tolist(), strict=True)) / 4
     assert classification_loss(LOGITS, CLASSES, settings(small_config)).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_label_smoothing_by_hand(small_config):
     rows = [log_softmax(row) for row in LOGITS.tolist()]
     expected = -sum(
-        0.9 * row[label] + 0.1 * sum(row) / 3 for row, label in zip(rows, CLASSES.tolist())
+        0.9 * row[label] + 0.1 * sum(row) / 3 for row, label in zip(rows, CLASSES.tolist(), strict=True)
     ) / 4  # fmt: skip
     loss = classification_loss(LOGITS, CLASSES, settings(small_config, label_smoothing=0.1))
     assert loss.item() == pytest.approx(expected, rel=1e-6)
@@ -40,7 +40,9 @@ def test_class_weights_by_hand(small_config):
     weights = [1.0, 3.0, 0.5]
     rows = [log_softmax(row) for row in LOGITS.tolist()]
     labels = CLASSES.tolist()
-    expected = -sum(weights[label] * row[label] for row, label in zip(rows, labels)) / sum(weights[i] for i in labels)
+    expected = -sum(weights[label] * row[label] for row, label in zip(rows, labels, strict=True)) / sum(
+        weights[i] for i in labels
+    )
     loss = classification_loss(LOGITS, CLASSES, settings(small_config, class_weights=weights))
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
@@ -51,16 +53,14 @@ def test_soft_labels_by_hand_and_as_hard_ones(small_config):
     torch.testing.assert_close(classification_loss(LOGITS, soft, settings(small_config)), expected)
     hard = functional.one_hot(CLASSES, 3).float()
     config = settings(small_config, label_smoothing=0.1)
-    torch.testing.assert_close(
-        classification_loss(LOGITS, hard, config), classification_loss(LOGITS, CLASSES, config)
-    )
+    torch.testing.assert_close(classification_loss(LOGITS, hard, config), classification_loss(LOGITS, CLASSES, config))
 
 
 def test_multi_label_by_hand(small_config):
     labels = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
     total = 0.0
-    for row, targets in zip(LOGITS.tolist(), labels.tolist()):
-        for value, target in zip(row, targets):
+    for row, targets in zip(LOGITS.tolist(), labels.tolist(), strict=True):
+        for value, target in zip(row, targets, strict=True):
             probability = 1 / (1 + math.exp(-value))
             total -= math.log(probability if target else 1 - probability)
     config = settings(small_config, "multi_label_classification")

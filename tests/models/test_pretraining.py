@@ -56,7 +56,11 @@ def test_outputs_and_gradients_equal_stock(both, images, norm_pix_loss, mask_rat
     for name, stock_name in STOCK_NAMES.items():
         assert expected[stock_name].grad.abs().max() > 0
         torch.testing.assert_close(
-            gradients[name].grad, expected[stock_name].grad, atol=1e-6, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+            gradients[name].grad,
+            expected[stock_name].grad,
+            atol=1e-6,
+            rtol=1e-4,
+            msg=lambda text, n=name: f"{n}: {text}",
         )
 
 

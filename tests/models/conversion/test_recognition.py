@@ -31,7 +31,9 @@ def test_modality_is_read_from_the_name(name, modality):
 
 def test_undecidable_modality_is_asked_for(vit, save, tmp_path):
     path = save(vit().state_dict(), "RETFound_mae_meh.pth")
-    with pytest.raises(RetFoundError, match=r"RETFound_mae_meh.pth is not told by its name; pass --modality .*cfp, oct"):
+    with pytest.raises(
+        RetFoundError, match=r"RETFound_mae_meh.pth is not told by its name; pass --modality .*cfp, oct"
+    ):
         convert_checkpoint(path, tmp_path / "out")
     with pytest.raises(RetFoundError, match="'mri'; pass --modality"):
         convert_checkpoint(path, tmp_path / "out", modality="mri")
@@ -88,7 +90,7 @@ def test_class_names_are_kept(vit, save, tmp_path):
 def test_wrong_number_of_class_names(vit, save, tmp_path):
     with pytest.raises(RetFoundError, match="2 class names were given for a head of 3 classes; give one per class"):
         convert_checkpoint(fine_tuned(vit, save, model="RETFound_mae"), tmp_path / "out", class_names=["a", "b"])
-    with pytest.raises(RetFoundError, match="class names were given, but .* is a pretrained encoder without a head"):
+    with pytest.raises(RetFoundError, match=r"class names were given, but .* is a pretrained encoder without a head"):
         convert_checkpoint(save(vit().state_dict()), tmp_path / "out", class_names=["a", "b"])
 
 
@@ -110,7 +112,9 @@ def test_fine_tuned_processor_is_the_official_evaluation_transform(size, vit, sa
 
 
 def test_pretrained_processor_crops_fundus_images_to_the_network_s_input(vit, save, tmp_path):
-    processor = AutoImageProcessor.from_pretrained(convert_checkpoint(save(vit(size=224).state_dict()), tmp_path / "a"))
+    processor = AutoImageProcessor.from_pretrained(
+        convert_checkpoint(save(vit(size=224).state_dict()), tmp_path / "a")
+    )
     assert processor.do_fundus_crop is True
     assert dict(processor.size) == {"height": 256, "width": 256}
     assert dict(processor.crop_size) == {"height": 224, "width": 224}
@@ -129,7 +133,9 @@ def test_missing_tensor_is_named(name, autoencoder, save, tmp_path):
 
 
 def test_many_missing_tensors_are_counted(autoencoder, save, tmp_path):
-    state = {name: tensor for name, tensor in autoencoder.state_dict().items() if "blocks.0." not in name or "fc1" in name}
+    state = {
+        name: tensor for name, tensor in autoencoder.state_dict().items() if "blocks.0." not in name or "fc1" in name
+    }
     with pytest.raises(RetFoundError, match=r"checkpoint lacks (\S+, ){4}\S+ and 15 more"):
         convert_checkpoint(save(state), tmp_path / "out")
 

@@ -1,0 +1,108 @@
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import average_precision_score
+
+from retfound_hf.evaluation import figure_style
+from retfound_hf.evaluation.curve_plots import _step
+from retfound_hf.evaluation.figure_style import COLUMN, PAGE, figure, short
+from retfound_hf.evaluation.plots import plot_classification, plot_regression
+from retfound_hf.runs.errors import RetFoundError
+
+FILES = ["roc.png", "precision_recall.png", "confusion_matrix.png", "reliability.png"]
+LONG = "a class with a name that is much longer than any axis has room for"
+
+
+def widths(paths):
+    """Inches; also checks that something is drawn: ink neither absent nor everywhere."""
+    found = []
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+            ink = (np.asarray(image.convert("L")) < 200).mean()
+            found.append(image.width / 300)
+        assert 0.005 < ink < 0.6, path
+    return found
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_column_wide_figures(single_label, tmp_path, classes):
+    labels, scores = single_label(120, classes)
+    names = ["$x_1$ of % and _", LONG, "mild", "moderate", "no"][:classes]
+    paths = plot_classification(labels, scores, names, "single_label_classification", tmp_path / "plots")
+    assert [path.name for path in paths] == FILES
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == sorted(FILES)  # no part of a file is left
+    assert widths(paths) == pytest.approx([COLUMN] * 4, abs=0.01)
+
+
+@pytest.mark.filterwarnings("error")
+def test_39_classes_some_absent(single_label, tmp_path):
+    labels, scores = single_label(400, 39)
+    labels[labels == 7] = 0
+    names = [f"{index}. {LONG}" for index in range(39)]
+    paths = plot_classification(labels, scores, names, "single_label_classification", tmp_path)
+    assert widths(paths) == pytest.approx([COLUMN, COLUMN, PAGE, COLUMN], abs=0.01)
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_class_present_is_a_note_not_a_crash(single_label, tmp_path):
+    _, scores = single_label(20, 2)
+    paths = plot_classification(np.ones(20, int), scores, ["a", "b"], "single_label_classification", tmp_path)
+    assert all(path.stat().st_size > 5000 for path in paths)
+
+
+@pytest.mark.filterwarnings("error")
+def test_multi_label(multi_label, tmp_path):
+    labels, scores = multi_label(60, 3)
+    labels[:, 2] = 0
+    assert len(plot_classification(labels, scores, list("abc"), "multi_label_classification", tmp_path)) == 4
+    assert len(plot_classification(labels[:, :1], scores[:, :1], ["a"], "multi_label_classification", tmp_path)) == 4
+
+
+@pytest.mark.filterwarnings("error")
+def test_regression(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.normal(60, 10, size=(100, 2))
+    (path,) = plot_regression(labels, labels + 5, ["age", "bmi"], tmp_path)
+    assert path.name == "predicted_vs_true.png" and widths([path]) == pytest.approx([PAGE], abs=0.01)
+    assert plot_regression([3.0], [4.0], ["age"], tmp_path) == [path]
+    with pytest.raises(RetFoundError, match="1 target names for 2 targets"):
+        plot_regression(labels, labels, ["age"], tmp_path)
+
+
+def test_process_settings_stay_as_they_were(single_label, tmp_path):
+    settings, backend = matplotlib.rcParams.copy(), matplotlib.rcParams._get_backend_or_none()
+    labels, scores = single_label(30, 3)
+    plot_classification(labels, scores, list("abc"), "single_label_classification", tmp_path)
+    assert matplotlib.rcParams == settings and matplotlib.rcParams._get_backend_or_none() == backend
+
+
+def test_a_figure_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError, match="stop"), figure(tmp_path / "x.png", 2, 2):
+        raise RuntimeError("stop")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_is_refused(tmp_path):
+    with pytest.raises(RetFoundError, match="apply softmax"):
+        plot_classification([0], [[3.0, -1.0]], ["a", "b"], "single_label_classification", tmp_path)
+
+
+def test_the_drawn_steps_enclose_the_average_precision():
+    """The area under the steps, on a fine grid, is the number in the legend."""
+    from sklearn.metrics import precision_recall_curve
+
+    rng = np.random.default_rng(0)
+    truth, scores = rng.random(40) < 0.4, rng.random(40)
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    grid = (np.arange(20000) + 0.5) / 20000
+    area = _step(grid, recall[::-1], precision[::-1]).mean()
+    assert area == pytest.approx(average_precision_score(truth, scores), abs=1e-3)
+
+
+def test_long_names_keep_both_ends():
+    name = short(LONG, 30)
+    assert len(name) <= 30 and name.startswith("a class with") and name.endswith("room for")
+    assert short("mild", 30) == "mild"
+    assert figure_style.listed(list("abcde"), 2) == "a, b and 3 more"

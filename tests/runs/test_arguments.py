@@ -1,0 +1,203 @@
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+import yaml
+
+from retfound_hf import RetFoundError
+from retfound_hf.runs.arguments import parse_arguments, run_command
+from retfound_hf.runs.errors import missing_extra, nearest
+
+
+@dataclass
+class Data:
+    source: str = field(metadata={"positional": True, "help": "what to read"})
+    out: str = field(metadata={"positional": True, "help": "what to write"})
+    image_size: int = field(default=224, metadata={"help": "pixels"})
+    label_columns: list[str] | None = field(default=None, metadata={"help": "columns"})
+    modality: Literal["cfp", "oct"] = field(default="cfp", metadata={"help": "kind of image"})
+
+
+@dataclass
+class Training:
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak"})
+    mixup: bool = field(default=False, metadata={"help": "mix images"})
+    augment: bool = field(default=True, metadata={"help": "augment images"})
+    split: str | None = field(default=None, metadata={"help": "a split"})
+
+    def __post_init__(self):
+        if self.learning_rate <= 0:
+            raise RetFoundError(f"learning_rate={self.learning_rate} must be above 0")
+
+
+def parse(*words: str) -> tuple[Data, Training]:
+    return parse_arguments(Data, Training, argv=words)
+
+
+def test_flags():
+    data, training = parse("in", "out", "--image_size", "96", "--learning_rate", "5e-4", "--modality", "oct")
+    assert data == Data("in", "out", image_size=96, modality="oct")
+    assert training == Training(learning_rate=5e-4)
+
+
+def test_positional_words_may_follow_flags():
+    assert parse("--image_size", "96", "in", "out")[0] == Data("in", "out", image_size=96)
+
+
+@pytest.mark.parametrize(
+    ("words", "mixup"), [((), False), (("--mixup",), True), (("--mixup", "true"), True), (("--mixup", "False"), False)]
+)
+def test_booleans(words, mixup):
+    assert parse("in", "out", *words)[1].mixup is mixup
+
+
+def test_booleans_that_are_on_can_be_turned_off():
+    assert parse("in", "out", "--augment", "false")[1].augment is False
+    assert parse("in", "out", "--no_augment")[1].augment is False
+
+
+def test_lists():
+    assert parse("in", "out", "--label_columns", "dr", "dme")[0].label_columns == ["dr", "dme"]
+
+
+@pytest.fixture(params=["yaml", "yml", "json"])
+def options_file(request, tmp_path):
+    def write(options) -> str:
+        path = tmp_path / f"options.{request.param}"
+        path.write_text(json.dumps(options) if request.param == "json" else yaml.safe_dump(options))
+        return str(path)
+
+    return write
+
+
+def test_file_in_place_of_flags(options_file):
+    path = options_file(
+        {
+            "out": "there", "source": "here", "image_size": 96, "label_columns": ["dr", "dme"],
+            "learning_rate": 0.0005, "mixup": True, "augment": False, "split": None,
+        }
+    )  # fmt: skip
+    data, training = parse(path)
+    assert data == Data("here", "there", image_size=96, label_columns=["dr", "dme"])
+    assert training == Training(learning_rate=5e-4, mixup=True, augment=False)
+
+
+def test_flags_after_a_file_override_it(options_file):
+    path = options_file({"source": "here", "out": "there", "image_size": 96, "mixup": True, "label_columns": ["a"]})
+    data, training = parse(path, "--image_size", "64", "--mixup", "false", "--label_columns", "b", "c")
+    assert (data.image_size, training.mixup, data.label_columns) == (64, False, ["b", "c"])
+    assert (data.source, data.out) == ("here", "there")
+
+
+def test_file_gives_the_positional_words_that_the_command_line_does_not(options_file):
+    assert parse(options_file({"source": "here", "image_size": 96}), "there")[0] == Data("here", "there", 96)
+
+
+def test_a_small_number_in_yaml_is_a_number(tmp_path):
+    """YAML 1.1 reads 5e-4 as text, for want of a point."""
+    path = tmp_path / "options.yaml"
+    path.write_text("source: a\nout: b\nlearning_rate: 5e-4\n")
+    assert parse(str(path))[1].learning_rate == 5e-4
+
+
+def test_unknown_option_in_a_file_names_the_nearest(options_file):
+    path = options_file({"source": "a", "out": "b", "image_sise": 96})
+    with pytest.raises(
+        RetFoundError, match=r"in .*options\.\w+: unknown option --image_sise; did you mean --image_size\?"
+    ):
+        parse(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--imagesize", "96"], r"unknown option --imagesize; did you mean --image_size\?"),
+        (["--learning-rte=3"], r"unknown option --learning-rte; did you mean --learning[-_]rate\?"),
+        (["--image", "96"], "unknown option --image"),
+        (["--zzz", "1"], "unknown option --zzz; --help lists the options"),
+        (["--image_size", "big"], "--image_size.*: invalid int value: 'big'"),
+        (["--modality", "mri"], "invalid choice: 'mri'"),
+        (["--image_size"], "expected one argument"),
+        (["--label_columns"], "expected at least one argument"),
+        (["--learning_rate", "-1"], "learning_rate=-1.0 must be above 0"),
+        (["--mixup", "perhaps"], "perhaps"),
+        (["third"], "third"),
+    ],
+)
+def test_bad_options_are_one_line(words, message):
+    with pytest.raises(RetFoundError, match=message) as error:
+        parse("in", "out", *words)
+    assert "\n" not in str(error.value) and "usage" not in str(error.value)
+
+
+def test_missing_positional_word_is_named():
+    with pytest.raises(RetFoundError, match="required: OUT"):
+        parse("in")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("absent.yaml", None, "options file .*absent.yaml does not exist"),
+        ("a.json", "{", r"options file .*a.json is not valid JSON: Expecting"),
+        ("a.yaml", "a: [", r"options file .*a.yaml is not valid YAML: "),
+        ("a.yaml", "- a\n- b\n", "must map option names to values, found list"),
+        ("a.json", '{"image_size": "big", "source": "a", "out": "b"}', "invalid int value: 'big'"),
+    ],
+)
+def test_bad_files(tmp_path, name, text, message):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(RetFoundError, match=f"(?s){message}"):
+        parse(str(tmp_path / name))
+
+
+def test_help_lists_every_option_with_its_default(capsys):
+    with pytest.raises(SystemExit) as done:
+        parse("--help")
+    assert done.value.code == 0
+    said = capsys.readouterr().out
+    for word in ("SOURCE", "OUT", "--image_size", "default: 224", "--label_columns", "--mixup", "what to read"):
+        assert word in said
+
+
+class TestRunCommand:
+    def test_success(self):
+        given = []
+        assert run_command(given.append, ["a"]) == 0
+        assert given == [["a"]]
+
+    def test_bad_input(self, capsys):
+        def fail(_):
+            raise RetFoundError("image_size=3\nmust be\n  at least 16")
+
+        assert run_command(fail, []) == 2
+        said = capsys.readouterr()
+        assert said.err == "error: image_size=3 must be at least 16\n" and said.out == ""
+
+    def test_interrupt(self, capsys):
+        def stop(_):
+            raise KeyboardInterrupt
+
+        assert run_command(stop, []) == 130
+        assert capsys.readouterr().err == "stopped: interrupted\n"
+
+    def test_a_bug_keeps_its_traceback(self):
+        with pytest.raises(ZeroDivisionError):
+            run_command(lambda _: 1 / 0, [])
+
+
+def test_error_is_a_value_error():
+    assert issubclass(RetFoundError, ValueError)
+
+
+def test_missing_extra_gives_the_command():
+    assert str(missing_extra("pydicom", "dicom")) == (
+        "pydicom is not installed; it comes with: pip install 'retfound-hf[dicom]'"
+    )
+
+
+def test_nearest_name():
+    assert nearest("finetun", ["finetune", "embed"]) == "; did you mean finetune?"
+    assert nearest("xyz", ["finetune", "embed"]) == ""

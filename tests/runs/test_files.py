@@ -1,0 +1,202 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from retfound_hf import RetFoundError
+from retfound_hf.runs.files import move_into, whole_file, whole_folder, write_json
+
+
+def names(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def umask():
+    """Sets the umask for one test."""
+    before = os.umask(0)
+    yield os.umask
+    os.umask(before)
+
+
+class TestWholeFile:
+    def test_appears_on_success(self, tmp_path):
+        path = tmp_path / "deep" / "table.csv"
+        with whole_file(path) as partial:
+            assert partial.parent == path.parent and partial.suffix == ".csv"
+            partial.write_text("new")
+            assert not path.exists()
+        assert path.read_text() == "new"
+        assert names(path.parent) == {"table.csv"}
+
+    @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt, SystemExit])
+    def test_old_content_stays_when_stopped(self, tmp_path, stop):
+        path = tmp_path / "table.csv"
+        path.write_text("old")
+        with pytest.raises(stop), whole_file(path) as partial:
+            partial.write_text("half")
+            raise stop
+        assert path.read_text() == "old"
+        assert names(tmp_path) == {"table.csv"}
+
+    @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+    def test_permissions_follow_the_umask(self, tmp_path, umask, mask, mode):
+        umask(mask)
+        with whole_file(tmp_path / "table.csv") as partial:
+            partial.write_text("new")
+        assert (tmp_path / "table.csv").stat().st_mode & 0o777 == mode
+
+
+class TestWholeFolder:
+    def test_appears_on_success(self, tmp_path):
+        path = tmp_path / "deep" / "model"
+        with whole_folder(path) as partial:
+            (partial / "a").write_text("new")
+            assert not path.exists()
+        assert names(path) == {"a"} and names(path.parent) == {"model"}
+
+    @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
+    def test_nothing_is_left_when_stopped(self, tmp_path, stop):
+        with pytest.raises(stop), whole_folder(tmp_path / "model") as partial:
+            (partial / "a").write_text("half")
+            raise stop
+        assert names(tmp_path) == set()
+
+    def test_an_empty_folder_is_filled(self, tmp_path):
+        (tmp_path / "model").mkdir()
+        with whole_folder(tmp_path / "model") as partial:
+            (partial / "a").touch()
+        assert names(tmp_path / "model") == {"a"}
+
+    def test_a_full_folder_is_refused_unless_overwriting(self, tmp_path):
+        path = tmp_path / "model"
+        path.mkdir()
+        (path / "old").write_text("mine")
+        with pytest.raises(RetFoundError, match=r"model is not empty; .* pass --overwrite_output_dir"):
+            whole_folder(path).__enter__()
+        assert names(tmp_path) == {"model"} and (path / "old").read_text() == "mine"
+        with whole_folder(path, overwrite=True) as partial:
+            (partial / "new").touch()
+            assert (path / "old").exists()
+        assert names(path) == {"new"} and names(tmp_path) == {"model"}
+
+    def test_a_file_of_the_name_is_refused(self, tmp_path):
+        (tmp_path / "model").touch()
+        with pytest.raises(RetFoundError, match="a file of this name exists; choose another folder"):
+            whole_folder(tmp_path / "model", overwrite=True).__enter__()
+
+    @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
+    def test_the_old_folder_stays_when_stopped(self, tmp_path, stop):
+        path = tmp_path / "model"
+        path.mkdir()
+        (path / "old").touch()
+        with pytest.raises(stop), whole_folder(path, overwrite=True):
+            raise stop
+        assert names(path) == {"old"} and names(tmp_path) == {"model"}
+
+    def test_the_old_folder_comes_back_when_the_last_move_is_stopped(self, tmp_path, monkeypatch):
+        path = tmp_path / "model"
+        path.mkdir()
+        (path / "old").touch()
+        move, calls = os.replace, []
+
+        def second_fails(source, target):
+            calls.append(source)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            move(source, target)
+
+        monkeypatch.setattr(os, "replace", second_fails)
+        with pytest.raises(KeyboardInterrupt), whole_folder(path, overwrite=True) as partial:
+            (partial / "new").touch()
+        assert names(path) == {"old"} and names(tmp_path) == {"model"}
+
+    def test_a_link_keeps_pointing_at_the_folder(self, tmp_path):
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "model").symlink_to(tmp_path / "disk")
+        with whole_folder(tmp_path / "model", overwrite=True) as partial:
+            (partial / "new").touch()
+        assert (tmp_path / "model").is_symlink() and names(tmp_path / "disk") == {"new"}
+
+    def test_permissions_follow_the_umask(self, tmp_path, umask):
+        umask(0o027)
+        with whole_folder(tmp_path / "model"):
+            pass
+        assert (tmp_path / "model").stat().st_mode & 0o777 == 0o750
+
+
+def test_move_into_adds_to_a_folder_with_the_configuration_last(tmp_path, monkeypatch):
+    (tmp_path / "kept").write_text("old")
+    order, move = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda source, target: order.append(target.name) or move(source, target))
+    with move_into(tmp_path) as partial:
+        for name in ("config.json", "model.safetensors", "README.md"):
+            (partial / name).write_text("new")
+        assert not (tmp_path / "config.json").exists()
+    assert names(tmp_path) == {"kept", "config.json", "model.safetensors", "README.md"}
+    assert order[-1] == "config.json"
+
+
+def test_move_into_adds_nothing_when_stopped(tmp_path):
+    with pytest.raises(KeyboardInterrupt), move_into(tmp_path) as partial:
+        (partial / "config.json").write_text("half")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == set()
+
+
+KILLED = """
+import sys, time
+from retfound_hf.runs.files import whole_file, whole_folder
+kind, path = sys.argv[1:]
+with (whole_file(path) if kind == "file" else whole_folder(path, overwrite=True)) as partial:
+    (partial if kind == "file" else partial / "content").write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_old_content_survives_a_kill(kind, tmp_path):
+    path = tmp_path / "output"
+    content = path if kind == "file" else path / "content"
+    content.parent.mkdir(exist_ok=True)
+    content.write_text("old")
+    process = subprocess.Popen([sys.executable, "-c", KILLED, kind, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "writing\n"
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=30) == -signal.SIGKILL
+    process.stdout.close()
+    assert content.read_text() == "old"
+
+
+class TestWriteJson:
+    def test_writes_what_json_reads(self, tmp_path):
+        value = {"auroc": 0.5, "auprc": None, "auroc_ci95": [0.1, 0.9], "name": "é"}
+        write_json(tmp_path / "metrics.json", value)
+        text = (tmp_path / "metrics.json").read_text(encoding="utf-8")
+        assert json.loads(text) == value and text.endswith("}\n")
+
+    @pytest.mark.parametrize("number", [float("nan"), float("inf")])
+    def test_refuses_numbers_that_json_has_not(self, tmp_path, number):
+        write_json(tmp_path / "metrics.json", {"auroc": 1})
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write_json(tmp_path / "metrics.json", {"auroc": number})
+        assert json.loads((tmp_path / "metrics.json").read_text()) == {"auroc": 1}
+        assert names(tmp_path) == {"metrics.json"}
+
+
+def test_readers_never_see_a_half_written_file(tmp_path):
+    path = tmp_path / "metrics.json"
+    write_json(path, list(range(2000)))
+    writer = threading.Thread(target=lambda: [write_json(path, list(range(2000))) for _ in range(100)])
+    writer.start()
+    reads = 0
+    while writer.is_alive():
+        assert len(json.loads(path.read_text())) == 2000
+        reads += 1
+    writer.join()
+    assert reads > 10

@@ -1,0 +1,115 @@
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import retfound_hf
+from retfound_hf.runs import record
+from retfound_hf.runs.record import git_revision, versions, write_run_record
+
+
+@dataclass
+class Data:
+    data: Path
+    columns: list[str]
+
+
+@dataclass
+class Training:
+    seed: int = 3
+    limit: float = float("inf")
+
+
+def written(folder) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_record_holds_arguments_versions_seed_and_revision(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scripts/finetune.py", "--seed", "3"])
+    path = write_run_record(tmp_path, "finetune", [Data(Path("a/b"), ["x", "y"]), Training()], seconds=1.5)
+    assert path == tmp_path / "run.json"
+    found = written(tmp_path)
+    assert found["command"] == "finetune"
+    assert found["arguments"] == {"data": "a/b", "columns": ["x", "y"], "seed": 3, "limit": "inf"}
+    assert found["seed"] == 3 and found["seconds"] == 1.5
+    assert found["versions"]["torch"] == metadata.version("torch")
+    assert found["versions"]["transformers"] == metadata.version("transformers")
+    assert found["versions"]["python"] == platform.python_version()
+    assert found["git_revision"] == git_revision()
+    assert found["command_line"] == ["scripts/finetune.py", "--seed", "3"]
+    assert (
+        abs((datetime.now().astimezone() - datetime.strptime(found["finished"], "%Y-%m-%dT%H:%M:%S%z")).seconds) < 60
+    )
+
+
+@pytest.mark.parametrize("arguments", [{"data": "x", "depth": {1: (2, None)}}, Data(Path("x"), [])])
+def test_record_of_a_command_without_seed(tmp_path, arguments):
+    write_run_record(tmp_path, "embed", arguments)
+    found = written(tmp_path)
+    assert found["seed"] is None and found["arguments"]["data"] == "x"
+    assert found["arguments"].get("depth", {"1": [2, None]}) == {"1": [2, None]}
+
+
+def test_packages_that_are_absent_are_recorded_as_such(monkeypatch):
+    monkeypatch.setattr(record, "RECORDED_PACKAGES", ("torch", "no-such-package"))
+    assert versions() == {
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+        "no-such-package": None,
+    }
+
+
+def git(folder, *words: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    return subprocess.run(
+        ["git", *identity, *words], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture
+def package_copy(tmp_path, monkeypatch):
+    """The module as if it lay in another place."""
+    here = tmp_path / "checkout" / "runs"
+    here.mkdir(parents=True)
+    module = here / "record.py"
+    module.write_text("a")
+    monkeypatch.setattr(record, "__file__", str(module))
+    return module
+
+
+def test_revision_of_a_checkout(package_copy):
+    root = package_copy.parents[1]
+    git(root, "init")
+    git(root, "add", ".")
+    git(root, "commit", "-m", "first")
+    commit = git(root, "rev-parse", "HEAD")
+    git(root, "tag", "v1")  # tags do not replace the hash
+    assert git_revision() == commit
+    package_copy.write_text("b")
+    assert git_revision() == f"{commit}-dirty"
+
+
+def test_no_revision_for_an_installed_package(package_copy):
+    """One inside an environment inside somebody's own repository is not that repository's."""
+    assert git_revision() is None
+    root = package_copy.parents[1]
+    (root / "other").touch()
+    git(root, "init")
+    git(root, "add", "other")
+    git(root, "commit", "-m", "first")
+    assert git_revision() is None
+
+
+def test_no_revision_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert git_revision() is None
+
+
+def test_package_has_a_version():
+    assert retfound_hf.__version__ == "0.1.0"
