@@ -5,7 +5,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..runs.errors import RetFoundError
 
@@ -39,7 +39,9 @@ def read_image(source: str | Path | bytes | Image.Image, min_side: int | None = 
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
-            return _upright_rgb(image)
+            upright = _upright_rgb(image)
+            # An image must not outlive its file.
+            return image.copy() if upright is image else upright
     except Exception as error:  # decoders fail on broken files with errors of every type
         raise UnreadableImageError(f"cannot read {name}: {_reason(error, source)}") from error
 
@@ -87,7 +89,9 @@ def find_images(folder: str | Path) -> list[Path]:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    return to_rgb(ImageOps.exif_transpose(image))
+    # Pillow's transpose copies a photograph even where there is nothing to turn.
+    is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return to_rgb(ImageOps.exif_transpose(image) if is_turned else image)
 
 
 def _deep_to_rgb(values: np.ndarray) -> Image.Image:

@@ -5,15 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
 from ..images.fundus import find_field_of_view, square_box
 from ..images.reading import read_image, to_rgb
-
-STRIP = 64  # rows
+from ..images.resizing import to_tensor
 
 
 class RetFoundImagesKwargs(ImagesKwargs, total=False):
@@ -75,12 +74,10 @@ class RetFoundImageProcessor(TorchvisionBackend):
             if tensor.is_floating_point():  # prepared by its owner
                 return tensor.expand(3, -1, -1) if tensor.shape[0] == 1 else tensor
             image = _as_image(tensor.permute(1, 2, 0).cpu().numpy())
-        # Turning copies the photograph, even where there is nothing to turn.
-        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        image = read_image(image) if is_turned else to_rgb(image)
+        image = read_image(image)
         field = find_field_of_view(image) if do_fundus_crop else None
         box = square_box(field) if field is not None and field.found else (0, 0, *image.size)
-        tensor = _pixels(image, box)
+        tensor = to_tensor(image, box)
         device = kwargs.get("device")
         return tensor if device is None else tensor.to(device)
 
@@ -104,18 +101,3 @@ def _as_image(array: np.ndarray) -> Image.Image:
         tall = Image.fromarray(array.transpose(2, 0, 1).reshape(-1, width).astype(np.int32))
         array = np.asarray(to_rgb(tall))[..., 0].reshape(channels, height, width).transpose(1, 2, 0)
     return Image.fromarray(array[..., 0] if channels == 1 else np.ascontiguousarray(array))
-
-
-def _pixels(image: Image.Image, box: tuple[int, int, int, int]) -> torch.Tensor:
-    """The part of an RGB image within `box` (left, top, right, bottom), black beyond the image: (3, height, width).
-
-    It is copied in strips: Pillow hands over a whole photograph through several copies, each of which costs more than
-    resizing it.
-    """
-    left, top, right, bottom = box
-    pixels = np.zeros((bottom - top, right - left, 3), np.uint8)
-    x0, x1 = max(left, 0), min(right, image.width)
-    for y0 in range(max(top, 0), min(bottom, image.height), STRIP):
-        y1 = min(y0 + STRIP, bottom, image.height)
-        pixels[y0 - top : y1 - top, x0 - left : x1 - left] = np.asarray(image.crop((x0, y0, x1, y1)))
-    return torch.from_numpy(pixels).permute(2, 0, 1)
