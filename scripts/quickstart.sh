@@ -37,5 +37,5 @@ Your own images, with the official weights (gated: ask for access on their page,
   python scripts/convert_checkpoint.py YukunZhou/RETFound_mae_natureCFP retfound-cfp
   python scripts/finetune.py --model_name_or_path retfound-cfp --data YOUR_IMAGES --output_dir my-classifier
 YOUR_IMAGES is a folder {train,val,test}/<class>/, or a CSV with the columns image, label and patient_id.
-On a 16 GB GPU such as a T4 add: --fp16 --gradient_checkpointing. Without a GPU use: --method linear
+On a GPU add --fp16 (T4) or --bf16 (Ampere and later). Without one use --method linear.
 END

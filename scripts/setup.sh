@@ -1,6 +1,8 @@
 # Sourced by the other shell scripts: go to the checkout, make .venv there or take the one that is there, and install
 # the package into it with the extras that $1 names. A second run with the same setup.cfg installs nothing.
+# SKIP_SETUP=1 takes the environment that is active instead.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ -z "${SKIP_SETUP:-}" ] || return 0
 [ -d .venv ] || "${PYTHON:-python3}" -m venv .venv
 wanted="$1 $(cksum setup.cfg pyproject.toml)"
 if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then

@@ -43,19 +43,18 @@ class TrainingPixels:
     """
 
     def __init__(self, processor: RetFoundImageProcessor, augmentation: str = "recipe", random_erasing: float = 0.25):
-        side = processor.crop_size.height
-        if augmentation == "none":
-            resized = dict(processor.size)
-            resize = resized.get("shortest_edge") or [resized["height"], resized["width"]]
-            geometry = [v2.Resize(resize, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(side)]
-        else:
-            crop = v2.RandomResizedCrop(
-                side, scale=CROP_SCALES[augmentation], interpolation=v2.InterpolationMode.BICUBIC, antialias=True
-            )
-            geometry = [crop, v2.RandomHorizontalFlip()]
-        self.per_image = v2.Compose(
-            [v2.PILToTensor(), *geometry, *([rand_augment()] if augmentation == "recipe" else [])]
+        self.processor = processor
+        self.augments = augmentation != "none"
+        if not self.augments:
+            return
+        crop = v2.RandomResizedCrop(
+            processor.crop_size.height,
+            scale=CROP_SCALES[augmentation],
+            interpolation=v2.InterpolationMode.BICUBIC,
+            antialias=True,
         )
+        more = [rand_augment()] if augmentation == "recipe" else []
+        self.per_image = v2.Compose([v2.PILToTensor(), crop, v2.RandomHorizontalFlip(), *more])
         self.normalize = v2.Compose(
             [v2.ToDtype(torch.float32, scale=True), v2.Normalize(processor.image_mean, processor.image_std)]
         )
@@ -63,6 +62,8 @@ class TrainingPixels:
         self.erase = v2.RandomErasing(random_erasing, value="random") if erase else None
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        if not self.augments:
+            return self.processor(list(images), do_fundus_crop=False, return_tensors="pt")["pixel_values"]
         pixels = self.normalize(torch.stack([self.per_image(image) for image in images]))
         if self.erase is not None:
             pixels = torch.stack([self.erase(image) for image in pixels])

@@ -1,10 +1,10 @@
 """What the targets of the training split ask of the model: labels, weights of the loss, a sampler."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import Sampler, WeightedRandomSampler
+from torch.utils.data import Sampler
 
 from ..runs.errors import RetFoundError
 
@@ -44,11 +44,32 @@ def _balanced(targets: np.ndarray, num_classes: int, problem_type: str) -> np.nd
     return len(targets) / (num_classes * np.maximum(counts, 1))
 
 
-def balanced_sampler(targets: np.ndarray, problem_type: str, seed: int) -> Sampler:
-    """Draws with replacement so that every class comes equally often; the same order on every process."""
+class BalancedSampler(Sampler[int]):
+    """Draws with replacement so that every class comes equally often.
+
+    The draws follow from the seed and the epoch alone: every process has the same, and so has a resumed run.
+    """
+
+    def __init__(self, targets: np.ndarray, seed: int):
+        shares = 1.0 / np.bincount(targets)[targets]
+        self.probabilities = shares / shares.sum()
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Trainer before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng((self.seed, self.epoch))
+        yield from generator.choice(len(self), size=len(self), p=self.probabilities).tolist()
+
+
+def balanced_sampler(targets: np.ndarray, problem_type: str, seed: int) -> BalancedSampler:
+    """The sampler of `--sampler balanced` for integer classes (images,)."""
     if problem_type != "single_label_classification":
         raise RetFoundError(f"--sampler balanced needs one class per image; the problem type is {problem_type}")
-    counts = np.bincount(targets)
-    weights = 1.0 / counts[targets]
-    generator = torch.Generator().manual_seed(seed)
-    return WeightedRandomSampler(weights.tolist(), num_samples=len(targets), generator=generator)
+    return BalancedSampler(targets, seed)

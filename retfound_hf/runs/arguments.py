@@ -60,8 +60,8 @@ def _hide_script_folder() -> None:
 
     Python puts it first, and the `evaluate.py` in it would hide the package `evaluate`.
     """
-    script = Path(sys.argv[0]).absolute()
-    if script.suffix == ".py" and sys.path and Path(sys.path[0]).absolute() == script.parent:
+    script = Path(sys.argv[0]).resolve()
+    if script.suffix == ".py" and sys.path and Path(sys.path[0]).resolve() == script.parent:
         del sys.path[0]
 
 

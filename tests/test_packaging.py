@@ -1,0 +1,43 @@
+"""What `pip install .` brings: every room, the card templates, a command, and no more than the README says."""
+
+import configparser
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def settings() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def lines(text: str) -> set[str]:
+    return {line.strip() for line in text.strip().splitlines()}
+
+
+def test_every_package_is_listed():
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "retfound_hf").rglob("__init__.py")}
+    assert lines(settings()["options"]["packages"]) == found | {"retfound_hf.model_cards"}
+
+
+def test_version_is_said_once():
+    import retfound_hf
+
+    assert settings()["metadata"]["version"] == retfound_hf.__version__
+
+
+def test_readme_lists_every_room():
+    readme = (ROOT / "README.md").read_text()
+    rooms = [path.name for path in (ROOT / "retfound_hf").iterdir() if (path / "__init__.py").is_file()]
+    assert all(f"`retfound_hf/{room}`" in readme for room in rooms)
+
+
+def test_no_file_names_a_machine_or_a_registry():
+    """Public files speak of the project alone."""
+    forbidden = ("/work/", "/tmp/", "localhost:", "file://")
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("scripts/**/*"), *ROOT.glob("model_cards/*"), ROOT / "setup.cfg"]
+    for path in texts:
+        if path.is_file() and path.suffix != ".pyc":
+            text = path.read_text(encoding="utf-8")
+            assert not [word for word in forbidden if word in text], path

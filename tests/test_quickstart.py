@@ -1,0 +1,72 @@
+"""The quickstart as a user runs it, and the README's figure for it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Other machines and versions round differently; a chance result would be 0.3 away.
+MARGIN = 0.03
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("quickstart") / "out"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "quickstart.sh"), str(out)],
+        env={**os.environ, "SKIP_SETUP": "1", "PATH": path, "OMP_NUM_THREADS": "2"},
+        cwd=out.parent,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out, done.stdout
+
+
+def test_the_readme_says_the_figure_that_comes_out(finished):
+    out, _ = finished
+    stated = float(re.search(r"test AUROC of \*\*(0\.\d+)\*\*", (ROOT / "README.md").read_text())[1])
+    found = json.loads((out / "classifier" / "metrics.json").read_text())["auroc"]
+    assert abs(found - stated) < MARGIN
+    assert found > 0.7
+
+
+def test_evaluation_repeats_the_metrics(finished):
+    out, _ = finished
+    assert (out / "evaluation" / "metrics.json").read_bytes() == (out / "classifier" / "metrics.json").read_bytes()
+
+
+def test_what_is_printed_leads_on(finished):
+    out, printed = finished
+    for path in re.findall(rf"{re.escape(str(out))}\S+", printed):
+        assert Path(path).exists(), path
+    assert "auroc" in printed
+    for command in re.findall(r"scripts/\w+\.py", printed):
+        assert (ROOT / command).is_file()
+
+
+def test_features_are_there_for_every_test_image(finished):
+    out, _ = finished
+    features = pd.read_parquet(out / "features" / "features.parquet")
+    images = [path for path in (out / "data" / "test").rglob("*") if path.is_file()]
+    assert len(features) == len(images)
+    assert features["vector"].map(len).eq(192).all()
+
+
+def test_an_existing_folder_is_not_touched(finished):
+    out, _ = finished
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "quickstart.sh"), str(out)],
+        env={**os.environ, "SKIP_SETUP": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "exists" in done.stderr

@@ -1,0 +1,147 @@
+"""The README under test: its snippets run in the order in which they stand, and its figures are those of records."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"(?:<!-- not run by the tests: (?P<why>.*?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.S)
+# Shortens the runs without changing what they do.
+SHORTER = ["--num_train_epochs", "2", "--dataloader_num_workers", "0", "--per_device_eval_batch_size", "16"]
+
+
+def snippets() -> list[tuple[str, str, str | None]]:
+    return [(found["language"], found["code"], found["why"]) for found in BLOCK.finditer(README)]
+
+
+def official_file(path: Path) -> None:
+    """A small checkpoint in the official format, under the name of the official one."""
+    torch.manual_seed(0)
+    width, decoder, patch = 64, 32, 16
+    state = {
+        "cls_token": torch.randn(1, 1, width),
+        "pos_embed": torch.randn(1, 197, width),
+        "mask_token": torch.randn(1, 1, decoder),
+        "decoder_pos_embed": torch.randn(1, 197, decoder),
+        "patch_embed.proj.weight": torch.randn(width, 3, patch, patch) / 28,
+        "patch_embed.proj.bias": torch.zeros(width),
+    }
+
+    def linear(name: str, out: int, into: int) -> None:
+        state[f"{name}.weight"], state[f"{name}.bias"] = torch.randn(out, into) / into**0.5, torch.zeros(out)
+
+    def norm(name: str, size: int) -> None:
+        state[f"{name}.weight"], state[f"{name}.bias"] = torch.ones(size), torch.zeros(size)
+
+    for prefix, size, depth in (("blocks", width, 2), ("decoder_blocks", decoder, 1)):
+        for index in range(depth):
+            block = f"{prefix}.{index}"
+            norm(f"{block}.norm1", size)
+            linear(f"{block}.attn.qkv", 3 * size, size)
+            linear(f"{block}.attn.proj", size, size)
+            norm(f"{block}.norm2", size)
+            linear(f"{block}.mlp.fc1", 4 * size, size)
+            linear(f"{block}.mlp.fc2", size, 4 * size)
+    norm("norm", width)
+    linear("decoder_embed", decoder, width)
+    norm("decoder_norm", decoder)
+    linear("decoder_pred", patch * patch * 3, decoder)
+    path.parent.mkdir(parents=True)
+    torch.save({"model": state}, path)
+
+
+def table_of_patients(folder: Path) -> None:
+    """`my-table.csv` with one class, two findings and an age per image."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for patient in range(24):
+        for eye in ("R", "L"):
+            name = f"table-images/{patient}-{eye}.png"
+            (folder / name).parent.mkdir(exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / name)
+            findings = {"hypertension": patient % 2, "diabetes": int(patient % 3 == 0)}
+            rows.append(
+                {"image": name, "label": "ab"[patient % 2], "patient_id": patient, "age": 40.5 + patient, **findings}
+            )
+    pd.DataFrame(rows).to_csv(folder / "my-table.csv", index=False)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """A folder as a reader has it: the checkout's scripts, the downloaded weights, an image and a table."""
+    official_file(tmp_path / "YukunZhou" / "RETFound_mae_natureCFP")
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)).save(
+        tmp_path / "eye.jpg"
+    )
+    table_of_patients(tmp_path)
+    return tmp_path
+
+
+def run(words: list[str], folder: Path) -> None:
+    cache = {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=folder, env={**os.environ, **cache}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+# Runs the scripts that it is given one after the other, each as `python SCRIPT` would, but imports only once.
+RUNNER = """
+import json, runpy, sys
+for words in json.loads(sys.argv[1]):
+    sys.argv = words
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as exit:
+        assert exit.code == 0, words
+"""
+
+
+def test_snippets_run_in_order(desk: Path):
+    for language, code, why in snippets():
+        if why:
+            continue
+        if language == "python":
+            run([sys.executable, "-c", code], desk)
+            continue
+        assert language == "bash"
+        commands = []
+        for line in code.replace("\\\n", " ").strip().splitlines():
+            python, *words = shlex.split(line, comments=True)
+            assert python == "python", line
+            commands.append([*words, *(SHORTER if "finetune.py" in line else [])])
+        run([sys.executable, "-c", RUNNER, json.dumps(commands)], desk)
+    assert (desk / "my-evaluation" / "metrics.json").is_file()
+    assert (desk / "my-features" / "features.parquet").is_file()
+
+
+def test_only_set_up_and_the_gpu_are_left_out():
+    assert [why for _, _, why in snippets() if why] == ["they are run by these", "needs a GPU"]
+
+
+def test_the_folder_is_loaded_right_after_it_is_made():
+    codes = [code for _, code, _ in snippets()]
+    index = next(index for index, code in enumerate(codes) if "convert_checkpoint.py" in code)
+    assert 'AutoModel.from_pretrained("retfound-cfp")' in codes[index + 1]
+
+
+def test_memory_table_equals_the_recorded_result():
+    record = json.loads((ROOT / "scripts/benchmarks/results/finetune_memory.json").read_text())
+    table = re.search(r"<!-- memory -->(.*?)<!-- /memory -->", README, re.S)[1]
+    assert ("computed, not measured" in table) == record["how"].startswith("computed")
+    rows = [
+        [float(cell) for cell in re.findall(r"\d+\.\d\d", line)]
+        for line in table.splitlines()
+        if re.search(r"\d\.\d", line)
+    ]
+    assert rows == [list(row["gb"].values()) for row in record["rows"]]
