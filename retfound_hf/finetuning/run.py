@@ -40,6 +40,7 @@ def finetune(
     checkpoint = checkpoint_to_resume(args)
     if checkpoint is None and PartialState().is_main_process:
         refuse_existing(args.output_dir, args.overwrite_output_dir)
+        _remove_checkpoints(args.output_dir)  # of an earlier run: `latest` must not find them
     set_seed(args.seed)
     job = make_job(model_args, data_args, method_args, args)
     model, history = train_head(job) if method_args.method == "linear" else train_network(job, checkpoint)
@@ -53,7 +54,8 @@ def finetune(
     metrics: dict[str, Any] = {}
     if PartialState().is_main_process:
         metrics = _write(job, model, scores, history, round(time.time() - started, 1))
-        print(format_table(metrics, job.labelled.class_names))
+        print(f"\nTest split:\n{format_table(metrics, job.labelled.class_names)}\n")
+        print(f"Written to {args.output_dir}: the model, metrics.json, predictions.csv, plots/, validation/, run.json")
     PartialState().wait_for_everyone()
     return metrics
 
@@ -90,9 +92,13 @@ def _write(
         rejected_images=[image for part in job.prepared.values() for image in part.rejected],
     )
     if not job.args.keep_checkpoints:
-        for path in output_dir.glob("checkpoint-*"):
-            shutil.rmtree(path)
+        _remove_checkpoints(output_dir)
     return reports["test"]
+
+
+def _remove_checkpoints(output_dir: str | Path) -> None:
+    for path in Path(output_dir).glob("checkpoint-*"):
+        shutil.rmtree(path)
 
 
 def checkpoint_to_resume(args: FinetuneTrainingArguments) -> str | None:

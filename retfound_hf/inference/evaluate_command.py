@@ -78,7 +78,9 @@ def evaluate(arguments: EvaluateArguments, forward_arguments: ForwardArguments) 
             images=len(prepared.images),
             rejected_images=prepared.rejected,
         )
-        print(format_table(metrics, class_names))
+        print(
+            f"\n{format_table(metrics, class_names)}\n\nWritten to {output_dir}: metrics.json, predictions.csv, plots/"
+        )
     state.wait_for_everyone()
     return metrics
 

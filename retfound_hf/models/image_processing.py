@@ -7,12 +7,19 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+)
 from transformers.processing_utils import ImagesKwargs
 
 from ..images.fundus import find_field_of_view, square_box
 from ..images.reading import read_image, to_rgb
 from ..images.resizing import to_tensor
+
+CHANNELS = (1, 3, 4)
 
 
 class RetFoundImagesKwargs(ImagesKwargs, total=False):
@@ -70,10 +77,10 @@ class RetFoundImageProcessor(TorchvisionBackend):
     def process_image(self, image: Any, do_fundus_crop: bool | None = None, **kwargs: Any) -> torch.Tensor:
         """One image as a (3, height, width) tensor, cropped to its field of view when asked to."""
         if not isinstance(image, Image.Image):
-            tensor = super().process_image(image, **{**kwargs, "do_convert_rgb": False})
-            if tensor.is_floating_point():  # prepared by its owner
+            if torch.as_tensor(image).is_floating_point():  # prepared by its owner
+                tensor = super().process_image(image, **{**kwargs, "do_convert_rgb": False})
                 return tensor.expand(3, -1, -1) if tensor.shape[0] == 1 else tensor
-            image = _as_image(tensor.permute(1, 2, 0).cpu().numpy())
+            image = _as_image(image, kwargs.get("input_data_format"))
         image = read_image(image)
         field = find_field_of_view(image) if do_fundus_crop else None
         box = square_box(field) if field is not None and field.found else (0, 0, *image.size)
@@ -93,9 +100,14 @@ class RetFoundImageProcessor(TorchvisionBackend):
         return super().resize(image, size, resample=resample, antialias=True)
 
 
-def _as_image(array: np.ndarray) -> Image.Image:
-    """An integer array (height, width, 1, 3 or 4) as an image."""
+def _as_image(values: Any, layout: str | None) -> Image.Image:
+    """Integers of shape (channels, height, width) or (height, width, channels), 1, 3 or 4 channels, as an image."""
+    array = torch.as_tensor(values).cpu().numpy()
+    is_first = array.shape[0] in CHANNELS if layout is None else layout == ChannelDimension.FIRST
+    array = array.transpose(1, 2, 0) if is_first else array
     height, width, channels = array.shape
+    if channels not in CHANNELS:
+        raise ValueError(f"an image of shape {tuple(values.shape)} is not accepted; give 1, 3 or 4 channels")
     if array.dtype != np.uint8:
         # Pillow has no deep colour: the channels, one below the other as a gray image, share one scale.
         tall = Image.fromarray(array.transpose(2, 0, 1).reshape(-1, width).astype(np.int32))

@@ -11,6 +11,14 @@ from typing import Any
 
 from .errors import RetFoundError
 
+MODEL_FILES = {
+    "config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+}
+
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
@@ -44,6 +52,7 @@ def whole_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield partial
         os.chmod(partial, 0o777 & ~_umask())
+        open_to_all(partial)
         if path.exists():
             # Renamed away first: a removal takes long enough to be stopped half-way.
             os.replace(path, replaced)
@@ -59,15 +68,26 @@ def whole_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
 def move_into(folder: str | Path) -> Iterator[Path]:
     """Yield a temporary folder inside `folder`; on success its files are moved up, the configuration last.
 
-    A reader that waits for `config.json` never sees it without the weights.
+    A reader that waits for `config.json` never sees it without the weights. Files of an earlier model that the new one
+    lacks are removed: an old adapter beside new weights would be taken for the model.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as name:
         partial = Path(name)
         yield partial
+        open_to_all(partial)
+        for stale in MODEL_FILES - {path.name for path in partial.iterdir()}:
+            (folder / stale).unlink(missing_ok=True)
         for path in sorted(partial.iterdir(), key=lambda path: (path.name.endswith("config.json"), path.name)):
             os.replace(path, folder / path.name)
+
+
+def open_to_all(folder: Path) -> None:
+    """Give the files of a folder the permissions of ordinary files; safetensors writes its for their owner alone."""
+    for path in folder.iterdir():
+        if path.is_file():
+            os.chmod(path, 0o666 & ~_umask())
 
 
 def refuse_existing(path: str | Path, overwrite: bool = False) -> None:

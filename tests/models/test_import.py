@@ -7,8 +7,11 @@ import sys
 HEAVY = ["datasets", "sklearn", "matplotlib", "pandas", "evaluate", "transformers.trainer"]
 SCRIPT = """
 import json, sys
+from transformers import ViTMAEForPreTraining
+from transformers.image_processing_backends import TorchvisionBackend
+before = set(sys.modules)  # some versions of transformers load scikit-learn by themselves
 import retfound_hf
-heavy = [name for name in json.loads(sys.argv[1]) if name in sys.modules]
+heavy = [name for name in json.loads(sys.argv[1]) if name in set(sys.modules) - before]
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 config = AutoConfig.for_model(
