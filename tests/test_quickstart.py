@@ -14,6 +14,9 @@ ROOT = Path(__file__).parents[1]
 # Other machines and versions round differently; a chance result would be 0.3 away.
 MARGIN = 0.03
 
+# One process runs them all: the quickstart takes minutes.
+pytestmark = pytest.mark.xdist_group("quickstart")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
@@ -46,7 +49,7 @@ def test_evaluation_repeats_the_metrics(finished):
 
 def test_what_is_printed_leads_on(finished):
     out, printed = finished
-    for path in re.findall(rf"{re.escape(str(out))}\S+", printed):
+    for path in re.findall(rf"{re.escape(str(out))}[^\s:]+", printed):
         assert Path(path).exists(), path
     assert "auroc" in printed
     for command in re.findall(r"scripts/\w+\.py", printed):

@@ -1,8 +1,10 @@
 """Arguments of fine-tuning; the defaults are the official recipe (Zhou et al. 2023, Methods; released code)."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Literal
 
+import torch
 from transformers import TrainingArguments
 
 from ..models.configuration import PRESETS
@@ -156,8 +158,14 @@ class FinetuneTrainingArguments(TrainingArguments):
             raise RetFoundError(f"--num_train_epochs {self.num_train_epochs} must be above 0")
         if not 0 <= self.label_smoothing_factor < 1:
             raise RetFoundError(f"--label_smoothing_factor {self.label_smoothing_factor} must be in [0, 1)")
+        if self.fp16 and not torch.accelerator.is_available():
+            raise RetFoundError("--fp16 needs a GPU, and there is none here; leave it out")
+        if "tensorboard" in (self.report_to or ()) and find_spec("tensorboard") is None:
+            raise RetFoundError("--report_to tensorboard: it is not installed; pip install tensorboard")
         # Before Trainer's own default, which is the loss.
         self.metric_for_best_model = self.metric_for_best_model or "selection"
+        # accelerate joins processes on CPUs only when it is told.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
 
     def resolve_learning_rate(self, method: str, base: float | None) -> None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from ..runs.errors import RetFoundError
 
 
@@ -17,11 +19,13 @@ class ForwardArguments:
     on_bad_image: Literal["error", "skip"] = field(
         default="error", metadata={"help": "unreadable images: stop and name them, or skip and count them"}
     )
-    seed: int = field(default=0, metadata={"help": "seed of a split by patient, where the data has none"})
+    seed: int = field(default=0, metadata={"help": "seed of a split by patient, where nothing else tells it"})
 
     def __post_init__(self) -> None:
         if self.fp16 and self.bf16:
             raise RetFoundError("--fp16 and --bf16 exclude each other; give one")
+        if self.fp16 and not torch.accelerator.is_available():
+            raise RetFoundError("--fp16 needs a GPU, and there is none here; leave it out")
         if self.per_device_eval_batch_size < 1:
             raise RetFoundError(f"--per_device_eval_batch_size {self.per_device_eval_batch_size} must be at least 1")
 

@@ -1,12 +1,12 @@
 """The command `embed`: feature vectors of images."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from accelerate import PartialState
 
 from ..runs.arguments import parse_arguments
 from ..runs.files import refuse_existing, whole_file
@@ -14,6 +14,7 @@ from ..runs.record import write_run_record
 from .arguments import ForwardArguments
 from .embedding import embed
 from .loading import load_encoder, load_processor
+from .processes import process_state
 
 
 @dataclass
@@ -30,8 +31,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         EmbedArguments, ForwardArguments, argv=argv, description="Feature vectors of images, to features.parquet."
     )
     output_dir = Path(forward_arguments.output_dir)
-    state = PartialState()
-    if state.is_main_process and not (output_dir / "parts").is_dir():
+    state = process_state()
+    parts = output_dir / "parts"
+    if state.is_main_process and forward_arguments.overwrite_output_dir:
+        shutil.rmtree(parts, ignore_errors=True)
+    if state.is_main_process and not parts.is_dir():
         refuse_existing(output_dir, forward_arguments.overwrite_output_dir)
     encoder = load_encoder(arguments.model_name_or_path)
     path, rejected = embed(

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from accelerate import PartialState
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -19,6 +18,7 @@ from ..runs.errors import RetFoundError
 from ..runs.files import whole_file, write_json
 from .batches import SourceSet
 from .forward import forward_here, pooled
+from .processes import process_state
 
 
 def embed(
@@ -47,7 +47,7 @@ def embed(
     Raises:
         RetFoundError: unreadable images unless they are skipped, or parts of another model in the folder.
     """
-    state = PartialState()
+    state = process_state()
     output_dir = Path(output_dir)
     folder = output_dir / "parts"
     parts = list_parts(data, part_size)

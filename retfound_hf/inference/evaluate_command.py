@@ -1,12 +1,11 @@
 """The command `evaluate`: a fine-tuned folder on any labelled set."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-from accelerate import PartialState
 
 from ..data.labelled import read_labelled
 from ..evaluation.table import format_table
@@ -16,6 +15,7 @@ from ..runs.record import write_run_record
 from .arguments import ForwardArguments
 from .forward import predict_logits, to_scores
 from .loading import load_classifier, load_processor
+from .processes import process_state
 from .report import write_report
 from .sets import prepare_split
 
@@ -40,7 +40,7 @@ class EvaluateArguments:
 def evaluate(arguments: EvaluateArguments, forward_arguments: ForwardArguments) -> dict[str, Any]:
     """Evaluate and write `metrics.json`, `predictions.csv`, `plots/` and `run.json`; the metrics are returned."""
     started = time.time()
-    state = PartialState()
+    state = process_state()
     if state.is_main_process:
         refuse_existing(forward_arguments.output_dir, forward_arguments.overwrite_output_dir)
     model = load_classifier(arguments.model_name_or_path)
@@ -53,7 +53,7 @@ def evaluate(arguments: EvaluateArguments, forward_arguments: ForwardArguments) 
         class_names=class_names,
         image_column=arguments.image_column,
         image_root=arguments.image_root,
-        seed=forward_arguments.seed,
+        **_split_of_training(arguments.model_name_or_path, forward_arguments.seed),
         need_splits=() if arguments.split == "all" else (arguments.split,),
     )
     processor = load_processor(arguments.model_name_or_path)
@@ -83,6 +83,20 @@ def evaluate(arguments: EvaluateArguments, forward_arguments: ForwardArguments) 
         )
     state.wait_for_everyone()
     return metrics
+
+
+def _split_of_training(model_folder: str, seed: int) -> dict[str, Any]:
+    """How a set without splits is split: as the run that made the model split it.
+
+    Another seed or other shares would put training images into the test split.
+    """
+    record = Path(model_folder) / "run.json"
+    if not record.is_file():
+        return {"seed": seed}
+    trained = json.loads(record.read_text(encoding="utf-8"))["arguments"]
+    if "split_fractions" not in trained:
+        return {"seed": seed}
+    return {"seed": trained["split_seed"], "split_fractions": tuple(trained["split_fractions"])}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..models.image_processing import RetFoundImageProcessor
 from .batches import Collator, EvaluationPixels, PreparedSet
+from .processes import process_state
 
 DTYPES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -37,7 +37,7 @@ def forward(
     Returns:
         float32 (images, columns), in the order of `images`.
     """
-    state = PartialState()
+    state = process_state()
     own = range(state.process_index, len(images), state.num_processes)
     found, _ = forward_here(model, Subset(PreparedSet(images), own), processor, take, **options)
     if state.num_processes == 1:
@@ -71,7 +71,7 @@ def forward_here(
     Returns:
         float32 (items, columns), and the reason of every item, empty where all went well.
     """
-    state = PartialState()
+    state = process_state()
     loader = DataLoader(
         dataset,
         batch_size=batch_size,

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from accelerate import PartialState
 
 from ..data.labelled import LabelledSet
 from ..data.prepared import prepare_images
 from ..models.image_processing import RetFoundImageProcessor
+from .processes import process_state
 
 # Images to augment keep twice the input's side: a crop of a quarter of the area is still not enlarged.
 TRAINING_SIDES = 2
@@ -47,7 +47,7 @@ def prepare_split(
         exact: crop and resize as the processor does, for evaluation; otherwise keep more pixels to augment.
     """
     rows = labelled.rows(split)
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         prepared = prepare_images(
             rows,
             size=dict(processor.size) if exact else TRAINING_SIDES * processor.crop_size.height,

@@ -1,0 +1,155 @@
+"""The classifier that a run starts from: weights from the folder, a head for the task."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torchvision.ops import StochasticDepth
+from transformers import ViTMAEForPreTraining
+
+from retfound_hf import RetFoundForImageClassification
+from retfound_hf.finetuning.models import build_classifier
+from retfound_hf.models.losses import classification_loss
+from retfound_hf.runs.errors import RetFoundError
+
+
+def labels(names=("a", "b"), **options):
+    return {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+        "problem_type": "single_label_classification",
+        "label_smoothing": 0.1,
+        "class_weights": None,
+        "target_scale": None,
+        **options,
+    }
+
+
+def test_encoder_comes_from_the_folder_and_the_head_is_fresh(encoder_folder):
+    model = build_classifier(str(encoder_folder), None, labels(tuple("abcdefgh")), drop_path=0.2)
+    stored = load_file(encoder_folder / "model.safetensors")
+    own = model.state_dict()
+    encoder = [name for name in own if name.startswith("vit.")]
+    assert encoder
+    assert all(torch.equal(own[name], stored[name]) for name in encoder)
+    assert model.classifier.weight.std().item() == pytest.approx(2e-5, rel=0.2)
+    assert not model.classifier.bias.any()
+    assert (model.fc_norm.weight == 1).all()
+    assert not model.fc_norm.bias.any()
+    assert model.config.id2label[7] == "h"
+    assert model.config.model_type == "retfound"
+
+
+def test_weights_of_a_stock_vit_mae_are_taken_over(stock_folder):
+    folder = stock_folder("vit_mae")
+    source = ViTMAEForPreTraining.from_pretrained(folder)
+    model = build_classifier(str(folder), None, labels())
+    assert isinstance(model, RetFoundForImageClassification)
+    assert model.config.layer_norm_eps == source.config.layer_norm_eps
+    own = dict(model.vit.named_parameters())
+    theirs = dict(source.vit.named_parameters())
+    assert torch.equal(own["layernorm.weight"], theirs["layernorm.weight"])
+    # Compared by what they compute, since the two call their blocks differently: no masking, raster order.
+    source.eval()
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    source.config.mask_ratio = 0.0
+    noise = torch.arange(16.0).expand(2, -1)
+    with torch.no_grad():
+        expected = source.vit(pixels, noise=noise).last_hidden_state
+        found = model.vit.eval()(pixels).last_hidden_state
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "head_inputs"), [("vit", 32), ("dinov2", 64)])
+def test_stock_models_keep_their_class(stock_folder, kind, head_inputs):
+    model = build_classifier(str(stock_folder(kind)), None, labels(("a", "b", "c")))
+    assert model.config.model_type == kind
+    assert model.classifier.weight.shape == (3, head_inputs)
+    assert model.classifier.weight.abs().max() < 1e-4
+    assert model.classifier.weight.std() > 1e-5
+    assert model.config.problem_type == "single_label_classification"
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+def test_stock_configurations_carry_smoothing_and_weights_to_the_loss(stock_folder, kind):
+    options = labels(("a", "b", "c"), label_smoothing=0.2, class_weights=[1.0, 2.0, 4.0])
+    config = build_classifier(str(stock_folder(kind)), None, options).config
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([0, 1, 2, 2, 1])
+    expected = torch.nn.functional.cross_entropy(
+        logits, targets, weight=torch.tensor([1.0, 2.0, 4.0]), label_smoothing=0.2
+    )
+    assert torch.allclose(classification_loss(logits, targets, config), expected)
+    assert not torch.allclose(expected, torch.nn.functional.cross_entropy(logits, targets))
+
+
+def test_preset_from_scratch():
+    model = build_classifier(None, "retfound-tiny", labels(), drop_path=0.2, image_size=64)
+    assert (model.config.hidden_size, model.config.image_size) == (192, 64)
+    assert model.vit.embeddings.position_embeddings.shape == (1, 17, 192)
+
+
+def test_a_preset_with_an_impossible_size_is_refused():
+    with pytest.raises(RetFoundError, match="image_size=50 is not a multiple of patch_size=16"):
+        build_classifier(None, "retfound-tiny", labels(), image_size=50)
+
+
+def test_drop_path_reaches_the_blocks(encoder_folder, stock_folder):
+    for folder in (encoder_folder, stock_folder("vit_mae")):
+        model = build_classifier(str(folder), None, labels(), drop_path=0.2)
+        rates = [getattr(layer.drop_path, "p", 0.0) for layer in model.vit.encoder.layer]
+        assert rates == pytest.approx([0.0, 0.1, 0.2])
+        assert isinstance(model.vit.encoder.layer[2].drop_path, StochasticDepth)
+    dinov2 = build_classifier(str(stock_folder("dinov2")), None, labels(), drop_path=0.2)
+    assert dinov2.config.drop_path_rate == 0.2
+
+
+@pytest.fixture
+def trained_folder(encoder_folder, tmp_path):
+    """A classifier of a and b whose head is no longer near zero, with the norm applied twice."""
+    model = build_classifier(str(encoder_folder), None, labels())
+    with torch.no_grad():
+        model.classifier.weight.fill_(0.5)
+        model.fc_norm.weight.fill_(2.0)
+    model.config.head_norm = "double"
+    model.save_pretrained(tmp_path / "trained")
+    return tmp_path / "trained"
+
+
+def test_a_head_of_the_same_classes_is_kept(trained_folder):
+    model = build_classifier(str(trained_folder), None, labels())
+    assert (model.classifier.weight == 0.5).all()
+    assert (model.fc_norm.weight == 2).all()
+    assert model.config.head_norm == "double"
+
+
+@pytest.mark.parametrize("names", [("b", "a"), ("a", "c"), ("a", "b", "c")])
+def test_a_head_of_other_classes_is_replaced(trained_folder, names):
+    model = build_classifier(str(trained_folder), None, labels(names))
+    assert model.classifier.weight.abs().max() < 1e-3
+    assert (model.fc_norm.weight == 1).all()
+    assert model.config.head_norm == "single"
+    assert model.config.id2label == dict(enumerate(names))
+
+
+def test_a_folder_that_lacks_weights_is_refused(encoder_folder, tmp_path):
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((encoder_folder / name).read_bytes())
+    tensors = load_file(encoder_folder / "model.safetensors")
+    del tensors["vit.encoder.layer.1.intermediate.dense.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RetFoundError, match=r"lacks 1 tensors .* vit\.encoder\.layer\.1\.intermediate\.dense\.weight"):
+        build_classifier(str(tmp_path), None, labels())
+
+
+def test_an_adapter_is_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(RetFoundError, match="is a LoRA adapter; fine-tune from a folder written with --merge"):
+        build_classifier(str(tmp_path), None, labels())
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(RetFoundError, match=r"has no config\.json"):
+        build_classifier(str(tmp_path), None, labels())
+    with pytest.raises(RetFoundError, match="is neither a model folder here nor one that the Hub"):
+        build_classifier(str(tmp_path / "absent"), None, labels())

@@ -1,0 +1,258 @@
+"""Feature vectors: the model's own, in order, and a stopped run that goes on where it was."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModel
+
+from retfound_hf import RetFoundImageProcessor
+from retfound_hf.images.reading import find_images
+from retfound_hf.inference import embedding
+from retfound_hf.inference.embed_command import main
+from retfound_hf.runs.arguments import run_command
+from retfound_hf.runs.errors import RetFoundError
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "embed.py"
+
+
+def words(model, data, out, *more) -> list[str]:
+    return [
+        "--model_name_or_path", str(model), "--data", str(data), "--output_dir", str(out),
+        "--dataloader_num_workers", "0", *map(str, more),
+    ]  # fmt: skip
+
+
+def vectors(folder) -> tuple[list[str], np.ndarray]:
+    table = pq.read_table(folder / "features.parquet")
+    return table["id"].to_pylist(), np.stack(table["vector"].to_numpy(zero_copy_only=False))
+
+
+def pooled(model_folder, files) -> np.ndarray:
+    model = AutoModel.from_pretrained(model_folder).eval()
+    processor = RetFoundImageProcessor.from_pretrained(model_folder)
+    with torch.no_grad():
+        return model(**processor([str(file) for file in files], return_tensors="pt")).pooler_output.numpy()
+
+
+@pytest.mark.parametrize("kind", ["retfound", "dinov2"])
+def test_features_are_the_models_own_in_order(encoder_folder, dinov2_folder, images_folder, tmp_path, kind):
+    folder = encoder_folder if kind == "retfound" else dinov2_folder
+    main(words(folder, images_folder, tmp_path / "out", "--part_size", 10, "--per_device_eval_batch_size", 4))
+    ids, found = vectors(tmp_path / "out")
+    files = find_images(images_folder)
+    assert ids == sorted(ids) == [file.relative_to(images_folder).as_posix() for file in files]
+    assert found == pytest.approx(pooled(folder, files), abs=1e-5)
+    assert len(np.unique(found.round(4), axis=0)) == 24
+
+
+def test_file_and_record(encoder_folder, images_folder, tmp_path):
+    main(words(encoder_folder, images_folder, tmp_path / "out"))
+    schema = pq.read_schema(tmp_path / "out" / "features.parquet")
+    assert schema.names == ["id", "vector"]
+    assert str(schema.field("id").type) == "string"
+    assert "float" in str(schema.field("vector").type)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["features.parquet", "run.json"]
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["command"] == "embed"
+    assert record["arguments"]["model_name_or_path"] == str(encoder_folder)
+    assert record["rejected_images"] == []
+    frame = pd.read_parquet(tmp_path / "out" / "features.parquet")
+    assert frame["vector"].map(len).unique().tolist() == [32]
+
+
+def test_a_table_of_images(encoder_folder, labelled_table, tmp_path):
+    main(words(encoder_folder, labelled_table, tmp_path / "out"))
+    ids, found = vectors(tmp_path / "out")
+    table = pd.read_csv(labelled_table)
+    assert ids == list(table["image"])
+    assert found[:5] == pytest.approx(
+        pooled(encoder_folder, [labelled_table.parent / name for name in table["image"][:5]]), abs=1e-5
+    )
+
+
+@pytest.fixture
+def shards(images_folder, tmp_path) -> Path:
+    """Two parquet shards with encoded images in a struct column."""
+    files = [str(path) for path in find_images(images_folder)]
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number, part in enumerate((files[:14], files[14:])):
+        images = [{"bytes": Path(file).read_bytes(), "path": Path(file).name} for file in part]
+        shard = datasets.Dataset.from_dict({"image": images}, features=datasets.Features({"image": datasets.Image()}))
+        shard.to_parquet(str(folder / f"part-{number}.parquet"))
+    return folder
+
+
+def test_shards_give_what_files_give(encoder_folder, images_folder, shards, tmp_path):
+    main(words(encoder_folder, shards, tmp_path / "from-shards"))
+    main(words(encoder_folder, images_folder, tmp_path / "from-files"))
+    (names, one), (files, two) = vectors(tmp_path / "from-shards"), vectors(tmp_path / "from-files")
+    assert names == [file.split("/")[-1] for file in files]
+    assert one == pytest.approx(two, abs=1e-6)
+    main(words(encoder_folder, shards / "part-1.parquet", tmp_path / "one"))
+    assert vectors(tmp_path / "one")[0] == names[14:]
+
+
+class Stopped(BaseException):
+    """As abrupt as a signal."""
+
+
+def stop_after(parts: int, monkeypatch) -> None:
+    original, done = embedding._embed_part, []
+
+    def counted(*args):
+        if len(done) == parts:
+            raise Stopped
+        done.append(args[0].name)
+        return original(*args)
+
+    monkeypatch.setattr(embedding, "_embed_part", counted)
+
+
+def test_a_stopped_run_takes_up_its_parts(encoder_folder, images_folder, tmp_path, monkeypatch):
+    options = words(encoder_folder, images_folder, tmp_path / "out", "--part_size", 5)
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        with pytest.raises(Stopped):
+            main(options)
+    assert not (tmp_path / "out" / "features.parquet").exists()
+    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "parts").glob("*.parquet")}
+    assert len(finished) == 3
+    original, computed = embedding._embed_part, []
+    monkeypatch.setattr(embedding, "_embed_part", lambda *args: computed.append(args[0].name) or original(*args))
+    main(options)
+    assert computed == ["00003", "00004"]
+    assert not (tmp_path / "out" / "parts").exists()
+    main(words(encoder_folder, images_folder, tmp_path / "whole", "--part_size", 5))
+    contents = [(tmp_path / name / "features.parquet").read_bytes() for name in ("out", "whole")]
+    assert contents[0] == contents[1]
+
+
+def test_only_parts_with_changed_images_are_computed_anew(encoder_folder, images_folder, tmp_path, monkeypatch):
+    data = tmp_path / "images"
+    shutil.copytree(images_folder, data)
+    options = words(encoder_folder, data, tmp_path / "out", "--part_size", 5)
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        with pytest.raises(Stopped):
+            main(options)
+    changed = find_images(data)[7]
+    shutil.copy(find_images(data)[20], changed)
+    original, computed = embedding._embed_part, []
+    monkeypatch.setattr(embedding, "_embed_part", lambda *args: computed.append(args[0].name) or original(*args))
+    main(options)
+    assert computed == ["00001", "00003", "00004"]
+    assert vectors(tmp_path / "out")[1] == pytest.approx(pooled(encoder_folder, find_images(data)), abs=1e-5)
+
+
+def test_parts_of_another_model_are_not_taken_up(
+    encoder_folder, dinov2_folder, images_folder, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(Stopped):
+            main(words(encoder_folder, images_folder, tmp_path / "out", "--part_size", 5))
+    assert run_command(main, words(dinov2_folder, images_folder, tmp_path / "out", "--part_size", 5)) == 2
+    assert "holds parts of another model or precision; remove it or choose another folder" in capsys.readouterr().err
+    moved = tmp_path / "same-name"
+    shutil.copytree(encoder_folder, moved)
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(Stopped):
+            main(words(moved, images_folder, tmp_path / "other", "--part_size", 5))
+    os.utime(moved / "model.safetensors", ns=(1, 1))  # as after training it again
+    with pytest.raises(RetFoundError, match="parts of another model"):
+        main(words(moved, images_folder, tmp_path / "other", "--part_size", 5))
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on(encoder_folder, images_folder, tmp_path):
+    command = [sys.executable, str(SCRIPT), *words(encoder_folder, images_folder, tmp_path / "out", "--part_size", 1)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    parts = tmp_path / "out" / "parts"
+    deadline = time.monotonic() + 120
+    while len(list(parts.glob("0*.parquet"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {path: path.stat().st_mtime_ns for path in parts.glob("0*.parquet")}
+    assert 3 <= len(finished) < 24
+    assert not (tmp_path / "out" / "features.parquet").exists()
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
+    main(words(encoder_folder, images_folder, tmp_path / "whole", "--part_size", 1))
+    contents = [(tmp_path / name / "features.parquet").read_bytes() for name in ("out", "whole")]
+    assert contents[0] == contents[1]
+
+
+@pytest.fixture
+def damaged(images_folder, tmp_path) -> Path:
+    data = tmp_path / "damaged"
+    shutil.copytree(images_folder, data)
+    victim = find_images(data)[3]
+    victim.write_bytes(victim.read_bytes()[:40])
+    return data
+
+
+def test_a_corrupt_image_is_named(encoder_folder, damaged, tmp_path, capsys):
+    assert run_command(main, words(encoder_folder, damaged, tmp_path / "out")) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    name = find_images(damaged)[3].relative_to(damaged).as_posix()
+    assert error.startswith("error: 1 of 24 images of part 00000 cannot be read, such as " + name)
+    assert "--on_bad_image skip" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_corrupt_image_is_skipped_and_listed(encoder_folder, damaged, tmp_path, capsys):
+    main(words(encoder_folder, damaged, tmp_path / "out", "--on_bad_image", "skip", "--part_size", 10))
+    ids, found = vectors(tmp_path / "out")
+    files = find_images(damaged)
+    bad = files.pop(3)
+    assert ids == [file.relative_to(damaged).as_posix() for file in files]
+    assert found == pytest.approx(pooled(encoder_folder, files), abs=1e-5)
+    rejected = pd.read_csv(tmp_path / "out" / "rejected.csv")
+    assert list(rejected["id"]) == [bad.relative_to(damaged).as_posix()]
+    assert rejected["reason"].str.len().min() > 5
+    assert "1 images could not be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("case", ["model", "data", "empty", "occupied", "option", "vit_mae", "precision"])
+def test_bad_input_is_one_line(encoder_folder, images_folder, tmp_path, capsys, case):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "notes.txt").write_text("mine")
+    good = (encoder_folder, images_folder, tmp_path / "out")
+    cases = {
+        "model": (words(tmp_path / "absent", *good[1:]), "neither a model folder here nor"),
+        "data": (words(encoder_folder, tmp_path / "absent", good[2]), "absent does not exist or is no table"),
+        "empty": (words(encoder_folder, tmp_path / "empty", good[2]), "holds no image"),
+        "occupied": (words(*good[:2], tmp_path / "occupied"), "is not empty; choose another folder"),
+        "option": (words(*good, "--part_sise", 3), "unknown option --part_sise; did you mean --part_size?"),
+        "precision": (words(*good, "--fp16", "--bf16"), "--fp16 and --bf16 exclude each other"),
+    }
+    if case == "vit_mae":
+        from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+        decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 4}
+        config = ViTMAEConfig(**sizes, **decoder, image_size=32, patch_size=8)
+        ViTMAEForPreTraining(config).save_pretrained(tmp_path / "stock")
+        cases["vit_mae"] = (words(tmp_path / "stock", *good[1:]), "is a stock ViT-MAE, whose encoder masks at random")
+    command, message = cases[case]
+    capsys.readouterr()
+    assert run_command(main, command) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,102 @@
+"""Folders in: what is missing is never filled with random weights in silence."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from retfound_hf import RetFoundImageProcessor
+from retfound_hf.inference.forward import pooled
+from retfound_hf.inference.loading import load_classifier, load_encoder, load_processor
+from retfound_hf.runs.errors import RetFoundError
+
+PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def stock_vit(tmp_path):
+    """Makes a stock ViT folder, of the encoder with its pooler or of a classifier without one."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
+
+    def make(with_pooler: bool):
+        config = ViTConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32,
+            patch_size=8, num_labels=3,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        model = (ViTModel if with_pooler else ViTForImageClassification)(config)
+        model.save_pretrained(tmp_path / "vit")
+        ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+        return tmp_path / "vit", model.eval()
+
+    return make
+
+
+def test_a_folder_without_a_head_is_refused(encoder_folder):
+    with pytest.raises(RetFoundError, match=r"has no trained classifier \(it lacks classifier\.bias\); fine-tune it"):
+        load_classifier(str(encoder_folder))
+
+
+def test_models_come_in_evaluation_mode(classifier_folder, encoder_folder):
+    assert not load_classifier(str(classifier_folder)).training
+    assert not load_encoder(str(encoder_folder)).training
+
+
+def test_encoder_of_a_classifier_folder(classifier_folder):
+    classifier, encoder = load_classifier(str(classifier_folder)), load_encoder(str(classifier_folder))
+    with torch.no_grad():
+        assert torch.equal(encoder(PIXELS).last_hidden_state, classifier.vit(PIXELS).last_hidden_state)
+
+
+def test_an_encoder_that_lacks_weights_is_refused(encoder_folder, tmp_path):
+    (tmp_path / "config.json").write_bytes((encoder_folder / "config.json").read_bytes())
+    tensors = load_file(encoder_folder / "model.safetensors")
+    del tensors["vit.layernorm.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RetFoundError, match=r"lacks weights of its encoder, such as layernorm\.weight"):
+        load_encoder(str(tmp_path))
+
+
+def test_a_stock_vit_with_a_trained_pooler_uses_it(stock_vit):
+    folder, model = stock_vit(with_pooler=True)
+    with torch.no_grad():
+        assert torch.allclose(pooled(load_encoder(str(folder))(PIXELS)), model(PIXELS).pooler_output, atol=1e-6)
+
+
+def test_a_stock_vit_without_a_pooler_gives_its_class_token(stock_vit):
+    folder, model = stock_vit(with_pooler=False)
+    with torch.no_grad():
+        first, second = (pooled(load_encoder(str(folder))(PIXELS)) for _ in range(2))
+        assert torch.equal(first, second)
+        assert torch.allclose(first, model.vit(PIXELS).last_hidden_state[:, 0], atol=1e-6)
+
+
+def test_processor_of_a_folder(encoder_folder):
+    processor = load_processor(str(encoder_folder))
+    assert processor.crop_size["height"] == 32
+    assert processor.size["height"] == 37  # 32 x 256 / 224
+    assert processor.do_fundus_crop
+    assert not load_processor(str(encoder_folder), crop=False).do_fundus_crop
+    larger = load_processor(str(encoder_folder), image_size=64)
+    assert (larger.crop_size["height"], larger.size["height"]) == (64, 73)
+
+
+def test_of_a_stock_processor_the_normalisation_and_the_size_are_kept(stock_vit):
+    processor = load_processor(str(stock_vit(with_pooler=True)[0]))
+    assert isinstance(processor, RetFoundImageProcessor)
+    assert list(processor.image_mean) == [0.5, 0.5, 0.5]
+    assert processor.crop_size["height"] == 32
+
+
+def test_without_a_processor_the_size_is_the_models(encoder_folder, tmp_path):
+    (tmp_path / "config.json").write_bytes((encoder_folder / "config.json").read_bytes())
+    processor = load_processor(str(tmp_path))
+    assert processor.crop_size["height"] == 32
+    assert processor.image_mean == pytest.approx([0.485, 0.456, 0.406])
+
+
+@pytest.mark.parametrize("load", [load_classifier, load_encoder])
+def test_what_is_no_model_is_refused(load, tmp_path):
+    with pytest.raises(RetFoundError, match=r"has no config\.json; give a folder made by convert or finetune"):
+        load(str(tmp_path))
+    with pytest.raises(RetFoundError, match="neither a model folder here nor one that the Hub or its cache gives"):
+        load(str(tmp_path / "absent"))
