@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from ..data.labelled import LabelledSet, read_labelled
 from ..inference.loading import load_processor
-from ..inference.sets import PreparedSplit, prepare_split
+from ..inference.sets import PreparedSplit, prepare_split, warn_of_modality
 from ..models.image_processing import RetFoundImageProcessor
 from ..runs.errors import RetFoundError
 from .arguments import DataArguments, FinetuneTrainingArguments, MethodArguments, ModelArguments
@@ -87,6 +87,7 @@ def make_job(
         )
         for split in ("train", "val", "test")
     }
+    warn_of_modality(prepared["train"].images, getattr(model.config, "modality", None))
     return FinetuneJob(model_args, data_args, method_args, args, labelled, model, processor, prepared)
 
 

@@ -30,6 +30,7 @@ def fit_head(
         problem_type,
         class_weights=getattr(model.config, "class_weights", None),
         seed=seed,
+        class_names=[model.config.id2label[index] for index in range(model.config.num_labels)],
     )
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(probe.weight))

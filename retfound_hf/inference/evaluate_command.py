@@ -17,7 +17,7 @@ from .forward import predict_logits, to_scores
 from .loading import load_classifier, load_processor
 from .processes import process_state
 from .report import write_report
-from .sets import prepare_split
+from .sets import prepare_split, warn_of_modality
 
 
 @dataclass
@@ -65,6 +65,7 @@ def evaluate(arguments: EvaluateArguments, forward_arguments: ForwardArguments) 
         num_workers=forward_arguments.dataloader_num_workers,
         cache_dir=arguments.cache_dir,
     )
+    warn_of_modality(prepared.images, getattr(model.config, "modality", None))
     scores = to_scores(predict_logits(model, prepared.images, processor, **forward_arguments.options), problem_type)
     metrics: dict[str, Any] = {}
     if state.is_main_process:

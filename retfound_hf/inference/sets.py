@@ -1,5 +1,6 @@
 """A split of a labelled set, decoded and ready for the network."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,12 @@ from ..data.prepared import prepare_images
 from ..models.image_processing import RetFoundImageProcessor
 from .processes import process_state
 
+logger = logging.getLogger(__name__)
 # Images to augment keep twice the input's side: a crop of a quarter of the area is still not enlarged.
 TRAINING_SIDES = 2
+# Mean difference between the strongest and the weakest channel, of 255: OCT scans have none, photographs tens.
+GRAY = 3.0
+LOOKED_AT = 16
 
 
 @dataclass(frozen=True)
@@ -59,3 +64,23 @@ def prepare_split(
         )
     kept = np.asarray(prepared.images["row"], dtype=np.int64)
     return PreparedSplit(prepared.images, rows.iloc[kept], labelled.targets(split)[kept], prepared.rejected)
+
+
+def warn_of_modality(images: Any, modality: str | None) -> None:
+    """Warn once where images look like the other modality than the weights': gray ones for CFP, coloured for OCT.
+
+    Weights of the wrong modality work, only worse, so that nobody notices.
+
+    Args:
+        images: prepared images; a few are looked at.
+        modality: of the weights, None when unknown.
+    """
+    few = images.select(range(0, len(images), max(1, len(images) // LOOKED_AT)))
+    spread = np.median([np.ptp(np.asarray(item["image"], dtype=np.int16), axis=2).mean() for item in few])
+    seen = "oct" if spread < GRAY else "cfp"
+    if modality is not None and seen != modality and process_state().is_main_process:
+        logger.warning(
+            "the images look %s, but the weights are of %s: check that they are the right ones",
+            "gray, as OCT scans are" if seen == "oct" else "coloured, as fundus photographs are",
+            modality.upper(),
+        )
