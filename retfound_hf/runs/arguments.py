@@ -120,7 +120,16 @@ def _parser(types: Sequence[type], description: str) -> Any:
             # One line instead of argparse's message under a page of usage.
             raise RetFoundError(message)
 
-    return Parser(types, description=description, formatter_class=ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    fields = [field for kind in types for field in dataclasses.fields(kind)]
+    positional = [field.name.upper() for field in fields if field.metadata.get("positional")]
+    return Parser(
+        types,
+        description=description,
+        # argparse's own line would list each of Trainer's 150 options before a word of help.
+        usage=" ".join(["%(prog)s", *positional, "[options]"]),
+        formatter_class=ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def _unknown_option(word: str, known: Sequence[str]) -> str:
