@@ -26,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"  {name:<20}{line}")
         print("\nretfound COMMAND --help lists the arguments of a command.")
         return 0
+    if argv is None:
+        sys.argv[0] = f"retfound {words[0]}"  # what `--help` and `run.json` then call the program
     return run_command(lambda rest: command(words[0])(rest), words[1:])
 
 
