@@ -4,10 +4,10 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -z "${SKIP_SETUP:-}" ] || return 0
 [ -d .venv ] || "${PYTHON:-python3}" -m venv .venv
-wanted="$1 $(cksum setup.cfg pyproject.toml)"
-if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+wanted="extras $1, $(cat setup.cfg pyproject.toml | cksum)"
+if ! grep -qxF "$wanted" .venv/installed 2>/dev/null; then
     echo "Installing into .venv (about 6 GB, a few minutes the first time)"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$1"
-    echo "$wanted" > .venv/installed
+    echo "$wanted" >> .venv/installed
 fi
 source .venv/bin/activate
