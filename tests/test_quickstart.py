@@ -14,9 +14,6 @@ ROOT = Path(__file__).parents[1]
 # Other machines and versions round differently; a chance result would be 0.3 away.
 MARGIN = 0.03
 
-# One process runs them all: the quickstart takes minutes.
-pytestmark = pytest.mark.xdist_group("quickstart")
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
