@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..evaluation.inputs import ProblemType
 from ..runs.errors import RetFoundError
 from . import checks
 from .folders import class_folders, normalise_split, read_folder
 from .labelled_set import LabelledSet
-from .labels import ProblemType, as_text, clean_labels, infer_problem_type
+from .labels import as_text, clean_labels, infer_problem_type
 from .splits import PAPER_FRACTIONS, SPLITS, assign_splits, check_no_patient_leak
 from .stored import read_stored
 from .tables import TABLE_SUFFIXES, holds_images, read_table, table_images

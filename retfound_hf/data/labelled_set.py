@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ..evaluation.inputs import ProblemType
 from ..runs.errors import RetFoundError
 from .folders import normalise_split
-from .labels import ProblemType
 from .splits import SPLITS
 
 

@@ -2,15 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 
+from ..evaluation.inputs import PROBLEM_TYPES, ProblemType
 from ..runs.errors import RetFoundError
 from .checks import check_labels_present, check_spelling, listed
-
-ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
 def as_text(values: pd.Series) -> pd.Series:
@@ -35,9 +33,8 @@ def infer_problem_type(
         RetFoundError: a name transformers does not know, a label column of fractions, or several columns that hold
             anything but 0 and 1.
     """
-    known = get_args(ProblemType)
-    if problem_type is not None and problem_type not in known:
-        raise RetFoundError(f"problem_type {problem_type!r} is unknown; choose one of {', '.join(known)}")
+    if problem_type is not None and problem_type not in PROBLEM_TYPES:
+        raise RetFoundError(f"problem_type {problem_type!r} is unknown; choose one of {', '.join(PROBLEM_TYPES)}")
     if problem_type == "single_label_classification" and len(columns) > 1:
         raise RetFoundError(f"{problem_type} takes one label column, not {len(columns)} ({listed(columns)})")
     if problem_type is not None:

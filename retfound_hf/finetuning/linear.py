@@ -5,7 +5,6 @@ import torch
 from transformers import PreTrainedModel
 
 from ..evaluation.linear_probe import LinearProbe, fit_linear_probe
-from ..models.losses import PROBLEM_TYPES
 
 
 def fit_head(
@@ -20,14 +19,12 @@ def fit_head(
 
     The class weights of the model's configuration weigh the training images of the fit.
     """
-    problem_type = model.config.problem_type
-    assert problem_type in PROBLEM_TYPES
     probe = fit_linear_probe(
         train_features,
         train_targets,
         val_features,
         val_targets,
-        problem_type,
+        model.config.problem_type,
         class_weights=getattr(model.config, "class_weights", None),
         seed=seed,
         class_names=[model.config.id2label[index] for index in range(model.config.num_labels)],

@@ -5,12 +5,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..evaluation.table import format_table
 from ..inference.forward import predict_logits, to_scores
+from ..inference.processes import process_state
 from ..inference.report import write_report
 from ..runs.errors import RetFoundError
 from ..runs.files import move_into, refuse_existing, write_json
@@ -38,7 +38,7 @@ def finetune(
     """
     started = time.time()
     checkpoint = checkpoint_to_resume(args)
-    if checkpoint is None and PartialState().is_main_process:
+    if checkpoint is None and process_state().is_main_process:
         refuse_existing(args.output_dir, args.overwrite_output_dir)
         _remove_checkpoints(args.output_dir)  # of an earlier run: `latest` must not find them
     set_seed(args.seed)
@@ -52,11 +52,11 @@ def finetune(
         for split in ("val", "test")
     }
     metrics: dict[str, Any] = {}
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         metrics = _write(job, model, scores, history, round(time.time() - started, 1))
         print(f"\nTest split:\n{format_table(metrics, job.labelled.class_names)}\n")
         print(f"Written to {args.output_dir}: the model, metrics.json, predictions.csv, plots/, validation/, run.json")
-    PartialState().wait_for_everyone()
+    process_state().wait_for_everyone()
     return metrics
 
 

@@ -11,13 +11,8 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 STRIP = 64  # rows
 
 
-def resize_square(image: Image.Image, side: int) -> Image.Image:
-    """An 8-bit RGB image resized to `side` x `side`: bicubic, antialiased, to the bit as the image processor does."""
-    return resize(image, {"height": side, "width": side})
-
-
 def resize(image: Image.Image, size: Mapping[str, int]) -> Image.Image:
-    """`resize_square` for the two kinds of size an image processor has.
+    """An 8-bit RGB image resized bicubically and antialiased, to the bit as the image processor does.
 
     Args:
         size: `{"height": ..., "width": ...}`, or `{"shortest_edge": ...}` to keep the shape.

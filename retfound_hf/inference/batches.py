@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..images.fundus import crop_field_of_view
-from ..images.reading import UnreadableImageError, read_image
+from ..data.decoding import Decoder
+from ..images.reading import UnreadableImageError
 from ..images.resizing import resize
 from ..models.image_processing import RetFoundImageProcessor
 
@@ -40,18 +40,16 @@ class SourceSet(Dataset):
 
     def __init__(self, sources: Sequence[str | bytes], processor: RetFoundImageProcessor):
         self.sources = sources
-        self.crop = bool(processor.do_fundus_crop)
-        self.size = dict(processor.size)
+        self.decoder = Decoder(dict(processor.size), bool(processor.do_fundus_crop), exact=True)
 
     def __len__(self) -> int:
         return len(self.sources)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
-            image, reason = read_image(self.sources[index]), ""
+            return {"image": self.decoder.decode(self.sources[index]), "reason": ""}
         except UnreadableImageError as error:
-            image, reason = Image.new("RGB", (64, 64)), str(error)
-        return {"image": resize(crop_field_of_view(image) if self.crop else image, self.size), "reason": reason}
+            return {"image": resize(Image.new("RGB", (64, 64)), self.decoder.size), "reason": str(error)}
 
 
 @dataclass

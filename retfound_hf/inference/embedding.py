@@ -73,10 +73,9 @@ def embed(
     rejected = [tuple(entry) for part in parts for entry in json.loads(_rejected_file(folder, part).read_text())]
     if state.is_main_process:
         _merge([_part_file(folder, part) for part in parts], target)
-        state.wait_for_everyone()
+    state.wait_for_everyone()  # until all have read what was rejected
+    if state.is_main_process:
         shutil.rmtree(folder)
-    else:
-        state.wait_for_everyone()
     return target, rejected
 
 

@@ -18,14 +18,14 @@ from ..runs.errors import RetFoundError
 ADAPTER_FILE = "adapter_config.json"
 
 
-def read_config(name_or_path: str, **overrides: Any) -> PreTrainedConfig:
+def read_config(name_or_path: str) -> PreTrainedConfig:
     """The configuration of a model folder or Hub id, or one line about why there is none."""
     if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
         raise RetFoundError(
             f"model folder {name_or_path} has no config.json; give a folder made by convert or finetune"
         )
     try:
-        return AutoConfig.from_pretrained(name_or_path, **overrides)
+        return AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise RetFoundError(

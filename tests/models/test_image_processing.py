@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor
 
 from retfound_hf import RetFoundConfig, RetFoundError, RetFoundImageProcessor
 from retfound_hf.images.fundus import crop_field_of_view
-from retfound_hf.images.resizing import resize_square
+from retfound_hf.images.resizing import resize
 
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
@@ -105,9 +105,9 @@ def test_close_to_the_resize_of_pillow(processor):
     assert np.abs(found - resized).mean() <= 2  # antialiased: a bare bicubic filter is off by the texture
 
 
-def test_resize_square_is_the_resize_of_the_processor_to_the_bit(processor):
+def test_resize_is_the_resize_of_the_processor_to_the_bit(processor):
     image = fundus()
-    stored = np.array(resize_square(crop_field_of_view(image), 256))
+    stored = np.array(resize(crop_field_of_view(image), {"height": 256, "width": 256}))
     resized = processor(
         image, do_center_crop=False, do_rescale=False, do_normalize=False, return_tensors="pt"
     ).pixel_values
