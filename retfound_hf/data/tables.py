@@ -68,7 +68,7 @@ def _read_csv(path: Path, text_columns: Sequence[str]) -> pd.DataFrame:
         first_line = file.readline()
     options = {"sep": max(",;\t", key=first_line.count), "encoding": "utf-8-sig", "skipinitialspace": True}
     header = pd.read_csv(path, nrows=0, **options).columns
-    always_text = {name: str for name in header if name in ("patient_id", "image", "eye", "split")}
+    always_text = {name: str for name in header if name in ("id", "patient_id", "image", "eye", "split")}
     table = pd.read_csv(path, dtype=always_text, **options)
     words = [name for name in text_columns if name in header and not pd.api.types.is_numeric_dtype(table[name])]
     if words:
