@@ -53,5 +53,17 @@ def describe_preprocessing(processor: RetFoundImageProcessor) -> str:
     )
 
 
+def license_of(base: str) -> str:
+    """The licence in the base's card, which holds for what is made from it; the official weights' where none is."""
+    path = Path(base) / "README.md"
+    if path.is_file():
+        from huggingface_hub import ModelCard
+
+        stated = ModelCard.load(path, ignore_metadata_errors=True).data.license
+        if stated:
+            return stated
+    return OFFICIAL_LICENSE
+
+
 def _by(size: dict[str, int]) -> str:
     return f"{size['width']} x {size['height']}"

@@ -1,0 +1,113 @@
+"""What the masked autoencoder sees of an image, and what it paints."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import ViTMAEForPreTraining
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ..runs.errors import RetFoundError
+from .layers import check_image
+
+GRAY = 0.5
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A batch as the masked autoencoder sees and paints it, on the model's device.
+
+    Attributes:
+        original: (count, 3, size, size) float32 in 0..1, the input without its standardisation.
+        masked: the same with hidden patches flat gray.
+        reconstructed: the same with hidden patches as the model paints them.
+        predicted: every patch as the model paints it, the visible ones too, on which it was never trained.
+        error: (count, grid, grid) float32, the squared error of each hidden patch as the loss counts it, 0 where
+            visible; its mean over the hidden patches is the model's loss.
+        mask: (count, grid, grid) bool, true where hidden.
+    """
+
+    original: Tensor
+    masked: Tensor
+    reconstructed: Tensor
+    predicted: Tensor
+    error: Tensor
+    mask: Tensor
+
+
+@torch.no_grad()
+def reconstruct(
+    model: ViTMAEForPreTraining,
+    pixel_values: Tensor,
+    noise: Tensor | None = None,
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    std: Sequence[float] = IMAGENET_DEFAULT_STD,
+) -> Reconstruction:
+    """Hide patches and let the masked autoencoder paint them (He et al. 2022, figure 2).
+
+    A model with `norm_pix_loss` predicts patches standardised each by its own mean and deviation, which the hidden
+    patch alone knows. They are taken from the original here: the picture shows the structure that the model found,
+    while brightness and contrast of a hidden patch are given.
+
+    Args:
+        model: `RetFoundForPreTraining` or a stock `ViTMAEForPreTraining`. It runs in eval mode and is left in its own.
+        pixel_values: (count, 3, size, size), standardised by `mean` and `std`; any size that the model accepts.
+        noise: (count, patches): the patches of lowest noise stay visible. None draws it from the global generator.
+        mean, std: of each channel, for values in 0..1.
+
+    Raises:
+        RetFoundError: a model without decoder, or images or noise of a shape that does not fit the model.
+    """
+    if not isinstance(model, ViTMAEForPreTraining):
+        raise RetFoundError(
+            f"{type(model).__name__} is no masked autoencoder: it has no decoder to paint hidden patches with; load a "
+            "folder of pretraining with AutoModelForPreTraining"
+        )
+    try:
+        grid = check_image(pixel_values, model.config, None)
+    except ValueError as error:
+        raise RetFoundError(str(error)) from error
+    count, size = len(pixel_values), pixel_values.shape[-1]
+    if noise is not None and tuple(noise.shape) != (count, grid**2):
+        raise RetFoundError(f"noise has shape {tuple(noise.shape)}; give ({count}, {grid**2}), a number per patch")
+    pixels = pixel_values.to(model.device, torch.float32)
+    with _eval_mode(model):
+        outputs = model(
+            pixels.to(model.dtype),
+            noise=None if noise is None else noise.to(model.device),
+            interpolate_pos_encoding=size != model.config.image_size,
+        )
+    target = model.patchify(pixels, interpolate_pos_encoding=True)
+    painted, centre, spread = outputs.logits.float(), 0.0, 1.0
+    if model.config.norm_pix_loss:
+        centre, spread = target.mean(-1, keepdim=True), (target.var(-1, keepdim=True) + 1e-6).sqrt()
+    hidden = outputs.mask.bool()
+    error = (painted - (target - centre) / spread).square().mean(-1).where(hidden, 0.0)
+    mean, std = (torch.tensor(part, device=pixels.device)[:, None, None] for part in (mean, std))
+    original = (pixels * std + mean).clamp(0, 1)
+    predicted = (model.unpatchify(painted * spread + centre, (size, size)) * std + mean).clamp(0, 1)
+    mask = hidden.unflatten(1, (grid, grid))
+    patch = size // grid
+    covered = mask.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)[:, None]
+    return Reconstruction(
+        original=original,
+        masked=original.masked_fill(covered, GRAY),
+        reconstructed=torch.where(covered, predicted, original),
+        predicted=predicted,
+        error=error.unflatten(1, (grid, grid)),
+        mask=mask,
+    )
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; each module gets its own mode back, since parts of a model may be held in eval mode."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,296 @@
+import warnings
+
+import pytest
+import torch
+from scipy.stats import ks_2samp
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import InterpolationMode, functional
+
+from retfound_hf.images import batch_augmentation
+from retfound_hf.images.batch_augmentation import crop_resize, draw_crops, draw_flips, normalize
+from retfound_hf.runs.errors import RetFoundError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def noise(generator: torch.Generator, count: int, height: int, width: int, low: int = 0, high: int = 256) -> Tensor:
+    """The hardest content: independent pixels."""
+    return torch.randint(low, high, (count, 3, height, width), generator=generator).to(torch.uint8)
+
+
+def one_by_one(images: Tensor, crops: Tensor, size: int, flips: Tensor | None = None) -> Tensor:
+    """torchvision's result, image by image."""
+    made = []
+    for i, image in enumerate(images):
+        resized = functional.resized_crop(
+            image, *crops[i].tolist(), size=[size, size], interpolation=InterpolationMode.BICUBIC, antialias=True
+        )
+        made.append(resized.flip(-1) if flips is not None and flips[i] else resized)
+    return torch.stack(made).float()
+
+
+def assert_within_rounding(ours: Tensor, theirs: Tensor) -> None:
+    """torchvision rounds twice, between the passes and after, each time by half a level at most."""
+    difference = (ours - theirs).abs()
+    assert difference.mean(dim=(1, 2, 3)).max() < 0.4
+    assert difference.max() < 1.3
+
+
+@pytest.mark.parametrize("height, width, size", [(256, 256, 224), (96, 160, 64), (160, 90, 96), (48, 48, 112)])
+def test_random_crops_equal_torchvision(generator, height, width, size):
+    images = noise(generator, 24, height, width)
+    crops, flips = draw_crops(24, height, width, generator), draw_flips(24, generator)
+    assert 0 < flips.sum() < 24
+    assert_within_rounding(crop_resize(images, crops, size, flips), one_by_one(images, crops, size, flips))
+
+
+@pytest.mark.parametrize(
+    "crop",
+    [
+        (0, 0, 1, 1),
+        (119, 159, 1, 1),
+        (5, 9, 1, 100),
+        (3, 7, 90, 2),
+        (100, 140, 20, 20),
+        (0, 0, 120, 160),
+        (11, 0, 32, 32),
+    ],
+)
+@pytest.mark.parametrize("size", [3, 7, 32, 224])
+def test_extreme_crops_equal_torchvision(generator, crop, size):
+    images = noise(generator, 2, 120, 160)
+    crops = torch.tensor([crop, crop])
+    flips = torch.tensor([False, True])
+    difference = (crop_resize(images, crops, size, flips) - one_by_one(images, crops, size, flips)).abs()
+    assert difference.max() < 1.3
+
+
+def test_without_rounding_the_result_is_that_of_torchvision_in_float(generator):
+    # Away from 0 and 255 nothing is clamped, so that float resampling is the same to float precision.
+    images = noise(generator, 24, 128, 100, low=100, high=156)
+    crops = draw_crops(24, 128, 100, generator, scale=(0.01, 1.0))
+    assert (crop_resize(images, crops, 64) - one_by_one(images.float(), crops, 64)).abs().max() < 2e-3
+
+
+def test_overshoot_is_clamped_between_the_passes_as_in_8_bits(generator):
+    images = (torch.rand(8, 3, 128, 128, generator=generator) < 0.5).to(torch.uint8) * 255
+    crops = draw_crops(8, 128, 128, generator)
+    ours = crop_resize(images, crops, 112)
+    assert ours.min() == 0 and ours.max() == 255
+    assert_within_rounding(ours, one_by_one(images, crops, 112))
+
+
+def test_the_whole_image_at_its_own_size_is_the_image_and_its_mirror_image(generator):
+    images = noise(generator, 2, 96, 96)
+    whole = torch.tensor([[0, 0, 96, 96]] * 2)
+    ours = crop_resize(images, whole, 96, torch.tensor([False, True]))
+    assert torch.equal(ours, torch.stack([images[0], images[1].flip(-1)]).float())
+    assert torch.equal(crop_resize(images, torch.tensor([[8, 16, 64, 64]] * 2), 64), images[..., 8:72, 16:80].float())
+
+
+def test_other_channel_counts_layouts_and_integers_are_taken(generator):
+    images = noise(generator, 4, 40, 56)
+    crops = draw_crops(4, 40, 56, generator)
+    expected = crop_resize(images, crops, 32)
+    assert torch.equal(crop_resize(images.contiguous(memory_format=torch.channels_last), crops.int(), 32), expected)
+    assert torch.allclose(crop_resize(images[:, 1:2], crops, 32), expected[:, 1:2], atol=1e-3)
+    assert expected.is_contiguous() and expected.dtype == torch.float32
+    assert crop_resize(images[:0], crops[:0], 32).shape == (0, 3, 32, 32)
+
+
+def test_chunks_do_not_change_the_result(generator, monkeypatch):
+    images, crops, flips = noise(generator, 7, 64, 64), draw_crops(7, 64, 64, generator), draw_flips(7, generator)
+    whole = crop_resize(images, crops, 48, flips)
+    monkeypatch.setattr(batch_augmentation, "CHUNK_BYTES", {"cpu": 1})
+    assert torch.allclose(crop_resize(images, crops, 48, flips), whole, atol=1e-3)
+
+
+def test_autocast_does_not_change_the_result(generator):
+    images, crops = noise(generator, 4, 64, 64), draw_crops(4, 64, 64, generator)
+    expected = crop_resize(images, crops, 48)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(crop_resize(images, crops, 48), expected)
+
+
+@pytest.mark.parametrize("truncates", [False, True])
+def test_tf32_keeps_the_result_within_a_level(generator, monkeypatch, truncates):
+    """Both products with their operands cut to TF32's 10-bit mantissa, as a GPU may take them."""
+    images, crops = noise(generator, 8, 128, 128), draw_crops(8, 128, 128, generator)
+    expected, theirs = crop_resize(images, crops, 112), one_by_one(images, crops, 112)
+
+    def cut(x: Tensor) -> Tensor:
+        bits = x.contiguous().view(torch.int32)
+        return ((bits if truncates else bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    product = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: product(cut(a), cut(b)))
+    ours = crop_resize(images, crops, 112)
+    assert 0 < (ours - expected).abs().mean() < 0.15
+    assert (ours - theirs).abs().mean(dim=(1, 2, 3)).max() < 0.5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_under_autocast_and_tf32_gives_the_same(generator):
+    images, crops, flips = (
+        noise(generator, 32, 256, 256),
+        draw_crops(32, 256, 256, generator),
+        draw_flips(32, generator),
+    )
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            ours = crop_resize(images.cuda(), crops, 224, flips).cpu()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert (ours - one_by_one(images, crops, 224, flips)).abs().mean(dim=(1, 2, 3)).max() < 1
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.called: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.called.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_for_the_device_and_nothing_loops_over_images(generator):
+    waits = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "item")
+    counts = []
+    for count in (1, 4):
+        images, crops, flips = (
+            noise(generator, count, 64, 64),
+            draw_crops(count, 64, 64, generator),
+            draw_flips(count, generator),
+        )
+        mean, std = torch.tensor(MEAN), torch.tensor(STD)
+        with Recorder() as recorder:
+            normalize(crop_resize(images, crops, 48, flips), mean, std)
+        assert not [name for name in recorder.called if any(wait in name for wait in waits)]
+        counts.append(len(recorder.called))
+    assert counts[0] == counts[1]
+    with Recorder() as recorder:
+        assert crops[0, 0].item() >= 0
+    assert any("_local_scalar_dense" in name for name in recorder.called)
+
+
+@pytest.mark.parametrize("height, width", [(256, 256), (200, 320)])
+def test_crops_have_the_distribution_of_torchvision(generator, height, width):
+    ours = draw_crops(4000, height, width, generator)
+    torch.manual_seed(1)
+    blank = torch.empty(3, height, width, device="meta")
+    theirs = torch.tensor([RandomResizedCrop.get_params(blank, list(SCALE), list(RATIO)) for _ in range(4000)])
+    for name, of in {
+        "top": lambda c: c[:, 0],
+        "left": lambda c: c[:, 1],
+        "area": lambda c: c[:, 2] * c[:, 3],
+        "ratio": lambda c: c[:, 3] / c[:, 2],
+        "relative top": lambda c: (c[:, 0] + 0.5) / (height - c[:, 2] + 1),
+        "relative left": lambda c: (c[:, 1] + 0.5) / (width - c[:, 3] + 1),
+        "height by left": lambda c: c[:, 2] * (c[:, 1] + 1),
+    }.items():
+        assert ks_2samp(of(ours).double(), of(theirs).double()).pvalue > 1e-3, name
+
+
+def test_crops_lie_within_the_image_and_reach_its_edges(generator):
+    top, left, height, width = draw_crops(5000, 40, 60, generator).unbind(1)
+    assert min(top.min(), left.min()) == 0 and min(height.min(), width.min()) >= 1
+    assert (top + height).max() == 40 and (left + width).max() == 60
+
+
+@pytest.mark.parametrize("height, width", [(10, 400), (400, 10), (10, 14), (1, 1)])
+def test_where_no_attempt_fits_the_crop_is_torchvisions_central_one(generator, height, width):
+    # A scale above 1 never fits.
+    theirs = RandomResizedCrop.get_params(torch.empty(3, height, width, device="meta"), [1.5, 1.6], list(RATIO))
+    assert draw_crops(3, height, width, generator, scale=(1.5, 1.6)).tolist() == [list(theirs)] * 3
+
+
+def test_a_crop_that_fits_once_in_many_attempts_is_found_as_often_as_in_torchvision(generator):
+    # Of such a wide image a quarter can be cut with few of the ratios, so that attempts fail and the fall-back counts.
+    torch.manual_seed(0)
+    blank = torch.empty(3, 100, 500, device="meta")
+    theirs = torch.tensor([RandomResizedCrop.get_params(blank, [0.2, 1.0], list(RATIO)) for _ in range(3000)])
+    ours = draw_crops(3000, 100, 500, generator)
+    central = torch.tensor([0, 183, 100, 133])
+    shares = [(crops == central).all(dim=1).float().mean().item() for crops in (ours, theirs)]
+    assert 0.05 < shares[1] < 0.95
+    assert shares[0] == pytest.approx(shares[1], abs=0.05)
+
+
+def test_draws_follow_the_generator_alone():
+    def draw(count: int, seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return draw_crops(count, 256, 256, generator), draw_flips(count, generator)
+
+    torch.manual_seed(0)
+    first = draw(64, seed=3)
+    torch.manual_seed(1)
+    again = draw(64, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], draw(64, seed=4)[0])
+    assert torch.equal(draw(1000, seed=3)[0][:64], first[0])
+    assert len(first[0].unique(dim=0)) == 64
+
+
+def test_a_slice_of_a_global_batch_is_augmented_as_in_the_whole(generator):
+    images, crops, flips = noise(generator, 8, 64, 64), draw_crops(8, 64, 64, generator), draw_flips(8, generator)
+    whole = crop_resize(images, crops, 48, flips)
+    for rank in range(4):
+        own = slice(2 * rank, 2 * rank + 2)
+        assert torch.allclose(crop_resize(images[own], crops[own], 48, flips[own]), whole[own], atol=1e-3)
+
+
+def test_half_of_the_images_are_flipped(generator):
+    flips = draw_flips(10_000, generator)
+    assert flips.dtype == torch.bool
+    assert flips.float().mean() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", [tuple, torch.tensor])
+def test_normalisation_equals_torchvision(generator, kind):
+    pixels = 255 * torch.rand(3, 3, 20, 30, generator=generator)
+    expected = functional.normalize(pixels / 255, list(MEAN), list(STD))
+    assert torch.allclose(normalize(pixels, kind(MEAN), kind(STD)), expected, atol=1e-6)
+
+
+def test_bad_input_is_refused_in_one_line(generator):
+    images, crops = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([[0, 0, 8, 8]] * 2)
+    for arguments, message in (
+        ((images.float(), crops, 4), r"float32 of shape \(2, 3, 8, 8\); give uint8"),
+        ((images[0], crops, 4), r"uint8 of shape \(3, 8, 8\); give uint8 \(count, channels"),
+        ((images, crops[:1], 4), r"crops have shape \(1, 4\); give \(2, 4\)"),
+        ((images, crops, 4, torch.zeros(3, dtype=torch.bool)), r"shape \(3,\); give bool \(2,\)"),
+        ((images, crops, 4, torch.zeros(2)), r"flips are torch.float32"),
+        ((images, crops, 0), "size 0 must be at least 1"),
+    ):
+        with pytest.raises(RetFoundError, match=message):
+            crop_resize(*arguments)
+    with pytest.raises(RetFoundError, match=r"scale \(0.5, 0.2\) must be"):
+        draw_crops(1, 8, 8, generator, scale=(0.5, 0.2))
+    with pytest.raises(RetFoundError, match=r"ratio \(0, 1\) must be"):
+        draw_crops(1, 8, 8, generator, ratio=(0, 1))
+    with pytest.raises(RetFoundError, match="0 x 8 pixels"):
+        draw_crops(1, 0, 8, generator)
+
+
+def test_nothing_is_warned_about(generator):
+    images, crops = noise(generator, 3, 32, 32), draw_crops(3, 32, 32, generator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            normalize(crop_resize(images, crops, 16, draw_flips(3, generator)), MEAN, STD)
