@@ -11,6 +11,8 @@ from .runs.errors import RetFoundError, nearest
 COMMANDS = {
     "convert_checkpoint": ("models.conversion.command", "main", "official .pth checkpoint -> model folder"),
     "make_synthetic": ("data.synthetic_command", "main", "a synthetic labelled set of CFP or OCT images"),
+    "prepare_images": ("data.shards.command", "main", "folder, table or data set of images -> parquet shards"),
+    "pretrain": ("pretraining.command", "main", "shards -> model folder: self-supervised, on one or many devices"),
     "finetune": ("finetuning.command", "main", "model folder + labelled set -> classifier: full, lora or linear"),
     "evaluate": ("inference.evaluate_command", "main", "a fine-tuned folder on any labelled set"),
     "embed": ("inference.embed_command", "main", "feature vectors of a folder of images"),

@@ -18,7 +18,10 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"(?:<!-- not run by the tests: (?P<why>.*?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.S)
 # Shortens the runs without changing what they do.
-SHORTER = ["--num_train_epochs", "2", "--dataloader_num_workers", "0", "--per_device_eval_batch_size", "16"]
+SHORTER = {
+    "finetune.py": ["--num_train_epochs", "2", "--dataloader_num_workers", "0", "--per_device_eval_batch_size", "16"],
+    "pretrain.py": ["--max_steps", "2", "--dataloader_num_workers", "1"],
+}
 
 
 def snippets() -> list[tuple[str, str, str | None]]:
@@ -115,18 +118,29 @@ def test_snippets_run_in_order(desk: Path):
             run([sys.executable, "-c", code], desk)
             continue
         assert language == "bash"
-        commands = []
+        commands: list[list[str]] = []
         for line in code.replace("\\\n", " ").strip().splitlines():
-            python, *words = shlex.split(line, comments=True)
-            assert python == "python", line
-            commands.append([*words, *(SHORTER if "finetune.py" in line else [])])
+            program, *words = shlex.split(line, comments=True)
+            words += [word for script, flags in SHORTER.items() if script in line for word in flags]
+            if program == "python":
+                commands.append(words)
+                continue
+            assert (program, words[0]) == ("accelerate", "launch"), line
+            run([sys.executable, "-c", RUNNER, json.dumps(commands)], desk)
+            run([sys.executable, "-m", "accelerate.commands.launch", *words[1:]], desk)
+            commands = []
         run([sys.executable, "-c", RUNNER, json.dumps(commands)], desk)
     assert (desk / "my-evaluation" / "metrics.json").is_file()
     assert (desk / "my-features" / "features.parquet").is_file()
+    assert (desk / "my-retfound" / "model.safetensors").is_file()
 
 
 def test_only_set_up_and_the_gpu_are_left_out():
-    assert [why for _, _, why in snippets() if why] == ["they are run by these", "needs a GPU"]
+    assert [why for _, _, why in snippets() if why] == [
+        "they are run by these",
+        "needs a GPU",
+        "needs 8 GPUs and the Hub",
+    ]
 
 
 def test_the_folder_is_loaded_right_after_it_is_made():

@@ -1,0 +1,1 @@
+"""`pretrain`: self-supervised training on image shards, driven by Accelerate."""

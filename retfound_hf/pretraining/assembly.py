@@ -1,0 +1,144 @@
+"""The parts of a run, built from its arguments."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..models.image_processing import RetFoundImageProcessor
+from ..runs.errors import RetFoundError
+from .arguments import DataArguments, ModelArguments, PretrainingArguments
+from .checkpoints import Checkpoints, read_state
+from .faults import NonFinite, Rejected
+from .images import ImageReader, fingerprint, open_shards
+from .loop import Loop
+from .monitor import LinearProbeMonitor, Previews
+from .objectives import find_objective
+from .optimization import make_optimizer
+from .order import Order, Position
+from .report import Report
+from .resuming import check_resumable
+from .start import build_model
+from .window import Window
+
+
+def make_accelerator(args: PretrainingArguments, output_dir: Path) -> Accelerator:
+    """Accelerate as `accelerate launch` configured it, with the run's precision and trackers."""
+    if torch.accelerator.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32 in what mixed precision leaves in float32
+    trackers = [name for name in args.report_to if name != "none"]
+    try:
+        accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            # accelerate joins processes on CPUs only when it is told.
+            cpu=not torch.accelerator.is_available(),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            log_with=trackers or None,
+            project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / "trackers")),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+    except (ValueError, ImportError) as error:
+        raise RetFoundError(f"Accelerate refuses its settings: {error}") from error
+    if len(accelerator.log_with) < len(trackers):
+        raise RetFoundError(f"--report_to {' '.join(trackers)}: not installed, or unknown to Accelerate")
+    accelerator.init_trackers("retfound")
+    return accelerator
+
+
+def prepare(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: PretrainingArguments,
+    accelerator: Accelerator,
+    checkpoint: Path | None,
+) -> tuple[Loop, ImageReader]:
+    """Put the run's parts together; every mistake of the user shows here, before the first step."""
+    output_dir = Path(args.output_dir)
+    with accelerator.local_main_process_first():
+        reader = ImageReader(open_shards(data_args.train_data, data_args.cache_dir), data_args.max_bad_share)
+    order = Order(
+        len(reader.table),
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+        accelerator.num_processes,
+        accelerator.process_index,
+        args.seed,
+        args.max_steps,
+        args.num_train_epochs,
+    )
+    if order.steps_per_epoch < 1:
+        raise RetFoundError(
+            f"--train_data has {order.num_images} images, and one step takes {order.global_batch} (batch x "
+            "accumulation x processes); give a smaller --per_device_train_batch_size"
+        )
+    set_seed(args.seed)
+    objective = find_objective(model_args.objective)(build_model(model_args), reader.side)
+    modality = objective.model.config.modality
+    processor = RetFoundImageProcessor.for_image_size(
+        objective.model.config.image_size, do_fundus_crop=modality != "oct"
+    )
+    probe = None
+    if data_args.probe_data is not None:
+        options = {
+            "batch_size": min(args.per_device_train_batch_size, 64),
+            "precision": accelerator.mixed_precision,
+        }
+        probe = LinearProbeMonitor(
+            data_args.probe_data, data_args.probe_epochs, processor, data_args.cache_dir, options
+        )
+        probe.splits  # noqa: B018 decoded here, so that mistakes show before training
+    if args.gradient_checkpointing:
+        objective.model.gradient_checkpointing_enable({"use_reentrant": False})
+    if args.torch_compile:
+        # Block by block: all are alike and compile once, and gradients are shared while others are computed.
+        for module in objective.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.compile()
+    optimizer = make_optimizer(
+        objective,
+        args.peak_learning_rate(order.global_batch),
+        args.weight_decay,
+        (args.adam_beta1, args.adam_beta2),
+    )
+    network, optimizer = accelerator.prepare(objective, optimizer)
+    checkpoints = Checkpoints(output_dir, accelerator, processor, args.save_total_limit or None)
+    facts = {
+        "objective": model_args.objective,
+        "seed": args.seed,
+        "fingerprint": fingerprint(reader.table),
+        "global_batch": order.global_batch,
+    }
+    position, window = Position(), Window()
+    non_finite = NonFinite(accelerator, output_dir, args.on_non_finite == "skip", order.total_steps)
+    rejected = Rejected(accelerator, output_dir, order.num_images, data_args.max_bad_share)
+    if checkpoint is not None:
+        check_resumable(read_state(checkpoint), facts, args.max_steps, checkpoint)
+        state = checkpoints.load(checkpoint)
+        # With another batch, the rest of the epoch may be too short for a step.
+        position = order.at_epoch(Position(**state["position"]))
+        window.restore(state["window"], accelerator.device)
+        non_finite.skipped, rejected.reasons = state["skipped_steps"], state["rejected"]
+    # With another batch, what is left takes another number of steps than before.
+    steps_left = round((1 - order.progress(position)) * order.total_steps)
+    report = Report(accelerator, output_dir, position.step, position.step + steps_left)
+    loop = Loop(
+        accelerator=accelerator,
+        args=args,
+        objective=objective,
+        network=network,
+        optimizer=optimizer,
+        order=order,
+        checkpoints=checkpoints,
+        report=report,
+        non_finite=non_finite,
+        rejected=rejected,
+        probe=probe,
+        previews=Previews(reader, objective, output_dir, args.seed) if data_args.preview_steps > 0 else None,
+        preview_steps=data_args.preview_steps,
+        facts=facts,
+        position=position,
+        window=window,
+    )
+    return loop, reader

@@ -1,0 +1,192 @@
+"""The training loop: one optimiser step after the other, and what is due between them."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..runs.errors import RetFoundError
+from .arguments import PretrainingArguments
+from .checkpoints import Checkpoints
+from .faults import NonFinite, Rejected
+from .monitor import LinearProbeMonitor, Previews
+from .objectives.base import Objective
+from .optimization import gradient_norm, guarded_step, learning_rate_factor, warmup_share
+from .order import Order, Position
+from .report import Report
+from .stopping import StopSignal
+from .window import Window
+
+
+@dataclass
+class Loop:
+    """The parts of a run, put together by `run.pretrain`.
+
+    Attributes:
+        network: the objective as accelerate prepared it, `objective` the same without its wrapping.
+        facts: what every checkpoint says of the run besides its position.
+    """
+
+    accelerator: Accelerator
+    args: PretrainingArguments
+    objective: Objective
+    network: Any
+    optimizer: Any
+    order: Order
+    checkpoints: Checkpoints
+    report: Report
+    non_finite: NonFinite
+    rejected: Rejected
+    probe: LinearProbeMonitor | None
+    previews: Previews | None
+    preview_steps: int
+    facts: dict[str, Any]
+    position: Position
+    window: Window
+
+    def __post_init__(self) -> None:
+        # Steps of the window that are known to be finite, as those of a checkpoint are.
+        self._settled = len(self.window.rows)
+
+    def train(self, batches: Iterator[dict[str, Any]]) -> str | None:
+        """Train to the end, which writes a checkpoint too; returns the name of the signal that ended it before."""
+        self.network.train()
+        with StopSignal().listening() as stop:
+            if self.position.step == 0:
+                self._probe()
+            while not self.order.is_finished(self.position):
+                before = self.order.epochs(self.position)
+                self._step(batches)
+                self.report.advance()
+                step, finished = self.position.step, self.order.is_finished(self.position)
+                # The position of a finished epoch is that of the next one's start.
+                if step % self.args.logging_steps == 0 or finished:
+                    self._log()
+                if self.probe is not None and (self.probe.is_due(before, self._epochs()) or finished):
+                    self._probe()
+                if self.previews is not None and (step % self.preview_steps == 0 or finished):
+                    self._preview()
+                due = self.args.save_steps and step % self.args.save_steps == 0
+                stopped = stop.agreed() and not finished
+                if due or finished or stopped:
+                    self._save()
+                if stopped:
+                    return stop.name
+        return None
+
+    def _step(self, batches: Iterator[dict[str, Any]]) -> None:
+        accelerator, accumulation = self.accelerator, self.order.accumulation
+        loss: Tensor | float = 0.0
+        logs: Tensor | float = 0.0
+        ids: list[str] = []
+        for number in range(accumulation):
+            with self.window.waiting():
+                batch = _next(batches)
+            device = accelerator.device
+            images = batch["images"].to(device, non_blocking=True)
+            draws = {name: values.to(device, non_blocking=True) for name, values in batch["draws"].items()}
+            with torch.no_grad():
+                views = self.objective.views(images, draws)
+            is_last = number == accumulation - 1
+            with contextlib.nullcontext() if is_last else accelerator.no_sync(self.network):
+                part, part_logs = self.network(views)
+                accelerator.backward(part / accumulation)
+            loss = loss + part.detach() / accumulation
+            logs = logs + part_logs / accumulation
+            ids += batch["ids"]
+            self.rejected.add(batch["rejected"])
+        norm = gradient_norm(accelerator, self.network, self.args.max_grad_norm)
+        rate = self.learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        guarded_step(accelerator, self.optimizer, norm.isfinite())
+        self.optimizer.zero_grad()
+        self.position = self.order.after(self.position)
+        self.objective.after_step(self.order.progress(self.position))
+        self.window.add(torch.cat([torch.stack([loss, norm]).float(), logs.float()]), ids, self.order.global_batch)
+
+    def learning_rate(self) -> float:
+        """Of the step that comes next."""
+        warmup = warmup_share(self.args.warmup_steps, self.order.total_steps)
+        peak = self.args.peak_learning_rate(self.order.global_batch)
+        return peak * learning_rate_factor(self.order.progress(self.position), warmup)
+
+    def _epochs(self) -> float:
+        return self.order.epochs(self.position)
+
+    def _log(self) -> None:
+        rows = self._settle()
+        speed = self.window.speed()
+        # Scaled gradients that overflowed (fp16) have no norm.
+        means = rows.masked_fill(~rows.isfinite(), math.nan).nanmean(dim=0).tolist()
+        record = {
+            "step": self.position.step,
+            "epoch": round(self._epochs(), 6),
+            "loss": means[0],
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "grad_norm": means[1],
+            **speed,
+            **dict(zip(self.objective.log_names, means[2:], strict=True)),
+        }
+        counts = {"skipped_steps": self.non_finite.skipped, "rejected_images": len(self.rejected.reasons)}
+        self.report.log({**record, **{name: count for name, count in counts.items() if count}})
+        self.report.show(record)
+        self.window, self._settled = Window(), 0
+
+    def _settle(self) -> Tensor:
+        """Check what happened since the last log line or checkpoint, and leave steps that are not finite out.
+
+        Returns:
+            float64 (steps, columns): what is left of the window, means over processes. The host waits for the device.
+        """
+        if not self.window.rows:
+            return torch.empty(0, 2 + len(self.objective.log_names), dtype=torch.float64)
+        step, first, values = self.position.step, self._settled, self.window.values()
+        shared = self.accelerator.reduce(values.clone(), reduction="mean").cpu().double()
+        found = self.non_finite.check(shared[first:], values.cpu()[first:], self.window.ids[first:], step)
+        self.rejected.check(step * self.order.global_batch)
+        kept = [*range(first), *(first + index for index in found)]
+        self.window.rows = [self.window.rows[index] for index in kept]
+        self.window.ids = [self.window.ids[index] for index in kept]
+        self._settled = len(kept)
+        return shared[kept]
+
+    def _probe(self) -> None:
+        if self.probe is None:
+            return
+        with self.window.paused():
+            auroc = self.probe.auroc(self.objective)
+        self.report.log({"step": self.position.step, "epoch": round(self._epochs(), 6), "probe_auroc": auroc})
+
+    def _preview(self) -> None:
+        with self.window.paused():
+            if self.accelerator.is_main_process:
+                picture = self.previews.write(self.objective, self.position.step, self.accelerator.device)
+                if picture is not None:
+                    self.report.show_picture(picture, self.position.step)
+            self.accelerator.wait_for_everyone()
+
+    def _save(self) -> None:
+        rows = self._settle()
+        state = {
+            **self.facts,
+            "position": vars(self.position),
+            "window": rows.tolist(),
+            "rejected": self.rejected.reasons,
+            "skipped_steps": self.non_finite.skipped,
+        }
+        with self.window.paused():
+            self.checkpoints.save(self.position.step, state)
+
+
+def _next(batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return next(batches)
+    except RetFoundError as error:
+        # A loader worker's error arrives with the worker's traceback as its message.
+        raise RetFoundError(str(error).rstrip().rsplit(f"{RetFoundError.__name__}: ", 1)[-1]) from error

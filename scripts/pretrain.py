@@ -1,0 +1,14 @@
+"""Pretrain on image shards; under `accelerate launch`, on all its processes.
+
+accelerate launch scripts/pretrain.py --config_name retfound-cfp --train_data my-shards --output_dir my-retfound
+accelerate launch --config_file scripts/accelerate/8_gpus.yaml scripts/pretrain.py --config_name retfound-oct \
+    --model_name_or_path facebook/vit-mae-large --train_data my-shards --output_dir my-retfound --bf16
+"""
+
+import sys
+
+from retfound_hf.pretraining.command import main
+from retfound_hf.runs.arguments import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

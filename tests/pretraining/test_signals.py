@@ -1,0 +1,190 @@
+"""SIGTERM and SIGINT: a checkpoint, status 0, and the way to go on."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from retfound_hf.pretraining.loop import Loop
+from retfound_hf.pretraining.run import pretrain
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
+STEPS = 30
+OPTIONS = {"max_steps": STEPS, "per_device_train_batch_size": 16, "logging_steps": 4}
+# The real command at a pace that leaves time for a signal; it says when it has begun.
+SLOW = """
+import sys, time
+from retfound_hf.pretraining.command import main
+from retfound_hf.pretraining.loop import Loop
+from retfound_hf.runs.arguments import run_command
+step = Loop._step
+def slow_step(self, batches):
+    step(self, batches)
+    time.sleep(0.1)
+    if self.position.step == 3 and self.accelerator.is_main_process:
+        print("begun", flush=True)
+Loop._step = slow_step
+sys.exit(run_command(main))
+"""
+
+
+@pytest.fixture
+def uninterrupted(tiny_arguments, tmp_path) -> Path:
+    return pretrain(*tiny_arguments(tmp_path / "uninterrupted", **OPTIONS))
+
+
+def lines(folder: Path) -> list[dict]:
+    """The log without what the clock says."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    timed = {"images_per_second", "data_wait_fraction"}
+    return [{name: value for name, value in record.items() if name not in timed} for record in records]
+
+
+def assert_goes_on(folder: Path, uninterrupted: Path, arguments) -> None:
+    """The rest of a stopped run makes it the run that was not stopped."""
+    (checkpoint,) = folder.glob("checkpoint-*")
+    step = int(checkpoint.name.split("-")[1])
+    assert 3 <= step < STEPS
+    assert not (folder / "config.json").exists()
+    pretrain(*arguments(folder, **OPTIONS, resume_from_checkpoint="latest"))
+    assert (folder / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
+    assert lines(folder) == lines(uninterrupted)
+
+
+def signal_at(monkeypatch, step: int, *numbers: signal.Signals) -> None:
+    """This process gets the signals while it takes the step after `step`."""
+    taken = Loop._step
+
+    def interrupted(self: Loop, batches) -> None:
+        if self.position.step == step:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        taken(self, batches)
+
+    monkeypatch.setattr(Loop, "_step", interrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_goes_on_to_the_bit(
+    tiny_arguments, uninterrupted, monkeypatch, capsys, tmp_path, number
+):
+    folder, before = tmp_path / "stopped", signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        signal_at(patch, 9, number)
+        assert pretrain(*tiny_arguments(folder, **OPTIONS)) is None
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-10"]
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"stopped by {number.name} after step 10, with a checkpoint; go on with --resume_from_checkpoint latest"
+    )
+    assert signal.getsignal(number) is before
+    assert_goes_on(folder, uninterrupted, tiny_arguments)
+
+
+def test_a_second_sigint_stops_at_once(tiny_arguments, monkeypatch, tmp_path):
+    signal_at(monkeypatch, 9, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(*tiny_arguments(tmp_path / "stopped", **OPTIONS))
+    assert not list((tmp_path / "stopped").glob("checkpoint-*"))
+
+
+def test_a_second_sigterm_does_no_harm(tiny_arguments, monkeypatch, tmp_path):
+    """torchrun sends its own to processes that the scheduler has signalled already."""
+    signal_at(monkeypatch, 9, signal.SIGTERM, signal.SIGTERM)
+    assert pretrain(*tiny_arguments(tmp_path / "stopped", **OPTIONS)) is None
+    assert (tmp_path / "stopped" / "checkpoint-10" / "training_state.json").is_file()
+
+
+def test_a_signal_in_the_last_step_finishes_the_run(tiny_arguments, uninterrupted, monkeypatch, tmp_path):
+    signal_at(monkeypatch, STEPS - 1, signal.SIGTERM)
+    folder = pretrain(*tiny_arguments(tmp_path / "finished", **OPTIONS))
+    assert (folder / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
+
+
+class Started:
+    """The slowed command in its own process group, under a launcher or not."""
+
+    def __init__(self, folder: Path, words: list[str], launcher: list[str] | None = None):
+        script = folder / "slow.py"
+        script.write_text(SLOW, encoding="utf-8")
+        self.process = subprocess.Popen(
+            [sys.executable, *(launcher or []), str(script), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        self.descendants: list[psutil.Process] = []
+
+    def __enter__(self) -> "Started":
+        began = self.process.stdout.readline()
+        assert began == "begun\n", self.process.communicate(timeout=60)[1][-3000:]
+        self.descendants = psutil.Process(self.process.pid).children(recursive=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in [*self.descendants, psutil.Process(self.process.pid) if self.process.poll() is None else None]:
+            if process is not None and process.is_running():
+                process.kill()
+        self.process.communicate(timeout=60)
+
+    def ended(self) -> tuple[int, str, str]:
+        """Status, output and errors; everything that it started must be gone too."""
+        output, errors = self.process.communicate(timeout=90)
+        deadline = time.monotonic() + 15
+        while any(process.is_running() for process in self.descendants) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not [process for process in self.descendants if process.is_running()]
+        return self.process.returncode, output, errors
+
+
+def test_a_signalled_process_group_ends_with_status_0(pretrain_words, uninterrupted, tiny_arguments, tmp_path):
+    """As a scheduler or a Ctrl-C in a terminal does it; the loader's workers are in the group when it comes."""
+    folder = tmp_path / "stopped"
+    with Started(tmp_path, pretrain_words(folder, **OPTIONS, dataloader_num_workers=2)) as started:
+        assert len(started.descendants) == 2
+        os.killpg(started.process.pid, signal.SIGTERM)
+        status, output, errors = started.ended()
+    assert status == 0, errors[-3000:]
+    assert "stopped by SIGTERM after step" in output.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert_goes_on(folder, uninterrupted, tiny_arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["launcher", "worker", "all"])
+def test_two_processes_stop_together(pretrain_words, tiny_arguments, tmp_path, who):
+    """A signal to one of them saves the work of both; the launcher hands on what it gets, and ends as it likes."""
+    folder = tmp_path / "stopped"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_addr=127.0.0.1",
+        f"--master_port={port}",
+    ]
+    options = {**OPTIONS, "per_device_train_batch_size": 8}
+    with Started(tmp_path, pretrain_words(folder, **options, dataloader_num_workers=1), launcher) as started:
+        ranks = [process for process in started.descendants if process.ppid() == started.process.pid]
+        assert len(ranks) == 2
+        if who == "all":
+            for process in ranks:
+                process.send_signal(signal.SIGTERM)
+        if who == "worker":
+            ranks[1].send_signal(signal.SIGTERM)
+        else:
+            os.killpg(started.process.pid, signal.SIGTERM)
+        status, output, errors = started.ended()
+    if who == "worker":
+        assert status == 0, errors[-3000:]
+    assert output.count("with a checkpoint; go on with --resume_from_checkpoint latest") == 1
+    (checkpoint,) = folder.glob("checkpoint-*")
+    assert int(checkpoint.name.split("-")[1]) < STEPS
+    pretrain(*tiny_arguments(folder, **OPTIONS, resume_from_checkpoint="latest"))
+    assert lines(folder)[-1]["step"] == STEPS
