@@ -1,9 +1,10 @@
 """The parts of a run, built from its arguments."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -37,7 +38,11 @@ def make_accelerator(args: PretrainingArguments, output_dir: Path) -> Accelerato
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=trackers or None,
             project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / "trackers")),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                # The others wait while one process lets `datasets` copy a million images into its cache.
+                InitProcessGroupKwargs(timeout=timedelta(hours=2)),
+            ],
         )
     except (ValueError, ImportError) as error:
         raise RetFoundError(f"Accelerate refuses its settings: {error}") from error
