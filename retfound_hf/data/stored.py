@@ -32,7 +32,7 @@ def read_stored(data: str, image_column: str) -> pd.DataFrame:
     Raises:
         RetFoundError: nothing there that `datasets` can read, a split of unknown name, or no image column.
     """
-    parts = _load(data)
+    parts = load_splits(data)
     unknown = [name for name in parts if normalise_split(name) is None]
     if unknown and len(parts) > 1:
         raise RetFoundError(
@@ -40,7 +40,7 @@ def read_stored(data: str, image_column: str) -> pd.DataFrame:
         )
     tables = []
     for name, part in parts.items():
-        table = _table(part, _image_column(part, image_column, data), Path(data).absolute())
+        table = _table(part, find_image_column(part, image_column, data), Path(data).absolute())
         table["number"] = [f"{normalise_split(name) or name}/{index}" for index in range(len(table))]
         tables.append(table.assign(split=normalise_split(name)) if len(parts) > 1 else table)
     table = pd.concat(tables, ignore_index=True)
@@ -50,22 +50,33 @@ def read_stored(data: str, image_column: str) -> pd.DataFrame:
     return table
 
 
-def _load(data: str) -> dict[str, "datasets.Dataset"]:
+def load_splits(data: str, accepted: str = ACCEPTED_DATA) -> dict[str, "datasets.Dataset"]:
+    """Every split of a data set, memory-mapped.
+
+    Args:
+        data: Hub id, a parquet file, a folder that `datasets` reads, or one that `save_to_disk` wrote.
+        accepted: for the error, what may be given.
+
+    Raises:
+        RetFoundError: nothing there that `datasets` can read.
+    """
     import datasets
 
-    if data.endswith(".parquet"):
-        return {"train": datasets.Dataset.from_parquet(data)}
     saved = any(os.path.isfile(os.path.join(data, name)) for name in ("dataset_dict.json", "state.json"))
     try:
-        loaded = datasets.load_from_disk(data) if saved else datasets.load_dataset(data)
+        if os.path.isfile(data):
+            loaded = datasets.Dataset.from_parquet(data)
+        else:
+            loaded = datasets.load_from_disk(data) if saved else datasets.load_dataset(data)
     except Exception as error:  # loading runs over the network and through many readers, each with its own errors
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        where = "holds nothing that datasets can read" if os.path.isdir(data) else "is neither here nor on the Hub"
-        raise RetFoundError(f"data {data} {where} ({reason}); give {ACCEPTED_DATA}") from error
+        where = "holds nothing that datasets can read" if os.path.exists(data) else "is neither here nor on the Hub"
+        raise RetFoundError(f"data {data} {where} ({reason}); give {accepted}") from error
     return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
 
 
-def _image_column(part: "datasets.Dataset", wanted: str, data: str) -> str:
+def find_image_column(part: "datasets.Dataset", wanted: str, data: str) -> str:
+    """`wanted`, or the only column of type `datasets.Image`."""
     import datasets
 
     columns = [name for name, feature in part.features.items() if isinstance(feature, datasets.Image)]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -83,7 +84,7 @@ def load_encoder(name_or_path: str) -> PreTrainedModel:
 def _load(auto_class: Any, name_or_path: str, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     try:
         return auto_class.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise RetFoundError(f"model {name_or_path} cannot be loaded: {first}") from error
 

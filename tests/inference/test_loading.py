@@ -56,6 +56,15 @@ def test_an_encoder_that_lacks_weights_is_refused(encoder_folder, tmp_path):
         load_encoder(str(tmp_path))
 
 
+def test_cut_off_weights_are_refused_in_one_line(encoder_folder, tmp_path):
+    (tmp_path / "config.json").write_bytes((encoder_folder / "config.json").read_bytes())
+    whole = (encoder_folder / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RetFoundError, match=r"^model \S+ cannot be loaded: \S") as raised:
+        load_encoder(str(tmp_path))
+    assert "\n" not in str(raised.value)
+
+
 def test_a_stock_vit_with_a_trained_pooler_uses_it(stock_vit):
     folder, model = stock_vit(with_pooler=True)
     with torch.no_grad():

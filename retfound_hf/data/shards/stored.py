@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from ...runs.errors import RetFoundError, nearest
 from ..checks import listed
+from ..stored import find_image_column, load_splits
 from .files import as_utf8, file_stamp
 from .items import ACCEPTED, Item, Source
 
@@ -29,7 +30,7 @@ class StoredSource(Source):
         import datasets
 
         self.name = str(Path(data).absolute()) if os.path.exists(data) else data
-        splits = _load(data)
+        splits = load_splits(data, ACCEPTED)
         if split is not None and split not in splits:
             raise RetFoundError(f"{data} has no split {split!r}; it has {listed(splits)}{nearest(split, splits)}")
         splits = {name: part for name, part in splits.items() if split in (None, name)}
@@ -42,7 +43,7 @@ class StoredSource(Source):
                     f"with --keep_columns{nearest(column, columns)}"
                 )
         self.kept_features = datasets.Features({name: first.features[name] for name in keep_columns})
-        self._image = _image_column(first, image_column, data)
+        self._image = find_image_column(first, image_column, data)
         self._splits = {
             name: part.cast_column(self._image, datasets.Image(decode=False)) for name, part in splits.items()
         }
@@ -94,33 +95,3 @@ class RowOpener:
         if image is None:
             raise RetFoundError("the row holds no image")
         return image["path"] if image["bytes"] is None else image["bytes"]
-
-
-def _load(data: str) -> "dict[str, datasets.Dataset]":
-    import datasets
-
-    saved = any(os.path.isfile(os.path.join(data, name)) for name in ("dataset_dict.json", "state.json"))
-    try:
-        if os.path.isfile(data):
-            loaded = datasets.Dataset.from_parquet(data)
-        else:
-            loaded = datasets.load_from_disk(data) if saved else datasets.load_dataset(data)
-    except Exception as error:  # loading runs over the network and through many readers, each with its own errors
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        where = "holds nothing that datasets can read" if os.path.exists(data) else "is neither here nor on the Hub"
-        raise RetFoundError(f"{data} {where} ({reason}); give {ACCEPTED}") from error
-    return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
-
-
-def _image_column(part: "datasets.Dataset", wanted: str, data: str) -> str:
-    import datasets
-
-    columns = [name for name, feature in part.features.items() if isinstance(feature, datasets.Image)]
-    if wanted in columns:
-        return wanted
-    if len(columns) == 1:
-        return columns[0]
-    raise RetFoundError(
-        f"{data} has no image column {wanted!r}; its columns are {listed(part.column_names, 20)}, of which "
-        f"{listed(columns) or 'none'} hold images; name the right one with --image_column"
-    )
