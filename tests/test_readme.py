@@ -159,3 +159,13 @@ def test_memory_table_equals_the_recorded_result():
         if re.search(r"\d\.\d", line)
     ]
     assert rows == [list(row["gb"].values()) for row in record["rows"]]
+
+
+def test_speed_of_shards_equals_the_recorded_result():
+    record = json.loads((ROOT / "scripts/benchmarks/results/prepare_images.json").read_text())
+    said = re.search(r"One\s+core prepares(.*?)Memory does not grow", README, re.S)[1]
+    rows = record["speed"]
+    found = [f"{row['images_per_second_per_core']:.0f}" for row in rows]
+    found += [str(value) for row in rows for name, value in row.items() if name.startswith("projected_hours")]
+    assert re.findall(r"\*\*([\d.]+)\*\*", said) == found
+    assert abs(record["memory"]["bytes_for_each_image_more"]) < 1000
