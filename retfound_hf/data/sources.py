@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from ..images.reading import find_images
 from ..runs.errors import RetFoundError
-from .tables import TABLE_SUFFIXES, read_table
+from .tables import TABLE_SUFFIXES, holds_images, read_table
 
 ACCEPTED = "a folder of images, a folder of parquet shards, or a CSV or parquet table with a column image"
 
@@ -55,13 +55,13 @@ def list_parts(data: str, part_size: int = 1000) -> list[Part]:
     """
     path = Path(data)
     if path.is_dir():
-        shards = sorted(path.rglob("*.parquet"))
-        if shards and all(_is_shard(shard) for shard in shards):
+        shards = find_shards(path)
+        if shards and all(holds_images(shard, "image") for shard in shards):
             return [_shard_part(index, shard) for index, shard in enumerate(shards)]
         images = find_images(path)
         ids, paths = [str(image.relative_to(path).as_posix()) for image in images], [str(image) for image in images]
     elif path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
-        if path.suffix.lower() == ".parquet" and _is_shard(path):
+        if holds_images(path, "image"):
             return [_shard_part(0, path)]
         ids, paths = _table_images(path)
     else:
@@ -76,17 +76,17 @@ def list_parts(data: str, part_size: int = 1000) -> list[Part]:
     return parts
 
 
+def find_shards(folder: Path) -> list[Path]:
+    """The parquet files under `folder`, sorted; hidden ones are what a killed `prepare_images` left half-written."""
+    return sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith("."))
+
+
 def _table_images(path: Path) -> tuple[list[str], list[str]]:
     table = read_table(path, ())
     if "image" not in table:
         raise RetFoundError(f"{path} has no column image; it has {', '.join(map(str, table.columns))}")
     paths = [str(path.parent / str(image)) for image in table["image"]]
     return [str(name) for name in table["id" if "id" in table else "image"]], paths
-
-
-def _is_shard(path: Path) -> bool:
-    schema = pq.read_schema(path)
-    return "image" in schema.names and str(schema.field("image").type).startswith("struct")
 
 
 def _shard_part(index: int, shard: Path) -> Part:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.sources import find_shards
 from ..images.reading import UnreadableImageError
 from ..runs.errors import RetFoundError
 from .decoding import decode, encoded_bytes
@@ -35,7 +36,7 @@ def open_shards(sources: Sequence[str], cache_dir: str | None = None) -> "datase
     tables = []
     for source in sources:
         path = Path(source)
-        files = _parquet_files(path) if path.is_dir() else [source]
+        files = [str(shard) for shard in find_shards(path)] if path.is_dir() else [source]
         if path.exists() and not (files and files[0].endswith(".parquet")):
             raise RetFoundError(f"--train_data {source} holds no parquet shards; make them with prepare_images")
         try:
@@ -123,8 +124,3 @@ class ImageReader:
                 )
             return height
         raise RetFoundError(f"the first {self.tries} images of --train_data cannot be read; mend the shards")
-
-
-def _parquet_files(folder: Path) -> list[str]:
-    # Names with a dot are what an interrupted prepare_images left half-written.
-    return sorted(str(path) for path in folder.rglob("*.parquet") if not path.name.startswith("."))

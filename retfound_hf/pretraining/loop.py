@@ -64,7 +64,6 @@ class Loop:
                 self._step(batches)
                 self.report.advance()
                 step, finished = self.position.step, self.order.is_finished(self.position)
-                # The position of a finished epoch is that of the next one's start.
                 if step % self.args.logging_steps == 0 or finished:
                     self._log()
                 if self.probe is not None and (self.probe.is_due(before, self._epochs()) or finished):

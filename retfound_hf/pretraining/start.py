@@ -30,7 +30,7 @@ def build_model(args: ModelArguments) -> RetFoundForPreTraining:
     if args.model_name_or_path is None:
         size = {} if args.image_size is None else {"image_size": args.image_size}
         try:
-            config = RetFoundConfig.from_preset(args.config_name, **{**_settings(args, None), **size})
+            config = RetFoundConfig.from_preset(args.config_name, **{**_settings(args), **size})
         except ValueError as error:
             raise RetFoundError(f"--config_name {args.config_name}: {error}") from error
         return RetFoundForPreTraining(config).train()
@@ -43,7 +43,7 @@ def build_model(args: ModelArguments) -> RetFoundForPreTraining:
     own = stored.to_dict() if stored.model_type == "retfound" else {}
     own = {key: value for key, value in own.items() if key not in ("model_type", "transformers_version")}
     preset = {} if args.config_name is None else PRESETS[args.config_name]
-    config = RetFoundConfig(**{**own, **preset, **sizes, **_settings(args, stored)})
+    config = RetFoundConfig(**{**own, **preset, **sizes, **_settings(args)})
     try:
         model, info = RetFoundForPreTraining.from_pretrained(
             name, config=config, key_mapping=STOCK_NAMES, output_loading_info=True
@@ -59,7 +59,7 @@ def build_model(args: ModelArguments) -> RetFoundForPreTraining:
     return model.float().train()
 
 
-def _settings(args: ModelArguments, stored: PreTrainedConfig | None) -> dict[str, Any]:
+def _settings(args: ModelArguments) -> dict[str, Any]:
     """What the command line says of the task; the modality alone sets the paper's mask ratio."""
     settings: dict[str, Any] = {"drop_path_rate": 0.0}
     if args.modality is not None:

@@ -73,6 +73,8 @@ def test_a_shard_is_a_part_of_its_own(folder, tmp_path, with_ids):
     names, sources = parts[0].load()
     assert names == [f"eye-{index}" if with_ids else f"00000-part-0/{index}" for index in range(4)]
     assert list(sources) == contents[:4]
+    (shards / ".part-2-half.parquet").write_bytes(b"PAR1")  # of a writer that was killed
+    assert list_parts(str(shards), part_size=1) == parts
     (alone,) = list_parts(str(shards / "part-1.parquet"))
     assert list(alone.load()[1]) == contents[4:]
     assert alone.identity == parts[1].identity
