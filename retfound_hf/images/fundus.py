@@ -47,7 +47,7 @@ def find_field_of_view(image: np.ndarray | Image.Image) -> FieldOfView:
     """
     from .lit_disc import box_of_disc  # brings SciPy: not before it is needed
 
-    image = _checked(image)
+    image = as_rgb_image(image)
     factor = max(1, max(image.size) // DETECTION_SIDE)
     # The brightest channel: the rim of a fundus is dark in green and blue long before it is dark in red.
     small = np.asarray(image.reduce(factor)).max(axis=2)
@@ -84,7 +84,8 @@ def crop_field_of_view(image: Image.Image) -> Image.Image:
     return image.crop(square_box(field)) if field.found else image
 
 
-def _checked(image: np.ndarray | Image.Image) -> Image.Image:
+def as_rgb_image(image: np.ndarray | Image.Image) -> Image.Image:
+    """The image as a PIL image in mode RGB; an array must be uint8 of shape (height, width, 3)."""
     if isinstance(image, Image.Image):
         return image if image.mode == "RGB" else image.convert("RGB")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

@@ -8,9 +8,11 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..runs.errors import RetFoundError
+from .dicom import DICOM_SUFFIXES, DicomError, is_dicom, read_dicom
 
 IMAGE_SUFFIXES: tuple[str, ...] = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm",
+    *DICOM_SUFFIXES,
 )  # fmt: skip
 SENSOR_BITS = (8, 10, 12, 14, 16)
 
@@ -19,29 +21,46 @@ class UnreadableImageError(RetFoundError):
     """A file that is not an image, or not a whole one."""
 
 
-def read_image(source: str | Path | bytes | Image.Image, min_side: int | None = None) -> Image.Image:
+class OversizeError(ValueError):
+    """More pixels than the caller allows; the message is the reason."""
+
+
+def read_image(
+    source: str | Path | bytes | Image.Image, min_side: int | None = None, max_pixels: int | None = None
+) -> Image.Image:
     """Read an image as 8-bit RGB with its EXIF orientation applied; `to_rgb` tells how each mode is converted.
 
-    The first frame of a multi-frame file is read. 16-bit RGB files arrive from Pillow with 8 bits (the high bytes).
+    The first frame of a multi-frame file is read, the central one of a DICOM file (which needs the extra `dicom`).
+    16-bit RGB files arrive from Pillow with 8 bits (the high bytes).
 
     Args:
         source: path, the bytes of a file, or an image that is open already.
         min_side: let large JPEGs be decoded at 1/2, 1/4 or 1/8 of their size, as long as both sides keep at least
             this many pixels. Several times faster, and the reduced image is an average, not a sample.
+        max_pixels: refuse larger images before they are decoded.
 
     Raises:
         UnreadableImageError: names the file and the reason.
+        RetFoundError: a DICOM file where the extra `dicom` is not installed.
     """
     name = str(source) if isinstance(source, (str, Path)) else "the image"
     try:
         if isinstance(source, Image.Image):
             return _upright_rgb(source)
+        if is_dicom(source):
+            return to_rgb(read_dicom(source, max_pixels))
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise OversizeError(
+                    f"it has {image.width} x {image.height} pixels, more than the {max_pixels:,} allowed"
+                )
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
             upright = _upright_rgb(image)
             # An image must not outlive its file.
             return image.copy() if upright is image else upright
+    except RetFoundError:
+        raise  # the fault is not the file's
     except Exception as error:  # decoders fail on broken files with errors of every type
         raise UnreadableImageError(f"cannot read {name}: {_reason(error, source)}") from error
 
@@ -104,6 +123,8 @@ def _deep_to_rgb(values: np.ndarray) -> Image.Image:
 
 
 def _reason(error: Exception, source: object) -> str:
+    if isinstance(error, (DicomError, OversizeError)):
+        return str(error)
     if isinstance(error, FileNotFoundError):
         return "the file does not exist"
     if isinstance(error, IsADirectoryError):

@@ -9,14 +9,13 @@ import pandas as pd
 
 from ..data.labelled import LabelledSet
 from ..data.prepared import prepare_images
+from ..images.quality import GRAY, channel_spread
 from ..models.image_processing import RetFoundImageProcessor
 from .processes import process_state
 
 logger = logging.getLogger(__name__)
 # Images to augment keep twice the input's side: a crop of a quarter of the area is still not enlarged.
 TRAINING_SIDES = 2
-# Mean difference between the strongest and the weakest channel, of 255: OCT scans have none, photographs tens.
-GRAY = 3.0
 LOOKED_AT = 16
 
 
@@ -76,7 +75,7 @@ def warn_of_modality(images: Any, modality: str | None) -> None:
         modality: of the weights, None when unknown.
     """
     few = images.select(range(0, len(images), max(1, len(images) // LOOKED_AT)))
-    spread = np.median([np.ptp(np.asarray(item["image"], dtype=np.int16), axis=2).mean() for item in few])
+    spread = np.median([channel_spread(item["image"]) for item in few])
     seen = "oct" if spread < GRAY else "cfp"
     if modality is not None and seen != modality and process_state().is_main_process:
         logger.warning(
