@@ -1,0 +1,94 @@
+"""Where a classifier looks: one map per image, by one of three methods."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..runs.errors import RetFoundError, nearest
+from .attention import AttentionPass, attention_pass, relevance_of_patches, rollout_of_patches
+from .integrated import integrated_gradients_of_patches
+from .passes import device_and_dtype, scored
+from .targets import Target
+from .views import view_of
+
+Method = Literal["relevance", "rollout", "integrated_gradients"]
+METHODS: tuple[str, ...] = get_args(Method)
+STEPS = 32
+FROM_ATTENTION: dict[str, Callable[[AttentionPass], Tensor]] = {
+    "relevance": relevance_of_patches,
+    "rollout": rollout_of_patches,
+}
+
+
+@dataclass(frozen=True)
+class RelevanceMaps:
+    """Maps of a batch, on the CPU.
+
+    Attributes:
+        patches: (batch, grid, grid) float32, row 0 at the top. Not negative, except for integrated gradients, whose
+            values are parts of the logit and may speak against the target. Compare within an image, not between
+            images: the scale is the logit's.
+        targets: (batch,) int64, the output that each map explains.
+        logits: (batch, outputs) float32.
+        method: one of `METHODS`.
+    """
+
+    patches: Tensor
+    targets: Tensor
+    logits: Tensor
+    method: str
+
+    def at_size(self, size: int) -> Tensor:
+        """The maps as (batch, size, size) float32 over the network's input, linear between the patches' centres."""
+        return nn.functional.interpolate(self.patches[:, None], (size, size), mode="bilinear")[:, 0]
+
+
+def relevance(
+    model: nn.Module,
+    pixel_values: Tensor,
+    target: Target = None,
+    method: Method = "relevance",
+    steps: int = STEPS,
+) -> RelevanceMaps:
+    """Maps of where a classifier looks for a class.
+
+    The model is left as it is (mode, gradients, attention implementation, hooks), and several threads may explain one
+    model at the same time. Gradients are taken whatever the caller's `torch.no_grad`.
+
+    Args:
+        model: a classifier of transformers, full or with peft adapters, on any device. `relevance` and `rollout` need
+            attention among patches; integrated gradients work on any.
+        pixel_values: (batch, 3, size, size), standardised, of any size that the model accepts.
+        target: class index or name, for all images or one for each; None explains the output of highest logit.
+        method: `relevance` (Chefer et al. 2021), `rollout` (Abnar & Zuidema 2020; the same for every class of models
+            with RETFound's head) or `integrated_gradients` (Sundararajan et al. 2017).
+        steps: of integrated gradients.
+
+    Raises:
+        RetFoundError: an unknown method or class, a model without logits, an architecture that the method does not
+            know, or images that the model refuses.
+    """
+    if method not in METHODS:
+        raise RetFoundError(f"method {method!r} is unknown{nearest(method, METHODS)}; accepted: {', '.join(METHODS)}")
+    if pixel_values.ndim != 4 or not len(pixel_values):
+        raise RetFoundError(f"pixel_values has shape {tuple(pixel_values.shape)}; give (batch, 3, size, size)")
+    if steps < 1:
+        raise RetFoundError(f"steps {steps} must be at least 1")
+    view = view_of(model)
+    device, dtype = device_and_dtype(view)
+    with torch.inference_mode(False), torch.enable_grad():
+        pixels = pixel_values.detach().to(device, dtype, copy=True).requires_grad_()
+        if method in FROM_ATTENTION:
+            found = attention_pass(view, pixels, target)
+            score, patches = found.score, FROM_ATTENTION[method](found)
+        else:
+            with torch.no_grad():
+                score = scored(view, pixels, target)
+            patches = integrated_gradients_of_patches(view, pixels, score.targets, steps)
+    logits = score.outputs.logits
+    return RelevanceMaps(
+        *(tensor.detach().cpu() for tensor in (patches.float(), score.targets, logits.float())), method
+    )
