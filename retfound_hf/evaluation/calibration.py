@@ -53,11 +53,16 @@ def reliability_curve(confidence: Any, correct: Any, bins: int = BINS) -> Reliab
     if bins < 1:
         raise RetFoundError(f"bins={bins}; at least 1 is needed")
     edges = np.linspace(0, 1, bins + 1)
-    index = np.maximum(np.searchsorted(edges, confidence, side="left") - 1, 0)
+    index = bin_of(confidence, edges)
     count = np.bincount(index, minlength=bins)
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that marks an empty bin
         means = [np.bincount(index, weights=values, minlength=bins) / count for values in (confidence, correct)]
     return ReliabilityCurve(edges, means[0], means[1], count)
+
+
+def bin_of(confidence: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Index (N,) of the bin m with `edges[m] < confidence <= edges[m + 1]`; the lowest edge is in the first bin."""
+    return np.maximum(np.searchsorted(edges, confidence, side="left") - 1, 0)
 
 
 def expected_calibration_error(confidence: Any, correct: Any, bins: int = BINS) -> float:

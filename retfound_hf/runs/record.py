@@ -13,7 +13,7 @@ from .files import write_json
 
 RECORDED_PACKAGES = (
     "retfound-hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "evaluate", "peft",
-    "safetensors", "huggingface-hub", "scikit-learn", "numpy", "pillow",
+    "safetensors", "huggingface-hub", "scikit-learn", "scipy", "statsmodels", "numpy", "pillow",
 )  # fmt: skip
 
 

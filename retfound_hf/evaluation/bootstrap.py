@@ -1,0 +1,166 @@
+"""95% intervals of any metric by the bootstrap over patients."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from ..runs.errors import RetFoundError
+from .estimate import CONFIDENCE, Estimate
+from .inputs import ProblemType, check_classification, check_problem_type, check_regression
+from .metrics import compute_metrics
+from .patients import Patients, patients_of
+from .weighted_metrics import OF_CLASSES, Statistic, Values, classification_statistic, regression_statistic
+
+RESAMPLES = 1000
+# With fewer defined resamples in a tail the ends of an interval are noise.
+MIN_DEFINED = 100
+Method = Literal["bca", "percentile"]
+
+
+def metric_intervals(
+    problem_type: ProblemType,
+    labels: Any,
+    scores: Any,
+    class_names: Sequence[str],
+    patients: Any = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Every metric of `metrics.compute_metrics` with its 95% interval over patients.
+
+    Patients are drawn with replacement, all images of a patient together. For AUROC, balanced accuracy and macro
+    recall, which do not depend on how frequent the classes are, they are drawn within their class. All other metrics
+    do depend on it, and drawing within classes would hide that part of their variation: they get free draws.
+
+    Args:
+        problem_type, labels, scores, class_names: as for `compute_metrics`.
+        patients: (N,) names; None or NaN for an image whose patient is unknown, which then counts as a patient.
+        resamples: number of bootstrap samples.
+        seed: another seed draws other patients.
+
+    Returns:
+        By name, in the order of `compute_metrics`.
+
+    Raises:
+        RetFoundError: as `compute_metrics`, or a single patient.
+    """
+    values = compute_metrics(problem_type, labels, scores, class_names)
+    statistic, truth = metric_statistic(problem_type, labels, scores, class_names)
+    free = bootstrap(statistic, values, patients_of(patients, len(labels)), resamples, seed)
+    if truth is None:
+        return free
+    within = bootstrap(
+        metric_statistic(problem_type, labels, scores, class_names, precision=False)[0],
+        {name: value for name, value in values.items() if of_classes(name)},
+        patients_of(patients, len(labels), truth),
+        resamples,
+        seed,
+    )
+    return {name: within.get(name, free[name]) for name in values}
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], Values],
+    values: Mapping[str, float | None],
+    patients: Patients,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    method: Method = "bca",
+) -> dict[str, Estimate]:
+    """Intervals of whatever can be computed from weighted rows.
+
+    Args:
+        statistic: weights of the rows (B, N) -> by name the B values, NaN where undefined.
+        values: what `statistic` gives for the whole set; None where undefined.
+        patients: see `patients.patients_of`.
+        resamples: at least 100.
+        method: `bca`, bias-corrected and accelerated (Efron 1987; acceleration by the jackknife within strata, Davison
+            and Hinkley 1997, section 5.3), or the plain percentiles.
+    """
+    if resamples < MIN_DEFINED:
+        raise RetFoundError(f"{resamples} resamples are too few for a 95% interval; give at least {MIN_DEFINED}")
+    drawn = evaluate(statistic, patients.draws(resamples, seed))
+    strata, left_out = patients.left_out() if method == "bca" else (None, ())
+    jackknife = evaluate(statistic, left_out) if method == "bca" else {}
+    found = {}
+    for name, value in values.items():
+        without = (jackknife[name], strata) if method == "bca" else None
+        found[name] = interval(value, drawn[name], patients.count, without)
+    return found
+
+
+def evaluate(statistic: Callable[[np.ndarray], Values], blocks: Any) -> Values:
+    """The values of all blocks of weights, one behind the other."""
+    parts = [statistic(weights) for weights in blocks]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def interval(
+    value: float | None, drawn: np.ndarray, patients: int, jackknife: tuple[np.ndarray, np.ndarray] | None = None
+) -> Estimate:
+    """The interval that bootstrap values leave.
+
+    Args:
+        drawn: values of the resamples, NaN where undefined.
+        patients: number of independent units.
+        jackknife: values without each group of patients, and the groups' strata, for BCa; None: percentiles.
+    """
+    from scipy.stats import norm
+
+    defined = drawn[~np.isnan(drawn)]
+    undefined = 1 - len(defined) / len(drawn)
+    name = f"bootstrap over patients, {'percentile' if jackknife is None else 'BCa'}"
+    if value is None or len(defined) < MIN_DEFINED or np.ptp(defined) < 1e-12:
+        return Estimate(value, None, None, patients, name, undefined)
+    tails = np.array([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    if jackknife is not None:
+        below = (np.mean(defined < value - 1e-12) + np.mean(defined <= value + 1e-12)) / 2
+        edge = 1 / (2 * len(defined))
+        bias = norm.ppf(np.clip(below, edge, 1 - edge))
+        shifted = bias + norm.ppf(tails)
+        tails = norm.cdf(bias + shifted / (1 - _acceleration(*jackknife) * shifted))
+    low, high = np.quantile(defined, tails)
+    return Estimate(float(value), float(low), float(high), patients, name, undefined)
+
+
+def metric_statistic(
+    problem_type: ProblemType, labels: Any, scores: Any, class_names: Sequence[str], precision: bool = True
+) -> tuple[Statistic, np.ndarray | None]:
+    """The statistic of all metrics (of AUPRC only with `precision`), and the classes of each row, bool (N, C).
+
+    Regression has no classes: None.
+    """
+    check_problem_type(problem_type)
+    if problem_type == "regression":
+        labels, scores = check_regression(labels, scores)
+        return regression_statistic(labels, scores, class_names), None
+    labels, scores, truth = check_classification(labels, scores, class_names, problem_type)
+    single = problem_type == "single_label_classification"
+    return classification_statistic(labels, scores, class_names, single, precision), truth
+
+
+def of_classes(name: str) -> bool:
+    """Whether a metric conditions on the true class, so that patients are drawn within theirs."""
+    return name.split("/", 1)[0] in OF_CLASSES
+
+
+def rows_statistic(metric: Callable[[np.ndarray], float], name: str = "metric") -> Statistic:
+    """A statistic from any function of row numbers, repeated as often as they were drawn; one call per resample."""
+
+    def statistic(weights: np.ndarray) -> Values:
+        rows = np.arange(weights.shape[1])
+        return {name: np.array([metric(np.repeat(rows, weight.astype(np.int64))) for weight in weights], np.float64)}
+
+    return statistic
+
+
+def _acceleration(values: np.ndarray, strata: np.ndarray) -> float:
+    """Skewness of the statistic, from its values without each group of patients, centred within the strata."""
+    influence = np.zeros(len(values))
+    for stratum in np.unique(strata):
+        members = (strata == stratum) & ~np.isnan(values)
+        if members.any():
+            influence[members] = values[members].mean() - values[members]
+    spread = (influence**2).sum()
+    return float((influence**3).sum() / (6 * spread**1.5)) if spread > 0 else 0.0

@@ -1,0 +1,109 @@
+"""Resampling of patients: all images of a patient move together, within classes of patients where asked for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..runs.errors import RetFoundError
+
+# Elements of one block of weights: 32 MB, which keeps temporaries in the processor's reach.
+BLOCK = 4_000_000
+# Patients left out one by one by the jackknife; above that in as many groups.
+JACKKNIFE = 400
+
+
+@dataclass(frozen=True)
+class Patients:
+    """The independent units behind the rows of a set.
+
+    Attributes:
+        row: int64 (N,), the patient of each row, from 0 to `count` - 1.
+        count: number of patients.
+        stratum: int64 (count,), the class of patients within which is resampled.
+    """
+
+    row: np.ndarray
+    count: int
+    stratum: np.ndarray
+
+    def draws(self, resamples: int, seed: int) -> Iterator[np.ndarray]:
+        """Bootstrap weights of the rows: how often each one's patient was drawn, float64 (block, N), in blocks.
+
+        The draws depend on patients, strata and seed alone, not on the size of the blocks.
+        """
+        rng = np.random.default_rng(seed)
+        members = [np.flatnonzero(self.stratum == stratum) for stratum in np.unique(self.stratum)]
+        size = max(1, BLOCK // len(self.row))
+        for start in range(0, resamples, size):
+            rows = min(size, resamples - start)
+            counts = np.zeros((rows, self.count))
+            for resample in range(rows):  # one by one, so that the stream is the same for every size of block
+                for patients in members:
+                    chosen = rng.integers(len(patients), size=len(patients))
+                    counts[resample, patients] = np.bincount(chosen, minlength=len(patients))
+            yield counts[:, self.row]
+
+    def left_out(self) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+        """Jackknife weights of the rows: 0 for the patients left out, 1 for the others.
+
+        Many patients are left out in groups of one stratum.
+
+        Returns:
+            Stratum of each group, (groups,), and the weights, float64 (block, N), in blocks.
+        """
+        order = np.lexsort((np.random.default_rng(0).random(self.count), self.stratum))
+        together = -(-self.count // JACKKNIFE)
+        group, strata = np.empty(self.count, np.int64), []
+        for stratum in np.unique(self.stratum):
+            patients = order[self.stratum[order] == stratum]
+            group[patients] = len(strata) + np.arange(len(patients)) // together
+            strata += [stratum] * -(-len(patients) // together)
+        return np.array(strata), self._without(group[self.row], len(strata))
+
+    def _without(self, group: np.ndarray, groups: int) -> Iterator[np.ndarray]:
+        size = max(1, BLOCK // len(group))
+        for start in range(0, groups, size):
+            yield (np.arange(start, min(start + size, groups))[:, None] != group).astype(np.float64)
+
+
+def patients_of(patients: Any, rows: int, classes: np.ndarray | None = None) -> Patients:
+    """Number the patients of a set.
+
+    A patient belongs to the stratum of the rarest class among the rows, so that each class keeps its patients. A
+    stratum of one patient could not vary; such patients share one stratum.
+
+    Args:
+        patients: (N,) names, None or NaN where unknown (such a row is a patient of its own), or None altogether.
+        rows: N.
+        classes: bool (N, C), the classes of each row, to resample within; None: all patients in one stratum.
+
+    Raises:
+        RetFoundError: a number of names other than N, or a single patient.
+    """
+    if patients is None:
+        row = np.arange(rows)
+    else:
+        import pandas as pd
+
+        names = pd.Series(np.asarray(patients, dtype=object))
+        if len(names) != rows:
+            raise RetFoundError(f"{len(names)} patients were given for {rows} rows; give one per row")
+        row, known = pd.factorize(names)
+        row = np.where(row < 0, len(known) + np.cumsum(row < 0) - 1, row)
+    count = int(row.max()) + 1
+    if count < 2:
+        raise RetFoundError(f"an interval over patients needs at least two of them, and the {rows} rows are of one")
+    stratum = np.zeros(count, np.int64)
+    if classes is not None:
+        present = np.zeros((count, classes.shape[1]), dtype=bool)
+        np.logical_or.at(present, row, classes)
+        rarity = np.argsort(present.sum(axis=0), kind="stable")
+        stratum = np.where(present.any(axis=1), rarity[present[:, rarity].argmax(axis=1)], classes.shape[1])
+        sizes = np.bincount(stratum, minlength=classes.shape[1] + 1)
+        alone = sizes[stratum] < 2
+        stratum[alone] = -1
+        if alone.sum() == 1:  # still alone: into the smallest of the other strata
+            stratum[alone] = np.where(sizes < 2, count, sizes).argmin()
+    return Patients(row, count, stratum)

@@ -1,0 +1,230 @@
+"""The bootstrap: the same numbers as scikit-learn on repeated rows, patients that move together, speed."""
+
+import time
+import warnings
+
+import numpy as np
+import pytest
+from scipy.special import expit, softmax
+
+from retfound_hf.evaluation.bootstrap import (
+    bootstrap,
+    interval,
+    metric_intervals,
+    metric_statistic,
+    rows_statistic,
+)
+from retfound_hf.evaluation.metrics import compute_metrics
+from retfound_hf.evaluation.paired import compare_metrics
+from retfound_hf.evaluation.patients import patients_of
+from retfound_hf.runs.errors import RetFoundError
+
+SINGLE, MULTI, NUMBERS = "single_label_classification", "multi_label_classification", "regression"
+
+
+def some_set(rng: np.random.Generator, kind: str, rows: int = 40):
+    """Labels and scores with many ties, of 1 to 4 classes or targets."""
+    if kind == SINGLE:
+        classes = int(rng.integers(2, 5))
+        labels = rng.integers(classes, size=rows)
+        scores = softmax(rng.normal(size=(rows, classes)).round() + (labels[:, None] == np.arange(classes)), axis=1)
+    elif kind == MULTI:
+        classes = int(rng.integers(1, 4))
+        labels = (rng.random((rows, classes)) < 0.4).astype(int)
+        scores = expit((rng.normal(size=labels.shape) + labels).round(1))
+    else:
+        classes = int(rng.integers(1, 4))
+        labels = rng.normal(60, 10, size=(rows, classes)).round()
+        scores = (labels + rng.normal(0, 8, size=labels.shape)).round()
+    return labels, scores, [f"class {index}" for index in range(classes)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [SINGLE, MULTI, NUMBERS])
+def test_weights_count_as_repeated_rows(kind):
+    """Every metric of a resample equals scikit-learn's on the rows repeated as often as they were drawn."""
+    rng = np.random.default_rng(0)
+    compared = 0
+    for _ in range(30):
+        labels, scores, names = some_set(rng, kind)
+        statistic, truth = metric_statistic(kind, labels, scores, names)
+        weights = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=3).astype(float)
+        found = statistic(weights)
+        for resample, weight in enumerate(weights):
+            rows = np.repeat(np.arange(len(labels)), weight.astype(int))
+            if truth is not None and (truth[rows].any(axis=0) != truth.any(axis=0)).any():
+                continue  # a class was lost: see the test of what is undefined
+            expected = compute_metrics(kind, labels[rows], scores[rows], names)
+            assert set(expected) == set(found)
+            for name, value in expected.items():
+                assert found[name][resample] == pytest.approx(np.nan if value is None else value, nan_ok=True), name
+                compared += 1
+    assert compared > 500
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [SINGLE, MULTI, NUMBERS])
+def test_every_metric_gets_an_interval_around_it(kind):
+    labels, scores, names = some_set(np.random.default_rng(3), kind, rows=150)
+    found = metric_intervals(kind, labels, scores, names, resamples=200)
+    expected = compute_metrics(kind, labels, scores, names)
+    assert list(found) == list(expected)
+    for name, estimate in found.items():
+        assert estimate.value == expected[name]
+        assert estimate.low < estimate.value < estimate.high, name
+        assert (estimate.n, estimate.undefined) == (150, 0)
+
+
+def test_the_seed_decides_and_so_do_the_patients():
+    labels, scores, names = some_set(np.random.default_rng(0), SINGLE, rows=60)
+    first, again = (metric_intervals(SINGLE, labels, scores, names, resamples=200, seed=1)["auroc"] for _ in range(2))
+    other = metric_intervals(SINGLE, labels, scores, names, resamples=200, seed=2)["auroc"]
+    assert first == again and (first.low, first.high) != (other.low, other.high)
+    assert metric_intervals(SINGLE, labels, scores, names, np.arange(60) // 2, 200)["auroc"].n == 30
+
+
+def test_copies_of_a_patients_image_add_no_information():
+    """Ten copies of every image: as wide as without them by patient, and far narrower if they passed for patients."""
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(2, size=80), rng.random((80, 1))
+    scores = np.c_[1 - scores, scores]
+    many = np.repeat(np.arange(80), 10)
+    single = metric_intervals(SINGLE, labels, scores, ["a", "b"])
+    clustered = metric_intervals(SINGLE, labels[many], scores[many], ["a", "b"], many)
+    naive = metric_intervals(SINGLE, labels[many], scores[many], ["a", "b"])
+    for name in ("auroc", "accuracy", "brier"):
+        assert clustered[name].value == pytest.approx(single[name].value)
+        assert (clustered[name].low, clustered[name].high) == pytest.approx((single[name].low, single[name].high))
+        width = [found[name].high - found[name].low for found in (single, naive)]
+        assert width[1] < 0.5 * width[0]
+
+
+def test_unknown_patients_stand_for_themselves():
+    units = patients_of(["a", None, "b", "a", float("nan")], 5)
+    assert units.count == 4
+    assert units.row[0] == units.row[3] and len(set(units.row)) == 4
+    with pytest.raises(RetFoundError, match="2 patients were given for 3 rows"):
+        patients_of(["a", "b"], 3)
+    with pytest.raises(RetFoundError, match="the 3 rows are of one"):
+        patients_of(["a", "a", "a"], 3)
+
+
+def test_strata_keep_each_class_and_a_lone_patient_joins_others():
+    # Class 2 has two patients, one of whom also has class 0; class 1 has one.
+    classes = np.eye(3, dtype=bool)[[0, 0, 0, 2, 2, 0, 1, 0]]
+    units = patients_of(list("abcddeff"), 8, classes | (np.eye(3, dtype=bool)[[0, 0, 0, 0, 0, 2, 1, 0]]))
+    named = dict(zip("abcdef", units.stratum, strict=True))
+    assert named["d"] == named["e"] != named["a"] == named["b"] == named["c"]
+    assert named["f"] == named["d"]  # the smallest of the strata
+    for weights in units.draws(50, seed=0):
+        assert (weights[:, 3] == weights[:, 4]).all()  # one patient's rows move together
+        assert (weights[:, [3, 5, 6]].sum(axis=1) == 3).all() and (weights[:, :3].sum(axis=1) == 3).all()
+
+
+def test_draws_do_not_depend_on_the_blocks(monkeypatch):
+    units = patients_of(np.arange(30) // 2, 30)
+    whole = np.concatenate(list(units.draws(20, seed=5)))
+    monkeypatch.setattr("retfound_hf.evaluation.patients.BLOCK", 90)
+    parts = list(units.draws(20, seed=5))
+    assert len(parts) == 7 and (np.concatenate(parts) == whole).all()
+    assert (whole.sum(axis=1) == 30).all()
+
+
+def test_the_jackknife_leaves_each_patient_out_once(monkeypatch):
+    units = patients_of(np.arange(30) // 2, 30, np.eye(2, dtype=bool)[(np.arange(30) < 8).astype(int)])
+    strata, weights = units.left_out()
+    weights = np.concatenate(list(weights))
+    assert weights.shape == (15, 30) and ((weights == 0).sum(axis=0) == 1).all() and len(strata) == 15
+    monkeypatch.setattr("retfound_hf.evaluation.patients.JACKKNIFE", 5)
+    strata, weights = units.left_out()
+    weights = np.concatenate(list(weights))
+    assert ((weights == 0).sum(axis=0) == 1).all()
+    assert len(strata) == len(weights) == 2 + 4  # groups of up to three patients of one stratum
+    for stratum, weight in zip(strata, weights, strict=True):
+        assert (units.stratum[units.row[weight == 0]] == stratum).all()
+
+
+def test_undefined_resamples_are_counted():
+    """One patient of the rare class among unlabelled others: about 1/e of free draws lose it."""
+    rng = np.random.default_rng(0)
+    labels = np.zeros((40, 1), int)
+    labels[0] = 1
+    scores = rng.random((40, 1))
+    statistic, _ = metric_statistic(MULTI, labels, scores, ["rare"])
+    values = {"auroc": float(statistic(np.ones((1, 40)))["auroc"][0])}
+    found = bootstrap(statistic, values, patients_of(None, 40), 2000)["auroc"]
+    assert found.undefined == pytest.approx((1 - 1 / 40) ** 40, abs=0.03)
+    # Two patients of it, drawn within their class, are never lost.
+    labels[1] = 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert metric_intervals(MULTI, labels, scores, ["rare"])["auroc"].undefined == 0
+
+
+@pytest.mark.filterwarnings("ignore:auroc and auprc are undefined")
+def test_where_there_is_no_interval():
+    perfect = metric_intervals(SINGLE, [0, 1] * 10, np.eye(2)[[0, 1] * 10], ["a", "b"], resamples=100)
+    assert perfect["auroc"].value == 1 and perfect["auroc"].interval is None  # resamples that do not vary say nothing
+    one_class = metric_intervals(SINGLE, [0] * 9, np.full((9, 2), 0.5), ["a", "b"], resamples=100)
+    assert one_class["auroc"].value is None and one_class["auroc"].interval is None
+    with pytest.raises(RetFoundError, match="99 resamples are too few"):
+        metric_intervals(SINGLE, [0, 1], np.eye(2), ["a", "b"], resamples=99)
+
+
+def test_bca_and_percentiles_equal_scipys():
+    """The mean of 40 skewed values, on the same resamples up to their draw."""
+    from scipy import stats
+
+    values = np.random.default_rng(0).exponential(size=40)
+    options = {"n_resamples": 40_000, "vectorized": True, "rng": np.random.default_rng(1)}
+
+    def statistic(weights):
+        return {"mean": weights @ values / weights.sum(axis=1)}
+
+    for ours, theirs in (("bca", "BCa"), ("percentile", "percentile")):
+        found = bootstrap(statistic, {"mean": values.mean()}, patients_of(None, 40), 40_000, method=ours)["mean"]
+        expected = stats.bootstrap((values,), np.mean, method=theirs, **options).confidence_interval
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.012)
+
+
+def test_any_function_of_rows():
+    values = np.random.default_rng(0).normal(size=50)
+    statistic = rows_statistic(lambda rows: np.median(values[rows]), "median")
+    found = bootstrap(statistic, {"median": np.median(values)}, patients_of(None, 50), 300)["median"]
+    assert found.low < found.value < found.high and "BCa" in found.method
+
+
+def test_percentiles_by_hand():
+    drawn = np.r_[np.arange(1000.0), [np.nan] * 1000]
+    found = interval(500.0, drawn, 7)
+    assert (found.low, found.high) == pytest.approx((24.975, 974.025))
+    assert (found.n, found.undefined) == (7, 0.5)
+
+
+def test_fast_enough():
+    """1,000 resamples of 2,000 images of five classes, all metrics, in seconds (2 alone on a core)."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(5, size=2000)
+    scores = softmax(rng.normal(size=(2000, 5)) + np.eye(5)[labels], axis=1)
+    started = time.process_time()
+    metric_intervals(SINGLE, labels, scores, list("abcde"), np.arange(2000) // 2)
+    assert time.process_time() - started < 10
+
+
+def test_a_better_model_is_told_from_a_worse_one_and_an_equal_one_is_not():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=300)
+    good, fair = (labels * shift + rng.normal(size=300) for shift in (2.0, 1.0))
+    scores = [np.c_[1 - expit(x), expit(x)] for x in (good, fair)]
+    patients = np.arange(300) // 2
+    found = compare_metrics(SINGLE, labels, *scores, ["a", "b"], patients)
+    assert found["auroc"].p_value < 0.01 and found["auroc"].difference.low > 0
+    values = [compute_metrics(SINGLE, labels, score, ["a", "b"])["auroc"] for score in scores]
+    assert found["auroc"].difference.value == pytest.approx(values[0] - values[1])
+    assert found["brier"].difference.high < 0
+    back = compare_metrics(SINGLE, labels, scores[1], scores[0], ["a", "b"], patients)
+    assert back["auroc"].difference.low == pytest.approx(-found["auroc"].difference.high)
+    same = compare_metrics(SINGLE, labels, scores[0], scores[0], ["a", "b"], patients)["auroc"]
+    assert same.p_value is None and same.difference.value == 0
+    with pytest.raises(RetFoundError, match="not of the same images"):
+        compare_metrics(SINGLE, labels, scores[0], scores[1][:-1], ["a", "b"])
