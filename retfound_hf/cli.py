@@ -11,6 +11,8 @@ from .runs.errors import RetFoundError, nearest
 COMMANDS = {
     "convert_checkpoint": ("models.conversion.command", "main", "official .pth checkpoint -> model folder"),
     "make_synthetic": ("data.synthetic_command", "main", "a synthetic labelled set of CFP or OCT images"),
+    "make_registry": ("data.synthetic_registry_command", "main", "a synthetic registry: dated images and events"),
+    "build_cohort": ("data.cohort.command", "main", "dates of images and events -> labelled cohort for a horizon"),
     "prepare_images": ("data.shards.command", "main", "folder, table or data set of images -> parquet shards"),
     "pretrain": ("pretraining.command", "main", "shards -> model folder: self-supervised, on one or many devices"),
     "finetune": ("finetuning.command", "main", "model folder + labelled set -> classifier: full, lora or linear"),

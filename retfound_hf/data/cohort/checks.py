@@ -1,0 +1,43 @@
+"""What cannot be true of a registry, said in one line that names the rows."""
+
+import pandas as pd
+
+from ...runs.errors import RetFoundError
+from .dates import rows_of
+from .facts import DEATH, LAST_FOLLOW_UP
+
+
+def refuse(wrong: pd.Series, source: object, what: str) -> None:
+    """Raise if `wrong` holds of any row; `what` is a verb with its object, for several rows."""
+    if wrong.any():
+        raise RetFoundError(f"{source}: {int(wrong.sum())} of {len(wrong)} rows {what}: {rows_of(wrong)}")
+
+
+def check_duplicates(events: pd.DataFrame, source: object) -> None:
+    """Raise if an event of a patient and eye is listed twice for one day."""
+    repeated = events.duplicated(["patient_id", "eye", "event", "date"], keep=False)
+    refuse(repeated, source, "are duplicates (patient, eye, event and date alike); keep one of each")
+
+
+def check_order(
+    images: pd.DataFrame, events: pd.DataFrame, facts: pd.DataFrame, image_source: object, event_source: object
+) -> None:
+    """Raise if anything happens before birth, after death, or after the last follow-up.
+
+    Args:
+        facts: by patient; days of `birth_date`, `death`, `last_follow_up`.
+    """
+    late = facts[LAST_FOLLOW_UP] > facts[DEATH]
+    young = facts[DEATH] < facts["birth_date"]
+    for wrong, what in ((late, "are followed up after their death"), (young, "die before their birth")):
+        if wrong.any():
+            names = ", ".join(facts.index[wrong][:5])
+            raise RetFoundError(f"{int(wrong.sum())} patients {what} ({names}); correct their dates")
+    for table, source, noun in ((images, image_source, "an image"), (events, event_source, "an event")):
+        own = facts.reindex(table["patient_id"]).set_axis(table.index)
+        for wrong, when in (
+            (table["date"] < own["birth_date"], "before the patient's birth"),
+            (table["date"] > own[DEATH], "after the patient's death"),
+            (table["date"] > own[LAST_FOLLOW_UP], "after the patient's last follow-up"),
+        ):
+            refuse(wrong, source, f"have {noun} dated {when}")

@@ -1,0 +1,170 @@
+"""A registry: whose eye was photographed when, what befell whom when, and how long each patient was followed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ...runs.errors import RetFoundError, nearest
+from ..checks import check_columns, listed
+from ..labels import as_text
+from ..tables import read_table, table_images
+from . import checks
+from .dates import DateReader
+from .eyes import read_eyes
+from .facts import DEATH, FACTS, LAST_FOLLOW_UP, fact_of_event, one_per_patient
+
+PATH = {"id": "path_in_table"}
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Checked tables.
+
+    Attributes:
+        images: `image` (absolute path), `path_in_table` (as written), `patient_id`, `eye` ("R", "L" or None), `date`,
+            and whatever else the table holds, its own `label` and `split` as `image_label` and `image_split`.
+        events: `patient_id`, `eye` ("R", "L", "both", or None for the person), `event`, `date`; deaths are events too.
+        patients: by patient: `birth_date`, `sex`, `death`, `follow_up_end` (the last day on which an event would have
+            been seen), `follow_up_given` (false where it is the day of the patient's last record).
+    """
+
+    images: pd.DataFrame
+    events: pd.DataFrame
+    patients: pd.DataFrame
+
+
+def read_registry(
+    images: str | Path,
+    events: str | Path,
+    patients: str | Path | None = None,
+    *,
+    reader: DateReader | None = None,
+    follow_up_end: str | None = None,
+    image_column: str = "image",
+    image_root: str | None = None,
+) -> Registry:
+    """Read and check the tables of a registry (CSV or parquet).
+
+    What is known once per patient (`birth_date`, `sex`, `death`, `last_follow_up`) may be a column of any of the
+    tables; death and last follow-up may also be rows of `events`, whose `event` is "death" or "last_follow_up".
+
+    Args:
+        images: `image`, `patient_id`, `date`, optionally `eye`.
+        events: `patient_id`, `event`, `date`, optionally `eye`. A row may have neither event nor date if it tells
+            something else of a patient.
+        patients: one row per patient.
+        follow_up_end: the day on which the data were closed, such as that of a linkage with hospital records:
+            follow-up of all patients without an earlier end; what is dated later is taken for unseen.
+
+    Raises:
+        RetFoundError: a table, date, eye or patient that cannot be true, in one line that names the rows.
+    """
+    reader = reader or DateReader()
+    tables = {str(path): _read(Path(path)) for path in (images, events, patients) if path is not None}
+    for name, table in tables.items():
+        check_columns(table, ["patient_id"], name, "its header")
+        checks.refuse(table["patient_id"].isna(), name, "name no patient")
+    photographs = _images(tables[str(images)], Path(images), reader, image_column, image_root)
+    happened = _events(tables[str(events)], str(events), reader)
+    told = [_told(table, name, reader) for name, table in tables.items()]
+    checks.check_duplicates(happened, events)
+    is_fact = happened["event"].map(fact_of_event).notna()
+    rows = happened[is_fact]
+    told.append(pd.DataFrame({"patient_id": rows["patient_id"], "fact": rows["event"].map(fact_of_event),
+                              "value": rows["date"], "source": str(events)}))  # fmt: skip
+    facts = one_per_patient(told)
+    happened = happened[~is_fact]
+    everyone = pd.Index(pd.unique(pd.concat([photographs["patient_id"], happened["patient_id"]])), name="patient_id")
+    facts = facts.reindex(everyone)
+    checks.check_order(photographs, happened, facts, images, events)
+    return _closed(photographs, happened, facts, reader, follow_up_end)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise RetFoundError(f"table {path} does not exist; give a CSV or parquet file")
+    table = read_table(path, ["event", "sex"])
+    if "patient_id" in table:
+        table["patient_id"] = as_text(table["patient_id"]).replace("", None)
+    return table
+
+
+def _images(
+    table: pd.DataFrame, path: Path, reader: DateReader, image_column: str, image_root: str | None
+) -> pd.DataFrame:
+    check_columns(table, ["date"], path, "its header")
+    own = {name: f"image_{name}" for name in ("label", "split") if name in table}
+    found = table_images(table.rename(columns=own), path, image_column, image_root).rename(columns=PATH)
+    repeated = found["path_in_table"].duplicated(keep=False)
+    names = listed(found.loc[repeated, "path_in_table"].unique())
+    checks.refuse(repeated, path, f"list an image that another row lists too ({names})")
+    found["date"] = reader.read(table["date"], f"the date of {path}")
+    checks.refuse(found["date"].isna(), path, "have no date")
+    found["eye"] = read_eyes(table, path, both=False)
+    return found
+
+
+def _events(table: pd.DataFrame, name: str, reader: DateReader) -> pd.DataFrame:
+    check_columns(table, ["event", "date"], name, "its header")
+    event = as_text(table["event"]).replace("", None)
+    found = pd.DataFrame({"patient_id": table["patient_id"], "eye": read_eyes(table, name, both=True), "event": event})
+    found["date"] = reader.read(table["date"], f"the date of {name}")
+    checks.refuse(event.notna() & found["date"].isna(), name, "have an event without a date")
+    checks.refuse(event.isna() & found["date"].notna(), name, "have a date without an event")
+    empty = event.isna()
+    if not set(FACTS) & set(table.columns):
+        checks.refuse(empty, name, "have neither event nor date")
+    return found[~empty]
+
+
+def _told(table: pd.DataFrame, name: str, reader: DateReader) -> pd.DataFrame:
+    """Long table (`patient_id`, `fact`, `value`, `source`) of the columns that hold for a patient as a whole."""
+    parts = []
+    for fact in FACTS:
+        if fact in table:
+            value = as_text(table[fact]).replace("", None)
+            if fact != "sex":
+                value = reader.read(table[fact], f"the {fact} of {name}")
+            parts.append(pd.DataFrame({"patient_id": table["patient_id"], "fact": fact, "value": value}))
+    long = pd.concat(parts) if parts else pd.DataFrame(columns=["patient_id", "fact", "value"])
+    return long[long["value"].notna()].assign(source=name)
+
+
+def _closed(
+    images: pd.DataFrame, events: pd.DataFrame, facts: pd.DataFrame, reader: DateReader, follow_up_end: str | None
+) -> Registry:
+    """The registry with the end of every patient's follow-up."""
+    deaths = facts[DEATH].dropna()
+    events = pd.concat([events, pd.DataFrame({"patient_id": deaths.index, "eye": None, "event": DEATH,
+                                              "date": deaths.to_numpy()})], ignore_index=True)  # fmt: skip
+    end = facts[LAST_FOLLOW_UP].fillna(facts[DEATH])
+    given = end.notna()
+    if follow_up_end is not None:
+        closed = reader.read(pd.Series([follow_up_end]), "--follow_up_end")[0]
+        end = end.fillna(closed).clip(upper=closed)
+        given[:] = True
+        events = events[events["date"] <= closed]
+        facts[DEATH] = facts[DEATH].where(facts[DEATH] <= closed)
+    seen = pd.concat([images[["patient_id", "date"]], events[["patient_id", "date"]]])
+    last_record = seen.groupby("patient_id")["date"].max()
+    patients = facts[["birth_date", "sex", DEATH]].assign(
+        follow_up_end=end.fillna(last_record.reindex(facts.index)), follow_up_given=given
+    )
+    return Registry(images, events.reset_index(drop=True), patients)
+
+
+def known_events(events: pd.DataFrame, names: Sequence[str], source: object) -> pd.DataFrame:
+    """The rows of `events` whose event is one of `names`.
+
+    Raises:
+        RetFoundError: a name that does not occur.
+    """
+    present = sorted(events["event"].unique())
+    for name in names:
+        if name not in present:
+            raise RetFoundError(
+                f"{source} holds no event {name!r}{nearest(name, present)}; its events are {listed(present, 20)}"
+            )
+    return events[events["event"].isin(names)]

@@ -1,0 +1,12 @@
+"""Make a synthetic registry: images with dates, events, and an effect planted between them.
+
+python scripts/make_registry.py my-registry --modality oct --num_patients 200 --effect 1.5
+"""
+
+import sys
+
+from retfound_hf.data.synthetic_registry_command import main
+from retfound_hf.runs.arguments import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,355 @@
+"""Labels and exclusions: hand-worked boundaries, and a second, slow implementation on random registries."""
+
+from datetime import date, timedelta
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from retfound_hf.data.cohort.matching import Matching
+from retfound_hf.data.splits import PAPER_FRACTIONS
+from retfound_hf.runs.errors import RetFoundError
+
+INDEX = date(2019, 3, 4)
+# Two patients whose outcome is certain, so that both classes are always there.
+CERTAIN = [("yes", "stroke", "2019-06-01"), ("no", "last_follow_up", "2029-01-01")]
+
+
+def fate(registry, build, rows, day=INDEX, **options):
+    """What becomes of the image of patient "p" with the events `rows`: 0, 1 or the name of an exclusion."""
+    images = pd.DataFrame({"image": ["p.png", "yes.png", "no.png"], "patient_id": ["p", "yes", "no"],
+                           "date": [str(day), "2019-03-04", "2019-03-04"]})  # fmt: skip
+    events = pd.DataFrame([("p", *row) for row in rows] + CERTAIN, columns=["patient_id", "event", "date"])
+    cohort = build(registry(images, events), **options)
+    found = cohort.table.loc[cohort.table["patient_id"] == "p", "label"]
+    if len(found):
+        return int(found.iloc[0])
+    lost = [part.name for stage in cohort.flow.stages for part in stage.excluded if part.counts["images"]]
+    assert len(lost) == 1
+    return lost[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([("stroke", "2019-03-03")], "prevalent"),
+        ([("stroke", "2019-03-04")], "prevalent"),
+        ([("stroke", "2019-03-05")], 1),
+        ([("stroke", "2020-03-04")], 1),
+        ([("stroke", "2020-03-05")], 0),
+        ([("last_follow_up", "2020-03-04")], 0),
+        ([("last_follow_up", "2020-03-03")], "too_short_follow_up"),
+        ([("Last follow-up", "2020-03-03")], "too_short_follow_up"),
+        ([("death", "2020-03-04")], 0),
+        ([("death", "2020-03-03")], "died"),
+        ([("stroke", "2019-05-01"), ("death", "2019-05-01")], 1),
+        ([("stroke", "2019-05-01"), ("stroke", "2018-05-01")], "prevalent"),
+        ([("stroke", "2021-05-01"), ("stroke", "2019-05-01")], 1),
+        # Known to have died later, but out of sight before.
+        ([("last_follow_up", "2019-09-01"), ("death", "2022-01-01")], "too_short_follow_up"),
+        ([("last_follow_up", "2019-09-01"), ("death", "2019-12-01")], "too_short_follow_up"),
+        # Without a follow-up the last record ends it.
+        ([("fracture", "2020-03-04")], 0),
+        ([("fracture", "2020-03-03")], "too_short_follow_up"),
+        ([], "too_short_follow_up"),
+    ],
+)
+def test_boundaries_of_one_year(registry, build, rows, expected):
+    assert fate(registry, build, rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([("stroke", "2021-02-28")], 1),
+        ([("stroke", "2021-03-01")], 0),
+        ([("last_follow_up", "2021-02-28")], 0),
+        ([("last_follow_up", "2021-02-27")], "too_short_follow_up"),
+    ],
+)
+def test_a_year_from_the_29th_of_february(registry, build, rows, expected):
+    assert fate(registry, build, rows, day=date(2020, 2, 29)) == expected
+
+
+def test_days_are_not_years(registry, build):
+    rows = [("stroke", "2020-03-04")]  # 366 days later, over a 29th of February
+    assert [fate(registry, build, rows, horizon=horizon) for horizon in ("1y", "366d", "365d")] == [1, 1, 0]
+
+
+def test_death_as_the_event(registry, build):
+    rows = [("death", "2019-09-01")]
+    images = pd.DataFrame({"image": ["a", "b"], "patient_id": ["a", "b"], "date": ["2019-03-04"] * 2})
+    events = pd.DataFrame([("a", *rows[0]), ("b", "last_follow_up", "2021-01-01")],
+                          columns=["patient_id", "event", "date"])  # fmt: skip
+    assert build(registry(images, events), event="death").table["label"].tolist() == [1, 0]
+
+
+def test_the_day_on_which_the_data_were_closed(registry, build):
+    images = pd.DataFrame({"image": list("abcd"), "patient_id": list("abcd"), "date": ["2019-03-04"] * 4})
+    rows = [("a", "stroke", "2019-09-01"), ("b", "stroke", "2019-11-01"), ("c", "last_follow_up", "2019-04-01")]
+    events = pd.DataFrame(rows, columns=["patient_id", "event", "date"])
+    cohort = build(registry(images, events, follow_up_end="2019-10-01"), horizon="6m")
+    # The stroke of b was not seen before the data were closed, and d was followed like everybody.
+    assert dict(zip(cohort.table["patient_id"], cohort.table["label"], strict=True)) == {"a": 1, "b": 0, "d": 0}
+    cohort = build(registry(images, events, follow_up_end="2020-10-01"), horizon="1y")
+    assert dict(zip(cohort.table["patient_id"], cohort.table["label"], strict=True)) == {"a": 1, "b": 1, "d": 0}
+
+
+def eye_registry(registry, rows, ends="2025-01-01"):
+    """Patients p, q, r with an image of each eye on the index day; `rows` are events."""
+    images = pd.DataFrame(
+        [(f"{p}{eye}.png", p, eye, str(INDEX)) for p in "pqr" for eye in "RL"],
+        columns=["image", "patient_id", "eye", "date"],
+    )
+    events = [*rows, *[(p, None, "last_follow_up", ends) for p in "pqr"]]
+    return registry(images, pd.DataFrame(events, columns=["patient_id", "eye", "event", "date"]))
+
+
+EYE_ROWS = [
+    ("p", "OD", "wet AMD", "2019-01-01"),  # right affected before, left converts in time
+    ("p", "OS", "wet AMD", "2020-01-01"),
+    ("q", "left", "wet AMD", "2019-03-04"),  # left affected on the day, right never
+    ("r", "R", "wet AMD", "2019-09-01"),  # right converts, left never, none affected on the day
+]
+
+
+def labels(cohort):
+    return {f"{row.patient_id}{row.eye}": row.label for row in cohort.table.itertuples()}
+
+
+def test_events_of_eyes(registry, build):
+    found = eye_registry(registry, EYE_ROWS)
+    assert labels(build(found, "wet AMD")) == {"pL": 1, "qR": 0, "rR": 1, "rL": 0}
+    assert labels(build(found, "wet AMD", unit="fellow_eye")) == {"pL": 1, "qR": 0}
+
+
+def test_events_of_eyes_as_events_of_the_person(registry, build):
+    rows = [*EYE_ROWS[2:], ("p", "OU", "wet AMD", "2022-01-01")]
+    assert labels(build(eye_registry(registry, rows), "wet AMD", unit="patient")) == {
+        "pR": 0, "pL": 0, "rR": 1, "rL": 1,
+    }  # fmt: skip
+
+
+def test_both_eyes_on_one_day_leave_no_fellow_eye(registry, build):
+    rows = [*EYE_ROWS[:3], ("r", "both", "wet AMD", "2018-01-01")]
+    cohort = build(eye_registry(registry, rows), "wet AMD", unit="fellow_eye")
+    assert labels(cohort) == {"pL": 1, "qR": 0}
+    assert {part.name: part.counts["eyes"] for part in cohort.flow.stages[1].excluded} == {
+        "prevalent": 4, "fellow_eye_healthy": 0,
+    }  # fmt: skip
+
+
+def test_events_that_bar(registry, build):
+    rows = [(patient, "stroke", "2019-09-01") for patient in "abc"]
+    rows += [("b", "dementia", "2019-03-04"), ("c", "dementia", "2019-03-05"), ("d", "last_follow_up", "2021-01-01")]
+    images = pd.DataFrame({"image": list("abcd"), "patient_id": list("abcd"), "date": ["2019-03-04"] * 4})
+    events = pd.DataFrame(rows, columns=["patient_id", "event", "date"])
+    cohort = build(registry(images, events), exclude_prior=("dementia",))
+    assert cohort.table["patient_id"].tolist() == ["a", "c", "d"]
+
+
+def test_one_image_of_each_eye_and_visit(registry, build):
+    rows = [("z2.png", "p", "R", "2019-03-04", 1), ("z1.png", "p", "R", "2019-03-04", 3),
+            ("y1.png", "p", "R", "2019-04-04", 2), ("z3.png", "p", "L", "2019-03-04", None),
+            ("q.png", "q", "L", "2019-03-04", 1)]  # fmt: skip
+    images = pd.DataFrame(rows, columns=["image", "patient_id", "eye", "date", "quality"])
+    events = pd.DataFrame([("q", "stroke", "2019-09-01"), ("p", "last_follow_up", "2021-01-01")],
+                          columns=["patient_id", "event", "date"])  # fmt: skip
+    found = registry(images, events)
+
+    def chosen(**options):
+        return [path.split("/")[-1] for path in build(found, **options).table["image"] if "q.png" not in path]
+
+    assert chosen() == ["z3.png", "z1.png"]
+    assert chosen(visits="all") == ["z3.png", "z1.png", "y1.png"]
+    assert chosen(images="all") == ["z3.png", "z1.png", "z2.png"]
+    images["quality"] = [4, 3, 2, None, 1]
+    found = registry(images, events)
+    assert chosen(quality_column="quality") == ["z3.png", "z2.png"]
+    with pytest.raises(RetFoundError, match="no column 'sharpness' of numbers"):
+        chosen(quality_column="sharpness")
+
+
+def test_the_first_visit_is_the_first_at_risk(registry, build):
+    """For the fellow eye that is the first visit after the other eye's event."""
+    images = pd.DataFrame([(f"{p}{day}.png", p, "R", day) for p in "pq" for day in ("2018-01-01", "2019-01-01")],
+                          columns=["image", "patient_id", "eye", "date"])  # fmt: skip
+    rows = [(p, "L", "wet AMD", "2018-06-01") for p in "pq"] + [("p", "R", "wet AMD", "2019-06-01"),
+            ("q", None, "last_follow_up", "2024-01-01")]  # fmt: skip
+    events = pd.DataFrame(rows, columns=["patient_id", "eye", "event", "date"])
+    table = build(registry(images, events), "wet AMD", unit="fellow_eye").table
+    assert table["date"].dt.year.tolist() == [2019, 2019] and table["label"].tolist() == [1, 0]
+
+
+def random_registry(seed, patients=90):
+    """Images and events with many ties, gaps and orders of events; every patient has birth date and sex."""
+    rng = np.random.default_rng(seed)
+    images, events, people = [], [], []
+    for number in range(patients):
+        name = f"p{number:03d}"
+        first = date(2015, 1, 1) + timedelta(days=int(rng.integers(900)))
+        born = first - timedelta(days=int(rng.integers(40 * 365, 80 * 365)))
+        people.append({"patient_id": name, "birth_date": born, "sex": "FM"[rng.integers(2)]})
+        end = first + timedelta(days=int(rng.integers(0, 2500)))
+        for eye in "RL":
+            if rng.random() < 0.75:
+                day = first + timedelta(days=int(rng.integers(-400, 900)))
+                if day <= end:
+                    events.append((name, eye, "wet AMD", day))
+        day = first + timedelta(days=int(rng.integers(-800, 2500)))
+        if day <= end and rng.random() < 0.7:
+            events.append((name, None, "stroke", day))
+        if rng.random() < 0.9:
+            events.append((name, None, "death" if rng.random() < 0.3 else "last_follow_up", end))
+        for visit in range(int(rng.integers(1, 4))):
+            day = min(first + timedelta(days=visit * int(rng.integers(1, 500))), end)
+            for eye in "RL"[: int(rng.integers(1, 3))]:
+                for repeat in range(int(rng.integers(1, 3))):
+                    images.append((f"{name}{eye}{visit}{repeat}.png", name, eye, day))
+    return (
+        pd.DataFrame(images, columns=["image", "patient_id", "eye", "date"]),
+        pd.DataFrame(events, columns=["patient_id", "eye", "event", "date"]).drop_duplicates(),
+        pd.DataFrame(people),
+    )
+
+
+def slow(images, events, event, days, unit):
+    """Label, or reason for exclusion, of every image, by loops over plain dates (first visits, one image each)."""
+    ends = {}
+    for name in set(images["patient_id"]):
+        own = events[events["patient_id"] == name]
+        given = own.loc[own["event"].isin(("death", "last_follow_up")), "date"].tolist()
+        records = own["date"].tolist() + images.loc[images["patient_id"] == name, "date"].tolist()
+        ends[name] = given[0] if given else max(records)
+    histories = {name: list(own.itertuples()) for name, own in events.groupby("patient_id")}
+    dead = set(events.loc[events["event"] == "death", "patient_id"])
+
+    def first(name, eye):
+        found = [
+            row.date for row in histories.get(name, []) if row.event == event and (unit == "patient" or row.eye == eye)
+        ]
+        return min(found) if found else None
+
+    fates, at_risk = {}, []
+    for row in images.itertuples():
+        own, fellow = first(row.patient_id, row.eye), first(row.patient_id, "L" if row.eye == "R" else "R")
+        if own is not None and own <= row.date:
+            fates[row.image] = "prevalent"
+        elif unit == "fellow_eye" and (fellow is None or fellow > row.date):
+            fates[row.image] = "fellow_eye_healthy"
+        else:
+            at_risk.append(row)
+    for row in at_risk:
+        mine = [other for other in at_risk if other.patient_id == row.patient_id
+                and (unit == "patient" or other.eye == row.eye)]  # fmt: skip
+        same = [other.image for other in mine if other.date == row.date and other.eye == row.eye]
+        own, last = first(row.patient_id, row.eye), row.date + timedelta(days=days)
+        if row.date != min(other.date for other in mine):
+            fates[row.image] = "other_visits"
+        elif row.image != min(same):
+            fates[row.image] = "further_images"
+        elif own is not None and own <= last:
+            fates[row.image] = 1
+        elif ends[row.patient_id] >= last:
+            fates[row.image] = 0
+        else:
+            fates[row.image] = "died" if row.patient_id in dead else "too_short_follow_up"
+    return fates
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("event", "unit"), [("stroke", "patient"), ("wet AMD", "eye"), ("wet AMD", "fellow_eye"),
+                                             ("wet AMD", "patient")])  # fmt: skip
+def test_equal_to_a_slow_implementation(registry, build, seed, event, unit):
+    images, events, people = random_registry(seed)
+    expected = slow(images, events, event, 400, unit)
+    cohort = build(registry(images, events, people), event, "400d", unit)
+    names = [path.split("/")[-1] for path in cohort.table["image"]]
+    found = dict(zip(names, cohort.table["label"], strict=True))
+    assert found == {name: fate for name, fate in expected.items() if fate in (0, 1)}
+    reasons = pd.Series(list(expected.values()), dtype=object).value_counts()
+    for stage in cohort.flow.stages:
+        for part in stage.excluded:
+            assert part.counts["images"] == reasons.get(part.name, 0), part.name
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_counts_add_up(registry, build, seed):
+    rng = np.random.default_rng(seed)
+    event, unit = [("stroke", "patient"), ("wet AMD", "eye"), ("wet AMD", "fellow_eye")][rng.integers(3)]
+    options = {"visits": ["first", "random", "all"][rng.integers(3)], "images": ["one", "all"][rng.integers(2)]}
+    if rng.random() < 0.6:
+        options["matching"] = Matching(int(rng.integers(1, 4)), float(rng.integers(1, 9)))
+    cohort = build(
+        registry(*random_registry(seed, patients=400)), event, "1y", unit, split_fractions=PAPER_FRACTIONS, **options
+    )
+    flow = cohort.flow.as_dict()
+    for counted in ("patients", "eyes", "images"):
+        left = flow["stages"][0][counted]
+        for stage in flow["stages"]:
+            left -= sum(part[counted] for part in stage["excluded"])
+            assert stage[counted] == left
+        assert left == sum(split[counted] for split in flow["splits"].values())
+    table = cohort.table
+    assert flow["stages"][-1]["images"] == len(table) == sum(part["images"] for part in flow["labels"].values())
+    assert flow["stages"][-1]["patients"] == table["patient_id"].nunique()
+    assert flow["stages"][-1]["eyes"] == len(table[["patient_id", "eye"]].drop_duplicates())
+    assert (table.groupby("patient_id")["split"].nunique() == 1).all()
+    shares = table.drop_duplicates("patient_id")["split"].value_counts(normalize=True)
+    assert shares[["train", "val", "test"]].tolist() == pytest.approx([0.55, 0.15, 0.30], abs=0.06)
+
+
+@pytest.mark.parametrize("options", [{}, {"visits": "random"}, {"matching": Matching(2, 5.0)}, {"visits": "all"}])
+def test_the_order_of_rows_does_not_matter(registry, build, options):
+    images, events, people = random_registry(3)
+    options = options | {"split_fractions": PAPER_FRACTIONS}
+    expected = build(registry(images, events, people), **options)
+    mixed = [table.sample(frac=1, random_state=7) for table in (images, events, people)]
+    found = build(registry(*mixed), **options)
+    pd.testing.assert_frame_equal(found.table, expected.table)
+    assert found.flow.as_dict() == expected.flow.as_dict()
+
+
+def test_seeds_change_random_choices_only(registry, build):
+    found = registry(*random_registry(4))
+    first, second = (build(found, visits="random", seed=seed).table for seed in (0, 1))
+    assert first["image"].tolist() != second["image"].tolist()
+    first, second = (build(found, seed=seed, split_fractions=PAPER_FRACTIONS).table for seed in (0, 1))
+    pd.testing.assert_frame_equal(first.drop(columns="split"), second.drop(columns="split"))
+    assert (first["split"] != second["split"]).any()
+
+
+def test_random_visits_are_drawn_evenly(registry, build):
+    rows = [(f"{p}-{visit}.png", f"p{p}", f"2019-0{visit}-01") for p in range(600) for visit in (1, 2, 3)]
+    images = pd.DataFrame(rows, columns=["image", "patient_id", "date"])
+    events = pd.DataFrame([(f"p{p}", "stroke" if p % 2 else "last_follow_up", "2019-12-01" if p % 2 else "2024-01-01")
+                           for p in range(600)], columns=["patient_id", "event", "date"])  # fmt: skip
+    months = build(registry(images, events), visits="random").table["date"].dt.month.value_counts()
+    assert months.between(160, 240).all() and months.sum() == 600
+
+
+def test_ages_and_days_in_the_table(registry, build):
+    images = pd.DataFrame({"image": ["a", "b"], "patient_id": ["a", "b"], "date": ["2019-03-04"] * 2})
+    images = images.assign(label=["cloudy", "clear"], split=["train", "test"], camera=["X", "Y"])
+    events = pd.DataFrame([("a", "stroke", "2019-03-14"), ("b", "last_follow_up", "2020-03-04")],
+                          columns=["patient_id", "event", "date"])  # fmt: skip
+    people = pd.DataFrame({"patient_id": ["a", "b"], "birth_date": ["1959-03-04", "1949-09-03"], "sex": ["F", "M"]})
+    table = build(registry(images, events, people)).table
+    assert list(table.columns) == [
+        "image", "label", "patient_id", "eye", "date", "split", "age", "sex", "image_label", "image_split", "camera",
+        "event_date", "days_to_event", "days_of_follow_up",
+    ]  # fmt: skip
+    assert table["age"].tolist() == [60.0, 69.5] and table["sex"].tolist() == ["F", "M"]
+    assert table["days_to_event"].tolist() == [10, pd.NA] and table["days_of_follow_up"].tolist() == [10, 366]
+    assert table["image_label"].tolist() == ["cloudy", "clear"]
+
+
+def test_a_cohort_of_one_class_is_refused_with_its_exclusions(registry, build):
+    images = pd.DataFrame({"image": list("abc"), "patient_id": list("abc"), "date": ["2019-03-04"] * 3})
+    events = pd.DataFrame([("a", "stroke", "2019-06-01"), ("b", "stroke", "2018-06-01")],
+                          columns=["patient_id", "event", "date"])  # fmt: skip
+    said = (
+        r"no image without stroke is left of 3; excluded: 1 stroke on or before the day of the image, 0 .*, 1 followed"
+    )
+    with pytest.raises(RetFoundError, match=f"{said} for less than 1 year; give the follow-up .*--follow_up_end"):
+        build(registry(images, events))

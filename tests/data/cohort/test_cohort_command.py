@@ -1,0 +1,125 @@
+import json
+import xml.etree.ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from retfound_hf.data.cohort.command import main
+from retfound_hf.data.cohort.flow import Flow
+from retfound_hf.data.cohort.flow_plot import plot_flow
+from retfound_hf.data.labelled import read_labelled
+from retfound_hf.runs.errors import RetFoundError
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """A registry of 30 patients on disk: every third has a stroke in time."""
+    folder = tmp_path / "registry"
+    images, events = [], []
+    for number in range(30):
+        for eye in "RL":
+            name = f"images/{number}{eye}.png"
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng([number, ord(eye)]).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name)
+            images.append((name, number, eye, "2019-03-04", 50 + number % 5, "FM"[number % 2]))
+        events.append((number, *(("stroke", "2020-03-04") if number % 3 == 0 else ("death", "2024-01-01"))))
+    columns = ["image", "patient_id", "eye", "date", "age", "sex"]
+    pd.DataFrame(images, columns=columns).to_csv(folder / "images.csv", index=False)
+    pd.DataFrame(events, columns=["patient_id", "event", "date"]).to_csv(folder / "events.csv", index=False)
+    return [str(folder / "images.csv"), str(folder / "events.csv")]
+
+
+QUESTION = ["--event", "stroke", "--horizon", "3y"]
+
+
+def test_the_table_is_what_finetune_takes(tables, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main([*tables, "out/cohort", *QUESTION])
+    found = read_labelled("out/cohort/cohort.csv")
+    assert found.class_names == ("0", "1") and found.patients_known and len(found.table) == 60
+    assert found.counts().sum(axis=1).tolist() == [40, 20]
+    assert (found.counts() > 0).all(axis=None)
+    table = pd.read_csv("out/cohort/cohort.csv")
+    assert table["image"].iloc[0].startswith("../../registry/images/")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "30 patients, 60 eyes, 60 images: Images in the table" and said[-1] == "out/cohort/cohort.csv"
+    record = json.loads((tmp_path / "out/cohort/run.json").read_text())
+    assert (
+        record["command"] == "build_cohort" and record["unit"] == "patient" and record["arguments"]["horizon"] == "3y"
+    )
+    flow = json.loads((tmp_path / "out/cohort/flow.json").read_text())
+    assert flow["stages"][-1]["images"] == 60 and flow["labels"]["1"] == {"patients": 10, "eyes": 20, "images": 20}
+    assert flow["facts"]["patients_who_died"] == 20
+    assert xml.etree.ElementTree.parse(tmp_path / "out/cohort/flow.svg").getroot().tag.endswith("svg")
+    assert Image.open(tmp_path / "out/cohort/flow.png").width > 1000
+
+
+def test_cohort_and_images_may_move_together(tables, tmp_path):
+    main([*tables, str(tmp_path / "registry/cohort"), *QUESTION])
+    (tmp_path / "registry").rename(tmp_path / "elsewhere")
+    assert len(read_labelled(str(tmp_path / "elsewhere/cohort/cohort.csv")).table) == 60
+
+
+def test_options_from_a_file(tables, tmp_path):
+    options = {"images": tables[0], "events": tables[1], "out": str(tmp_path / "out"), "event": ["stroke"]}
+    options |= {"horizon": "3y", "match_controls": 1, "split_fractions": [0.5, 0.25, 0.25], "date_format": "%Y-%m-%d"}
+    (tmp_path / "cohort.json").write_text(json.dumps(options))
+    main([str(tmp_path / "cohort.json")])
+    table = pd.read_csv(tmp_path / "out/cohort.csv")
+    assert table["label"].mean() == 0.5 and table.groupby("matched_to")["patient_id"].nunique().eq(2).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--event", "strok", "--horizon", "3y"], "holds no event 'strok'; did you mean stroke"),
+        (["--event", "stroke", "--horizon", "3"], "horizon '3' is not a span of time"),
+        (["--event", "stroke"], "--horizon"),
+        ([*QUESTION, "--time_zone", "Mars"], "--time_zone Mars is unknown; give a name such as Europe/London"),
+        ([*QUESTION, "--split_fractions", "0.5", "0.1", "0.1"], "not shares of train, val and test"),
+        ([*QUESTION, "--image_root", "nowhere"], "60 of 60 image files do not exist"),
+        ([*QUESTION, "--follow_up_end", "2019"], "--follow_up_end: '2019' in row 1|is not written"),
+    ],
+)
+def test_bad_requests_leave_nothing(tables, tmp_path, words, reason):
+    with pytest.raises(RetFoundError, match=reason):
+        main([*tables, str(tmp_path / "out"), *words])
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_may_be_elsewhere(tables, tmp_path):
+    main([*tables, str(tmp_path / "out"), *QUESTION, "--image_root", str(tmp_path / "x"), "--no_check_images"])
+    assert pd.read_csv(tmp_path / "out/cohort.csv")["image"].iloc[0] == "../x/images/0L.png"
+
+
+def test_no_text_of_a_chart_leaves_its_box(tmp_path, monkeypatch):
+    """Counts of millions and long names of events."""
+    from matplotlib.patches import Rectangle
+
+    table = pd.DataFrame(
+        {"patient_id": ["a", "b", "c"], "eye": "R", "label": [0, 1, 0], "split": ["train", "val", "test"]}
+    )
+    flow = Flow(table)
+    flow.stage("at_risk", "At risk on the day of the image")
+    long = "neovascular age-related macular degeneration or geographic atrophy or any other late disease"
+    flow.exclude("prevalent", f"{long} on or before the day of the image", pd.Series(False, table.index))
+    big = {"patients": 1104311, "eyes": 2208622, "images": 12345678}
+    flow.stages[1].excluded[0].counts.update(big)
+    monkeypatch.setattr(Flow, "_count", lambda self, table=None: dict(big))
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path: figures.append(self))
+    plot_flow(flow, tmp_path / "flow.png")
+    (found,) = figures
+    axes = found.axes[0]
+    renderer = found.canvas.get_renderer()
+    boxes = [patch.get_window_extent(renderer) for patch in axes.patches if isinstance(patch, Rectangle)]
+    texts = [text.get_window_extent(renderer) for text in axes.texts if text.get_text()]
+    assert len(boxes) == 6 and len(texts) > 15
+    for text in texts:
+        inside = [
+            box for box in boxes if box.x0 <= text.x0 and text.x1 <= box.x1 and box.y0 <= text.y0 and text.y1 <= box.y1
+        ]
+        assert len(inside) == 1

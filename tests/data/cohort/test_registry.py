@@ -1,0 +1,158 @@
+"""What cannot be true of a registry is said in one line that names the rows."""
+
+import pandas as pd
+import pytest
+
+from retfound_hf.data.cohort.registry import read_registry
+from retfound_hf.runs.errors import RetFoundError
+
+IMAGES = pd.DataFrame(
+    [("a.png", "p1", "R", "2019-03-04"), ("b.png", "p1", "L", "2019-03-04"), ("c.png", "p2", "R", "2018-01-01")],
+    columns=["image", "patient_id", "eye", "date"],
+)
+EVENTS = pd.DataFrame(
+    [("p1", "R", "wet AMD", "2019-06-01"), ("p1", None, "last_follow_up", "2020-06-01"),
+     ("p2", None, "death", "2020-01-01"), ("p2", None, "stroke", "2019-01-01")],
+    columns=["patient_id", "eye", "event", "date"],
+)  # fmt: skip
+
+
+def changed(table, row, column, value):
+    table = table.astype({column: object}) if column in table else table.assign(**{column: None})
+    table.loc[row, column] = value
+    return table
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        (changed(IMAGES, 1, "date", None), "images.csv: 1 of 3 rows have no date: row 2"),
+        (changed(IMAGES, 1, "patient_id", None), "images.csv: 1 of 3 rows name no patient: row 2"),
+        (changed(IMAGES, 2, "date", "01/02/2018"), "date of .*images.csv: '01/02/2018' in row 3 .*--date_format"),
+        (changed(IMAGES, 1, "eye", "X"), r"the eye of .*images.csv: 'X' in row 2; accepted are R, L \(OD, OS"),
+        (changed(IMAGES, 1, "eye", "OU"), "'OU' in row 2; accepted are R, L"),
+        (
+            changed(IMAGES, 1, "image", "a.png"),
+            r"2 of 3 rows list an image that another row lists too \(a.png\): rows 1",
+        ),
+        (changed(IMAGES, 2, "date", "2020-01-02"), "1 of 3 rows have an image dated after the patient's death: row 3"),
+        (changed(IMAGES, 0, "date", "2020-06-02"), "an image dated after the patient's last follow-up: row 1"),
+        (changed(IMAGES, 2, "birth_date", "2018-01-02"), "an image dated before the patient's birth: row 3"),
+        (IMAGES.drop(columns="date"), "images.csv has no column 'date'; its columns are image, patient_id, eye"),
+        (IMAGES.drop(columns="patient_id"), "images.csv has no column 'patient_id'"),
+        (IMAGES.rename(columns={"image": "file"}), "images.csv has no column 'image'; .*--image_column"),
+    ],
+)
+def test_images_that_cannot_be(registry, images, reason):
+    with pytest.raises(RetFoundError, match=reason) as caught:
+        registry(images, EVENTS)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("events", "reason"),
+    [
+        (changed(EVENTS, 3, "date", None), "events.csv: 1 of 4 rows have an event without a date: row 4"),
+        (changed(EVENTS, 3, "event", None), "events.csv: 1 of 4 rows have a date without an event: row 4"),
+        (changed(EVENTS, 3, "date", "soon"), "the date of .*events.csv: 'soon' in row 4"),
+        (changed(EVENTS, 0, "eye", "third"), r"'third' in row 1; accepted are R, L .*both \(OU\)"),
+        (changed(EVENTS, 3, "date", "2020-01-02"), "1 of 2 rows have an event dated after the patient's death: row 4"),
+        (changed(EVENTS, 0, "date", "2020-06-02"), "an event dated after the patient's last follow-up: row 1"),
+        (pd.concat([EVENTS, EVENTS.iloc[[0]]]), "2 of 5 rows are duplicates .*: rows 1, 5"),
+        (pd.concat([EVENTS, EVENTS.iloc[[2]]]), "2 of 5 rows are duplicates .*: rows 3, 5"),
+        (changed(EVENTS, 3, "birth_date", "2019-02-01"), "an image dated before the patient's birth: row 3"),
+        (EVENTS.drop(columns="event"), "events.csv has no column 'event'"),
+        (changed(EVENTS, 3, "sex", "F").pipe(changed, 2, "sex", "M"), r"patient p2 has more than one sex \(M in"),
+    ],
+)
+def test_events_that_cannot_be(registry, events, reason):
+    with pytest.raises(RetFoundError, match=reason) as caught:
+        registry(IMAGES, events)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_event_before_birth(registry):
+    events = changed(EVENTS, 3, "date", "1950-01-01")
+    people = pd.DataFrame({"patient_id": ["p2"], "birth_date": ["1950-01-02"]})
+    with pytest.raises(RetFoundError, match=r"1 of \d rows have an event dated before the patient's birth: row 4"):
+        registry(IMAGES, events, people)
+
+
+def test_patients_that_cannot_be(registry):
+    people = pd.DataFrame({"patient_id": ["p1", "p2"], "death": [None, "2020-01-02"]})
+    said = r"patient p2 has more than one death \(2020-01-02 in .*patients.csv and 2020-01-01 in .*events.csv\)"
+    with pytest.raises(RetFoundError, match=said):
+        registry(IMAGES, EVENTS, people)
+    people = pd.DataFrame({"patient_id": ["p2"], "last_follow_up": ["2020-02-01"]})
+    with pytest.raises(RetFoundError, match=r"1 patients are followed up after their death \(p2\)"):
+        registry(IMAGES, EVENTS, people)
+    people = pd.DataFrame({"patient_id": ["p2"], "birth_date": ["2020-02-01"]})
+    with pytest.raises(RetFoundError, match=r"1 patients die before their birth \(p2\)"):
+        registry(IMAGES, EVENTS, people)
+
+
+def test_what_is_known_of_a_patient_may_stand_in_any_table(registry):
+    """Rows of events, or columns of images, of events or of a table of patients."""
+    wanted = registry(IMAGES, EVENTS).patients
+    told = {"patient_id": ["p1", "p2"], "last_follow_up": ["2020-06-01", None], "death": [None, "2020-01-01"]}
+    people = pd.DataFrame(told)
+    bare = EVENTS[~EVENTS["event"].isin(["death", "last_follow_up"])]
+    by_columns = registry(IMAGES, bare, people).patients
+    in_images = registry(IMAGES.merge(people), bare).patients
+    in_events = registry(IMAGES, pd.concat([bare, people])).patients
+    for found in (by_columns, in_images, in_events):
+        pd.testing.assert_frame_equal(found.sort_index(), wanted.sort_index(), check_dtype=False)
+    assert wanted.loc["p1", "follow_up_end"] == pd.Timestamp("2020-06-01")
+    assert wanted.loc["p2", "follow_up_end"] == wanted.loc["p2", "death"] == pd.Timestamp("2020-01-01")
+
+
+def test_follow_up_without_a_word_ends_with_the_last_record(registry):
+    events = EVENTS.iloc[[0, 3]]
+    found = registry(IMAGES, events).patients
+    assert found["follow_up_end"].to_dict() == {"p1": pd.Timestamp("2019-06-01"), "p2": pd.Timestamp("2019-01-01")}
+    assert not found["follow_up_given"].any()
+
+
+def test_numbers_as_patients_and_codes_as_events(registry, build):
+    images = pd.DataFrame({"image": ["a", "b"], "patient_id": [7, 8], "date": [20190304, 20190304]})
+    events = pd.DataFrame({"patient_id": [7, 8], "event": ["I63", "last_follow_up"], "date": [20190401, 20210101]})
+    assert build(registry(images, events), "I63").table["label"].tolist() == [1, 0]
+
+
+def test_an_event_called_na_is_not_a_missing_one(registry, build):
+    images = pd.DataFrame({"image": ["a", "b"], "patient_id": ["a", "b"], "date": ["2019-03-04"] * 2})
+    events = pd.DataFrame({"patient_id": ["a", "b"], "event": ["NA", "death"], "date": ["2019-04-01", "2021-01-01"]})
+    assert build(registry(images, events), "NA").table["label"].tolist() == [1, 0]
+
+
+def test_unknown_events_and_eyes(registry, build):
+    found = registry(IMAGES, EVENTS)
+    with pytest.raises(
+        RetFoundError, match="holds no event 'strok'; did you mean stroke\\?; its events are death, stroke"
+    ):
+        build(found, "strok")
+    with pytest.raises(
+        RetFoundError, match=r"1 of 1 events stroke name no eye \(patients p2\); give it .*--unit patient"
+    ):
+        build(found, "stroke", unit="eye")
+    mixed = pd.concat([EVENTS, pd.DataFrame([("p2", None, "wet AMD", "2019-01-02")], columns=EVENTS.columns)])
+    with pytest.raises(RetFoundError, match="1 of 2 events wet AMD name no eye"):
+        build(registry(IMAGES, mixed), "wet AMD")
+    without = registry(IMAGES.assign(eye=[None, "L", "R"]), EVENTS)
+    with pytest.raises(RetFoundError, match=r"unit eye needs the eye of 1 images \(a.png\)"):
+        build(without, "wet AMD")
+
+
+def test_tables_that_are_not_there(tmp_path):
+    with pytest.raises(RetFoundError, match=r"table .*images.csv does not exist; give a CSV or parquet file"):
+        read_registry(tmp_path / "images.csv", tmp_path / "events.csv")
+
+
+def test_parquet_tables_keep_their_dates(tmp_path):
+    images = IMAGES.assign(date=pd.to_datetime(IMAGES["date"]))
+    events = EVENTS.assign(date=pd.to_datetime(EVENTS["date"]).dt.date)
+    images.to_parquet(tmp_path / "images.parquet")
+    events.to_parquet(tmp_path / "events.parquet")
+    found = read_registry(tmp_path / "images.parquet", tmp_path / "events.parquet")
+    assert found.images["date"].tolist() == images["date"].tolist()
+    assert found.events["date"].max() == pd.Timestamp("2020-01-01")
