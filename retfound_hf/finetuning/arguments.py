@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..models.configuration import PRESETS
+from ..models.starting_points import ACCEPTED
 from ..runs.errors import RetFoundError
 
 # Peak learning rate per 256 images of the effective batch, by method. `full` is the official recipe. LoRA moves few
@@ -17,9 +18,7 @@ BASE_LEARNING_RATES = {"full": 5e-3, "lora": 2e-2, "linear": 0.0}
 
 @dataclass
 class ModelArguments:
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "model folder or Hub id to start from: RETFound, ViT-MAE, ViT, DINOv2"}
-    )
+    model_name_or_path: str | None = field(default=None, metadata={"help": f"weights to start from: {ACCEPTED}"})
     config_name: str | None = field(
         default=None, metadata={"help": f"instead: train from scratch with this preset ({', '.join(PRESETS)})"}
     )

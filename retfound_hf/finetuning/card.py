@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..models.card import describe_preprocessing, license_of, write_card
+from ..models.card import base_model_of, describe_preprocessing, license_of, write_card
 from .job import FinetuneJob
 
 METHODS = {"full": "all weights", "lora": "a LoRA adapter and the head", "linear": "a linear head on frozen features"}
@@ -16,7 +16,7 @@ def write_finetuned_card(folder: Path, job: FinetuneJob, metrics: dict[str, Any]
     counts = {split: len(part.images) for split, part in job.prepared.items()}
     metadata: dict[str, Any] = {"pipeline_tag": "image-classification"}
     if base:
-        metadata |= {"license": license_of(base), "base_model": base}
+        metadata |= {"license": license_of(base), "base_model": base_model_of(base)}
     rows = [f"| {name} | {value:.3f} |" for name, value in metrics.items() if isinstance(value, float)]
     undefined = [name for name, value in metrics.items() if value is None]
     evaluation = f"On the test split, {counts['test']} images:\n\n| metric | value |\n|---|---|\n" + "\n".join(rows)

@@ -14,8 +14,6 @@ from .arguments import DataArguments, FinetuneTrainingArguments, MethodArguments
 from .models import build_classifier
 from .targets import label_options
 
-# Models that interpolate their positions by themselves, in `pipeline` too.
-INTERPOLATING = ("retfound", "dinov2", "dinov2_with_registers", "dinov3_vit")
 PRECISIONS = {(True, False): "fp16", (False, True): "bf16", (False, False): "no"}
 
 
@@ -99,8 +97,4 @@ def _processor(model_args: ModelArguments, model: PreTrainedModel) -> RetFoundIm
     side, patch = processor.crop_size.height, model.config.patch_size
     if side % patch:
         raise RetFoundError(f"--image_size {side} is not a multiple of the model's patch size {patch}")
-    if side != model.config.image_size and model.config.model_type not in INTERPOLATING:
-        raise RetFoundError(
-            f"--image_size {side}: a {model.config.model_type} model takes {model.config.image_size} pixels only"
-        )
     return processor

@@ -22,7 +22,7 @@ def add_lora(
 
     linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     targets = [_own_name(target, linear) for target in targets]
-    head = [name for name in ("fc_norm", "classifier") if hasattr(model, name)]
+    head = ["fc_norm", "classifier"]
     return get_peft_model(
         model,
         LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, modules_to_save=head),

@@ -1,16 +1,16 @@
-"""The classifier that fine-tuning starts from: any encoder folder with a fresh head."""
+"""The classifier that fine-tuning starts from: any accepted weights under a fresh head."""
 
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..inference.loading import is_adapter, read_config
 from ..models.configuration import RetFoundConfig
 from ..models.modeling import RetFoundForImageClassification
+from ..models.starting_points import resolve
+from ..models.starting_weights import load_network, network_config
 from ..runs.errors import RetFoundError
-
-HEAD = ("fc_norm.", "classifier.")
 
 
 def build_classifier(
@@ -22,8 +22,8 @@ def build_classifier(
 ) -> PreTrainedModel:
     """A classifier with a head for `labels`, everything else from the folder, or from scratch for a preset.
 
-    RETFound and ViT-MAE folders become `RetFoundForImageClassification`; other architectures their stock classifier.
-    A head that was trained on the same class names is kept, any other is replaced.
+    Whatever the weights, the head is RETFound's (see `models.starting_weights` for the encoders that it may sit on). A
+    head of that kind that was trained on the same class names is kept, any other is replaced.
 
     Args:
         labels: `num_labels`, `id2label`, `label2id`, `problem_type`, and `label_smoothing`, `class_weights`,
@@ -40,31 +40,16 @@ def build_classifier(
         except ValueError as error:
             raise RetFoundError(f"--config_name {config_name}: {error}") from error
         return RetFoundForImageClassification(config)
+    name_or_path = resolve(name_or_path)
     if is_adapter(name_or_path):
         raise RetFoundError(f"{name_or_path} is a LoRA adapter; fine-tune from a folder written with --merge")
     stored = read_config(name_or_path)
-    own_labels = dict(stored.id2label)
-    if stored.model_type in ("retfound", "vit_mae"):
-        config = _retfound_config(stored, labels, drop_path)
-        model_class: Any = RetFoundForImageClassification
-    else:
-        config = read_config(name_or_path)
-        if hasattr(config, "drop_path_rate"):
-            config.drop_path_rate = drop_path
-        # Set one by one: `from_pretrained` drops what the stock class does not know, such as `class_weights`.
-        for name, value in labels.items():
-            setattr(config, name, value)
-        model_class = AutoModelForImageClassification
-    model, info = model_class.from_pretrained(
-        name_or_path, config=config, output_loading_info=True, ignore_mismatched_sizes=True
-    )
-    missing = [name for name in info["missing_keys"] if not name.startswith(HEAD) and "pooler" not in name]
-    if missing:
-        raise RetFoundError(
-            f"model {name_or_path} lacks {len(missing)} tensors of its encoder, such as {sorted(missing)[0]}; "
-            "fine-tuning would start from random weights"
-        )
-    if own_labels != labels["id2label"] or info["missing_keys"] or info["mismatched_keys"]:
+    options = {**labels, "drop_path_rate": drop_path}
+    has_head = stored.id2label == labels["id2label"]
+    if hasattr(stored, "head_norm") and not has_head:
+        options["head_norm"] = "single"  # a fresh head is that of the 2023 code
+    model, is_whole = load_network(name_or_path, stored, network_config(stored, **options), classifier=True)
+    if not (has_head and is_whole):
         reset_head(model)
     return model
 
@@ -73,13 +58,4 @@ def reset_head(model: PreTrainedModel) -> None:
     """Start the head anew, as the official code does: weights near zero, an identity norm before it."""
     nn.init.trunc_normal_(model.classifier.weight, std=2e-5)
     nn.init.zeros_(model.classifier.bias)
-    if hasattr(model, "fc_norm"):
-        model.fc_norm.reset_parameters()
-
-
-def _retfound_config(stored: Any, labels: dict[str, Any], drop_path: float) -> RetFoundConfig:
-    own = {key: value for key, value in stored.to_dict().items() if key not in ("model_type", "transformers_version")}
-    # A fresh head has the one norm of the 2023 code; a kept one keeps its own.
-    same_head = stored.id2label == labels["id2label"]
-    own |= {"head_norm": getattr(stored, "head_norm", "single") if same_head else "single"}
-    return RetFoundConfig(**{**own, **labels, "drop_path_rate": drop_path})
+    model.fc_norm.reset_parameters()

@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import nn
 
-# Block numbers in the names of every transformers vision model: `encoder.layer.3.`, `layers.3.`, `blocks.3.`
-BLOCK = re.compile(r"(?:^|\.)(?:layer|layers|blocks)\.(\d+)\.")
+# Block numbers in the names of every transformers vision model: `encoder.layer.3.`, `layers.3.`, `blocks.3.`; the
+# stages of a ResNet count as one block each.
+BLOCK = re.compile(r"(?:^|\.)(?:layer|layers|blocks|stages)\.(\d+)\.")
 # Not decayed although they are no vectors, as in the official code.
 POSITIONS_AND_TOKENS = ("position_embeddings", "cls_token", "mask_token", "register_tokens")
 
@@ -15,7 +16,7 @@ def layer_index(name: str, num_blocks: int) -> int:
     """0 for the embeddings, i + 1 for block i, `num_blocks` + 1 for everything after the last block."""
     if found := BLOCK.search(name):
         return int(found[1]) + 1
-    return 0 if "embeddings" in name else num_blocks + 1
+    return 0 if "embedd" in name else num_blocks + 1
 
 
 def layer_decay_groups(

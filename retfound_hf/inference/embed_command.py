@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..models.starting_points import ACCEPTED
 from ..runs.arguments import parse_arguments
 from ..runs.files import refuse_existing, whole_file
 from ..runs.record import write_run_record
@@ -19,7 +20,7 @@ from .processes import process_state
 
 @dataclass
 class EmbedArguments:
-    model_name_or_path: str = field(metadata={"help": "model folder, adapter folder or Hub id"})
+    model_name_or_path: str = field(metadata={"help": f"adapter folder, or weights: {ACCEPTED}"})
     data: str = field(metadata={"help": "folder of images, folder of parquet shards, or table with a column image"})
     part_size: int = field(default=1000, metadata={"help": "images from one resting point to the next"})
 

@@ -7,20 +7,22 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
-    AutoModel,
     AutoModelForImageClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from ..models.image_processing import RetFoundImageProcessor
+from ..models.starting_points import how_to_bring, resolve
+from ..models.starting_weights import load_network, network_config
 from ..runs.errors import RetFoundError
 
 ADAPTER_FILE = "adapter_config.json"
 
 
 def read_config(name_or_path: str) -> PreTrainedConfig:
-    """The configuration of a model folder or Hub id, or one line about why there is none."""
+    """The configuration of a model folder, Hub id or starting point, or one line about why there is none."""
+    name_or_path = resolve(name_or_path)
     if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
         raise RetFoundError(
             f"model folder {name_or_path} has no config.json; give a folder made by convert or finetune"
@@ -29,8 +31,11 @@ def read_config(name_or_path: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
+        if Path(name_or_path).exists():
+            raise RetFoundError(f"model {name_or_path} cannot be read: {first}") from error
         raise RetFoundError(
-            f"model {name_or_path} is neither a model folder here nor one that the Hub or its cache gives: {first}"
+            f"model {name_or_path} is neither a model folder here nor one that the Hub or its cache gives"
+            f"{how_to_bring(name_or_path)} ({first})"
         ) from error
 
 
@@ -45,13 +50,14 @@ def load_classifier(name_or_path: str) -> PreTrainedModel:
     Raises:
         RetFoundError: a folder without a trained head, or an adapter whose base is gone.
     """
+    name_or_path = resolve(name_or_path)
     config = read_config(name_or_path)
     if is_adapter(name_or_path):
         from peft import PeftConfig, PeftModel
 
         base = PeftConfig.from_pretrained(name_or_path).base_model_name_or_path
         # The adapter brings its own head; what the base lacks of one is no loss.
-        model, _ = _load(AutoModelForImageClassification, base, config=config, ignore_mismatched_sizes=True)
+        model, _ = load_network(base, read_config(base), config, classifier=True)
         return PeftModel.from_pretrained(model, name_or_path).merge_and_unload().eval()
     model, info = _load(AutoModelForImageClassification, name_or_path, config=config)
     if info["missing_keys"]:
@@ -63,21 +69,15 @@ def load_classifier(name_or_path: str) -> PreTrainedModel:
 
 
 def load_encoder(name_or_path: str) -> PreTrainedModel:
-    """The encoder of any model folder, in evaluation mode; of an adapter, with the adapter merged in."""
+    """The encoder of any model folder, in evaluation mode; of an adapter, with the adapter merged in.
+
+    Whatever the weights, its `pooler_output` is RETFound's feature vector: the mean of the patch tokens, normalised.
+    """
+    name_or_path = resolve(name_or_path)
     if is_adapter(name_or_path):
         return load_classifier(name_or_path).base_model
-    config = read_config(name_or_path)
-    if config.model_type == "vit_mae":
-        raise RetFoundError(
-            f"model {name_or_path} is a stock ViT-MAE, whose encoder masks at random; fine-tune it, or load it with "
-            "RetFoundModel.from_pretrained and save that"
-        )
-    model, info = _load(AutoModel, name_or_path)
-    missing = [name for name in info["missing_keys"] if not name.startswith("pooler.")]
-    if missing:
-        raise RetFoundError(f"model {name_or_path} lacks weights of its encoder, such as {sorted(missing)[0]}")
-    if info["missing_keys"]:
-        model.pooler = None  # of random weights; the class token takes the place of its output
+    stored = read_config(name_or_path)
+    model, _ = load_network(name_or_path, stored, network_config(stored), classifier=False)
     return model.eval()
 
 
@@ -98,6 +98,7 @@ def load_processor(
         image_size: another input size of the network than the folder's.
         crop: crop to the field of view, whatever the folder says.
     """
+    name_or_path = resolve(name_or_path)
     try:
         stored = AutoImageProcessor.from_pretrained(name_or_path)
     except (OSError, ValueError):

@@ -5,9 +5,8 @@ from typing import Any
 
 from ..runs.files import whole_file
 from .image_processing import RetFoundImageProcessor
+from .starting_points import OFFICIAL_LICENSE, published
 
-# Licence of the official weights, which whatever is derived from them carries on.
-OFFICIAL_LICENSE = "cc-by-nc-4.0"
 # An installed package has its templates inside, a checkout beside it.
 PACKAGE = Path(__file__).parents[1]
 TEMPLATES = (PACKAGE / "model_cards", PACKAGE.parent / "model_cards")
@@ -54,7 +53,10 @@ def describe_preprocessing(processor: RetFoundImageProcessor) -> str:
 
 
 def license_of(base: str) -> str:
-    """The licence in the base's card, which holds for what is made from it; the official weights' where none is."""
+    """The licence of the base, which holds for what is made from it; the official weights' where none is stated."""
+    known = published(base)
+    if known is not None and known.license is not None:
+        return known.license
     path = Path(base) / "README.md"
     if path.is_file():
         from huggingface_hub import ModelCard
@@ -63,6 +65,12 @@ def license_of(base: str) -> str:
         if stated:
             return stated
     return OFFICIAL_LICENSE
+
+
+def base_model_of(base: str) -> str:
+    """What the Hub knows the base by: the Hub id behind the name of a starting point."""
+    known = published(base)
+    return base if known is None or known.hub_id is None else known.hub_id
 
 
 def _by(size: dict[str, int]) -> str:

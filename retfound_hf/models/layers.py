@@ -73,10 +73,6 @@ class RetFoundProjectionQKV(nn.Linear):
     """A linear layer that is initialised as one third of the MAE code's single (3C, C) matrix."""
 
 
-class RetFoundHead(nn.Linear):
-    """A linear layer that starts near zero, so that fine-tuning begins from even predictions."""
-
-
 class RetFoundSelfAttention(nn.Module):
     def __init__(self, config: RetFoundConfig, width: int, num_heads: int):
         super().__init__()

@@ -5,42 +5,24 @@ The module names are those of ViT-MAE in transformers 4.x, so that the tensors o
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import ViTMAEForPreTraining
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.vit_mae.modeling_vit_mae import (
     ViTMAEForPreTrainingOutput,
     ViTMAEPreTrainedModel,
 )
-from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration import RetFoundConfig
-from .layers import RetFoundEmbeddings, RetFoundHead, RetFoundLayer, RetFoundProjectionQKV
-from .losses import classification_loss
+from .head import RetFoundHead, RetFoundModelOutput, classify
+from .layers import RetFoundEmbeddings, RetFoundLayer, RetFoundProjectionQKV
 from .positions import positions_for_grid, sincos_positions
-
-logger = logging.get_logger(__name__)
-
-
-@dataclass
-class RetFoundModelOutput(BaseModelOutputWithPooling):
-    """Output of `RetFoundModel`.
-
-    Args:
-        last_hidden_state: (batch, 1 + patches, width) after the final norm: class token, then patches in raster order.
-        pooler_output: (batch, width) RETFound's official feature vector, the patch mean normalised without affine.
-        patch_mean: (batch, width) mean of the patch tokens before any norm, the classifier's input.
-        hidden_states, attentions: as everywhere in transformers, when asked for.
-    """
-
-    patch_mean: torch.FloatTensor | None = None
 
 
 class RetFoundEncoder(nn.Module):
@@ -337,18 +319,4 @@ class RetFoundForImageClassification(RetFoundPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        features = self.fc_norm(outputs.patch_mean)
-        if self.config.head_norm == "double":
-            features = self.fc_norm(features)
-        logits = self.classifier(features)
-        loss = None
-        if labels is not None:
-            if self.training and not any(parameter.requires_grad for parameter in self.classifier.parameters()):
-                logger.warning_once(
-                    "training with a frozen classifier; with peft, give LoraConfig "
-                    "modules_to_save=['fc_norm', 'classifier'] so that the head is trained and saved"
-                )
-            loss = classification_loss(logits, labels, self.config)
-        return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return classify(self, outputs, labels)

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..models.card import describe_preprocessing, license_of, write_card
+from ..models.card import base_model_of, describe_preprocessing, license_of, write_card
 from ..models.image_processing import RetFoundImageProcessor
 from .arguments import ModelArguments, PretrainingArguments
 from .order import Order
@@ -27,7 +27,7 @@ def write_pretrained_card(
     start = f"the weights of `{base}`" if base else f"random weights (preset `{model_args.config_name}`)"
     metadata: dict[str, Any] = {"pipeline_tag": "image-feature-extraction"}
     if base:
-        metadata |= {"license": license_of(base), "base_model": base}
+        metadata |= {"license": license_of(base), "base_model": base_model_of(base)}
     images = MODALITIES[model.config.modality]
     masked = f"mask ratio {model.config.mask_ratio}, " if model_args.objective == "mae" else ""
     return write_card(

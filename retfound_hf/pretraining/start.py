@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 from ..inference.loading import is_adapter, read_config
 from ..models.configuration import PRESETS, RetFoundConfig
 from ..models.modeling import RetFoundForPreTraining
+from ..models.starting_points import resolve
 from ..runs.errors import RetFoundError
 from .arguments import ModelArguments
 
@@ -34,7 +35,7 @@ def build_model(args: ModelArguments) -> RetFoundForPreTraining:
         except ValueError as error:
             raise RetFoundError(f"--config_name {args.config_name}: {error}") from error
         return RetFoundForPreTraining(config).train()
-    name = args.model_name_or_path
+    name = resolve(args.model_name_or_path)
     if is_adapter(name):
         raise RetFoundError(f"--model_name_or_path {name} is a LoRA adapter; pretraining needs a whole model folder")
     stored = read_config(name)

@@ -64,10 +64,12 @@ def encoder_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def stock_folder(tmp_path_factory):
-    """Makes folders of stock transformers models: `vit_mae`, `vit` or `dinov2`."""
+    """Makes folders of stock transformers models: `vit_mae`, `vit`, `dinov2` or `dinov3_vit`."""
     from transformers import (
         Dinov2Config,
         Dinov2Model,
+        DINOv3ViTConfig,
+        DINOv3ViTModel,
         ViTConfig,
         ViTImageProcessor,
         ViTMAEConfig,
@@ -79,20 +81,24 @@ def stock_folder(tmp_path_factory):
         "vit_mae": (ViTMAEConfig, ViTMAEForPreTraining),
         "vit": (ViTConfig, ViTModel),
         "dinov2": (Dinov2Config, Dinov2Model),
+        "dinov3_vit": (DINOv3ViTConfig, DINOv3ViTModel),
     }
     made: dict[str, Path] = {}
 
     def make(kind: str) -> Path:
         if kind not in made:
             config_class, model_class = kinds[kind]
-            decoder = {
-                "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 4,
-                "decoder_intermediate_size": 32,
+            extras = {
+                "vit_mae": {
+                    "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 4,
+                    "decoder_intermediate_size": 32,
+                },
+                "dinov2": {"mlp_ratio": 2},
+                "dinov3_vit": {"num_register_tokens": 4},
             }  # fmt: skip
             config = config_class(
                 hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=SIZE,
-                patch_size=PATCH, **({"mlp_ratio": 2} if kind == "dinov2" else {}),
-                **(decoder if kind == "vit_mae" else {}),
+                patch_size=PATCH, **extras.get(kind, {}),
             )  # fmt: skip
             torch.manual_seed(0)
             made[kind] = tmp_path_factory.mktemp("models") / kind

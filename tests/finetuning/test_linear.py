@@ -111,6 +111,6 @@ def test_class_weights_weigh_the_fit(job, tmp_path, planted):
     assert scores[1] > scores[0]
 
 
-@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "dinov3_vit"])
 def test_stock_models(run, stock_folder, kind):
     assert run(model_name_or_path=str(stock_folder(kind)), **LINEAR).metrics["auroc"] > 0.9

@@ -60,17 +60,24 @@ def test_weights_of_a_stock_vit_mae_are_taken_over(stock_folder):
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "head_inputs"), [("vit", 32), ("dinov2", 64)])
-def test_stock_models_keep_their_class(stock_folder, kind, head_inputs):
+@pytest.mark.parametrize("kind", ["vit_mae", "vit", "dinov2", "dinov3_vit"])
+def test_every_start_has_the_same_head(stock_folder, kind):
+    """The paper varies the weights alone: `fc_norm` of the mean of the patches, one layer that starts near zero."""
     model = build_classifier(str(stock_folder(kind)), None, labels(("a", "b", "c")))
-    assert model.config.model_type == kind
-    assert model.classifier.weight.shape == (3, head_inputs)
-    assert model.classifier.weight.abs().max() < 1e-4
-    assert model.classifier.weight.std() > 1e-5
+    assert (model.fc_norm.weight == 1).all()
+    assert model.fc_norm.eps == 1e-6 or kind in ("vit", "vit_mae")  # these keep the epsilon of their weights
+    assert model.classifier.weight.shape == (3, 32)
+    assert 1e-5 < model.classifier.weight.std() < 4e-5
     assert model.config.problem_type == "single_label_classification"
+    with torch.no_grad():
+        model.classifier.weight.normal_(generator=torch.Generator().manual_seed(0))
+        pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        outputs = model.eval().vit(pixels)
+        expected = model.classifier(model.fc_norm(outputs.patch_mean))
+        assert torch.equal(model(pixels).logits, expected)
 
 
-@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "dinov3_vit"])
 def test_stock_configurations_carry_smoothing_and_weights_to_the_loss(stock_folder, kind):
     options = labels(("a", "b", "c"), label_smoothing=0.2, class_weights=[1.0, 2.0, 4.0])
     config = build_classifier(str(stock_folder(kind)), None, options).config
@@ -95,13 +102,15 @@ def test_a_preset_with_an_impossible_size_is_refused():
 
 
 def test_drop_path_reaches_the_blocks(encoder_folder, stock_folder):
-    for folder in (encoder_folder, stock_folder("vit_mae")):
+    for folder in (encoder_folder, stock_folder("vit_mae"), stock_folder("vit")):
         model = build_classifier(str(folder), None, labels(), drop_path=0.2)
         rates = [getattr(layer.drop_path, "p", 0.0) for layer in model.vit.encoder.layer]
         assert rates == pytest.approx([0.0, 0.1, 0.2])
         assert isinstance(model.vit.encoder.layer[2].drop_path, StochasticDepth)
-    dinov2 = build_classifier(str(stock_folder("dinov2")), None, labels(), drop_path=0.2)
-    assert dinov2.config.drop_path_rate == 0.2
+    for kind in ("dinov2", "dinov3_vit"):  # one rate for all blocks in the stock classes
+        model = build_classifier(str(stock_folder(kind)), None, labels(), drop_path=0.2)
+        rates = [getattr(block.drop_path, "p", 0.0) for block in model.modules() if hasattr(block, "drop_path")]
+        assert rates == pytest.approx([0.0, 0.1, 0.2])
 
 
 @pytest.fixture

@@ -20,7 +20,9 @@ TIMM_STARTS = {
     "embeddings.mask_token": "patch_embed.mask_token",
     "embeddings.position_embeddings": "pos_embed",
     "embeddings.patch_embeddings.": "patch_embed.",
+    "embeddings.register_tokens": "patch_embed.register_tokens",  # counted with the embeddings here
     "encoder.layer.": "blocks.",
+    "model.layer.": "blocks.",
     "layers.": "blocks.",
 }
 
@@ -49,12 +51,17 @@ def official_rates(model: torch.nn.Module, prefix: str) -> dict[str, tuple[float
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             other = timm_name(name, prefix)
-            plain = parameter.ndim == 1 or other in ("pos_embed", "cls_token", "patch_embed.mask_token")
+            plain = parameter.ndim == 1 or other in (
+                "pos_embed",
+                "cls_token",
+                "patch_embed.mask_token",
+                "patch_embed.register_tokens",
+            )
             rates[name] = (RATE * scales[official_layer(other, num_layers)], 0.0 if plain else WEIGHT_DECAY)
     return rates
 
 
-@pytest.fixture(params=["retfound", "vit_mae", "vit", "dinov2"])
+@pytest.fixture(params=["retfound", "vit_mae", "vit", "dinov2", "dinov3_vit"])
 def classifier(request, encoder_folder, stock_folder):
     folder = encoder_folder if request.param == "retfound" else stock_folder(request.param)
     return build_classifier(str(folder), None, LABELS)
@@ -63,8 +70,9 @@ def classifier(request, encoder_folder, stock_folder):
 def test_groups_equal_the_official_rule(classifier):
     groups = layer_decay_groups(classifier, RATE, WEIGHT_DECAY, DECAY)
     names = {id(parameter): name for name, parameter in classifier.named_parameters()}
+    prefix = "vit.encoder" if classifier.config.model_type == "retfound_stock" else "vit"
     found = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
-    expected = official_rates(classifier, classifier.base_model_prefix)
+    expected = official_rates(classifier, prefix)
     assert found.keys() == expected.keys()
     for name, (rate, weight_decay) in expected.items():
         assert found[name] == (pytest.approx(rate, rel=1e-12), weight_decay), name
@@ -114,8 +122,11 @@ def test_what_is_frozen_is_left_out(encoder_folder):
         ("vit.encoder.layer.0.output.dense.bias", 1),
         ("vit.layers.11.mlp.fc1.weight", 12),
         ("base_model.model.vit.encoder.layer.23.attention.attention.query.weight", 24),
-        ("dinov2.encoder.layer.7.layer_scale1.lambda1", 8),
-        ("dinov2.layernorm.weight", 25),
+        ("vit.encoder.encoder.layer.7.layer_scale1.lambda1", 8),
+        ("vit.encoder.model.layer.7.norm1.weight", 8),
+        ("vit.encoder.layernorm.weight", 25),
+        ("vit.encoder.embedder.embedder.convolution.weight", 0),
+        ("vit.encoder.encoder.stages.3.layers.2.layer.0.convolution.weight", 4),
         ("classifier.weight", 25),
     ],
 )

@@ -43,7 +43,12 @@ def pooled(model_folder, files) -> np.ndarray:
     model = AutoModel.from_pretrained(model_folder).eval()
     processor = RetFoundImageProcessor.from_pretrained(model_folder)
     with torch.no_grad():
-        return model(**processor([str(file) for file in files], return_tensors="pt")).pooler_output.numpy()
+        outputs = model(**processor([str(file) for file in files], return_tensors="pt"))
+    if model.config.model_type == "retfound":
+        return outputs.pooler_output.numpy()
+    # RETFound's feature vector, whatever the encoder: the mean of the patch tokens, normalised.
+    patch_mean = outputs.last_hidden_state[:, 1:].mean(dim=1)
+    return torch.nn.functional.layer_norm(patch_mean, patch_mean.shape[-1:], eps=1e-6).numpy()
 
 
 @pytest.mark.parametrize("kind", ["retfound", "dinov2"])
@@ -227,7 +232,7 @@ def test_a_corrupt_image_is_skipped_and_listed(encoder_folder, damaged, tmp_path
     assert "1 images could not be read" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("case", ["model", "data", "empty", "occupied", "option", "vit_mae", "precision"])
+@pytest.mark.parametrize("case", ["model", "data", "empty", "occupied", "option", "kind", "precision"])
 def test_bad_input_is_one_line(encoder_folder, images_folder, tmp_path, capsys, case):
     (tmp_path / "empty").mkdir()
     (tmp_path / "occupied").mkdir()
@@ -241,14 +246,13 @@ def test_bad_input_is_one_line(encoder_folder, images_folder, tmp_path, capsys, 
         "option": (words(*good, "--part_sise", 3), "unknown option --part_sise; did you mean --part_size?"),
         "precision": (words(*good, "--fp16", "--bf16"), "--fp16 and --bf16 exclude each other"),
     }
-    if case == "vit_mae":
-        from transformers import ViTMAEConfig, ViTMAEForPreTraining
-
-        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
-        decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 4}
-        config = ViTMAEConfig(**sizes, **decoder, image_size=32, patch_size=8)
-        ViTMAEForPreTraining(config).save_pretrained(tmp_path / "stock")
-        cases["vit_mae"] = (words(tmp_path / "stock", *good[1:]), "is a stock ViT-MAE, whose encoder masks at random")
+    if case == "kind":
+        (tmp_path / "bert").mkdir()
+        (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+        cases["kind"] = (
+            words(tmp_path / "bert", *good[1:]),
+            "model type 'bert' is not known here; accepted: retfound",
+        )
     command, message = cases[case]
     capsys.readouterr()
     assert run_command(main, command) == 2

@@ -177,3 +177,14 @@ def test_sizes_that_clash_are_refused(refused, model_folder):
     refused("--image_size 64 differs from the 32 of", image_size=64, model_name_or_path=folder)
     assert build_model(ModelArguments(image_size=32, model_name_or_path=folder)).config.image_size == 32
     refused("image_size=100 is not a multiple of patch_size=16", config_name="retfound-tiny", image_size=100)
+
+
+def test_starting_points_by_name(stock, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(RetFoundError, match=r"`hf download facebook/vit-mae-large --local-dir ssl-imagenet`"):
+        build_model(ModelArguments(model_name_or_path="ssl-imagenet"))
+    model, folder = stock()
+    folder.rename(tmp_path / "ssl-imagenet")
+    own = build_model(ModelArguments(model_name_or_path="ssl-imagenet"))
+    assert torch.equal(own.decoder.mask_token, model.decoder.mask_token)

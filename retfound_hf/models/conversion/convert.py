@@ -8,9 +8,10 @@ from safetensors.torch import save_file
 
 from ...runs.errors import RetFoundError
 from ...runs.files import refuse_existing, whole_folder
-from ..card import OFFICIAL_LICENSE, describe_preprocessing, write_card
+from ..card import describe_preprocessing, write_card
 from ..configuration import MODALITIES
 from ..image_processing import RetFoundImageProcessor
+from ..starting_points import OFFICIAL_LICENSE
 from .reading import read_checkpoint
 from .recognition import configure, dinov2_state, head_norm_of, kind_of, modality_of
 from .tables import rename
