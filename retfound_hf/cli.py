@@ -16,6 +16,7 @@ COMMANDS = {
     "prepare_images": ("data.shards.command", "main", "folder, table or data set of images -> parquet shards"),
     "pretrain": ("pretraining.command", "main", "shards -> model folder: self-supervised, on one or many devices"),
     "finetune": ("finetuning.command", "main", "model folder + labelled set -> classifier: full, lora or linear"),
+    "study": ("study.command", "main", "models x methods x data x label fractions x seeds, from one file to tables"),
     "evaluate": ("inference.evaluate_command", "main", "a fine-tuned folder on any labelled set"),
     "embed": ("inference.embed_command", "main", "feature vectors of a folder of images"),
 }

@@ -15,7 +15,7 @@ import PIL
 import torchvision
 
 from ..runs.errors import RetFoundError
-from ..runs.files import whole_folder, write_json
+from ..runs.files import one_at_a_time, whole_folder, write_json
 from .checks import listed
 from .decoding import Decoder
 
@@ -79,9 +79,11 @@ def prepare_images(
     if rows.empty:
         raise RetFoundError("no images to prepare; the split is empty")
     cache = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "retfound"
-    folder = cache / f"images-{_fingerprint(rows, sorted(size.items()), crop, exact)}"
+    folder = cache / f"images-{fingerprint(rows, sorted(size.items()), crop, exact)}"
     if not folder.is_dir():
-        _write(folder, rows, Decoder(dict(size), crop, exact, is_worker=num_workers > 0), num_workers)
+        with one_at_a_time(folder):  # of several runs on the same images one decodes
+            if not folder.is_dir():
+                _write(folder, rows, Decoder(dict(size), crop, exact, is_worker=num_workers > 0), num_workers)
     rejected = [tuple(entry) for entry in json.loads((folder / "rejected.json").read_text(encoding="utf-8"))]
     if rejected:
         named = listed(f"{path}: {reason}" for path, reason in rejected)
@@ -129,8 +131,8 @@ def _write(folder: Path, rows: pd.DataFrame, decoder: Decoder, num_workers: int)
         write_json(partial / "rejected.json", rejected)
 
 
-def _fingerprint(rows: pd.DataFrame, *options: object) -> str:
-    """Hash of all that the prepared images depend on, the versions of the decoding libraries included."""
+def fingerprint(rows: pd.DataFrame, *options: object) -> str:
+    """Hash of a set's images and of `options`, the versions of the decoding libraries included."""
     digest = hashlib.blake2b(
         repr((CACHE_VERSION, PIL.__version__, torchvision.__version__, options)).encode(), digest_size=16
     )

@@ -46,7 +46,7 @@ def assign_splits(
             f"{len(patients)} patient(s) cannot be divided into {(shares > 0).sum()} splits; "
             "add patients, or give a split column"
         )
-    presence = _classes_of_patients(patient_of_image, len(patients), labels)
+    presence = classes_of_patients(patient_of_image, len(patients), labels)
     return np.array(SPLITS)[_deal(presence, shares, np.random.default_rng(seed))[patient_of_image]]
 
 
@@ -84,7 +84,7 @@ def _checked_fractions(fractions: Sequence[float]) -> np.ndarray:
     return shares
 
 
-def _classes_of_patients(patient_of_image: np.ndarray, patients: int, labels: np.ndarray) -> np.ndarray:
+def classes_of_patients(patient_of_image: np.ndarray, patients: int, labels: np.ndarray) -> np.ndarray:
     """Bool (patients, classes): which classes a patient has an image of."""
     is_float = labels.dtype.kind == "f"
     if labels.ndim == 2 and np.isin(labels, (0, 1)).all():

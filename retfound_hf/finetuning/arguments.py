@@ -55,12 +55,20 @@ class DataArguments:
         metadata={"help": "train, val and test shares where the data has no splits; split by patient where known"},
     )
     split_seed: int = field(default=0, metadata={"help": "seed of that split, apart from the seed of training"})
+    train_fraction: float = field(
+        default=1.0,
+        metadata={"help": "share of the training patients to use, drawn by --seed; smaller ones lie in larger ones"},
+    )
     on_bad_image: Literal["error", "skip"] = field(
         default="error", metadata={"help": "unreadable images: stop and name them, or skip and count them"}
     )
     cache_dir: str | None = field(
         default=None, metadata={"help": "where decoded images are kept between runs; default: the datasets cache"}
     )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.train_fraction <= 1:
+            raise RetFoundError(f"--train_fraction {self.train_fraction} must be above 0 and at most 1; 1 is all")
 
 
 @dataclass

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..data.fractions import keep_fraction
 from ..data.labelled import LabelledSet, read_labelled
 from ..inference.loading import load_processor
 from ..inference.sets import PreparedSplit, prepare_split, warn_of_modality
@@ -19,7 +20,13 @@ PRECISIONS = {(True, False): "fp16", (False, True): "bf16", (False, False): "no"
 
 @dataclass
 class FinetuneJob:
-    """Arguments, data and the untrained classifier of one run."""
+    """Arguments, data and the untrained classifier of one run.
+
+    Attributes:
+        labelled: the labelled set, with the share of its training images that is to be used.
+        prepared: its splits, decoded.
+        all_training: all training images, decoded, whatever share of them is used.
+    """
 
     model_args: ModelArguments
     data_args: DataArguments
@@ -29,6 +36,7 @@ class FinetuneJob:
     model: PreTrainedModel
     processor: RetFoundImageProcessor
     prepared: dict[str, PreparedSplit]
+    all_training: PreparedSplit
 
     @property
     def forward_options(self) -> dict[str, Any]:
@@ -59,6 +67,7 @@ def make_job(
         split_fractions=tuple(data_args.split_fractions),
         seed=data_args.split_seed,
     )
+    everything, labelled = labelled, keep_fraction(labelled, data_args.train_fraction, args.seed)
     if labelled.problem_type == "regression" and (method_args.mixup > 0 or method_args.cutmix > 0):
         raise RetFoundError("--mixup and --cutmix mix classes, and the targets are numbers; leave them at 0")
     targets = labelled.targets("train")
@@ -75,7 +84,7 @@ def make_job(
     processor = _processor(model_args, model)
     prepared = {
         split: prepare_split(
-            labelled,
+            everything,
             split,
             processor,
             exact=split != "train" or method_args.method == "linear" or method_args.augmentation == "none",
@@ -85,8 +94,11 @@ def make_job(
         )
         for split in ("train", "val", "test")
     }
+    # All training images are decoded, once for whatever share of them a run takes.
+    all_training = prepared["train"]
+    prepared["train"] = all_training.only(labelled.rows("train")["id"])
     warn_of_modality(prepared["train"].images, getattr(model.config, "modality", None))
-    return FinetuneJob(model_args, data_args, method_args, args, labelled, model, processor, prepared)
+    return FinetuneJob(model_args, data_args, method_args, args, labelled, model, processor, prepared, all_training)
 
 
 def _processor(model_args: ModelArguments, model: PreTrainedModel) -> RetFoundImageProcessor:

@@ -33,3 +33,10 @@ def fit_head(
         model.classifier.weight.copy_(torch.from_numpy(probe.weight))
         model.classifier.bias.copy_(torch.from_numpy(probe.bias))
     return probe
+
+
+@torch.inference_mode()
+def head_logits(model: PreTrainedModel, features: np.ndarray) -> np.ndarray:
+    """Logits (images, num_labels) for what `inference.forward.head_inputs` gives, without the network below."""
+    vectors = torch.tensor(np.asarray(features), device=model.classifier.weight.device)
+    return model.classifier(vectors).float().cpu().numpy()

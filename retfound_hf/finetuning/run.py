@@ -65,11 +65,7 @@ def _write(
 ) -> dict[str, Any]:
     output_dir = Path(job.args.output_dir)
     with move_into(output_dir) as partial:
-        if job.method_args.method == "lora" and not job.method_args.merge:
-            save_adapter(model, job.processor, partial)
-        else:
-            model.save_pretrained(partial)
-            job.processor.save_pretrained(partial)
+        save_model(job, model, partial)
     reports = {
         split: write_report(
             folder,
@@ -94,6 +90,15 @@ def _write(
     if not job.args.keep_checkpoints:
         _remove_checkpoints(output_dir)
     return reports["test"]
+
+
+def save_model(job: FinetuneJob, model: Any, folder: Path) -> None:
+    """Write the trained model, or the adapter, with its preprocessing."""
+    if job.method_args.method == "lora" and not job.method_args.merge:
+        save_adapter(model, job.processor, folder)
+    else:
+        model.save_pretrained(folder)
+        job.processor.save_pretrained(folder)
 
 
 def _remove_checkpoints(output_dir: str | Path) -> None:

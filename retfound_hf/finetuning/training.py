@@ -3,6 +3,8 @@
 import copy
 from typing import Any
 
+import numpy as np
+
 from ..inference.batches import PreparedSet
 from ..inference.forward import head_inputs
 from .augmentation import Mix, TrainingPixels
@@ -57,9 +59,13 @@ def train_network(job: FinetuneJob, checkpoint: str | None = None) -> tuple[Any,
     return model, trainer.state.log_history
 
 
-def train_head(job: FinetuneJob) -> tuple[Any, list[dict[str, Any]]]:
-    """Fit the head on features that are computed once; the log is the path of the fit."""
-    features = {
+def train_head(job: FinetuneJob, features: dict[str, np.ndarray] | None = None) -> tuple[Any, list[dict[str, Any]]]:
+    """Fit the head on features that are computed once; the log is the path of the fit.
+
+    Args:
+        features: of the images of `train` and `val`, where they are known already.
+    """
+    features = features or {
         split: head_inputs(job.model, job.prepared[split].images, job.processor, **job.forward_options)
         for split in ("train", "val")
     }

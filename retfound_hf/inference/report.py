@@ -18,21 +18,23 @@ def write_report(
     scores: np.ndarray,
     problem_type: str,
     class_names: tuple[str, ...],
+    plots: bool = True,
 ) -> dict[str, Any]:
     """Write the three kinds of files and return the metrics.
 
     Args:
         rows: one per image, with `id` and, where known, `patient_id`.
         targets, scores: as `evaluation.metrics.compute_metrics` takes them.
+        plots: they take longer than a small model does.
     """
     output_dir = Path(output_dir)
     metrics = compute_metrics(problem_type, targets, scores, class_names)
     table = predictions_table(rows, targets, scores, problem_type, class_names)
     with whole_file(output_dir / "predictions.csv") as partial:
-        table.to_csv(partial, index=False, float_format="%.6g")
-    if problem_type == "regression":
+        table.to_csv(partial, index=False, float_format="%.9g")
+    if plots and problem_type == "regression":
         plot_regression(targets, scores, class_names, output_dir / "plots")
-    else:
+    elif plots:
         plot_classification(targets, scores, class_names, problem_type, output_dir / "plots")
     write_json(output_dir / "metrics.json", metrics)
     return metrics

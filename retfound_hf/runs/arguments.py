@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 from argparse import ArgumentDefaultsHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from .errors import RetFoundError, nearest
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 
 
-def parse_arguments(*types: type, argv: Sequence[str] | None = None, description: str = "") -> tuple[Any, ...]:
+def parse_arguments(
+    *types: type, argv: Sequence[str] | None = None, description: str = "", options_file: bool = True
+) -> tuple[Any, ...]:
     """Parse command-line flags, or one YAML or JSON file optionally followed by flags that override it.
 
     Args:
@@ -21,6 +23,7 @@ def parse_arguments(*types: type, argv: Sequence[str] | None = None, description
             by its place instead of a flag.
         argv: the words after the command's name; `sys.argv[1:]` when None.
         description: shown above the options by `--help`.
+        options_file: false for a command whose first word is a file of its own.
 
     Returns:
         One instance per type, in order.
@@ -29,7 +32,7 @@ def parse_arguments(*types: type, argv: Sequence[str] | None = None, description
         RetFoundError: an unknown option (the nearest right one is named), or a value a dataclass refuses.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0].endswith(CONFIG_SUFFIXES) and not words[0].startswith("-"):
+    if options_file and words and words[0].endswith(CONFIG_SUFFIXES) and not words[0].startswith("-"):
         words = _words_of_file(Path(words[0]), types) + words[1:]
     parser = _parser(types, description)
     *parsed, unknown = parser.parse_args_into_dataclasses(
@@ -84,12 +87,19 @@ def _words_of_file(path: Path, types: Sequence[type]) -> list[str]:
             raise RetFoundError(f"options file {path} is not valid YAML: {error}") from error
     if not isinstance(options, dict):
         raise RetFoundError(f"options file {path} must map option names to values, found {type(options).__name__}")
+    return option_words(options, types, str(path))
+
+
+def option_words(options: Mapping[str, Any], types: Sequence[type], source: str) -> list[str]:
+    """Options by name as the words of a command line; `source` says in errors where they stand."""
     fields = {field.name: field for kind in types for field in dataclasses.fields(kind)}
     positional: dict[str, str] = {}
     words: list[str] = []
     for name, value in options.items():
         if name not in fields:
-            raise RetFoundError(f"in {path}: {_unknown_option('--' + str(name), ['--' + known for known in fields])}")
+            raise RetFoundError(
+                f"in {source}: {_unknown_option('--' + str(name), ['--' + known for known in fields])}"
+            )
         if value is None:
             continue
         if fields[name].metadata.get("positional"):

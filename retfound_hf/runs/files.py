@@ -83,6 +83,21 @@ def move_into(folder: str | Path) -> Iterator[Path]:
             os.replace(path, folder / path.name)
 
 
+@contextmanager
+def one_at_a_time(path: str | Path) -> Iterator[None]:
+    """Let one process at a time make `path`; the others wait, and should then look whether it is there."""
+    from filelock import FileLock
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with FileLock(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
 def open_to_all(folder: Path) -> None:
     """Give the files of a folder the permissions of ordinary files; safetensors writes its for their owner alone."""
     for path in folder.iterdir():

@@ -200,3 +200,21 @@ def test_readers_never_see_a_half_written_file(tmp_path):
         reads += 1
     writer.join()
     assert reads > 10
+
+
+def test_one_process_at_a_time_makes_a_file(tmp_path):
+    path = tmp_path / "deep" / "made.txt"
+    code = (
+        "import sys, time; from pathlib import Path; from retfound_hf.runs.files import one_at_a_time\n"
+        "path = Path(sys.argv[1])\n"
+        "with one_at_a_time(path):\n"
+        "    if not path.exists():\n"
+        "        time.sleep(0.3); path.write_text(sys.argv[2]); print('made')\n"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, str(path), name], stdout=subprocess.PIPE, text=True)
+        for name in "ab"
+    ]
+    said = [process.communicate(timeout=60)[0] for process in started]
+    assert sorted(said) == ["", "made\n"]
+    assert [found.name for found in path.parent.iterdir()] == ["made.txt"]

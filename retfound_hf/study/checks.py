@@ -1,0 +1,158 @@
+"""The study file against the disk: data, classes, models and fractions, all before the first job starts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..data.fractions import keep_fraction
+from ..data.labelled import read_labelled
+from ..data.labelled_set import LabelledSet
+from ..inference.loading import is_adapter, read_config
+from ..runs.errors import RetFoundError, nearest
+from .options import data_arguments, job_options, parse_options
+from .reading import CLASSIFICATION_METRICS, REGRESSION_METRICS
+from .settings import DataSet, ExternalSet, Study
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set of the study as it lies on the disk, with its external sets by name."""
+
+    data: DataSet
+    labelled: LabelledSet
+    external: dict[str, LabelledSet]
+
+    def evaluated(self) -> Iterator[tuple[str, LabelledSet, str]]:
+        """Name, labelled set and split of everything that a job predicts."""
+        yield "val", self.labelled, "val"
+        yield "test", self.labelled, "test"
+        for external in self.data.external:
+            yield external.name, self.external[external.name], external.split
+
+
+def check_study(study: Study) -> tuple[Task, ...]:
+    """Read every data set and look for every model.
+
+    Raises:
+        RetFoundError: the first thing that would make a job fail or its result wrong.
+    """
+    tasks = tuple(_read_task(study, data) for data in study.data)
+    for task in tasks:
+        _check_metrics(study, task)
+        _check_cases(study, task)
+        _check_fractions(study, task)
+    columns = {column for task in tasks for column in task.labelled.table}
+    for column in study.reporting.subgroups:
+        if column not in columns:
+            raise RetFoundError(
+                f"reporting > subgroups: no data set has a column {column!r}{nearest(column, columns)}"
+            )
+    _check_models(study)
+    return tasks
+
+
+def _read_task(study: Study, data: DataSet) -> Task:
+    data_args = data_arguments(study, data)
+    shared = {"image_column": data_args.image_column, "image_root": data_args.image_root}
+    labelled = read_labelled(
+        data.data,
+        label_columns=data_args.label_columns,
+        problem_type=data_args.problem_type,
+        split_fractions=tuple(data_args.split_fractions),
+        seed=data_args.split_seed,
+        **shared,
+    )
+    external = {one.name: read_external(one, labelled) for one in data.external}
+    learned = set(labelled.table.loc[labelled.table["split"] != "test", "image"])
+    for name, other in external.items():
+        split = next(one.split for one in data.external if one.name == name)
+        shared_images = other.rows(split)["image"].isin(learned).sum()
+        if shared_images:
+            raise RetFoundError(
+                f"data > {data.name} > external > {name}: {shared_images} of its images are in the train or val split "
+                f"of {data.name}; an external set must be unseen"
+            )
+    return Task(data, labelled, external)
+
+
+def read_external(external: ExternalSet, trained: LabelledSet) -> LabelledSet:
+    """Read an external set with the classes of the set that its models are trained on."""
+    options = dict(external.options)
+    if "split_seed" in options:
+        options["seed"] = options.pop("split_seed")
+    return read_labelled(
+        external.data,
+        problem_type=trained.problem_type,
+        class_names=trained.class_names,
+        need_splits=() if external.split == "all" else (external.split,),
+        **options,
+    )
+
+
+def _check_metrics(study: Study, task: Task) -> None:
+    regression = task.labelled.problem_type == "regression"
+    accepted = REGRESSION_METRICS if regression else CLASSIFICATION_METRICS
+    if not set(study.metrics) & set(accepted):
+        raise RetFoundError(
+            f"metrics: none of {', '.join(study.metrics)} exists for {task.data.name} "
+            f"({task.labelled.problem_type}); add one of {', '.join(accepted)}"
+        )
+
+
+def _check_cases(study: Study, task: Task) -> None:
+    level = study.reporting.level
+    needed = {"image": (), "eye": ("patient_id", "eye"), "patient": ("patient_id",)}[level]
+    for name, labelled, split in task.evaluated():
+        rows = labelled.rows(split)
+        for column in needed:
+            if column not in rows or rows[column].isna().any():
+                raise RetFoundError(
+                    f"reporting > level: {level} needs the column {column} in {task.data.name} ({name})"
+                )
+
+
+def _check_fractions(study: Study, task: Task) -> None:
+    for fraction in study.fractions:
+        for seed in study.seeds:
+            try:
+                targets = keep_fraction(task.labelled, fraction, seed).targets("train")
+            except RetFoundError as error:
+                raise RetFoundError(f"fractions, on {task.data.name}: {error}") from error
+            if task.labelled.problem_type == "multi_label_classification":
+                alike = [name for name, column in zip(task.labelled.class_names, targets.T, strict=True)
+                         if np.ptp(column) == 0]  # fmt: skip
+                if alike:
+                    raise RetFoundError(
+                        f"fractions: {fraction:g} of {task.data.name} at seed {seed} has all or none with "
+                        f"{', '.join(alike)}; take a larger one"
+                    )
+
+
+def _check_models(study: Study) -> None:
+    seen: set[str] = set()
+    for model in study.models:
+        usable = [data for data in study.data if model.start(data.modality)]
+        if not usable:
+            raise RetFoundError(f"models > {model.label} has a start for none of the data sets; give one under any")
+        for data in usable:
+            start = model.start(data.modality)
+            if model.option == "model_name_or_path" and start not in seen:
+                _check_start(model.label, start)
+                seen.add(start)
+            for method in study.methods:
+                if method.method == "lora" and model.option == "config_name":
+                    raise RetFoundError(
+                        f"methods > {method.label}: lora adapts trained weights, and models > {model.label} has none "
+                        "(config_name); leave one of the two out"
+                    )
+                parse_options(job_options(study, model, method, data), "unused")
+
+
+def _check_start(label: str, start: str) -> None:
+    try:
+        read_config(start)
+    except RetFoundError as error:
+        raise RetFoundError(f"models > {label}: {error}") from error
+    if is_adapter(start):
+        raise RetFoundError(f"models > {label}: {start} is a LoRA adapter; give a folder written with --merge")

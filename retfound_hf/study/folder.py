@@ -1,0 +1,198 @@
+"""The folder of a study: what lies where, and how to read it.
+
+    STUDY/
+      study.yaml         the study as it was asked, with absolute paths; a study file itself
+      jobs.csv           every job of the study: job, data, model, method, fraction, seed
+      run.json           arguments, versions, git revision, hardware, of the last call
+      results.csv        one row per job, evaluated set and metric; one per failed job (`RESULT_COLUMNS`)
+      summary.csv        one row per cell (data set, evaluated set, method, fraction), model and metric
+                         (`SUMMARY_COLUMNS`)
+      comparisons.csv    one row per cell, metric and model that the reference is tested against
+                         (`COMPARISON_COLUMNS`)
+      efficiency.csv     validation metric by epoch and seconds of every job that has epochs (`CURVE_COLUMNS`)
+      tasks/<data>/
+        task.json        problem type, classes, patients and images of every split and external set
+        <set>.csv        the images of an evaluated set: id, image (path), label columns, patient_id, eye, metadata
+      jobs/<id>/         a job that ended; it appears whole or not at all
+        job.json         what it was and how it went (`JobResult`)
+        <set>/predictions.csv, <set>/metrics.json    for `val`, `test` and every external set
+        history.json     the log of training, as the command `finetune` writes it
+        finetune.yaml    the options with which `retfound finetune` repeats the job
+        log.txt          what it printed
+        model/           the trained weights, with `keep_models`
+      features/          feature vectors for linear heads, by what they depend on; may be deleted at any time
+
+`<set>` is `val`, `test` or the name of an external set. Readers go through `read_study`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..runs.errors import RetFoundError
+from .reading import read_settings
+from .settings import Study
+
+STUDY_FILE = "study.yaml"
+RESULT_COLUMNS = (
+    "job", "data", "model", "method", "fraction", "seed", "set", "metric", "value", "low", "high", "interval", "cases",
+    "patients", "seconds", "status", "reason",
+)  # fmt: skip
+# `mean` over `seeds` jobs, with their standard deviation and the interval that they leave (of training), and the
+# interval over patients of that mean (`low`, `high`, made by `interval`). On the rows of the reference model: its best
+# competitor, the difference to it and the p values, as in comparisons.csv.
+SUMMARY_COLUMNS = (
+    "data", "set", "method", "fraction", "model", "metric", "seeds", "mean", "sd", "seeds_low", "seeds_high", "low",
+    "high", "interval", "cases", "patients", "competitor", "difference", "difference_low", "difference_high",
+    "p_value", "p_holm", "p_seeds",
+)  # fmt: skip
+# `difference` is `model` (the reference) minus `other`; `best` marks the best competitor. `p_value` is of `test`, over
+# patients and seeds; `p_holm` is corrected for all comparisons of the metric in the study; `p_seeds` is the paper's
+# t-test over seeds.
+COMPARISON_COLUMNS = (
+    "data", "set", "method", "fraction", "metric", "model", "other", "best", "difference", "low", "high", "p_value",
+    "test", "p_holm", "p_seeds",
+)  # fmt: skip
+TEXT_COLUMNS = (
+    "id", "image", "patient_id", "eye", "job", "data", "model", "method", "set", "metric", "status", "reason",
+    "interval", "competitor", "other", "test",
+)  # fmt: skip
+CURVE_COLUMNS = ("job", "data", "model", "method", "fraction", "seed", "epoch", "seconds", "metric", "value")
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """A job that ended.
+
+    Attributes:
+        id, data, model, method, fraction, seed: as in `jobs.Job`.
+        status: `finished` or `failed`.
+        reason: why it failed, in one line.
+        seconds: of the job, from reading the data to its last prediction.
+        images, patients: number by split; patients are None where unknown.
+        efficiency: `epochs`, `best_epoch`, `final` (validation metric of the weights that were kept), `epochs_to_95`,
+            `seconds_to_95` (until validation first reached 95% of it); empty for a linear head.
+        facts: device, threads, versions, trained parameters.
+    """
+
+    id: str
+    data: str
+    model: str
+    method: str
+    fraction: float
+    seed: int
+    status: str
+    reason: str = ""
+    seconds: float | None = None
+    images: Mapping[str, int] = field(default_factory=dict)
+    patients: Mapping[str, int | None] = field(default_factory=dict)
+    efficiency: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """A study folder, read.
+
+    Attributes:
+        folder: of the study.
+        study: its settings.
+        jobs: the jobs that ended, in the order of the study.
+        planned: number of all jobs of the study.
+        results, summary, comparisons, curves: the tables of the folder, as its module docstring names them.
+    """
+
+    folder: Path
+    study: Study
+    jobs: tuple[JobResult, ...]
+    planned: int
+    results: pd.DataFrame
+    summary: pd.DataFrame
+    comparisons: pd.DataFrame
+    curves: pd.DataFrame
+
+    @property
+    def finished(self) -> tuple[JobResult, ...]:
+        """The jobs that came to a result."""
+        return tuple(job for job in self.jobs if job.status == "finished")
+
+    def predictions(self, job_id: str, evaluated: str) -> pd.DataFrame:
+        """`predictions.csv` of a job on `val`, `test` or an external set; ids, patients and classes are text."""
+        return read_predictions(self.folder, job_id, evaluated)
+
+    def task(self, data: str) -> dict[str, Any]:
+        """`problem_type`, `class_names`, `label_columns`, and `images`, `patients` of every split and external set."""
+        return json.loads((task_folder(self.folder, data) / "task.json").read_text(encoding="utf-8"))
+
+    def images(self, data: str, evaluated: str) -> pd.DataFrame:
+        """The images of an evaluated set with all that the data say of them, in the order of the predictions."""
+        task = self.task(data)
+        text = task["label_columns"] if task["problem_type"] == "single_label_classification" else ()
+        return read_csv(task_folder(self.folder, data) / f"{evaluated}.csv", text)
+
+    def history(self, job_id: str) -> list[dict[str, Any]]:
+        """The log of a job's training."""
+        return json.loads((job_folder(self.folder, job_id) / "history.json").read_text(encoding="utf-8"))
+
+
+def read_study(folder: str | Path) -> StudyResults:
+    """Read the folder of a study that has ended, or of which some jobs have.
+
+    Raises:
+        RetFoundError: no study's folder, or none of its jobs has ended.
+    """
+    folder = Path(folder)
+    for name in (STUDY_FILE, "jobs.csv", "results.csv"):
+        if not (folder / name).is_file():
+            raise RetFoundError(f"{folder} has no {name}; give the output folder of the command study")
+    ids = list(read_csv(folder / "jobs.csv")["job"])
+    return StudyResults(
+        folder=folder,
+        study=read_settings(folder / STUDY_FILE),
+        jobs=ended_jobs(folder, ids),
+        planned=len(ids),
+        results=read_csv(folder / "results.csv"),
+        summary=read_csv(folder / "summary.csv"),
+        comparisons=read_csv(folder / "comparisons.csv"),
+        curves=read_csv(folder / "efficiency.csv"),
+    )
+
+
+def ended_jobs(folder: str | Path, ids: list[str]) -> tuple[JobResult, ...]:
+    """Those of the jobs that finished or failed, in the order of `ids`."""
+    return tuple(found for found in (read_job(folder, job_id) for job_id in ids) if found is not None)
+
+
+def read_job(folder: str | Path, job_id: str) -> JobResult | None:
+    """What became of a job; None for one that has not ended."""
+    path = job_folder(folder, job_id) / "job.json"
+    return JobResult(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def read_predictions(folder: str | Path, job_id: str, evaluated: str) -> pd.DataFrame:
+    """`predictions.csv` of a job on an evaluated set; ids, patients and classes are text."""
+    path = job_folder(folder, job_id) / evaluated / "predictions.csv"
+    classes = any(name.startswith("prob/") for name in pd.read_csv(path, nrows=0))
+    return read_csv(path, ("label", "prediction") if classes else ())
+
+
+def job_folder(folder: str | Path, job_id: str) -> Path:
+    """Where a job's results lie."""
+    return Path(folder) / "jobs" / job_id
+
+
+def task_folder(folder: str | Path, data: str) -> Path:
+    """Where the lists of a data set's images lie."""
+    return Path(folder) / "tasks" / data
+
+
+def read_csv(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
+    """A table of the study; its names, and the columns `text`, stay as written ("NA" is a class, "007" is not 7)."""
+    header = pd.read_csv(path, nrows=0).columns
+    words = [name for name in header if name in (*TEXT_COLUMNS, *text)]
+    numbers = {name: [""] for name in header if name not in words}
+    return pd.read_csv(path, dtype=dict.fromkeys(words, str), keep_default_na=False, na_values=numbers)

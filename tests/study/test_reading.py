@@ -1,0 +1,119 @@
+"""The study file: unknown keys are refused at every level, values checked, paths absolute."""
+
+import pytest
+
+from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.study.checks import check_study
+from retfound_hf.study.reading import read_settings
+from retfound_hf.study.text import study_text
+
+
+@pytest.mark.parametrize(
+    "parts, message",
+    [
+        ({"fractoins": [0.1]}, r"unknown key 'fractoins'; did you mean fractions\?"),
+        (
+            {"models": {"A": {"model_name": "first"}}},
+            r"models > A: unknown key 'model_name'; did you mean model_name_or",
+        ),
+        (
+            {"models": {"A": {"model_name_or_path": {"cpf": "first"}}}},
+            r"A > model_name_or_path: .*'cpf'; did you mean cfp",
+        ),
+        ({"methods": {"linaer": {}}}, r"methods > linaer > method: 'linaer' is unknown; did you mean linear\?"),
+        (
+            {"methods": {"full": {"num_epochs": 3}}},
+            r"methods > full: unknown key 'num_epochs'; did you mean num_train_ep",
+        ),
+        (
+            {"data": {"D": {"data": "inside", "extrenal": ["x"]}}},
+            r"data > D: unknown key 'extrenal'; did you mean external",
+        ),
+        (
+            {"data": {"D": {"data": "inside", "external": {"E": {"data": "outside", "splti": "all"}}}}},
+            r"did you mean split",
+        ),
+        ({"data": {"D": {"data": "inside", "external": {"test": "outside"}}}}, "the name test stands for"),
+        ({"data": {"D": {"data": "inside", "external": ["Dd"]}}}, r"external > Dd: 'Dd' is unknown; did you mean D\?"),
+        ({"metrics": ["auc"]}, r"metrics: 'auc' is unknown; did you mean auroc\?|metrics: 'auc' is unknown"),
+        ({"reporting": {"reference": "first"}}, r"reporting > reference: 'first' is unknown; did you mean First\?"),
+        ({"reporting": {"sub_groups": ["camera"]}}, r"reporting: unknown key 'sub_groups'; did you mean subgroups\?"),
+        ({"finetune": {"seed": 3}}, "finetune: unknown key 'seed'"),
+        ({"fractions": [0, 1]}, r"fractions: \[0.0\] is not accepted"),
+        ({"seeds": [1, 1]}, "seeds: 1 is listed twice"),
+        ({"seeds": ["one"]}, "seeds: 'one' is not accepted"),
+        ({"models": {"a/b": "first"}}, "'a/b' is no name"),
+        ({"models": None}, "models is missing"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(study_file, parts, message):
+    with pytest.raises(RetFoundError, match=message):
+        read_settings(study_file(**parts))
+
+
+def test_a_key_written_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("models: {A: x}\nmethods: [linear]\ndata: {D: x}\nmodels: {B: y}\n")
+    with pytest.raises(RetFoundError, match="'models' is written twice"):
+        read_settings(path)
+
+
+def test_a_study_is_read_back_from_its_own_text(study_file, desk, tmp_path):
+    study = read_settings(
+        study_file(
+            models={
+                "First": {"model_name_or_path": "first", "image_size": 64},
+                "Random": {"config_name": "retfound-tiny"},
+            },
+            methods={"LoRA": {"method": "lora", "lora_rank": 4}, "linear": None},
+            reporting={"subgroups": ["camera"], "reference": "Random"},
+            keep_models=True,
+        )
+    )
+    assert study.models[0].starts == {"any": str(desk / "first")}
+    assert study.data[0].external[0].data == str(desk / "outside")
+    path = tmp_path / "elsewhere.yaml"
+    path.write_text(study_text(study))
+    assert read_settings(path) == study
+
+
+def test_retfound_means_the_weights_of_each_modality(study_file):
+    model = read_settings(study_file(models={"RETFound": "retfound"})).models[0]
+    assert (model.start("cfp"), model.start("oct")) == ("retfound-cfp", "retfound-oct")
+
+
+@pytest.mark.parametrize(
+    "parts, message",
+    [
+        ({"data": {"D": "nowhere"}}, "data nowhere does not exist"),
+        ({"models": {"A": "nowhere"}}, "models > A: .*nowhere"),
+        ({"models": {"A": {"config_name": "retfound-small"}}}, "retfound-small"),
+        (
+            {"models": {"A": {"model_name_or_path": {"oct": "first"}}}},
+            "models > A has a start for none of the data sets",
+        ),
+        (
+            {"fractions": [0.05]},
+            "on Inside: a fraction of 0.05 of 20 training patients is 1, fewer than the 2 classes",
+        ),
+        ({"metrics": ["rmse"]}, "metrics: none of rmse exists for Inside"),
+        ({"reporting": {"subgroups": ["kamera"]}}, r"no data set has a column 'kamera'; did you mean camera\?"),
+        ({"finetune": {"weight_decay": "much"}}, "weight_decay"),
+        (
+            {"data": {"D": {"data": "inside", "external": {"E": {"data": "inside"}}}}},
+            "56 of its images are in the train",
+        ),
+    ],
+)
+def test_nothing_runs_before_the_disk_is_checked(study_file, parts, message):
+    with pytest.raises(RetFoundError, match=message):
+        check_study(read_settings(study_file(**parts)))
+
+
+def test_classes_of_an_external_set_must_be_known(study_file, desk, tmp_path):
+    (tmp_path / "odd" / "other").mkdir(parents=True)
+    source = next((desk / "outside" / "test" / "amd").iterdir())
+    (tmp_path / "odd" / "other" / "x.png").write_bytes(source.read_bytes())
+    parts = {"data": {"D": {"data": "inside", "external": {"Odd": str(tmp_path / "odd")}}}}
+    with pytest.raises(RetFoundError, match="other"):
+        check_study(read_settings(study_file(**parts)))
