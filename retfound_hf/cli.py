@@ -13,6 +13,7 @@ COMMANDS = {
     "make_synthetic": ("data.synthetic_command", "main", "a synthetic labelled set of CFP or OCT images"),
     "make_registry": ("data.synthetic_registry_command", "main", "a synthetic registry: dated images and events"),
     "build_cohort": ("data.cohort.command", "main", "dates of images and events -> labelled cohort for a horizon"),
+    "check_dataset": ("data.public.command", "main", "is a copy of a public data set whole and rightly named?"),
     "prepare_images": ("data.shards.command", "main", "folder, table or data set of images -> parquet shards"),
     "pretrain": ("pretraining.command", "main", "shards -> model folder: self-supervised, on one or many devices"),
     "finetune": ("finetuning.command", "main", "model folder + labelled set -> classifier: full, lora or linear"),

@@ -1,0 +1,149 @@
+"""What a copy of a data set lacks: folders, names, images."""
+
+import difflib
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...images.reading import UnreadableImageError, find_images, read_image
+from ...runs.errors import RetFoundError
+from ..checks import listed
+from ..folders import normalise_split
+from ..splits import SPLITS
+from .recipes import Recipe
+
+
+@dataclass
+class Report:
+    """The state of a copy.
+
+    Attributes:
+        images: paths relative to the folder, by split and class folder; only what is where it should be.
+        problems: one line each; none if the copy is as the recipe says.
+        notes: what is odd but does no harm.
+    """
+
+    images: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def check_copy(recipe: Recipe, folder: str | Path, read: bool = True, progress: bool = False) -> Report:
+    """Compare a downloaded copy with its recipe.
+
+    Args:
+        folder: holds `train`, `val` and `test`.
+        read: decode every image and compare contents; without it only names are looked at.
+        progress: show a bar on the way.
+
+    Raises:
+        RetFoundError: the folder does not exist, or its splits lie in another one, which is named.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RetFoundError(f"folder {folder} does not exist; {recipe.name} is at {recipe.split} and {recipe.site}")
+    if not any(normalise_split(path.name) for path in _folders(folder)):
+        deeper = [path.parent for path in sorted(folder.glob("*/*")) if path.is_dir() and path.name == "train"]
+        if deeper:
+            raise RetFoundError(f"{folder} has no split folders, but {deeper[0]} has; give that one")
+    report = Report()
+    for split in SPLITS:
+        _check_split(recipe, folder, split, report)
+    if read:
+        _check_contents(folder, report, progress)
+    return report
+
+
+def _check_split(recipe: Recipe, folder: Path, split: str, report: Report) -> None:
+    place = folder / split
+    if not place.is_dir():
+        alias = [path.name for path in _folders(folder) if normalise_split(path.name) == split]
+        like = f": rename {alias[0]} to it" if alias else ""
+        report.problems.append(f"folder {split} is missing{like}")
+        return
+    found = [path.name for path in _folders(place)]
+    absent = [name for name in recipe.classes if name not in found]
+    surplus = [name for name in found if name not in recipe.classes]
+    for name, like in _alike(absent, surplus).items():
+        report.problems.append(f"{split}/{name} is missing{f': {split}/{like} looks like it, rename it' * bool(like)}")
+        if like:
+            surplus.remove(like)
+    report.problems += [f"{split}/{name} is no class of {recipe.name}; remove it" for name in surplus]
+    loose = [path.name for path in place.iterdir() if path.is_file() and not path.name.startswith(".")]
+    if loose:
+        report.notes.append(f"{split} holds {len(loose)} file(s) outside its classes ({listed(loose, 3)})")
+    for name in recipe.classes:
+        if name in found:
+            images = [path.relative_to(folder).as_posix() for path in find_images(place / name)]
+            report.images[split, name] = images
+            if not images:
+                report.problems.append(f"{split}/{name} holds no image")
+            files = sum(path.is_file() and not path.name.startswith(".") for path in (place / name).rglob("*"))
+            if files > len(images):
+                report.notes.append(f"{split}/{name} holds {files - len(images)} file(s) that are no images")
+
+
+def _alike(absent: list[str], surplus: list[str]) -> dict[str, str | None]:
+    """For each absent name the surplus one that is most like it, each used once; None where none is."""
+    found: dict[str, str | None] = dict.fromkeys(absent)
+    likeness = {
+        (name, other): difflib.SequenceMatcher(None, _letters(name), _letters(other)).ratio()
+        for name in absent
+        for other in surplus
+    }
+    for (name, other), ratio in sorted(likeness.items(), key=lambda item: -item[1]):
+        if ratio >= 0.6 and found[name] is None and other not in found.values():
+            found[name] = other
+    return found
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
+def _check_contents(folder: Path, report: Report, progress: bool) -> None:
+    from tqdm import tqdm
+
+    paths = [path for images in report.images.values() for path in images]
+    by_content: dict[bytes, list[str]] = defaultdict(list)
+    with ThreadPoolExecutor() as pool:  # decoders let go of the interpreter
+        looks = pool.map(lambda path: _look(folder / path), paths)
+        for path, (digest, reason) in zip(
+            paths, tqdm(looks, total=len(paths), desc="Reading", unit="image", disable=not progress), strict=True
+        ):
+            if reason:
+                report.problems.append(f"{path} cannot be read: {reason}")
+            else:
+                by_content[digest].append(path)
+    for copies in by_content.values():
+        parts = [path.split("/")[:2] for path in copies]
+        if len({split for split, _ in parts}) > 1:
+            report.problems.append(f"one image is in several splits: {_equal(copies)}")
+        elif len({name for _, name in parts}) > 1:
+            report.problems.append(f"one image is in several classes: {_equal(copies)}")
+        elif len(copies) > 1:
+            report.notes.append(f"one image is there {len(copies)} times: {_equal(copies)}")
+
+
+def _look(path: Path) -> tuple[bytes, str]:
+    """Digest of a file's content, and why it cannot be read, if so."""
+    try:
+        content = path.read_bytes()
+        read_image(content, min_side=64)
+    except UnreadableImageError as error:
+        return b"", str(error).removeprefix("cannot read the image: ")
+    except OSError as error:
+        return b"", error.strerror or type(error).__name__
+    return hashlib.blake2b(content).digest(), ""
+
+
+def _equal(paths: Iterable[str]) -> str:
+    return " = ".join(sorted(paths))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -1,0 +1,12 @@
+"""Check a downloaded copy of a public data set of RETFound's benchmark.
+
+python scripts/check_dataset.py IDRiD data/IDRiD
+"""
+
+import sys
+
+from retfound_hf.data.public.command import main
+from retfound_hf.runs.arguments import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,133 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from retfound_hf.data.labelled import read_labelled
+from retfound_hf.data.public.checking import check_copy
+from retfound_hf.data.public.command import main
+from retfound_hf.data.public.recipes import recipe
+from retfound_hf.runs.errors import RetFoundError
+
+SPLITS = ("train", "val", "test")
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of PAPILA's layout with two images of noise in each class folder."""
+    folder, seed = tmp_path / "PAPILA", 0
+    for split in SPLITS:
+        for name in recipe("PAPILA").classes:
+            for number in range(2):
+                path = folder / split / name / f"RET{number}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = np.random.default_rng(seed).integers(0, 255, (70, 80, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(path)
+                seed += 1
+    return folder
+
+
+def problems(folder, **options):
+    return check_copy(recipe("PAPILA"), folder, **options).problems
+
+
+def test_a_whole_copy_has_no_problems(copy):
+    report = check_copy(recipe("PAPILA"), copy)
+    assert report.problems == report.notes == []
+    assert {key: len(images) for key, images in report.images.items()} == {
+        (split, name): 2 for split in SPLITS for name in recipe("PAPILA").classes
+    }
+    assert set(read_labelled(str(copy)).class_names) == set(recipe("PAPILA").classes)
+
+
+def test_missing_and_misnamed_folders(copy):
+    (copy / "val").rename(copy / "validation")
+    (copy / "train/anormal").rename(copy / "train/A_Normal")
+    (copy / "train/cglaucoma").rename(copy / "train/glaucoma")
+    (copy / "test/bsuspectglaucoma").rename(copy / "elsewhere")
+    (copy / "test/leftovers").mkdir()
+    assert problems(copy) == [
+        "train/anormal is missing: train/A_Normal looks like it, rename it",
+        "train/cglaucoma is missing: train/glaucoma looks like it, rename it",
+        "folder val is missing: rename validation to it",
+        "test/bsuspectglaucoma is missing",
+        "test/leftovers is no class of PAPILA; remove it",
+    ]
+
+
+def test_doubtful_names_are_given_once(copy):
+    """`glaucoma` is like two classes; the nearer one gets it."""
+    (copy / "train/bsuspectglaucoma").rename(copy / "train/suspect glaucoma")
+    (copy / "train/cglaucoma").rename(copy / "train/glaucoma")
+    assert problems(copy) == [
+        "train/bsuspectglaucoma is missing: train/suspect glaucoma looks like it, rename it",
+        "train/cglaucoma is missing: train/glaucoma looks like it, rename it",
+    ]
+
+
+def test_empty_folders_and_unreadable_images(copy):
+    for path in (copy / "val/anormal").iterdir():
+        path.unlink()
+    (copy / "train/anormal/RET0.jpg").write_bytes(b"")
+    whole = (copy / "train/anormal/RET1.jpg").read_bytes()
+    (copy / "train/anormal/RET1.jpg").write_bytes(whole[: len(whole) // 2])
+    (copy / "test/anormal/RET0.jpg").write_text("<html>quota exceeded</html>")
+    found = problems(copy)
+    assert found[0] == "val/anormal holds no image"
+    assert found[1] == "train/anormal/RET0.jpg cannot be read: the file is empty"
+    assert found[2].startswith("train/anormal/RET1.jpg cannot be read: the file is truncated")
+    assert found[3] == "test/anormal/RET0.jpg cannot be read: it is not an image in a format that Pillow knows"
+    assert problems(copy, read=False) == found[:1]
+
+
+def test_images_that_are_there_twice(copy):
+    train, test = copy / "train", copy / "test"
+    (test / "anormal/copy.jpg").write_bytes((train / "anormal/RET0.jpg").read_bytes())
+    (train / "cglaucoma/copy.jpg").write_bytes((train / "anormal/RET1.jpg").read_bytes())
+    (train / "cglaucoma/again.jpg").write_bytes((train / "cglaucoma/RET1.jpg").read_bytes())
+    report = check_copy(recipe("PAPILA"), copy)
+    assert report.problems == [
+        "one image is in several splits: test/anormal/copy.jpg = train/anormal/RET0.jpg",
+        "one image is in several classes: train/anormal/RET1.jpg = train/cglaucoma/copy.jpg",
+    ]
+    assert report.notes == ["one image is there 2 times: train/cglaucoma/RET1.jpg = train/cglaucoma/again.jpg"]
+
+
+def test_other_files_are_noted(copy):
+    (copy / "train/readme.txt").write_text("x")
+    (copy / "train/anormal/Thumbs.db").write_text("x")
+    (copy / "train/anormal/.hidden").write_text("x")
+    report = check_copy(recipe("PAPILA"), copy)
+    assert report.problems == []
+    assert report.notes == [
+        "train holds 1 file(s) outside its classes (readme.txt)",
+        "train/anormal holds 1 file(s) that are no images",
+    ]
+
+
+def test_the_wrong_folder(copy):
+    with pytest.raises(RetFoundError, match=r"has no split folders, but .*PAPILA has; give that one"):
+        problems(copy.parent)
+    with pytest.raises(RetFoundError, match=r"does not exist; PAPILA is at https://drive.* and https://figshare"):
+        problems(copy / "nothing")
+
+
+def test_another_data_set(copy):
+    found = check_copy(recipe("OCTID"), copy).problems
+    assert "train/Macular_Hole is missing" in found and "train/cglaucoma is no class of OCTID; remove it" in found
+
+
+def test_command(copy, tmp_path, capsys):
+    main(["papila", str(copy), "--output_dir", str(tmp_path / "report")])
+    said = capsys.readouterr().out
+    assert said.startswith("PAPILA: glaucoma, 3 grades (CFP); licence: ")
+    assert "  anormal                2       2       2  healthy\n" in said
+    assert said.endswith("is as it should be\n")
+    report = json.loads((tmp_path / "report/report.json").read_text())
+    assert report["images"]["val"] == {"anormal": 2, "bsuspectglaucoma": 2, "cglaucoma": 2}
+    assert json.loads((tmp_path / "report/run.json").read_text())["problems"] == 0
+    (copy / "val/anormal/RET0.jpg").write_bytes(b"")
+    with pytest.raises(RetFoundError, match="is not PAPILA as published: 1 problem\\(s\\)"):
+        main(["PAPILA", str(copy)])
+    assert "val/anormal/RET0.jpg cannot be read: the file is empty" in capsys.readouterr().out
