@@ -15,6 +15,8 @@ from .weighted_metrics import OF_CLASSES, Statistic, Values, classification_stat
 RESAMPLES = 1000
 # With fewer defined resamples in a tail the ends of an interval are noise.
 MIN_DEFINED = 100
+# A small sample's ECE lies above the true one by more than it varies, and a resample's above the sample's.
+NO_INTERVAL = "no interval: the ECE of a sample is biased upwards"
 Method = Literal["bca", "percentile"]
 
 
@@ -31,7 +33,8 @@ def metric_intervals(
 
     Patients are drawn with replacement, all images of a patient together. For AUROC, balanced accuracy and macro
     recall, which do not depend on how frequent the classes are, they are drawn within their class. All other metrics
-    do depend on it, and drawing within classes would hide that part of their variation: they get free draws.
+    do depend on it, and drawing within classes would hide that part of their variation: they get free draws. ECE has
+    no interval, because a sample's ECE is biased upwards by more than it varies.
 
     Args:
         problem_type, labels, scores, class_names: as for `compute_metrics`.
@@ -47,9 +50,11 @@ def metric_intervals(
     """
     values = compute_metrics(problem_type, labels, scores, class_names)
     statistic, truth = metric_statistic(problem_type, labels, scores, class_names)
-    free = bootstrap(statistic, values, patients_of(patients, len(labels)), resamples, seed)
+    units = patients_of(patients, len(labels))
+    free = bootstrap(statistic, values, units, resamples, seed)
     if truth is None:
         return free
+    free["ece"] = Estimate(values["ece"], None, None, units.count, NO_INTERVAL)
     within = bootstrap(
         metric_statistic(problem_type, labels, scores, class_names, precision=False)[0],
         {name: value for name, value in values.items() if of_classes(name)},

@@ -12,7 +12,7 @@ BINS = 15  # Guo et al. 2017, section 5
 
 @dataclass(frozen=True)
 class ReliabilityCurve:
-    """Equal-width bins of confidence: bin m holds `edges[m] < confidence <= edges[m + 1]`, the first one 0 as well.
+    """Accuracy in bins of confidence: bin m holds `edges[m] < confidence <= edges[m + 1]`, the first one 0 as well.
 
     Attributes:
         edges: float64 (M + 1,), from 0 to 1.
@@ -34,13 +34,15 @@ class ReliabilityCurve:
         return float(np.average(gaps, weights=self.count[filled]))
 
 
-def reliability_curve(confidence: Any, correct: Any, bins: int = BINS) -> ReliabilityCurve:
+def reliability_curve(confidence: Any, correct: Any, bins: int = BINS, equal_mass: bool = False) -> ReliabilityCurve:
     """Accuracy in bins of confidence.
 
     Args:
         confidence: float (N,) in [0, 1].
         correct: bool (N,), whether what was said with that confidence is true.
-        bins: number of equal-width bins.
+        bins: number of bins.
+        equal_mass: bins of as many rows each, as far as ties allow, instead of bins of one width (Nguyen and O'Connor
+            2015): they do not leave most rows in the last bin, where confidence is high throughout.
 
     Raises:
         RetFoundError: shapes that differ, no rows, confidence outside [0, 1], fewer than one bin.
@@ -53,6 +55,9 @@ def reliability_curve(confidence: Any, correct: Any, bins: int = BINS) -> Reliab
     if bins < 1:
         raise RetFoundError(f"bins={bins}; at least 1 is needed")
     edges = np.linspace(0, 1, bins + 1)
+    if equal_mass:
+        edges = np.unique(np.r_[0, np.quantile(confidence, edges[1:-1], method="inverted_cdf"), 1])
+        bins = len(edges) - 1
     index = bin_of(confidence, edges)
     count = np.bincount(index, minlength=bins)
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that marks an empty bin
@@ -65,12 +70,12 @@ def bin_of(confidence: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.maximum(np.searchsorted(edges, confidence, side="left") - 1, 0)
 
 
-def expected_calibration_error(confidence: Any, correct: Any, bins: int = BINS) -> float:
+def expected_calibration_error(confidence: Any, correct: Any, bins: int = BINS, equal_mass: bool = False) -> float:
     """Expected calibration error of Guo et al. 2017 (arXiv 1706.04599, equation 3); arguments as `reliability_curve`.
 
     0 is perfect, 1 the worst.
     """
-    return reliability_curve(confidence, correct, bins).error
+    return reliability_curve(confidence, correct, bins, equal_mass).error
 
 
 def confidence_and_correctness(truth: np.ndarray, probabilities: np.ndarray, single: bool) -> tuple[np.ndarray, ...]:

@@ -1,12 +1,13 @@
 """Two models on the same images: the difference of every metric, over the same draws of patients."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..runs.errors import RetFoundError
-from .bootstrap import RESAMPLES, bootstrap, metric_statistic, of_classes
+from .bootstrap import NO_INTERVAL, RESAMPLES, bootstrap, metric_statistic, of_classes
 from .estimate import Comparison
 from .inputs import ProblemType
 from .metrics import compute_metrics
@@ -46,6 +47,7 @@ def compare_metrics(
     truth = ones[1]
     if truth is None:
         return free
+    free["ece"] = Comparison(replace(free["ece"].difference, low=None, high=None, method=NO_INTERVAL), None, TEST)
     within = compare(
         difference,
         {name: value for name, value in values.items() if of_classes(name)},

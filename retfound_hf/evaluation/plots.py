@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from statsmodels.stats.proportion import proportion_confint
 
 from ..runs.errors import RetFoundError
 from .calibration import confidence_and_correctness, reliability_curve
 from .confusion_plot import plot_confusion
 from .curve_plots import plot_precision_recall, plot_roc
+from .estimate import CONFIDENCE
 from .figure_style import COLOURS, COLUMN, GREY, figure, unit_square
 from .inputs import ProblemType, check_classification, check_regression
 from .metrics import THRESHOLD
@@ -56,7 +58,7 @@ def plot_reliability(confidence: np.ndarray, correct: np.ndarray, path: Path, si
     curve = reliability_curve(confidence, correct)
     filled = curve.count > 0
     x, y, count = curve.confidence[filled], curve.accuracy[filled], curve.count[filled]
-    low, high = _wilson(y, count)
+    low, high = proportion_confint(y * count, count, 1 - CONFIDENCE, "wilson")
     with figure(path, COLUMN, 4.4) as drawn:
         top, bottom = drawn.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         unit_square(top, "", "Accuracy" if single else "Fraction of labels that hold")
@@ -85,11 +87,3 @@ def plot_regression(labels: Any, predictions: Any, target_names: Sequence[str], 
     if len(target_names) != labels.shape[1]:
         raise RetFoundError(f"{len(target_names)} target names for {labels.shape[1]} targets; give one per target")
     return [plot_predicted_vs_true(labels, predictions, target_names, Path(output_dir) / "predicted_vs_true.png")]
-
-
-def _wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95% interval of a proportion (Wilson 1927), which stays inside [0, 1] for the few examples of a bin."""
-    z = 1.96
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return centre - half, centre + half

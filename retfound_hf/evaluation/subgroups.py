@@ -1,0 +1,157 @@
+"""Metrics per group of patients or images (age band, sex, camera, site), and the gap between groups."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from ..runs.errors import RetFoundError
+from .bands import in_order
+from .bootstrap import RESAMPLES, bootstrap, metric_statistic, of_classes
+from .estimate import CONFIDENCE, Comparison, Estimate
+from .inputs import ProblemType
+from .patients import Patients, patients_of
+from .weighted_metrics import Statistic, Values
+
+CLASSIFIER_METRICS = ("auroc", "balanced_accuracy", "brier")
+REGRESSOR_METRICS = ("mae", "rmse")
+TEST = "bootstrap over patients, largest studentised difference of all pairs"
+# Groups of fewer patients are shown, but their resamples tell too little to take part in a comparison.
+FEWEST = 10
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group: its name, its number of rows, and its metrics by name."""
+
+    name: str
+    rows: int
+    metrics: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The difference between two groups that stands out most: `first` minus `second`, p of no group differing."""
+
+    metric: str
+    first: str
+    second: str
+    comparison: Comparison
+
+
+def subgroup_metrics(
+    problem_type: ProblemType,
+    labels: Any,
+    scores: Any,
+    class_names: Sequence[str],
+    groups: Any,
+    patients: Any = None,
+    metrics: Sequence[str] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[list[Group], list[Gap]]:
+    """Every group's metrics with 95% intervals, and for each metric the gap between groups.
+
+    The gap's interval and p value allow for its being the largest of all pairs: they rest on the largest studentised
+    difference of any two groups in each resample, as Tukey's do, so that 5% of columns that mean nothing show a gap.
+    All groups are measured on the same draws of patients, who may have images in several of them (cameras).
+
+    An average over classes is undefined in a group that lacks a class which the set has.
+
+    Args:
+        groups: (N,) names, see `bands.column_groups`.
+        metrics: names of `compute_metrics`; by default AUROC, balanced accuracy and Brier score, or MAE and RMSE.
+        problem_type, labels, scores, class_names, patients, resamples, seed: as `bootstrap.metric_intervals`.
+
+    Returns:
+        Groups in the order of `bands.in_order`, and one gap per metric that at least two groups of 10 patients have.
+    """
+    labels, scores, groups = np.asarray(labels), np.asarray(scores), np.asarray(groups, dtype=object)
+    if len(groups) != len(labels):
+        raise RetFoundError(f"{len(groups)} groups were given for {len(labels)} rows; give one per row")
+    names = in_order(groups)
+    wanted = metrics or (REGRESSOR_METRICS if problem_type == "regression" else CLASSIFIER_METRICS)
+    rows = {name: np.flatnonzero(groups == name) for name in names}
+    truth = metric_statistic(problem_type, labels, scores, class_names)[1]
+    parts = {}
+    for name, members in rows.items():
+        statistic, present = metric_statistic(problem_type, labels[members], scores[members], class_names)
+        lacking = truth is not None and (_both(present) != _both(truth)).any()
+        parts[name] = (members, statistic, lacking)
+    found: dict[str, dict[str, Estimate]] = {name: {} for name in names}
+    gaps = []
+    for conditional in (True, False):
+        chosen = [metric for metric in wanted if of_classes(metric) == conditional]
+        if chosen:
+            units = patients_of(patients, len(labels), truth if conditional else None)
+            estimates, drawn = _draw(_statistic(parts, chosen), units, resamples, seed)
+            for (metric, name), estimate in estimates.items():
+                members = len(np.unique(units.row[rows[name]]))
+                found[name][metric] = Estimate(estimate.value, estimate.low, estimate.high, members,
+                                               estimate.method, estimate.undefined)  # fmt: skip
+            gaps += [gap for metric in chosen if (gap := _gap(metric, found, drawn, units.count)) is not None]
+    order = list(wanted)
+    return (
+        [Group(name, len(rows[name]), {metric: found[name][metric] for metric in order}) for name in names],
+        sorted(gaps, key=lambda gap: order.index(gap.metric)),
+    )
+
+
+def _both(truth: np.ndarray) -> np.ndarray:
+    return truth.any(axis=0) & ~truth.all(axis=0)
+
+
+def _statistic(parts: dict[str, Any], metrics: Sequence[str]) -> Statistic:
+    def statistic(weights: np.ndarray) -> Values:
+        values: dict[Any, np.ndarray] = {}
+        for name, (members, of_group, lacking) in parts.items():
+            measured = of_group(weights[:, members])
+            for metric in metrics:
+                if metric not in measured:
+                    raise RetFoundError(f"metric {metric!r} is unknown; accepted: {', '.join(measured)}")
+                hidden = lacking and of_classes(metric) and "/" not in metric
+                values[metric, name] = np.full(len(weights), np.nan) if hidden else measured[metric]
+        return values
+
+    return statistic
+
+
+def _draw(statistic: Statistic, units: Patients, resamples: int, seed: int) -> tuple[dict[Any, Estimate], Values]:
+    """Estimates and bootstrap values by (metric, group)."""
+    drawn: list[Values] = []  # of the resamples, then of the jackknife
+
+    def kept(weights: np.ndarray) -> Values:
+        drawn.append(statistic(weights))
+        return drawn[-1]
+
+    whole = statistic(np.ones((1, len(units.row))))
+    values = {key: None if np.isnan(value[0]) else float(value[0]) for key, value in whole.items()}
+    blocks = bootstrap(kept, values, units, resamples, seed)
+    samples = {key: np.concatenate([part[key] for part in drawn])[:resamples] for key in values}
+    return blocks, samples
+
+
+def _gap(metric: str, found: dict[str, dict[str, Estimate]], drawn: Values, patients: int) -> Gap | None:
+    names = [name for name, of in found.items() if of[metric].interval is not None and of[metric].n >= FEWEST]
+    if len(names) < 2:
+        return None
+    values = np.array([found[name][metric].value for name in names])
+    sample = np.array([drawn[metric, name] for name in names])
+    sample = sample[:, ~np.isnan(sample).any(axis=0)]
+    pairs = list(combinations(range(len(names)), 2))
+    differences = np.array([values[one] - values[other] for one, other in pairs])
+    deviations = np.array([sample[one] - sample[other] for one, other in pairs])
+    deviations = deviations - deviations.mean(axis=1, keepdims=True)
+    errors = deviations.std(axis=1)
+    largest = np.abs(deviations / errors[:, None]).max(axis=0)
+    best = int(np.abs(differences / errors).argmax())
+    one, other = pairs[best] if differences[best] >= 0 else pairs[best][::-1]
+    difference, half = abs(differences[best]), np.quantile(largest, CONFIDENCE) * errors[best]
+    p_value = (np.sum(largest >= difference / errors[best]) + 1) / (len(largest) + 1)
+    undefined = 1 - sample.shape[1] / len(drawn[metric, names[0]])
+    estimate = Estimate(
+        float(difference), float(difference - half), float(difference + half), patients, TEST, undefined
+    )
+    return Gap(metric, names[one], names[other], Comparison(estimate, float(p_value), TEST))

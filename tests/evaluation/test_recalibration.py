@@ -1,0 +1,90 @@
+"""Calibration slope, intercept and temperature against planted ones and against a search."""
+
+import numpy as np
+import pytest
+from scipy.special import expit, log_softmax, logit, softmax
+from sklearn.linear_model import LogisticRegression
+
+from retfound_hf.evaluation.calibration import expected_calibration_error, reliability_curve
+from retfound_hf.evaluation.recalibration import calibration_line
+from retfound_hf.evaluation.temperature import fit_temperature
+from retfound_hf.runs.errors import RetFoundError
+
+
+def test_planted_slope_and_intercept_are_found():
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=20_000)
+    outcome = rng.random(20_000) < expit(true)
+    fine = calibration_line(outcome, expit(true))
+    assert fine.slope.low < 1 < fine.slope.high and fine.intercept.low < 0 < fine.intercept.high
+    too_sure = calibration_line(outcome, expit(2 * true))
+    assert too_sure.slope.value == pytest.approx(0.5, abs=0.02)
+    too_high = calibration_line(outcome, expit(true + 0.7))
+    assert too_high.intercept.value == pytest.approx(-0.7, abs=0.05)
+    assert too_high.slope.value == pytest.approx(1, abs=0.05)
+
+
+def test_equals_scikit_learns_logistic_regression():
+    rng = np.random.default_rng(1)
+    outcome, probabilities = rng.random(200) < 0.4, rng.uniform(0.05, 0.95, size=200)
+    fit = LogisticRegression(C=np.inf, tol=1e-10).fit(logit(probabilities)[:, None], outcome)
+    assert calibration_line(outcome, probabilities).slope.value == pytest.approx(fit.coef_[0, 0], rel=1e-4)
+
+
+def test_copies_of_images_do_not_narrow_the_interval():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=150)
+    outcome, many = rng.random(150) < expit(x), np.repeat(np.arange(150), 6)
+    alone, copied = (
+        calibration_line(outcome, expit(x)),
+        calibration_line(outcome[many], expit(x)[many], many),
+    )
+    width = [found.slope.high - found.slope.low for found in (alone, copied)]
+    assert width[1] == pytest.approx(width[0], rel=0.02)
+
+
+def test_outcomes_that_leave_it_undefined():
+    assert calibration_line([True, True], [0.5, 0.6]).slope.value is None
+    assert calibration_line([True, True], [0.5, 0.6]).intercept.value is None
+    separated = calibration_line([False, False, True, True], [0.1, 0.2, 0.8, 1.0])
+    assert separated.slope.value is None and separated.intercept.value is not None
+    assert calibration_line([False, True], [0.5, 0.5]).slope.value is None
+    with pytest.raises(RetFoundError, match="must both be"):
+        calibration_line([True], [0.5, 0.6])
+
+
+def test_temperature_is_the_one_that_was_planted():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20_000, 4)) * 2
+    labels = (softmax(logits, axis=1).cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
+    assert fit_temperature(3 * logits, labels, "single_label_classification") == pytest.approx(3, rel=0.03)
+    findings = rng.random(logits.shape) < expit(logits)
+    assert fit_temperature(0.5 * logits, findings, "multi_label_classification") == pytest.approx(0.5, rel=0.03)
+
+
+def test_temperature_is_the_best_of_a_grid():
+    rng = np.random.default_rng(3)
+    logits, labels = rng.normal(size=(60, 3)) * 3, rng.integers(3, size=60)
+    logits[np.arange(60), labels] += 2
+    grid = np.exp(np.linspace(-2, 2, 4001))
+    losses = [-log_softmax(logits / t, axis=1)[np.arange(60), labels].mean() for t in grid]
+    assert fit_temperature(logits, labels, "single_label_classification") == pytest.approx(
+        grid[np.argmin(losses)], rel=2e-3
+    )
+
+
+def test_temperature_of_a_faultless_set_stays_one_with_a_warning():
+    with pytest.warns(UserWarning, match="ranked without a fault"):
+        assert fit_temperature(np.eye(2)[[0, 1]] * 5, [0, 1], "single_label_classification") == 1
+    with pytest.raises(RetFoundError, match="regression has none"):
+        fit_temperature([[1.0]], [1.0], "regression")
+
+
+def test_bins_of_equal_mass_by_hand():
+    # Quarters of eight: bins up to 0.2, 0.4, 0.8 and 1, two in each.
+    confidence = [0.1, 0.2, 0.3, 0.4, 0.7, 0.8, 0.9, 1.0]
+    curve = reliability_curve(confidence, [0, 0, 1, 0, 1, 1, 1, 1], bins=4, equal_mass=True)
+    assert curve.count.tolist() == [2, 2, 2, 2]
+    assert curve.edges == pytest.approx([0, 0.2, 0.4, 0.8, 1])
+    assert curve.error == pytest.approx((0.15 + 0.15 + 0.25 + 0.05) / 4)
+    assert expected_calibration_error([0.5] * 6, [1, 0] * 3, equal_mass=True) == 0  # ties share a bin

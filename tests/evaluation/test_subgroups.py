@@ -1,0 +1,101 @@
+"""Groups from columns, their metrics, and gaps: a planted one is found, and where there is none, 5% are."""
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from retfound_hf.evaluation.bands import column_groups, in_order
+from retfound_hf.evaluation.metrics import compute_metrics
+from retfound_hf.evaluation.subgroups import subgroup_metrics
+from retfound_hf.runs.errors import RetFoundError
+
+SINGLE = "single_label_classification"
+
+
+def test_columns_become_groups():
+    assert column_groups(["F", "M", None, "F"]).tolist() == ["F", "M", "unknown", "F"]
+    assert column_groups([1, 2.0, float("nan")]).tolist() == ["1", "2", "unknown"]
+    ages = np.arange(40, 80)
+    assert in_order(column_groups(ages)) == ["<49.8", "49.8–<59.5", "59.5–<69.2", "≥69.2"]
+    assert in_order(column_groups([*ages, None], [50, 65])) == ["<50", "50–<65", "≥65", "unknown"]
+    assert column_groups([49.9, 50, 64, 65], [50, 65]).tolist() == ["<50", "50–<65", "50–<65", "≥65"]
+    assert in_order(np.array(["10", "9", "2"], dtype=object)) == ["2", "9", "10"]
+    with pytest.raises(RetFoundError, match="bands need numbers"):
+        column_groups(["F", "M"], [50])
+    with pytest.raises(RetFoundError, match="must rise"):
+        column_groups([1, 2], [65, 50])
+
+
+def drawn(rng, patients, shift_of_group, groups=2):
+    """Labels, probabilities, groups and patients of two eyes each; `shift_of_group` separates the classes."""
+    eye = np.repeat(np.arange(patients), 2)
+    group = rng.integers(groups, size=patients)[eye]
+    labels = (rng.random(patients) < 0.4).astype(int)[eye]
+    score = (rng.normal(size=patients)[eye] + rng.normal(size=2 * patients)) / 2**0.5
+    probability = expit(score + labels * np.asarray(shift_of_group)[group])
+    return labels, np.c_[1 - probability, probability], np.array(list("abcde"), dtype=object)[group], eye
+
+
+def test_each_groups_metrics_are_those_of_its_rows():
+    labels, scores, groups, patients = drawn(np.random.default_rng(0), 120, [1, 1, 1], 3)
+    found, gaps = subgroup_metrics(SINGLE, labels, scores, ["no", "yes"], groups, patients, resamples=200)
+    assert [group.name for group in found] == ["a", "b", "c"]
+    assert [gap.metric for gap in gaps] == ["auroc", "balanced_accuracy", "brier"]
+    for group in found:
+        rows = groups == group.name
+        expected = compute_metrics(SINGLE, labels[rows], scores[rows], ["no", "yes"])
+        assert group.rows == rows.sum() and group.metrics["auroc"].n == len(set(patients[rows]))
+        for name, estimate in group.metrics.items():
+            assert estimate.value == pytest.approx(expected[name])
+            assert estimate.low < estimate.value < estimate.high
+    first = {group.name: group.metrics["auroc"].value for group in found}
+    assert gaps[0].comparison.difference.value == pytest.approx(first[gaps[0].first] - first[gaps[0].second])
+
+
+def test_a_planted_gap_is_found():
+    labels, scores, groups, patients = drawn(np.random.default_rng(0), 300, [2.5, 2.5, 0.5], 3)
+    (gap,) = subgroup_metrics(SINGLE, labels, scores, ["no", "yes"], groups, patients, ["auroc"], resamples=400)[1]
+    assert gap.second == "c" and gap.comparison.difference.low > 0.1 and gap.comparison.p_value < 0.01
+
+
+def test_without_a_difference_one_in_twenty_gaps_excludes_zero():
+    rng = np.random.default_rng(1)
+    alarms = []
+    for seed in range(200):
+        labels, scores, groups, patients = drawn(rng, 150, [1.2] * 3, 3)
+        gaps = subgroup_metrics(SINGLE, labels, scores, ["no", "yes"], groups, patients, ["auroc"], 200, seed)[1]
+        difference = gaps[0].comparison.difference
+        alarms.append(difference.low > 0)
+        assert (gaps[0].comparison.p_value < 0.06) >= (difference.low > 0) >= (gaps[0].comparison.p_value < 0.04)
+    assert 0.01 <= np.mean(alarms) <= 0.09
+
+
+def test_groups_too_small_to_compare():
+    labels, scores, groups, patients = drawn(np.random.default_rng(0), 100, [1, 1])
+    groups[:4] = "few"
+    found, gaps = subgroup_metrics(SINGLE, labels, scores, ["no", "yes"], groups, patients, ["auroc"], 200)
+    assert [group.name for group in found] == ["a", "b", "few"]
+    assert {gaps[0].first, gaps[0].second} == {"a", "b"}
+    one, none = subgroup_metrics(SINGLE, labels, scores, ["no", "yes"], np.full(200, "all"), patients, ["auroc"], 200)
+    assert len(one) == 1 and none == []
+    with pytest.raises(RetFoundError, match="metric 'aurok' is unknown"):
+        subgroup_metrics(SINGLE, labels, scores, ["no", "yes"], groups, patients, ["aurok"], 200)
+
+
+def test_a_group_that_lacks_a_class_has_no_average_over_classes():
+    labels, scores, groups, patients = drawn(np.random.default_rng(0), 100, [1, 1])
+    groups[labels == 0] = "a"
+    found = subgroup_metrics(SINGLE, labels, scores, ["no", "yes"], groups, patients, resamples=200)[0]
+    lacking = next(group for group in found if group.name == "b")
+    assert lacking.metrics["auroc"].value is None and lacking.metrics["balanced_accuracy"].value is None
+    assert lacking.metrics["brier"].value is not None
+
+
+def test_regression():
+    rng = np.random.default_rng(0)
+    labels = rng.normal(60, 10, size=200)
+    groups = np.repeat(["x", "y"], 100)
+    scores = labels + rng.normal(size=200) * np.where(groups == "x", 1, 6)
+    found, gaps = subgroup_metrics("regression", labels, scores, ["age"], groups, resamples=300)
+    assert list(found[0].metrics) == ["mae", "rmse"]
+    assert (gaps[0].first, gaps[0].second) == ("y", "x") and gaps[0].comparison.p_value < 0.01
