@@ -1,18 +1,24 @@
-"""Arguments of pretraining; the defaults are RETFound's recipe (Zhou et al. 2023, Methods; He et al. 2022, code)."""
+"""Arguments of pretraining; what is not set comes from the recipe of the objective."""
 
 import os
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from ..models.configuration import PRESETS
 from ..runs.errors import RetFoundError, nearest
 from .objectives import OBJECTIVES
+from .objectives.options import ObjectiveArguments
+
+if TYPE_CHECKING:
+    from .objectives.base import Recipe
+
+RECIPE = "default: the objective's recipe"
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(ObjectiveArguments):
     config_name: str | None = field(
         default=None,
         metadata={"help": f"preset ({', '.join(PRESETS)}); alone: from scratch; with a ViT-MAE folder: its settings"},
@@ -33,6 +39,7 @@ class ModelArguments:
     objective: str = field(default="mae", metadata={"help": f"what is learned: {', '.join(OBJECTIVES)}"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.config_name is None and self.model_name_or_path is None:
             raise RetFoundError(
                 "give --config_name PRESET (from scratch), --model_name_or_path FOLDER (its weights), or both"
@@ -92,19 +99,24 @@ class PretrainingArguments:
     max_steps: int = field(default=-1, metadata={"help": "optimiser steps instead of epochs, if above 0"})
     per_device_train_batch_size: int = field(default=224, metadata={"help": "images per device and forward pass"})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "forward passes per optimiser step"})
-    base_learning_rate: float = field(
-        default=1e-3, metadata={"help": "peak learning rate per 256 images of the effective batch"}
+    base_learning_rate: float | None = field(
+        default=None, metadata={"help": f"peak learning rate per 256 images of the effective batch; {RECIPE}"}
     )
     learning_rate: float | None = field(
         default=None, metadata={"help": "peak learning rate; default: base_learning_rate x effective batch / 256"}
     )
-    warmup_steps: float = field(
-        default=15 / 800, metadata={"help": "linear warm-up: steps, or below 1 a share of all (15 of 800 epochs)"}
+    warmup_steps: float | None = field(
+        default=None, metadata={"help": f"linear warm-up: steps, or below 1 a share of all; {RECIPE}"}
     )
-    weight_decay: float = field(default=0.05, metadata={"help": "of matrices; biases and norms have none"})
+    weight_decay: float | None = field(
+        default=None, metadata={"help": f"of matrices; biases and norms have none; {RECIPE}"}
+    )
+    final_weight_decay: float | None = field(
+        default=None, metadata={"help": "that weight_decay comes to by half a cosine; default: as it is, dino: 0.4"}
+    )
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW"})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW"})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "gradient clipping; 0 is off"})
+    adam_beta2: float | None = field(default=None, metadata={"help": f"AdamW; {RECIPE}"})
+    max_grad_norm: float | None = field(default=None, metadata={"help": f"gradient clipping; 0 is off; {RECIPE}"})
     seed: int = field(default=0, metadata={"help": "seed of initialisation, order, crops and masks"})
     bf16: bool = field(default=False, metadata={"help": "bfloat16 (Ampere and later)"})
     fp16: bool = field(default=False, metadata={"help": "half precision with loss scaling (T4 and before Ampere)"})
@@ -137,23 +149,31 @@ class PretrainingArguments:
         for name in (
             "warmup_steps",
             "weight_decay",
+            "final_weight_decay",
             "max_grad_norm",
             "save_steps",
             "save_total_limit",
             "dataloader_num_workers",
         ):
-            if getattr(self, name) < 0:
+            if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise RetFoundError(f"--{name} {getattr(self, name)} must be at least 0")
         for name in ("base_learning_rate", "learning_rate"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise RetFoundError(f"--{name} {getattr(self, name)} must be above 0")
         for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 raise RetFoundError(f"--{name} {getattr(self, name)} must be at least 0 and below 1")
         if self.fp16 and self.bf16:
             raise RetFoundError("--fp16 and --bf16 exclude each other; give one")
         if self.fp16 and not torch.accelerator.is_available():
             raise RetFoundError("--fp16 needs a GPU, and there is none here; leave it out")
+
+    def with_recipe(self, recipe: "Recipe") -> "PretrainingArguments":
+        """The same with the recipe's value for whatever is not set; a decay that is set stays as it is."""
+        own = dict(vars(recipe))
+        if self.weight_decay is not None:
+            own["final_weight_decay"] = None
+        return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
 
     @property
     def mixed_precision(self) -> str | None:

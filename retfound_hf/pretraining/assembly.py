@@ -6,22 +6,21 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..models.image_processing import RetFoundImageProcessor
 from ..runs.errors import RetFoundError
 from .arguments import DataArguments, ModelArguments, PretrainingArguments
+from .building import build_objective
 from .checkpoints import Checkpoints, read_state
 from .faults import NonFinite, Rejected
 from .images import ImageReader, fingerprint, open_shards
 from .loop import Loop
 from .monitor import LinearProbeMonitor, Previews
-from .objectives import find_objective
+from .objectives.batch_norm import synchronize
 from .optimization import make_optimizer
 from .order import Order, Position
 from .report import Report
 from .resuming import check_resumable
-from .start import build_model
 from .window import Window
 
 
@@ -79,7 +78,8 @@ def prepare(
             "accumulation x processes); give a smaller --per_device_train_batch_size"
         )
     set_seed(args.seed)
-    objective = find_objective(model_args.objective)(build_model(model_args), reader.side)
+    objective = synchronize(build_objective(model_args, args, reader.side), accelerator.device)
+    args = args.with_recipe(objective.recipe)
     modality = objective.model.config.modality
     processor = RetFoundImageProcessor.for_image_size(
         objective.model.config.image_size, do_fundus_crop=modality != "oct"
@@ -94,13 +94,6 @@ def prepare(
             data_args.probe_data, data_args.probe_epochs, processor, data_args.cache_dir, options
         )
         probe.splits  # noqa: B018 decoded here, so that mistakes show before training
-    if args.gradient_checkpointing:
-        objective.model.gradient_checkpointing_enable({"use_reentrant": False})
-    if args.torch_compile:
-        # Block by block: all are alike and compile once, and gradients are shared while others are computed.
-        for module in objective.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                module.compile()
     optimizer = make_optimizer(
         objective,
         args.peak_learning_rate(order.global_batch),

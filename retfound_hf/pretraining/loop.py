@@ -16,7 +16,7 @@ from .checkpoints import Checkpoints
 from .faults import NonFinite, Rejected
 from .monitor import LinearProbeMonitor, Previews
 from .objectives.base import Objective
-from .optimization import gradient_norm, guarded_step, learning_rate_factor, warmup_share
+from .optimization import gradient_norm, guarded_step, learning_rate_factor, warmup_share, weight_decay_at
 from .order import Order, Position
 from .report import Report
 from .stopping import StopSignal
@@ -83,6 +83,8 @@ class Loop:
         loss: Tensor | float = 0.0
         logs: Tensor | float = 0.0
         ids: list[str] = []
+        progress = self.order.progress(self.position)
+        self.objective.before_step(progress, self._epochs())
         for number in range(accumulation):
             with self.window.waiting():
                 batch = _next(batches)
@@ -99,10 +101,14 @@ class Loop:
             logs = logs + part_logs / accumulation
             ids += batch["ids"]
             self.rejected.add(batch["rejected"])
+        for parameter in self.objective.held(self._epochs()):
+            parameter.grad = None
         norm = gradient_norm(accelerator, self.network, self.args.max_grad_norm)
         rate = self.learning_rate()
+        decay = weight_decay_at(progress, self.args.weight_decay, self.args.final_weight_decay)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+            group["weight_decay"] = decay if group["weight_decay"] else 0.0
         guarded_step(accelerator, self.optimizer, norm.isfinite())
         self.optimizer.zero_grad()
         self.position = self.order.after(self.position)
@@ -134,7 +140,7 @@ class Loop:
         }
         counts = {"skipped_steps": self.non_finite.skipped, "rejected_images": len(self.rejected.reasons)}
         self.report.log({**record, **{name: count for name, count in counts.items() if count}})
-        self.report.show(record)
+        self.report.show(record, self.objective.log_names)
         self.window, self._settled = Window(), 0
 
     def _settle(self) -> Tensor:

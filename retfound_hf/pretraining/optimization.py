@@ -41,6 +41,11 @@ def warmup_share(warmup_steps: float, total_steps: int) -> float:
     return warmup_steps if warmup_steps < 1 else min(warmup_steps / total_steps, 1.0)
 
 
+def weight_decay_at(progress: float, start: float, end: float | None) -> float:
+    """Weight decay on its way from `start` to `end` by half a cosine (Caron et al. 2021); constant for None."""
+    return start if end is None else end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
 def gradient_norm(accelerator: Accelerator, model: nn.Module, max_grad_norm: float) -> Tensor:
     """Norm of all gradients before clipping, a scalar on the device; 0 for `max_grad_norm` clips nothing."""
     return accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)

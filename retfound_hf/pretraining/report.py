@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,15 @@ class Report:
         numbers = {name: value for name, value in record.items() if name != "step" and value is not None}
         self.accelerator.log(numbers, step=record["step"])
 
-    def show(self, record: dict[str, Any]) -> None:
-        """The latest numbers on the progress bar."""
+    def show(self, record: dict[str, Any], names: Sequence[str] = ()) -> None:
+        """The latest numbers on the progress bar; `names` are those of the objective's own."""
         shown = {
             "loss": f"{record['loss']:.4f}",
             "lr": f"{record['learning_rate']:.2e}",
             "images/s": f"{record['images_per_second']:.0f}",
             "wait": f"{record['data_wait_fraction']:.0%}",
         }
+        shown |= {name: f"{record[name]:.3f}" for name in names}
         self.bar.set_postfix(shown, refresh=False)
 
     def show_picture(self, picture: Tensor, step: int) -> None:

@@ -78,7 +78,7 @@ def pretrain(model_args: ModelArguments, data_args: DataArguments, args: Pretrai
         accelerator.end_training()
         return None
     if accelerator.is_main_process:
-        _write_result(loop, model_args, data_args, args, round(time.time() - started, 1))
+        _write_result(loop, model_args, data_args, round(time.time() - started, 1))
         print(output_dir)
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -95,8 +95,8 @@ def _remove_earlier(output_dir: Path) -> None:
         path.unlink()
 
 
-def _write_result(loop: Loop, model_args: Any, data_args: Any, args: Any, seconds: float) -> None:
-    objective = loop.objective
+def _write_result(loop: Loop, model_args: Any, data_args: Any, seconds: float) -> None:
+    objective, args = loop.objective, loop.args
     output_dir = Path(args.output_dir)
     try:
         with move_into(output_dir) as partial:

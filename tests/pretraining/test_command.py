@@ -7,6 +7,8 @@ import pytest
 
 from retfound_hf.pretraining.arguments import DataArguments, ModelArguments, PretrainingArguments
 from retfound_hf.pretraining.command import main
+from retfound_hf.pretraining.objectives import find_objective
+from retfound_hf.pretraining.objectives.base import Recipe
 from retfound_hf.runs.arguments import run_command
 from retfound_hf.runs.errors import RetFoundError
 
@@ -36,6 +38,19 @@ from retfound_hf.runs.errors import RetFoundError
         ({"warmup_steps": -2}, "--warmup_steps -2.0 must be at least 0"),
         ({"learning_rate": 0}, "--learning_rate 0.0 must be above 0"),
         ({"base_learning_rate": -1e-3}, "--base_learning_rate -0.001 must be above 0"),
+        ({"temperature": 0.2}, "--temperature is not an option of --objective mae, which has no options of this kind"),
+        (
+            {"objective": "simclr", "gradient_accumulation_steps": 2},
+            "--gradient_accumulation_steps 2: simclr compares the images of a forward pass with each other",
+        ),
+        (
+            {"objective": "simclr", "num_prototypes": 9},
+            "--num_prototypes is not an option .*which has --temperature, --head_width",
+        ),
+        ({"objective": "simclr", "mask_ratio": 0.5}, "--mask_ratio is not an option of --objective simclr"),
+        ({"objective": "simclr", "temperature": 0}, "--temperature 0.0 must be above 0"),
+        ({"objective": "simclr", "config_name": "retfound-tiny"}, "exclude each other with --objective simclr"),
+        ({"objective": "simclr", "image_size": 48}, "--image_size 48 differs from the 32 of"),
         ({"adam_beta2": 1}, "--adam_beta2 1.0 must be at least 0 and below 1"),
         ({"on_non_finite": "pray"}, "--on_non_finite.*: invalid choice: 'pray'"),
         ({"bf16": True, "fp16": True}, "--fp16 and --bf16 exclude each other"),
@@ -75,11 +90,23 @@ def test_a_file_takes_the_place_of_flags(quick_options, pretrain_words, tmp_path
 
 
 def test_the_defaults_are_the_recipe():
-    args = PretrainingArguments(output_dir="x")
+    args = PretrainingArguments(output_dir="x").with_recipe(find_objective("mae").recipe)
     assert args.peak_learning_rate(8 * args.per_device_train_batch_size) == pytest.approx(7e-3)
     assert args.warmup_steps * args.num_train_epochs == pytest.approx(15)
     assert (args.adam_beta1, args.adam_beta2, args.weight_decay, args.max_grad_norm) == (0.9, 0.95, 0.05, 0)
+    assert args.final_weight_decay is None
     assert PretrainingArguments(output_dir="x", learning_rate=1e-3).peak_learning_rate(1792) == 1e-3
+
+
+def test_flags_override_the_recipe():
+    recipe = Recipe(base_learning_rate=5e-4, warmup_steps=0.1, weight_decay=0.04, final_weight_decay=0.4)
+    filled = PretrainingArguments(output_dir="x").with_recipe(recipe)
+    assert {name: getattr(filled, name) for name in vars(recipe)} == vars(recipe)
+    given = PretrainingArguments(output_dir="x", weight_decay=0.0, warmup_steps=0.0, max_grad_norm=1.0)
+    filled = given.with_recipe(recipe)
+    assert (filled.weight_decay, filled.warmup_steps, filled.max_grad_norm) == (0.0, 0.0, 1.0)
+    # A decay that was asked for does not rise to the recipe's.
+    assert filled.final_weight_decay is None and filled.adam_beta2 == 0.999
 
 
 def test_help_names_every_option(capsys):

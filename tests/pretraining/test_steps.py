@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import get_cosine_schedule_with_warmup
 
 from retfound_hf.pretraining.loading import make_loader
+from retfound_hf.pretraining.objectives import OBJECTIVES
 
 
 @pytest.fixture
@@ -99,7 +100,13 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"gradient_accumulation_steps": 2, "max_grad_norm": 1.0, "bf16": True}], ids=str
+    "options",
+    [
+        {},
+        {"gradient_accumulation_steps": 2, "max_grad_norm": 1.0, "bf16": True},
+        *({"objective": name} for name in OBJECTIVES if name != "mae"),
+    ],
+    ids=str,
 )
 def test_no_step_waits_for_the_device(make_loop, options):
     loop, reader = make_loop(**options)
@@ -116,7 +123,9 @@ def test_no_step_waits_for_the_device(make_loop, options):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("options", [{"bf16": True}, {"max_grad_norm": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"bf16": True}, {"max_grad_norm": 1.0}, *({"objective": name} for name in OBJECTIVES)], ids=str
+)
 def test_cuda_meets_no_wait_either(make_loop, options):
     loop, reader = make_loop(**options)
     batches = iter(list(make_loader(reader, loop.objective.draw, loop.order, loop.position, 0, pin_memory=True)))
@@ -132,9 +141,10 @@ def test_cuda_meets_no_wait_either(make_loop, options):
     loop.report.close()
 
 
-def test_nothing_but_batches_goes_to_the_device_in_a_step(make_loop, monkeypatch):
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_nothing_but_batches_goes_to_the_device_in_a_step(make_loop, monkeypatch, objective):
     """A copy of a Python number or tuple to a GPU makes the host wait for it; buffers of the objective do not."""
-    loop, reader = make_loop()
+    loop, reader = make_loop(objective=objective)
     batches = iter(list(make_loader(reader, loop.objective.draw, loop.order, loop.position, 0, pin_memory=False)))
     made = []
     for name in ("tensor", "as_tensor"):

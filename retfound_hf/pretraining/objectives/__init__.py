@@ -7,7 +7,13 @@ if TYPE_CHECKING:
     from .base import Objective
 
 # name -> class; the module bears the name.
-OBJECTIVES: dict[str, str] = {"mae": "MaskedAutoencoding"}
+OBJECTIVES: dict[str, str] = {
+    "mae": "MaskedAutoencoding",
+    "simclr": "SimCLR",
+    "swav": "SwAV",
+    "dino": "DINO",
+    "moco_v3": "MoCoV3",
+}
 
 
 def find_objective(name: str) -> "type[Objective]":

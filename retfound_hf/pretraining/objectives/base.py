@@ -1,6 +1,7 @@
 """What the loop asks of an objective, and no more."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -10,6 +11,18 @@ from transformers import PreTrainedModel
 # Random numbers for `count` images, drawn on the CPU: one row per image in every tensor. The object is sent to the
 # loader's workers, and must be light.
 Draw = Callable[[int, torch.Generator], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The published optimisation of an objective, which flags override; names and units as in the arguments."""
+
+    base_learning_rate: float
+    warmup_steps: float
+    weight_decay: float
+    final_weight_decay: float | None = None
+    adam_beta2: float = 0.999
+    max_grad_norm: float = 0.0
 
 
 class Objective(nn.Module):
@@ -25,12 +38,20 @@ class Objective(nn.Module):
     Attributes:
         model: what the run is for; its folder is the result.
         draw: see `Draw`.
+        recipe: how the network is optimised unless the run says otherwise.
         log_names: names of the values that `forward` returns beside the loss.
+        option_names: those of `ObjectiveArguments` that it takes.
+        has_decoder: `model` is the masked autoencoder, not an encoder alone.
+        adds_up: the loss of a batch is the mean of the losses of its parts, so that gradients may be accumulated.
     """
 
     log_names: ClassVar[tuple[str, ...]] = ()
+    option_names: ClassVar[tuple[str, ...]] = ()
+    has_decoder: ClassVar[bool] = False
+    adds_up: ClassVar[bool] = False
     model: PreTrainedModel
     draw: Draw
+    recipe: Recipe
 
     @property
     def encoder(self) -> PreTrainedModel:
@@ -46,9 +67,16 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def before_step(self, progress: float, epochs: float) -> None:
+        """Set what follows a schedule; `progress` is the finished share of the run, `epochs` how many are done."""
+
     def forward(self, views: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The mean loss over the batch (a scalar) and float (len(log_names),) values to log, detached."""
         raise NotImplementedError
+
+    def held(self, epochs: float) -> Iterable[nn.Parameter]:
+        """Parameters that train, but that the coming step leaves as they are."""
+        return ()
 
     def after_step(self, progress: float) -> None:
         """Follow an optimiser step, as a momentum encoder does; `progress` is the finished share of the run."""

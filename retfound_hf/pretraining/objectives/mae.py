@@ -10,7 +10,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from ...images.batch_augmentation import crop_resize, draw_crops, draw_flips, normalize
 from ...models.modeling import RetFoundForPreTraining
 from ...models.reconstruction import reconstruct
-from .base import Objective
+from .base import Objective, Recipe
+from .options import ObjectiveArguments
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,12 @@ class MaskedAutoencoding(Objective):
     """
 
     preview_titles: ClassVar[tuple[str, ...]] = ("original", "masked", "reconstructed")
+    has_decoder: ClassVar[bool] = True
+    adds_up: ClassVar[bool] = True
+    # Zhou et al. (2023), Methods; He et al. (2022), code.
+    recipe = Recipe(base_learning_rate=1e-3, warmup_steps=15 / 800, weight_decay=0.05, adam_beta2=0.95)
 
-    def __init__(self, model: RetFoundForPreTraining, side: int):
+    def __init__(self, model: RetFoundForPreTraining, side: int, options: ObjectiveArguments | None = None):
         super().__init__()
         self.model = model
         self.size = model.config.image_size

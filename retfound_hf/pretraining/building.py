@@ -1,0 +1,52 @@
+"""The objective of a run, on the network that it starts from."""
+
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..runs.errors import RetFoundError
+from .arguments import ModelArguments, PretrainingArguments
+from .encoders import build_encoder
+from .objectives import find_objective
+from .objectives.base import Objective
+from .start import build_model
+
+
+def build_objective(model_args: ModelArguments, args: PretrainingArguments, side: int) -> Objective:
+    """The objective with its network, prepared for checkpointing of activations and compilation where asked for.
+
+    Args:
+        side: of the stored images in pixels.
+
+    Raises:
+        RetFoundError: an option that the objective does not have, or weights that it cannot start from.
+    """
+    name = model_args.objective
+    objective_class = find_objective(name)
+    model_args.refuse_others(name, objective_class.option_names)
+    if args.gradient_accumulation_steps > 1 and not objective_class.adds_up:
+        raise RetFoundError(
+            f"--gradient_accumulation_steps {args.gradient_accumulation_steps}: {name} compares the images of a "
+            "forward pass with each other, so that several small passes are not a large one; use more processes, or "
+            "--gradient_checkpointing for a larger --per_device_train_batch_size"
+        )
+    build = build_model if objective_class.has_decoder else build_encoder
+    objective = objective_class(build(model_args), side, model_args)
+    if args.gradient_checkpointing:
+        _checkpoint_activations(objective)
+    if args.torch_compile:
+        # Block by block: all are alike and compile once, and gradients are shared while others are computed.
+        for module in objective.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.compile()
+    return objective
+
+
+def _checkpoint_activations(objective: Objective) -> None:
+    for network in objective.children():
+        if not isinstance(network, PreTrainedModel):
+            continue
+        if not network.supports_gradient_checkpointing:
+            raise RetFoundError(
+                f"--gradient_checkpointing: a {network.config.model_type} model does not have it; leave it out"
+            )
+        network.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,0 +1,52 @@
+"""Batch norm over the images of all processes, on every device."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .across import mean_of_all, num_processes
+
+
+def synchronize(network: nn.Module, device: torch.device) -> nn.Module:
+    """Let every batch norm within see the images of all processes; weights, statistics and their names stay.
+
+    On one process the network stays as it is. torch has the layer for accelerators, ours is for CPUs.
+    """
+    if num_processes() == 1:
+        return network
+    if device.type != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, _BatchNorm):
+                norm = BatchNormOfAll(child.num_features, child.eps, child.momentum, child.affine)
+                norm.load_state_dict(child.state_dict())
+                setattr(parent, name, norm.requires_grad_(next(child.parameters(), norm.running_mean).requires_grad))
+    return network
+
+
+class BatchNormOfAll(_BatchNorm):
+    """Batch norm whose statistics are those of all processes, each with as many images."""
+
+    def _check_input_dim(self, values: Tensor) -> None:
+        pass
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(batch, channels, ...) -> the same shape."""
+        if not self.training:
+            return super().forward(values)
+        self.num_batches_tracked.add_(1)
+        others = [axis for axis in range(values.ndim) if axis != 1]
+        column = (-1, *[1] * (values.ndim - 2))
+        # The deviations from the mean of all, not squares less a square, which cancel.
+        mean = mean_of_all(values.float().mean(others))
+        centred = values.float() - mean.view(column)
+        variance = mean_of_all(centred.square().mean(others))
+        count = values.numel() // values.shape[1] * num_processes()
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        result = centred * (variance + self.eps).rsqrt().view(column)
+        if self.affine:
+            result = result * self.weight.view(column) + self.bias.view(column)
+        return result.to(values.dtype)

@@ -1,0 +1,60 @@
+"""SimCLR (Chen et al. 2020): two views of an image are alike, those of all other images are not."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from .across import gather, process_index
+from .base import Recipe
+from .collapse import spread
+from .heads import mlp
+from .joint_embedding import JointEmbedding, vectors
+from .options import ObjectiveArguments
+from .views import View
+
+
+class SimCLR(JointEmbedding):
+    """NT-Xent over the views of all processes, temperature 0.1, on a two-layer projection to 128 channels.
+
+    On a ViT the recipe is that of Chen et al. (2021), who trained SimCLR on it: AdamW as for MoCo-v3.
+    """
+
+    log_names: ClassVar[tuple[str, ...]] = ("embedding_spread",)
+    option_names: ClassVar[tuple[str, ...]] = ("temperature", "head_width")
+    recipe = Recipe(base_learning_rate=1.5e-4, warmup_steps=40 / 300, weight_decay=0.1)
+
+    def __init__(self, model: PreTrainedModel, side: int, options: ObjectiveArguments | None = None):
+        options = options or ObjectiveArguments()
+        view = View(model.config.image_size, scale=(0.08, 1.0), strengths=(0.8, 0.8, 0.8, 0.2))
+        super().__init__(model, side, (view, view), options)
+        self.temperature = options.temperature or 0.1
+        self.projector = mlp(self.width, options.head_width or self.width, 128, last_norm="affine")
+
+    def forward(self, views: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        projected = self.projector(vectors(self.model, views["large"]))
+        loss = nt_xent(*projected.chunk(2), self.temperature)
+        return loss, spread(projected)[None]
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Normalised temperature-scaled cross-entropy (Chen et al. 2020, equation 1), computed in float32.
+
+    Args:
+        first, second: (batch, channels), vectors of two views of this process's images, of any length.
+
+    Returns:
+        The mean over this process's 2 x batch views; each is told from the views of all other images on all processes.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        own = functional.normalize(torch.cat([first, second]).float(), dim=1)
+        similarities = own @ gather(own).T / temperature
+        count = len(own)
+        row = torch.arange(count, device=own.device)
+        start = process_index() * count
+        itself = row[:, None] + start == torch.arange(similarities.shape[1], device=own.device)
+        return functional.cross_entropy(
+            similarities.masked_fill(itself, float("-inf")), start + (row + count // 2) % count
+        )

@@ -1,0 +1,99 @@
+"""SwAV (Caron et al. 2020): predict from one crop which prototypes another crop of the image is assigned to."""
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from .across import num_processes, sum_of_all
+from .base import Recipe
+from .collapse import entropy, spread
+from .heads import mlp
+from .joint_embedding import JointEmbedding, each_size, vectors
+from .options import ObjectiveArguments
+from .views import View, local_size
+
+STRENGTHS = (0.8, 0.8, 0.8, 0.2)
+CHANNELS = 128
+EPSILON, ITERATIONS = 0.05, 3
+
+
+class SwAV(JointEmbedding):
+    """Swapped assignments of two large crops, predicted from all other crops, at temperature 0.1.
+
+    3,000 prototypes, kept at unit length and at rest for the first epoch; 6 small crops; assignments by three
+    Sinkhorn iterations over the images of all processes. On a ViT the recipe is that of Caron et al. (2021), who
+    trained SwAV on it: AdamW as for DINO.
+    """
+
+    log_names: ClassVar[tuple[str, ...]] = ("embedding_spread", "assignment_entropy")
+    option_names: ClassVar[tuple[str, ...]] = ("temperature", "num_prototypes", "head_width", "local_crops")
+    recipe = Recipe(
+        base_learning_rate=5e-4, warmup_steps=10 / 100, weight_decay=0.04, final_weight_decay=0.4, max_grad_norm=3.0
+    )
+
+    def __init__(self, model: PreTrainedModel, side: int, options: ObjectiveArguments | None = None):
+        options = options or ObjectiveArguments()
+        size = model.config.image_size
+        small = View(local_size(size, getattr(model.config, "patch_size", 1)), (0.05, 0.14), STRENGTHS)
+        views = (
+            *(View(size, (0.14, 1.0), STRENGTHS) for _ in range(2)),
+            *(small for _ in range(6 if options.local_crops is None else options.local_crops)),
+        )
+        super().__init__(model, side, views, options)
+        self.temperature = options.temperature or 0.1
+        self.projector = mlp(self.width, options.head_width or 2048, CHANNELS)
+        prototypes = torch.empty(options.num_prototypes or 3000, CHANNELS)
+        self.prototypes = nn.Parameter(functional.normalize(nn.init.normal_(prototypes), dim=1))
+
+    def forward(self, views: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        projected = self.projector(each_size(lambda pixels: vectors(self.model, pixels), views))
+        batch = len(views["large"]) // 2
+        with torch.autocast(projected.device.type, enabled=False):
+            units = functional.normalize(projected.float(), dim=1)
+            scores = functional.linear(units, self.prototypes).unflatten(0, (-1, batch))
+            with torch.no_grad():
+                codes = torch.stack([sinkhorn(view) for view in scores[:2].detach()])
+            loss = swapped_prediction(codes, scores, self.temperature)
+        shares = (scores[:2].detach() / self.temperature).softmax(dim=-1).mean(dim=(0, 1))
+        return loss, torch.stack([spread(projected[: 2 * batch]), entropy(shares)])
+
+    def held(self, epochs: float) -> Iterable[nn.Parameter]:
+        return (self.prototypes,) if epochs < 1 else ()
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        self.prototypes.copy_(functional.normalize(self.prototypes, dim=1))
+
+
+def swapped_prediction(codes: Tensor, scores: Tensor, temperature: float) -> Tensor:
+    """Mean cross-entropy of the assignments of each large crop and the predictions from all other crops.
+
+    Args:
+        codes: (2, batch, prototypes), shares of the two large crops.
+        scores: (views, batch, prototypes), cosines with the prototypes, the same two crops first.
+    """
+    logs = (scores / temperature).log_softmax(dim=-1)
+    pairs = -torch.einsum("tbk,sbk->ts", codes, logs)
+    terms = pairs.numel() - len(codes)
+    return (pairs.sum() - pairs.diagonal().sum()) / (terms * codes.shape[1])
+
+
+def sinkhorn(scores: Tensor) -> Tensor:
+    """Assignments close to the scores that use all prototypes alike, over the images of all processes.
+
+    Args:
+        scores: (batch, prototypes) of this process, cosines.
+
+    Returns:
+        (batch, prototypes), rows sum to 1.
+    """
+    shares = torch.exp(scores / EPSILON)
+    shares = shares / sum_of_all(shares.sum())
+    for _ in range(ITERATIONS):
+        shares = shares / sum_of_all(shares.sum(dim=0)) / scores.shape[1]
+        shares = shares / shares.sum(dim=1, keepdim=True) / (len(scores) * num_processes())
+    return shares * (len(scores) * num_processes())

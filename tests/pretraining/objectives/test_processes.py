@@ -1,0 +1,122 @@
+"""Two processes train as one does at the same global batch, whatever the objective compares across images."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from retfound_hf.pretraining.command import main
+from retfound_hf.pretraining.objectives import OBJECTIVES
+
+JOINT = sorted(OBJECTIVES.keys() - {"mae"})
+# An epoch has 12 steps, the first of which some parameters do not take.
+STEPS, MIDDLE, GLOBAL_BATCH = 16, 8, 16
+SETTINGS = {
+    "max_steps": STEPS, "warmup_steps": 2, "logging_steps": 2, "save_steps": MIDDLE, "save_total_limit": 9,
+    "dataloader_num_workers": 0, "preview_steps": 0,
+}  # fmt: skip
+# The real command, for one objective after the other.
+EACH = """
+import json, sys
+import torch.distributed
+from retfound_hf.pretraining.command import main
+leave = torch.distributed.destroy_process_group
+torch.distributed.destroy_process_group = lambda group=None: None  # not between two runs
+for words in json.loads(sys.argv[1]):
+    main(words)
+leave()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def command(shards, model_folder, cache_dir, small_options):
+    """The words behind `scripts/pretrain.py` of a run with an objective on its share of the global batch."""
+
+    def make(name: str, output_dir: Path, processes: int) -> list[str]:
+        flags = {
+            **SETTINGS, "model_name_or_path": model_folder, "train_data": shards, "cache_dir": cache_dir,
+            "output_dir": output_dir, "objective": name, "learning_rate": 1e-3,
+            "per_device_train_batch_size": GLOBAL_BATCH // processes, **small_options[name],
+        }  # fmt: skip
+        return [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def one(command, tmp_path_factory) -> Path:
+    """A folder with the runs of all objectives in this process."""
+    folder = tmp_path_factory.mktemp("one")
+    for name in JOINT:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        main(command(name, folder / name, 1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(command, tmp_path_factory) -> Path:
+    """The same in two processes, started once for all."""
+    folder = tmp_path_factory.mktemp("two")
+    commands = [command(name, folder / name, 2) for name in JOINT]
+    (folder / "each.py").write_text(EACH, encoding="utf-8")
+    launcher = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1",
+        f"--master_port={free_port()}", str(folder / "each.py"), json.dumps(commands),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        launcher, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        _, errors = process.communicate(timeout=300)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+    assert process.returncode == 0, errors[-3000:]
+    return folder
+
+
+def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Of the model and of the objective, but for the biases of attention keys, whose gradients are rounding errors."""
+    found = {**load_file(checkpoint / "model.safetensors"), **load_file(checkpoint / "objective.safetensors")}
+    return {name: value.float() for name, value in found.items() if not name.endswith("key.bias")}
+
+
+def fixed(names: Iterable[str]) -> set[str]:
+    """What no step changes."""
+    parts = ("position_embeddings", "patch_embeddings", "layernorm.")
+    return {name for name in names if any(part in name for part in parts)}
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_two_processes_equal_one(one, two, name):
+    first, second = (tensors(folder / name / f"checkpoint-{STEPS}") for folder in (one, two))
+    assert first.keys() == second.keys()
+    apart = {key: (value - second[key]).abs().max().item() for key, value in first.items()}
+    assert max(apart.values()) < 1e-5, sorted(apart.items(), key=lambda item: -item[1])[:5]
+    middle = tensors(one / name / f"checkpoint-{MIDDLE}")
+    moved = {key: (value - middle[key]).abs().max().item() for key, value in first.items()}
+    assert max(moved.values()) > 1e-3, "weights that hardly move would agree in any case"
+    assert {key for key, distance in moved.items() if distance == 0} <= fixed(first)
+    for line, same in zip(lines(one / name), lines(two / name), strict=True):
+        assert line["loss"] == pytest.approx(same["loss"], abs=1e-5)
+        assert line["grad_norm"] == pytest.approx(same["grad_norm"], rel=1e-4)

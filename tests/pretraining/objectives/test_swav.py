@@ -1,0 +1,76 @@
+"""SwAV's assignments and loss by hand and by lightly."""
+
+import pytest
+import torch
+from lightly.loss import SwaVLoss
+from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
+
+from retfound_hf.pretraining.objectives.swav import sinkhorn, swapped_prediction
+from retfound_hf.pretraining.order import step_generator
+
+
+def test_assignments_by_hand():
+    """Equal scores are shared evenly; clear ones are given whole, as many images to each prototype."""
+    assert torch.allclose(sinkhorn(torch.zeros(4, 2)), torch.full((4, 2), 0.5))
+    clear = torch.tensor([[1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, 1.0]])
+    assert torch.allclose(sinkhorn(clear), (clear + 1) / 2, atol=1e-6)
+
+
+def test_assignments_use_all_prototypes_though_scores_do_not():
+    scores = torch.rand(32, 8, generator=torch.Generator().manual_seed(0)) * 0.2
+    scores[:, 0] += 0.3
+    assert (scores.argmax(dim=1) == 0).all()
+    codes = sinkhorn(scores)
+    torch.testing.assert_close(codes.sum(dim=1), torch.ones(32))
+    assert codes.sum(dim=0).min() > 3 and codes.sum(dim=0).max() < 5
+    torch.testing.assert_close(codes, lightly_sinkhorn(scores), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("small", [0, 3])
+def test_loss_and_gradients_equal_lightlys(small):
+    found = torch.rand(2 + small, 6, 10, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    expected = found.detach().clone().requires_grad_()
+    codes = torch.stack([sinkhorn(view) for view in found[:2].detach()])
+    ours = swapped_prediction(codes, found, 0.1)
+    theirs = SwaVLoss(0.1)(list(expected[:2]), list(expected[2:]))
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    ours.backward()
+    theirs.backward()
+    torch.testing.assert_close(found.grad, expected.grad, atol=1e-6, rtol=1e-5)
+
+
+@pytest.fixture
+def stepped(make_objective, images):
+    objective = make_objective("swav")
+    views = objective.views(images, objective.draw(16, step_generator(0, 0)))
+    return objective, views, *objective(views)
+
+
+def test_the_objective_is_lightlys_loss_of_the_networks_outputs(stepped):
+    objective, views, loss, logs = stepped
+    features = torch.cat([objective.model(pixels).pooler_output for pixels in views.values()])
+    units = torch.nn.functional.normalize(objective.projector(features), dim=1)
+    scores = (units @ objective.prototypes.T).split(16)
+    assert loss.item() == pytest.approx(SwaVLoss(0.1)(scores[:2], scores[2:]).item(), rel=1e-4)
+    assert logs.shape == (len(objective.log_names),)
+    assert 0.5 < logs[1] <= 1
+
+
+def test_prototypes_rest_for_an_epoch_and_stay_at_unit_length(stepped):
+    objective, *_ = stepped
+    assert objective.held(0.99) == (objective.prototypes,) and objective.held(1.0) == ()
+    torch.testing.assert_close(objective.prototypes.norm(dim=1), torch.ones(24))
+    objective.prototypes.data *= torch.rand(24, 1) + 1
+    objective.after_step(0.3)
+    torch.testing.assert_close(objective.prototypes.norm(dim=1), torch.ones(24))
+
+
+def test_a_single_prototype_for_all_shows_as_no_entropy(stepped):
+    objective, views, *_ = stepped
+    objective.prototypes.data[1:] = -objective.prototypes.data[0]
+    objective.projector = torch.nn.Sequential(
+        objective.projector, type("All", (torch.nn.Module,), {"forward": lambda self, x: 0 * x + self.at})()
+    )
+    objective.projector[1].at = objective.prototypes.data[0]
+    spread, entropy = objective(views)[1].tolist()
+    assert spread == pytest.approx(0, abs=1e-4) and entropy == pytest.approx(0, abs=1e-4)
