@@ -152,9 +152,9 @@ def test_a_restored_window_has_the_numbers_to_the_bit(clock):
 def test_the_card_tells_the_run(make_loop, tiny_arguments, tmp_path):
     loop, _ = make_loop(gradient_accumulation_steps=2, seed=11)
     loop.report.close()
-    model_args, _, args = tiny_arguments(gradient_accumulation_steps=2, seed=11)
+    model_args, *_ = tiny_arguments(gradient_accumulation_steps=2, seed=11)
     processor = loop.checkpoints.processor
-    path = write_pretrained_card(tmp_path, "my-model", loop.objective.model, processor, model_args, args, loop.order)
+    path = write_pretrained_card(tmp_path, "my-model", loop.objective.model, processor, model_args, loop.args, loop.order)
     text = path.read_text(encoding="utf-8")
     for part in (
         "# my-model: RETFound pretrained on colour fundus photographs",
