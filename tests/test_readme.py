@@ -14,12 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
+from retfound_hf.data.public.recipes import recipe
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"(?:<!-- not run by the tests: (?P<why>.*?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.S)
 # Shortens the runs without changing what they do.
 SHORTER = {
     "finetune.py": ["--num_train_epochs", "2", "--dataloader_num_workers", "0", "--per_device_eval_batch_size", "16"],
+    "make_registry.py": ["--num_patients", "80", "--image_size", "64"],
     "pretrain.py": ["--max_steps", "2", "--dataloader_num_workers", "1"],
 }
 
@@ -80,6 +83,16 @@ def table_of_patients(folder: Path) -> None:
     pd.DataFrame(rows).to_csv(folder / "my-table.csv", index=False)
 
 
+def copy_of_a_public_set(folder: Path) -> None:
+    """IDRiD's layout under `data/`, with one image in each class folder."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for name in recipe("IDRiD").classes:
+            path = folder / "data/IDRiD" / split / name / "image.png"
+            path.parent.mkdir(parents=True)
+            Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+
+
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
     """A folder as a reader has it: the checkout's scripts, the downloaded weights, an image and a table."""
@@ -89,6 +102,7 @@ def desk(tmp_path: Path) -> Path:
         tmp_path / "eye.jpg"
     )
     table_of_patients(tmp_path)
+    copy_of_a_public_set(tmp_path)
     return tmp_path
 
 

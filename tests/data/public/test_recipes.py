@@ -32,6 +32,11 @@ def test_names_in_any_spelling(name):
     assert recipe(name).name in ("IDRiD", "Glaucoma_fundus", "APTOS2019", "MESSIDOR2")
 
 
+def test_the_readme_names_them_all():
+    section = README.split("## Public data sets")[1].split("\n## ")[0]
+    assert all(name in section for name in recipes())
+
+
 def test_an_unknown_name():
     with pytest.raises(
         RetFoundError, match="data set 'aptos' is unknown; did you mean aptos2019\\?; accepted: APTOS2019"
