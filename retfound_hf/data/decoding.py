@@ -42,7 +42,7 @@ class Decoder:
         image.save(png, "PNG", compress_level=1)
         return {"image": {"bytes": png.getvalue(), "path": None}, "reason": ""}
 
-    def decode(self, source: str | bytes) -> Image.Image:
+    def decode(self, source: str | bytes | Image.Image) -> Image.Image:
         """The prepared image, 8-bit RGB."""
         side = min(self.size.values())
         # The smallest field that the crop accepts is 0.4 of its photograph's shorter side: it keeps `side` pixels.

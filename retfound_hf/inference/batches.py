@@ -38,7 +38,7 @@ class PreparedSet(Dataset):
 class SourceSet(Dataset):
     """Images read, cropped and resized as they are asked for; what cannot be read comes black, with the reason."""
 
-    def __init__(self, sources: Sequence[str | bytes], processor: RetFoundImageProcessor):
+    def __init__(self, sources: Sequence[str | bytes | Image.Image], processor: RetFoundImageProcessor):
         self.sources = sources
         self.decoder = Decoder(dict(processor.size), bool(processor.do_fundus_crop), exact=True)
 

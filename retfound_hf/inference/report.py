@@ -41,9 +41,9 @@ def write_report(
 
 
 def predictions_table(
-    rows: pd.DataFrame, targets: np.ndarray, scores: np.ndarray, problem_type: str, class_names: tuple[str, ...]
+    rows: pd.DataFrame, targets: np.ndarray | None, scores: np.ndarray, problem_type: str, class_names: tuple[str, ...]
 ) -> pd.DataFrame:
-    """`id`, `label`, `prediction`, `prob/<class>`..., `patient_id` where known.
+    """`id`, `label` unless there are no targets, `prediction`, `prob/<class>`..., `patient_id` where known.
 
     Multi-label cells list the labels that hold, joined by `|`. Regression has no probabilities, and with several
     targets `label/<target>` and `prediction/<target>`.
@@ -51,20 +51,23 @@ def predictions_table(
     columns: dict[str, Any] = {"id": rows["id"].to_numpy()}
     names = np.asarray(class_names, dtype=object)
     if problem_type == "single_label_classification":
-        columns |= {"label": names[targets], "prediction": names[scores.argmax(axis=1)]}
+        labels = None if targets is None else names[targets]
+        columns |= {"label": labels, "prediction": names[scores.argmax(axis=1)]}
     elif problem_type == "multi_label_classification":
-        columns |= {"label": _joined(names, targets > 0.5), "prediction": _joined(names, scores >= 0.5)}
+        labels = None if targets is None else _joined(names, targets > 0.5)
+        columns |= {"label": labels, "prediction": _joined(names, scores >= 0.5)}
     else:
-        targets, scores = targets.reshape(len(rows), -1), scores.reshape(len(rows), -1)
+        scores = scores.reshape(len(rows), -1)
+        targets = None if targets is None else targets.reshape(len(rows), -1)
         single = len(names) == 1
         for index, name in enumerate(names):
-            columns["label" if single else f"label/{name}"] = targets[:, index]
+            columns["label" if single else f"label/{name}"] = None if targets is None else targets[:, index]
             columns["prediction" if single else f"prediction/{name}"] = scores[:, index]
     if problem_type != "regression":
         columns |= {f"prob/{name}": scores[:, index] for index, name in enumerate(names)}
     if "patient_id" in rows and rows["patient_id"].notna().any():
         columns["patient_id"] = rows["patient_id"].to_numpy()
-    return pd.DataFrame(columns)
+    return pd.DataFrame({name: values for name, values in columns.items() if values is not None})
 
 
 def _joined(names: np.ndarray, holds: np.ndarray) -> list[str]:

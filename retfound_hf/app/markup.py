@@ -1,0 +1,83 @@
+"""The parts of the page that are our own HTML, from templates that escape whatever is put into them."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..images.quality import Quality
+from .reader import PRESENT, Answer, Reader
+
+FOLDER = Path(__file__).parent / "templates"
+QUALITY_WORDS = {"ok": "fit to be judged", "doubtful": "doubtful", "reject": "not fit to be judged"}
+
+
+def render(template: str, **facts: Any) -> str:
+    """The template of that name with its facts filled in and escaped.
+
+    Raises:
+        jinja2.UndefinedError: a fact that the template needs is missing.
+    """
+    return _environment().get_template(f"{template}.html").render(**facts)
+
+
+def message(error: object, name: str = "") -> str:
+    """What is wrong, where an answer would stand; `name` is the file that it is wrong with."""
+    text = str(error).removeprefix("cannot read the image: ")
+    return render("message", text=f"{name}: {text}" if name else text[:1].upper() + text[1:])
+
+
+def describe(reader: Reader, answer: Answer, name: str, size: tuple[int, int]) -> str:
+    """Prediction, bars, calibration and quality of one image."""
+    rows = sorted(zip(reader.class_names, answer.scores.tolist(), strict=True), key=lambda row: -row[1])
+    if reader.problem_type == "regression":
+        rows = list(zip(reader.class_names, answer.scores.tolist(), strict=True))
+    return render(
+        "answer",
+        kind=reader.problem_type,
+        headline=headline(reader.problem_type, rows),
+        rows=rows,
+        calibration=calibration(reader),
+        quality=quality_facts(answer.quality),
+        name=name,
+        width=size[0],
+        height=size[1],
+    )
+
+
+def headline(problem_type: str, rows: list[tuple[str, float]]) -> str:
+    """The answer in one line; `rows` are names and scores, the highest first."""
+    if problem_type == "regression":
+        return ", ".join(f"{name} {value:.4g}" for name, value in rows)
+    if problem_type == "multi_label_classification":
+        return ", ".join(name for name, value in rows if value >= PRESENT) or f"Nothing above {PRESENT:.0%}"
+    return rows[0][0]
+
+
+def calibration(reader: Reader) -> str:
+    """Whether the probabilities were fitted to what was seen on validation data."""
+    if reader.problem_type == "regression":
+        return ""
+    if reader.temperature is None:
+        return "Not calibrated: read the numbers as an order, not as chances."
+    return f"Calibrated on validation data (temperature {reader.temperature:.2f})."
+
+
+def quality_facts(quality: Quality) -> dict[str, Any]:
+    return {
+        "verdict": quality.verdict,
+        "words": QUALITY_WORDS[quality.verdict],
+        "reasons": [reason[:1].upper() + reason[1:] for reason in quality.reasons],
+    }
+
+
+@lru_cache
+def _environment() -> Any:
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

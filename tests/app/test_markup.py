@@ -1,0 +1,62 @@
+"""The answer as it is read: order, words, what is hidden, and what is escaped."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from retfound_hf.app.markup import describe, message
+from retfound_hf.app.reader import Answer
+from retfound_hf.images.quality import Quality
+
+
+def html(
+    kind="single_label_classification", names=("a", "b", "c"), scores=(0.2, 0.7, 0.1), quality=None, temperature=None
+):
+    reader = SimpleNamespace(problem_type=kind, class_names=names, temperature=temperature)
+    answer = Answer(np.array(scores), torch.zeros(1), quality or Quality("ok"))
+    return describe(reader, answer, "eye.png", (640, 480))
+
+
+def bars(text: str) -> list[tuple[str, str, str]]:
+    return re.findall(r'rf-name">(.*?)</span>.*?width: (.*?)%.*?rf-value">(.*?)%', text, re.S)
+
+
+def test_bars_are_sorted_and_as_long_as_their_numbers():
+    text = html()
+    assert bars(text) == [("b", "70.0", "70.0"), ("a", "20.0", "20.0"), ("c", "10.0", "10.0")]
+    assert '<p class="rf-headline">b</p>' in text and "eye.png · 640 × 480 pixels" in text
+
+
+def test_calibration_is_said_either_way():
+    assert "Not calibrated" in html()
+    assert "Calibrated on validation data (temperature 1.37)" in html(temperature=1.3712)
+
+
+def test_multi_label_lists_what_is_present():
+    kind = "multi_label_classification"
+    assert '<p class="rf-headline">b, a</p>' in html(kind, scores=(0.5, 0.9, 0.1))
+    assert '<p class="rf-headline">Nothing above 50%</p>' in html(kind, scores=(0.4, 0.2, 0.1))
+
+
+def test_regression_has_values_and_no_probabilities():
+    text = html("regression", ("age", "pressure"), (61.23456, -3.0), temperature=None)
+    assert "The model predicts" in text and '<p class="rf-headline">age 61.23, pressure -3</p>' in text
+    assert bars(text) == [] and "alibrated" not in text
+
+
+def test_an_unfit_image_hides_the_answer_behind_a_click():
+    unfit = html(quality=Quality("reject", ("blurred: hardly any fine detail",)))
+    details = re.search(
+        r"<details><summary>Show what the model says all the same</summary>(.*)</details>", unfit, re.S
+    )
+    assert "rf-headline" in details[1] and "<li>Blurred: hardly any fine detail</li>" in unfit
+    doubtful = html(quality=Quality("doubtful", ("too dark: x",)))
+    assert "<details>" not in doubtful and "Image: doubtful" in doubtful
+
+
+def test_everything_is_escaped():
+    text = html(names=("<img src=x onerror=alert(1)>", "b", "c"), scores=(1, 0, 0))
+    assert "<img src=x" not in text and "&lt;img src=x" in text
+    assert "<script>" not in message("<script>alert(1)</script>")

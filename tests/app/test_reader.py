@@ -1,0 +1,53 @@
+"""One image: the numbers of the plain transformers call, and what a folder says of itself."""
+
+import pytest
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from retfound_hf.app.card import NO_CARD, intended_use
+from retfound_hf.app.examples import draw_examples
+from retfound_hf.app.reader import Reader
+from retfound_hf.images.quality import assess_quality
+from retfound_hf.runs.errors import RetFoundError
+
+
+def test_scores_are_those_of_transformers(reader, classifier_folder, photograph):
+    image = photograph(3)
+    processor = AutoImageProcessor.from_pretrained(classifier_folder)
+    model = AutoModelForImageClassification.from_pretrained(classifier_folder).eval()
+    with torch.no_grad():
+        expected = model(**processor(image, return_tensors="pt")).logits.softmax(-1)[0]
+    answer = reader.answer(image)
+    assert torch.allclose(torch.from_numpy(answer.scores).float(), expected, atol=1e-6)
+    assert abs(answer.scores.sum() - 1) < 1e-9 and answer.quality.verdict == "ok"
+
+
+def test_the_batch_has_the_same_scores_as_single_images(reader, photograph):
+    images = [photograph(number) for number in range(3)]
+    together = reader.scores(images)
+    for image, row in zip(images, together, strict=True):
+        assert abs(reader.answer(image).scores - row).max() < 1e-4
+
+
+def test_the_modality_comes_from_the_folder(make_folder):
+    reader = Reader(str(make_folder(modality="oct")))
+    assert (reader.temperature, reader.modality) == (None, "oct")
+
+
+def test_a_folder_without_a_classifier_is_refused(autoencoder_folder):
+    with pytest.raises(RetFoundError, match="no trained classifier"):
+        Reader(str(autoencoder_folder))
+
+
+def test_the_card_s_word_on_use(classifier_folder, autoencoder_folder):
+    assert intended_use(str(classifier_folder)) == "For research on **synthetic** photographs alone."
+    assert intended_use(str(autoencoder_folder)) == NO_CARD
+
+
+@pytest.mark.parametrize(("modality", "count"), [("cfp", 3), ("oct", 3), (None, 6)])
+def test_examples_are_of_the_modality_and_fit_to_be_judged(modality, count):
+    examples = draw_examples(modality)
+    assert len({example.name for example in examples}) == count
+    for example in examples:
+        assert assess_quality(example.image, modality).verdict == "ok"
+        assert max(example.thumbnail.size) <= 192
