@@ -1,5 +1,6 @@
 """The Trainer of fine-tuning: layer-wise learning rates, the classifier's loss for every model, metrics per epoch."""
 
+import time
 from functools import partial
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset, Sampler
-from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 
 from ..evaluation.hf_metric import load_metric
 from ..inference.batches import Collator, EvaluationPixels
@@ -19,6 +20,17 @@ from .optimization import layer_decay_groups
 
 # A loss of some units moves AUROC by less than one pair out of 100,000 would.
 TIE_BREAK = 1e-6
+
+
+class Clock(TrainerCallback):
+    """Adds `seconds` since training began to every entry of the log; a resumed run goes on from the last one."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        before = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
+        self.start = time.monotonic() - before
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.log_history[-1]["seconds"] = round(time.monotonic() - self.start, 3)
 
 
 class FinetuneTrainer(Trainer):
@@ -43,7 +55,7 @@ class FinetuneTrainer(Trainer):
             optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
             options["params"] = layer_decay_groups(model, args.learning_rate, args.weight_decay, layer_decay)
             kwargs["optimizer_cls_and_kwargs"] = (optimizer_class, options)
-        super().__init__(**kwargs)
+        super().__init__(**kwargs, callbacks=[Clock()])
         self.evaluation_collator = evaluation_collator
         self.sampler = sampler
         # The loss below is a batch mean, which Trainer divides by the accumulation steps.

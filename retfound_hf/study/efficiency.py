@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from .folder import CURVE_COLUMNS, JobResult
+from .folder import JobResult
+from .layout import CURVE_COLUMNS
 
 SHARE = 0.95
 

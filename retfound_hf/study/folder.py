@@ -20,13 +20,14 @@
         finetune.yaml    the options with which `retfound finetune` repeats the job
         log.txt          what it printed
         model/           the trained weights, with `keep_models`
+      statistics/        metrics of jobs on resampled patients; may be deleted at any time
       features/          feature vectors for linear heads, by what they depend on; may be deleted at any time
 
 `<set>` is `val`, `test` or the name of an external set. Readers go through `read_study`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,34 +35,23 @@ from typing import Any
 import pandas as pd
 
 from ..runs.errors import RetFoundError
+from .layout import (
+    COMPARISON_COLUMNS,
+    CURVE_COLUMNS,
+    RESULT_COLUMNS,
+    STUDY_FILE,
+    SUMMARY_COLUMNS,
+    job_folder,
+    read_csv,
+    read_images,
+    read_predictions,
+    read_task,
+)
 from .reading import read_settings
 from .settings import Study
 
-STUDY_FILE = "study.yaml"
-RESULT_COLUMNS = (
-    "job", "data", "model", "method", "fraction", "seed", "set", "metric", "value", "low", "high", "interval", "cases",
-    "patients", "seconds", "status", "reason",
-)  # fmt: skip
-# `mean` over `seeds` jobs, with their standard deviation and the interval that they leave (of training), and the
-# interval over patients of that mean (`low`, `high`, made by `interval`). On the rows of the reference model: its best
-# competitor, the difference to it and the p values, as in comparisons.csv.
-SUMMARY_COLUMNS = (
-    "data", "set", "method", "fraction", "model", "metric", "seeds", "mean", "sd", "seeds_low", "seeds_high", "low",
-    "high", "interval", "cases", "patients", "competitor", "difference", "difference_low", "difference_high",
-    "p_value", "p_holm", "p_seeds",
-)  # fmt: skip
-# `difference` is `model` (the reference) minus `other`; `best` marks the best competitor. `p_value` is of `test`, over
-# patients and seeds; `p_holm` is corrected for all comparisons of the metric in the study; `p_seeds` is the paper's
-# t-test over seeds.
-COMPARISON_COLUMNS = (
-    "data", "set", "method", "fraction", "metric", "model", "other", "best", "difference", "low", "high", "p_value",
-    "test", "p_holm", "p_seeds",
-)  # fmt: skip
-TEXT_COLUMNS = (
-    "id", "image", "patient_id", "eye", "job", "data", "model", "method", "set", "metric", "status", "reason",
-    "interval", "competitor", "other", "test",
-)  # fmt: skip
-CURVE_COLUMNS = ("job", "data", "model", "method", "fraction", "seed", "epoch", "seconds", "metric", "value")
+__all__ = ["COMPARISON_COLUMNS", "CURVE_COLUMNS", "RESULT_COLUMNS", "SUMMARY_COLUMNS", "JobResult", "StudyResults",
+           "read_study"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,13 +116,11 @@ class StudyResults:
 
     def task(self, data: str) -> dict[str, Any]:
         """`problem_type`, `class_names`, `label_columns`, and `images`, `patients` of every split and external set."""
-        return json.loads((task_folder(self.folder, data) / "task.json").read_text(encoding="utf-8"))
+        return read_task(self.folder, data)
 
     def images(self, data: str, evaluated: str) -> pd.DataFrame:
-        """The images of an evaluated set with all that the data say of them, in the order of the predictions."""
-        task = self.task(data)
-        text = task["label_columns"] if task["problem_type"] == "single_label_classification" else ()
-        return read_csv(task_folder(self.folder, data) / f"{evaluated}.csv", text)
+        """The images of an evaluated set with all that the data say of them; joined to predictions by `id`."""
+        return read_images(self.folder, data, evaluated)
 
     def history(self, job_id: str) -> list[dict[str, Any]]:
         """The log of a job's training."""
@@ -171,28 +159,3 @@ def read_job(folder: str | Path, job_id: str) -> JobResult | None:
     """What became of a job; None for one that has not ended."""
     path = job_folder(folder, job_id) / "job.json"
     return JobResult(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
-
-def read_predictions(folder: str | Path, job_id: str, evaluated: str) -> pd.DataFrame:
-    """`predictions.csv` of a job on an evaluated set; ids, patients and classes are text."""
-    path = job_folder(folder, job_id) / evaluated / "predictions.csv"
-    classes = any(name.startswith("prob/") for name in pd.read_csv(path, nrows=0))
-    return read_csv(path, ("label", "prediction") if classes else ())
-
-
-def job_folder(folder: str | Path, job_id: str) -> Path:
-    """Where a job's results lie."""
-    return Path(folder) / "jobs" / job_id
-
-
-def task_folder(folder: str | Path, data: str) -> Path:
-    """Where the lists of a data set's images lie."""
-    return Path(folder) / "tasks" / data
-
-
-def read_csv(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
-    """A table of the study; its names, and the columns `text`, stay as written ("NA" is a class, "007" is not 7)."""
-    header = pd.read_csv(path, nrows=0).columns
-    words = [name for name in header if name in (*TEXT_COLUMNS, *text)]
-    numbers = {name: [""] for name in header if name not in words}
-    return pd.read_csv(path, dtype=dict.fromkeys(words, str), keep_default_na=False, na_values=numbers)

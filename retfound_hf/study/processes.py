@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ..data.shards.pool import usable_cores
 from ..runs.files import whole_folder
-from .folder import JobResult, job_folder, read_job
+from .folder import JobResult, read_job
 from .jobs import Job
+from .layout import job_folder
 from .settings import Study
 
 WORKER = "retfound_hf.study.worker"
@@ -55,9 +56,7 @@ def _start(
     threads: int,
     device: str | None,
 ) -> BaseProcess:
-    process = context.Process(
-        target=_work, args=(job, study.data_set(job.data), folder, study.keep_models, threads, device), name=job.id
-    )
+    process = context.Process(target=_work, args=(job, study, folder, threads, device), name=job.id)
     process.start()
     return process
 

@@ -134,6 +134,7 @@ def _reporting(file: Section, models: tuple[Model, ...]) -> Reporting:
         reference=section.choice("reference", labels, labels[0]),
         level=section.choice("level", ("image", "eye", "patient"), "image"),
         aggregation=section.choice("aggregation", ("mean", "max"), "mean"),
+        label_conflicts=section.choice("label_conflicts", ("error", "max"), "error"),
         subgroups=section.items("subgroups", str),
         sensitivity=section.shares("sensitivity", (0.9,)),
         specificity=section.shares("specificity", (0.9,)),

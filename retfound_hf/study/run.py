@@ -56,7 +56,7 @@ def run_study(arguments: StudyArguments) -> tuple[JobResult, ...]:
 
 
 def _run(jobs: Sequence[Job], study: Study, folder: Path, at_once: int) -> None:
-    progress = tqdm(total=len(jobs), desc=study.name, unit="job")
+    progress = tqdm(total=len(jobs), desc=study.name, unit="job", disable=not jobs)
     with progress:
         for result in run_jobs(jobs, study, folder, at_once):
             if result.status == "failed":

@@ -87,6 +87,7 @@ class Reporting:
         reference: label of the model that is tested against the others; the first one by default.
         level: what counts as one case: `image`, `eye` or `patient`; the images of a case are joined by `aggregation`.
         aggregation: `mean` or `max` of the probabilities.
+        label_conflicts: images of a case with different labels: `error`, or `max` for the highest of them.
         resamples: of the bootstrap over patients.
         subgroups: columns of the data, such as `camera`, in which groups are compared.
         sensitivity, specificity: operating points, each the rate at which the other one is given.
@@ -96,6 +97,7 @@ class Reporting:
     reference: str
     level: str = "image"
     aggregation: str = "mean"
+    label_conflicts: str = "error"
     resamples: int = 1000
     subgroups: tuple[str, ...] = ()
     sensitivity: tuple[float, ...] = (0.9,)

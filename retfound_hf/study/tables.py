@@ -1,28 +1,23 @@
 """The tables of a study's folder, written from the jobs that ended."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
 
 from ..data.labelled_set import LabelledSet
 from ..runs.files import whole_file, write_json
 from .checks import Task
 from .efficiency import curve_rows
-from .folder import (
-    COMPARISON_COLUMNS,
-    RESULT_COLUMNS,
-    STUDY_FILE,
-    SUMMARY_COLUMNS,
-    JobResult,
-    ended_jobs,
-    job_folder,
-    task_folder,
-)
+from .folder import JobResult, ended_jobs
 from .jobs import Job
+from .layout import RESULT_COLUMNS, STUDY_FILE, job_folder, task_folder
+from .resampling import Resampled, resampled
 from .settings import Study
+from .summary import summarise
 from .text import study_text
 
 JOB_COLUMNS = ("job", "data", "model", "method", "fraction", "seed")
@@ -42,12 +37,18 @@ def write_results(folder: Path, study: Study, jobs: Sequence[Job]) -> tuple[JobR
     """Write the tables of all jobs that have ended, whichever part or machine ran them."""
     ended = ended_jobs(folder, [job.id for job in jobs])
     finished = [job for job in ended if job.status == "finished"]
-    rows = [row for job in ended for row in _result_rows(folder, study, job)]
+    table = {
+        (job.id, evaluated): resampled(folder, study, job.id, job.data, evaluated)
+        for job in tqdm(finished, desc="statistics", unit="job", disable=len(finished) < 2, leave=False)
+        for evaluated in study.data_set(job.data).evaluated
+    }
+    rows = [row for job in ended for row in _result_rows(study, job, table)]
     write_table(folder / "results.csv", pd.DataFrame(rows, columns=list(RESULT_COLUMNS)))
     histories = [json.loads((job_folder(folder, job.id) / "history.json").read_text()) for job in finished]
     write_table(folder / "efficiency.csv", curve_rows(finished, histories))
-    for name, columns in (("summary", SUMMARY_COLUMNS), ("comparisons", COMPARISON_COLUMNS)):
-        write_table(folder / f"{name}.csv", pd.DataFrame(columns=list(columns)))
+    summary, comparisons = summarise(study, finished, table)
+    write_table(folder / "summary.csv", summary)
+    write_table(folder / "comparisons.csv", comparisons)
     return ended
 
 
@@ -57,18 +58,22 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
         table.to_csv(partial, index=False, lineterminator="\n")
 
 
-def _result_rows(folder: Path, study: Study, job: JobResult) -> Iterator[dict[str, Any]]:
+def _result_rows(
+    study: Study, job: JobResult, table: Mapping[tuple[str, str], Mapping[str, Resampled]]
+) -> Iterator[dict[str, Any]]:
     what = {"job": job.id, **{name: getattr(job, name) for name in JOB_COLUMNS[1:]}}
     what |= {"seconds": job.seconds, "status": job.status, "reason": job.reason}
     if job.status != "finished":
         yield what
         return
     for evaluated in study.data_set(job.data).evaluated:
-        metrics = json.loads((job_folder(folder, job.id) / evaluated / "metrics.json").read_text(encoding="utf-8"))
-        counts = {"cases": job.images[evaluated], "patients": job.patients[evaluated]}
-        for name, value in metrics.items():
-            if name.split("/")[0] in study.metrics:
-                yield {**what, "set": evaluated, "metric": name, "value": value, **counts}
+        for name, found in table[job.id, evaluated].items():
+            estimate = found.estimate()
+            yield {
+                **what, "set": evaluated, "metric": name, "value": estimate.value, "low": estimate.low,
+                "high": estimate.high, "interval": estimate.method if estimate.interval else "",
+                "cases": found.cases, "patients": found.patients,
+            }  # fmt: skip
 
 
 def _write_task(folder: Path, task: Task) -> None:

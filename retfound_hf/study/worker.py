@@ -16,10 +16,12 @@ import torch
 
 from ..runs.errors import RetFoundError
 from ..runs.files import whole_folder, write_json
-from .folder import JobResult, job_folder
+from .folder import JobResult
 from .jobs import Job
+from .layout import job_folder
 from .perform import perform
-from .settings import DataSet
+from .resampling import resampled
+from .settings import Study
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,14 @@ class Work:
     """What a process is sent.
 
     Attributes:
-        job, data: what to do, and the data set that the job names.
-        folder: of the study.
-        keep_model: whether the weights stay.
+        job, study, folder: what to do, of what study, and the study's folder.
         threads: of computation; 0 leaves it to the libraries.
         device: index among the accelerators, or None.
     """
 
     job: Job
-    data: DataSet
+    study: Study
     folder: Path
-    keep_model: bool
     threads: int
     device: str | None
 
@@ -61,13 +60,17 @@ def work(task: Work) -> None:
         _redirect(partial / "log.txt")
         started = time.time()
         try:
-            perform(task.job, task.data, partial, task.folder / "features", task.keep_model)
+            data = task.study.data_set(task.job.data)
+            perform(task.job, data, partial, task.folder / "features", task.study.keep_models)
         except Exception as error:
             traceback.print_exc()
             for path in partial.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
             write_failure(partial, task.job, reason_of(error), round(time.time() - started, 2))
+            return
+    for evaluated in task.study.data_set(task.job.data).evaluated:  # here, and not at the end by a single process
+        resampled(task.folder, task.study, task.job.id, task.job.data, evaluated)
 
 
 def write_failure(folder: Path, job: Job, reason: str, seconds: float | None = None) -> None:

@@ -37,7 +37,7 @@ def write_set(root: Path, patients: dict[str, int], seed: int) -> Path:
             label = ("amd", "healthy")[index % 2]
             for eye in "LR":
                 pixels = generator.normal(110, 40, (40, 40, 3))
-                pixels[10:26, 10:26] += 0.5 * (np.array(COLOURS[label]) - 110)
+                pixels += generator.normal(0.2, 1.0) * (np.array(COLOURS[label]) - 110)
                 path = root / split / label / f"p{number:03d}{eye}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)

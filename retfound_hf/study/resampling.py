@@ -1,0 +1,124 @@
+"""Metrics of a job on resampled patients, computed once and kept: intervals and tests of all tables come from them."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..evaluation.bootstrap import evaluate, interval, metric_statistic, of_classes
+from ..evaluation.estimate import Estimate
+from ..evaluation.metrics import compute_metrics
+from ..evaluation.patients import patients_of
+from ..runs.errors import RetFoundError
+from ..runs.files import whole_file
+from .layout import predictions_file, read_images, read_predictions, read_task
+from .outcomes import Outcomes, read_outcomes
+from .settings import Study
+
+# A sample's ECE is biased upwards, and that of a resample more so.
+WITHOUT_INTERVAL = ("ece",)
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A metric of one job, on the evaluated set and on sets like it; of several jobs, their mean.
+
+    Attributes:
+        value: NaN where undefined.
+        drawn: (B,) on bootstrap samples of the patients, the same samples for every job on the set; (0,) for a metric
+            that has no interval.
+        left_out, strata: (groups,) without each group of patients, and the group's stratum.
+        patients, cases: their numbers.
+    """
+
+    value: float
+    drawn: np.ndarray
+    left_out: np.ndarray
+    strata: np.ndarray
+    patients: int
+    cases: int
+
+    def estimate(self) -> Estimate:
+        """The value with its BCa interval over patients."""
+        value = None if np.isnan(self.value) else self.value
+        if not len(self.drawn):
+            return Estimate(value, None, None, self.patients, "no interval")
+        return interval(value, self.drawn, self.patients, (self.left_out, self.strata))
+
+
+def mean_of(jobs: Sequence[Resampled]) -> Resampled:
+    """The mean of a metric over jobs that differ in their seed; undefined where one of them is."""
+    means = {name: np.mean([getattr(job, name) for job in jobs], axis=0) for name in ("value", "drawn", "left_out")}
+    return dataclasses.replace(jobs[0], **{**means, "value": float(means["value"])})
+
+
+def resampled(folder: Path, study: Study, job_id: str, data: str, evaluated: str) -> dict[str, Resampled]:
+    """Every metric of the study, and its values per class, by name; computed now or read from `statistics/`."""
+    reporting = study.reporting
+    facts = (study.metrics, reporting.level, reporting.aggregation, reporting.label_conflicts, reporting.resamples)
+    content = predictions_file(folder, job_id, evaluated).read_bytes()
+    digest = hashlib.blake2b(repr(facts).encode() + content, digest_size=8).hexdigest()
+    path = folder / "statistics" / job_id / f"{evaluated}-{digest}.npz"
+    if not path.is_file():
+        predictions = read_predictions(folder, job_id, evaluated)
+        eyes = read_images(folder, data, evaluated).set_index("id") if reporting.level == "eye" else None
+        sides = None if eyes is None else eyes.loc[predictions["id"], "eye"].to_numpy(object)
+        outcomes = read_outcomes(predictions, read_task(folder, data), reporting, sides)
+        _save(path, resample(outcomes, study.metrics, reporting.resamples))
+    return _load(path)
+
+
+def resample(outcomes: Outcomes, metrics: Sequence[str], resamples: int, seed: int = 0) -> dict[str, Resampled]:
+    """The metrics `metrics`, also per class, on `resamples` bootstrap samples of patients, drawn as in `bootstrap`."""
+    what = (outcomes.problem_type, outcomes.labels, outcomes.scores, outcomes.class_names)
+    wanted = {name: value for name, value in compute_metrics(*what).items() if name.split("/", 1)[0] in metrics}
+    truth = metric_statistic(*what)[1]
+    found: dict[str, Resampled] = {}
+    for within in (False, True):
+        names = [name for name in wanted if (truth is not None and of_classes(name)) == within]
+        if not names:
+            continue
+        statistic = metric_statistic(*what, precision=any(name.startswith("auprc") for name in names))[0]
+        try:
+            patients = patients_of(outcomes.patients, len(outcomes.labels), truth if within else None)
+        except RetFoundError:  # a single patient
+            patients = None
+        empty = np.zeros(0)
+        drawn, left_out, strata = {}, {}, empty
+        if patients is not None and resamples:
+            drawn = evaluate(statistic, patients.draws(resamples, seed))
+            strata, blocks = patients.left_out()
+            left_out = evaluate(statistic, blocks)
+        for name in names:
+            value, bare = wanted[name], name in WITHOUT_INTERVAL
+            found[name] = Resampled(
+                np.nan if value is None else float(value),
+                empty if bare else drawn.get(name, empty),
+                empty if bare else left_out.get(name, empty),
+                strata,
+                patients.count if patients is not None else 1,
+                len(outcomes.labels),
+            )
+    return {name: found[name] for name in wanted}
+
+
+def _save(path: Path, table: dict[str, Resampled]) -> None:
+    arrays = {f"{row}-{name}": value for row, one in enumerate(table.values()) for name, value in vars(one).items()}
+    with whole_file(path) as partial:
+        np.savez(partial, names=np.array(list(table), dtype=str), **arrays)
+
+
+def _load(path: Path) -> dict[str, Resampled]:
+    fields = [field.name for field in dataclasses.fields(Resampled)]
+    with np.load(path) as stored:
+        return {
+            str(name): Resampled(*(_plain(stored[f"{index}-{field}"]) for field in fields))
+            for index, name in enumerate(stored["names"])
+        }
+
+
+def _plain(array: np.ndarray) -> np.ndarray | float:
+    return array if array.ndim else array.item()
