@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ..runs.errors import RetFoundError
+from ..runs.errors import RetFoundError, one_line
 from .checks import ACCEPTED_DATA, listed
 from .folders import normalise_split
 
@@ -69,9 +69,8 @@ def load_splits(data: str, accepted: str = ACCEPTED_DATA) -> dict[str, "datasets
         else:
             loaded = datasets.load_from_disk(data) if saved else datasets.load_dataset(data)
     except Exception as error:  # loading runs over the network and through many readers, each with its own errors
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         where = "holds nothing that datasets can read" if os.path.exists(data) else "is neither here nor on the Hub"
-        raise RetFoundError(f"data {data} {where} ({reason}); give {accepted}") from error
+        raise RetFoundError(f"data {data} {where} ({one_line(error)}); give {accepted}") from error
     return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
 
 

@@ -66,8 +66,19 @@ class DataArguments:
         default_factory=list,
         metadata={"help": "folders of shards made by prepare_images, parquet files, or Hub dataset ids; several join"},
     )
+    streaming: bool = field(
+        default=False, metadata={"help": "fetch shards as they are needed, without a copy of all of them"}
+    )
+    mixed_shards: int = field(
+        default=4,
+        metadata={"help": "with --streaming: shards whose images are mixed; twice as many are here at a time"},
+    )
     cache_dir: str | None = field(
-        default=None, metadata={"help": "where datasets keeps its memory-mapped copy; default: the datasets cache"}
+        default=None,
+        metadata={
+            "help": "where datasets keeps its memory-mapped copy (default: the datasets cache), or --streaming its "
+            "open shards (default: the output folder)"
+        },
     )
     max_bad_share: float = field(
         default=0.01, metadata={"help": "share of unreadable images above which the run stops; others are replaced"}
@@ -83,6 +94,8 @@ class DataArguments:
             raise RetFoundError("--train_data is missing; give a folder of shards made by prepare_images")
         if not 0 <= self.max_bad_share <= 1:
             raise RetFoundError(f"--max_bad_share {self.max_bad_share} is a share: it must be in [0, 1]")
+        if self.mixed_shards < 1:
+            raise RetFoundError(f"--mixed_shards {self.mixed_shards} must be at least 1")
         if self.preview_steps < 0:
             raise RetFoundError(f"--preview_steps {self.preview_steps} must be at least 0")
         if self.probe_epochs <= 0:

@@ -13,12 +13,13 @@ from .arguments import DataArguments, ModelArguments, PretrainingArguments
 from .building import build_objective
 from .checkpoints import Checkpoints, read_state
 from .faults import NonFinite, Rejected
-from .images import ImageReader, fingerprint, open_shards
+from .images import ImageReader
 from .loop import Loop
 from .monitor import LinearProbeMonitor, Previews
 from .objectives.batch_norm import synchronize
+from .opening import open_training_images
 from .optimization import make_optimizer
-from .order import Order, Position
+from .order import Position
 from .report import Report
 from .resuming import check_resumable
 from .window import Window
@@ -60,23 +61,8 @@ def prepare(
 ) -> tuple[Loop, ImageReader]:
     """Put the run's parts together; every mistake of the user shows here, before the first step."""
     output_dir = Path(args.output_dir)
-    with accelerator.local_main_process_first():
-        reader = ImageReader(open_shards(data_args.train_data, data_args.cache_dir), data_args.max_bad_share)
-    order = Order(
-        len(reader.table),
-        args.per_device_train_batch_size,
-        args.gradient_accumulation_steps,
-        accelerator.num_processes,
-        accelerator.process_index,
-        args.seed,
-        args.max_steps,
-        args.num_train_epochs,
-    )
-    if order.steps_per_epoch < 1:
-        raise RetFoundError(
-            f"--train_data has {order.num_images} images, and one step takes {order.global_batch} (batch x "
-            "accumulation x processes); give a smaller --per_device_train_batch_size"
-        )
+    images = open_training_images(data_args, args, accelerator)
+    reader, order = images.reader, images.order
     set_seed(args.seed)
     objective = synchronize(build_objective(model_args, args, reader.side), accelerator.device)
     args = args.with_recipe(objective.recipe)
@@ -105,7 +91,7 @@ def prepare(
     facts = {
         "objective": model_args.objective,
         "seed": args.seed,
-        "fingerprint": fingerprint(reader.table),
+        **images.facts,
         "global_batch": order.global_batch,
     }
     position, window = Position(), Window()

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, load_model, save_file
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..runs.errors import RetFoundError
+from ..runs.errors import RetFoundError, one_line
 from ..runs.files import open_to_all, write_json
 from .objectives.base import Objective
 
@@ -93,7 +93,7 @@ class Checkpoints:
             self.accelerator.load_state(str(folder))
         except Exception as error:  # readers of three libraries, each with its own errors
             raise RetFoundError(
-                f"--resume_from_checkpoint {folder} cannot be taken up ({' '.join(str(error).split())[:300]}); give "
+                f"--resume_from_checkpoint {folder} cannot be taken up ({one_line(error)}); give "
                 "the --config_name or --model_name_or_path of its run, or an earlier checkpoint if it is damaged"
             ) from error
         return read_state(folder)

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from ..data.sources import find_shards
 from ..images.reading import UnreadableImageError
-from ..runs.errors import RetFoundError
+from ..runs.errors import RetFoundError, one_line
 from .decoding import decode, encoded_bytes
 
 if TYPE_CHECKING:
     import datasets
+
+    from .streaming.table import StreamedTable
 
 LOOKED_AT = 1024
 
@@ -45,9 +47,8 @@ def open_shards(sources: Sequence[str], cache_dir: str | None = None) -> "datase
             else:
                 table = datasets.load_dataset(source, split="train", cache_dir=cache_dir)
         except Exception as error:  # loading runs through many readers, each with its own errors
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise RetFoundError(
-                f"--train_data {source} cannot be read ({reason}); give a folder made by prepare_images"
+                f"--train_data {source} cannot be read ({one_line(error)}); give a folder made by prepare_images"
             ) from error
         if "image" not in table.column_names:
             raise RetFoundError(
@@ -71,11 +72,11 @@ class ImageReader:
     """Reads rows of the table; the place of an unreadable image is taken by the next readable one.
 
     Args:
-        table: see `open_shards`.
+        table: see `open_shards`, or a `StreamedTable`.
         max_bad_share: how many in a row may be unreadable, as a share of the table.
     """
 
-    def __init__(self, table: "datasets.Dataset", max_bad_share: float = 1.0):
+    def __init__(self, table: "datasets.Dataset | StreamedTable", max_bad_share: float = 1.0):
         self.table = table
         self.tries = max(1, min(len(table), 100, round(max_bad_share * len(table)) + 1))
         self.side = self._first_side()
@@ -102,6 +103,16 @@ class ImageReader:
                 )
             ids.append(item["id"])
         return pixels, ids, rejected
+
+    def close(self) -> None:
+        """Remove what a stream of shards has on the disk."""
+        if hasattr(self.table, "close"):
+            self.table.close()
+
+    def spread_rows(self, count: int) -> list[int]:
+        """Rows far from each other, in one shard where shards are fetched one by one."""
+        images = getattr(self.table, "rows_at_hand", len(self.table))
+        return sorted({images * number // count for number in range(count)})
 
     def _decoded(self, image: dict[str, Any] | None) -> Tensor:
         pixels = decode(encoded_bytes(image))

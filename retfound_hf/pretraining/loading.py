@@ -16,6 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from .images import ImageReader
 from .objectives.base import Draw
 from .order import MicroBatch, Order, Position, step_generator
+from .streaming.ahead import Ahead
+from .streaming.table import StreamedTable
+
+PREFETCH = 4  # batches of each loader process on their way
 
 
 class MicroBatches(Dataset):
@@ -40,7 +44,7 @@ class MicroBatches(Dataset):
 
 
 class _Remaining(Iterable[MicroBatch]):
-    def __init__(self, order: Order, position: Position):
+    def __init__(self, order: Order | Ahead, position: Position):
         self.order, self.position = order, position
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -51,16 +55,19 @@ def make_loader(
     reader: ImageReader, draw: Draw, order: Order, position: Position, num_workers: int, pin_memory: bool
 ) -> DataLoader:
     """This process's batches from `position` to the end of the run; epochs follow each other without a pause."""
+    source: Order | Ahead = order
+    if isinstance(reader.table, StreamedTable):
+        source = Ahead(reader.table, order, in_flight=max(1, PREFETCH * num_workers))
     # Set before Python ends its child processes by SIGTERM, which the workers otherwise pass over.
     closing = multiprocessing.Event()
     atexit.register(closing.set)
     return DataLoader(
         MicroBatches(reader, draw, order.global_batch, order.seed),
         batch_size=None,
-        sampler=_Remaining(order, position),
+        sampler=_Remaining(source, position),
         num_workers=num_workers,
         pin_memory=pin_memory,
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=PREFETCH if num_workers else None,
         worker_init_fn=partial(_start_worker, closing),
     )
 

@@ -88,8 +88,7 @@ class Previews:
     """
 
     def __init__(self, reader: ImageReader, objective: Objective, output_dir: Path, seed: int):
-        count = len(reader.table)
-        rows = sorted({count * number // PREVIEWED for number in range(PREVIEWED)})
+        rows = reader.spread_rows(PREVIEWED)
         self.images, _, _ = reader.read(rows)
         self.draws = objective.draw(len(rows), step_generator(seed, PREVIEW_SEED))
         self.folder = output_dir / "previews"

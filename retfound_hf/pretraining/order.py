@@ -100,14 +100,14 @@ class Order:
     def batches(self, position: Position) -> Iterator[MicroBatch]:
         """This process's micro-batches from `position` to the end of the run, nothing before it is walked through."""
         position = self.at_epoch(position)
-        epoch, permutation = -1, np.empty(0, np.int64)
+        epoch, rows = -1, np.empty(0, np.int64)
         while not self.is_finished(position):
             if position.epoch != epoch:
-                epoch, permutation = position.epoch, self._permutation(position.epoch)
+                epoch, rows = position.epoch, self._rows(position.epoch)
             for number in range(self.accumulation):
                 start = (number * self.num_processes + self.process) * self.batch_size
-                first = position.offset + start
-                yield MicroBatch(tuple(permutation[first : first + self.batch_size].tolist()), position.step, start)
+                first = self._place(position.offset, number)
+                yield MicroBatch(tuple(rows[first : first + self.batch_size].tolist()), position.step, start)
             position = self.after(position)
 
     def at_epoch(self, position: Position) -> Position:
@@ -116,8 +116,12 @@ class Order:
             return replace(position, epoch=position.epoch + 1, offset=0)
         return position
 
-    def _permutation(self, epoch: int) -> np.ndarray:
+    def _rows(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch, of which `_place` tells where a micro-batch of this process begins."""
         return np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
+
+    def _place(self, offset: int, number: int) -> int:
+        return offset + (number * self.num_processes + self.process) * self.batch_size
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

@@ -43,9 +43,22 @@ def check_resumable(state: dict[str, Any], facts: dict[str, Any], max_steps: int
                 f"--resume_from_checkpoint {folder}: its {name} is {state[name]}, and now it is {facts[name]}; "
                 + fix.format(folder=folder)
             )
+    before, now = state.get("stream"), facts["stream"]
+    if before != now and state["position"]["offset"]:
+        raise RetFoundError(
+            f"--resume_from_checkpoint {folder}: it is in the middle of an epoch {_said(before)}, and now the images "
+            f"come {_said(now)}, in another order; give the same, or start a new run from the weights with "
+            f"--model_name_or_path {folder}"
+        )
     if max_steps > 0 and state["global_batch"] != facts["global_batch"]:
         raise RetFoundError(
             f"--resume_from_checkpoint {folder}: its step has {state['global_batch']} images, and now it has "
             f"{facts['global_batch']} (batch x accumulation x processes), so --max_steps means another length; give "
             "--num_train_epochs, or --gradient_accumulation_steps that makes the same product"
         )
+
+
+def _said(stream: dict[str, int] | None) -> str:
+    if stream is None:
+        return "without --streaming"
+    return f"with --streaming, {stream['processes']} processes and --mixed_shards {stream['mixed_shards']}"

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..runs.errors import RetFoundError
+from ..runs.errors import RetFoundError, one_line
 from ..runs.files import move_into, refuse_existing
 from ..runs.record import write_run_record
 from .arguments import DataArguments, ModelArguments, PretrainingArguments
@@ -69,6 +69,8 @@ def pretrain(model_args: ModelArguments, data_args: DataArguments, args: Pretrai
         # An error's traceback holds the iterator; collected with it, workers end late or stay.
         if hasattr(batches, "_shutdown_workers"):
             batches._shutdown_workers()
+        del batches, loader
+        reader.close()
     if signal is not None:
         if accelerator.is_main_process:
             print(
@@ -108,7 +110,7 @@ def _write_result(loop: Loop, model_args: Any, data_args: Any, seconds: float) -
     except Exception as error:
         newest = f"checkpoint-{loop.position.step}"
         raise RetFoundError(
-            f"the model could not be written to {output_dir} ({' '.join(str(error).split())[:300]}); {newest} there "
+            f"the model could not be written to {output_dir} ({one_line(error)}); {newest} there "
             "is whole: make room and go on with --resume_from_checkpoint latest"
         ) from error
     write_run_record(

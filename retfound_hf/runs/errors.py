@@ -16,6 +16,11 @@ def missing_extra(package: str, extra: str) -> RetFoundError:
     return RetFoundError(f"{package} is not installed; it comes with: pip install 'retfound-hf[{extra}]'")
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """What another library's error says, on one line and not too long; its type where it says nothing."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
 def nearest(name: str, accepted: Iterable[str]) -> str:
     """`; did you mean X?` for a mistyped name, or an empty string when none is near."""
     found = difflib.get_close_matches(name, list(accepted), n=1, cutoff=0.5)

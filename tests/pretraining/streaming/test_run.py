@@ -1,0 +1,148 @@
+"""Whole runs from a stream: resumed as if never killed, each process with its own shards, nothing left behind."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from retfound_hf.pretraining.checkpoints import read_state
+from retfound_hf.pretraining.loop import Loop
+from retfound_hf.pretraining.run import pretrain
+from retfound_hf.runs.errors import RetFoundError
+
+STEPS = 30
+# 12 steps an epoch.
+SETTINGS = {
+    "train_data": ["org/retinas"], "streaming": True, "mixed_shards": 2, "max_steps": STEPS, "cache_dir": None,
+    "per_device_train_batch_size": 16, "logging_steps": 4, "save_steps": 5, "save_total_limit": 99,
+}  # fmt: skip
+# The real command, which also writes down the images that every step used on this process.
+WATCHED = """
+import json, os, sys
+from retfound_hf.pretraining.command import main
+from retfound_hf.pretraining.loop import Loop
+from retfound_hf.runs.arguments import run_command
+step = Loop._step
+def watched(self, batches):
+    step(self, batches)
+    with open(os.path.join(os.environ["SEEN"], f"rank-{os.environ['RANK']}.jsonl"), "a") as file:
+        file.write(json.dumps(self.window.ids[-1]) + "\\n")
+Loop._step = watched
+sys.exit(run_command(main))
+"""
+
+
+@pytest.fixture
+def start(tiny_arguments, tmp_path):
+    return lambda name, **options: pretrain(*tiny_arguments(tmp_path / name, **{**SETTINGS, **options}))
+
+
+def state_of(folder: Path) -> dict:
+    return read_state(folder / f"checkpoint-{STEPS}")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_stopped_goes_on_as_if_nothing_had_happened(start, on_hub, fetched, monkeypatch, workers):
+    whole = start("whole", dataloader_num_workers=0)
+    fetched()
+    step = Loop._step
+
+    def step_or_die(self, batches):
+        if self.position.step == 17:
+            raise KeyboardInterrupt
+        step(self, batches)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Loop, "_step", step_or_die)
+        start("stopped", dataloader_num_workers=workers)
+    fetched()
+    stopped = start("stopped", dataloader_num_workers=workers, resume_from_checkpoint="latest")
+    assert (whole / "model.safetensors").read_bytes() == (stopped / "model.safetensors").read_bytes()
+    assert state_of(whole) == state_of(stopped)
+    # 15 of 30 steps are left, which are one epoch and a quarter of 7 shards; and one is looked at first.
+    assert sum(fetched().values()) <= 7 + 5 + 1
+    optimisers = [torch.load(f / f"checkpoint-{STEPS}" / "optimizer.bin", weights_only=True) for f in (whole, stopped)]
+    for number, moments in optimisers[0]["state"].items():
+        assert all(torch.equal(value, optimisers[1]["state"][number][name]) for name, value in moments.items())
+    assert not list(whole.glob(".stream*")) and not list(stopped.glob(".stream*"))
+
+
+def test_a_stream_from_a_folder_and_from_the_hub_trains_the_same(start, on_hub, uneven):
+    one, other = start("hub", max_steps=8), start("folder", max_steps=8, train_data=[str(uneven)])
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def test_connections_that_break_do_not_end_the_run(start, on_hub, break_off):
+    undisturbed = start("undisturbed", max_steps=15)
+    break_off([1, 2, 3, 4, 5, 6], after=10_000, times=5)
+    disturbed = start("disturbed", max_steps=15, dataloader_num_workers=1)
+    assert not any(cut.times for cut in on_hub.cuts)
+    assert (undisturbed / "model.safetensors").read_bytes() == (disturbed / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_network_that_stays_gone_ends_the_run_in_one_line(start, break_off, monkeypatch, workers):
+    step = Loop._step
+
+    def step_and_cut(self, batches):
+        step(self, batches)
+        if self.position.step == 1:
+            break_off([0, 1, 2, 3, 4, 5, 6], after=0, times=10_000)
+
+    monkeypatch.setattr(Loop, "_step", step_and_cut)
+    with pytest.raises(RetFoundError, match=r"^shard org/retinas/data/.* cannot be fetched .* latest$"):
+        start("run", dataloader_num_workers=workers)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"mixed_shards": 3}, "with --streaming, 1 processes and --mixed_shards 2, and now .* --mixed_shards 3"),
+        ({"streaming": False, "train_data": None}, "fingerprint"),
+    ],
+)
+def test_in_the_middle_of_an_epoch_another_order_is_refused(start, on_hub, uneven, options, said):
+    folder = start("first", max_steps=5)
+    if options.get("train_data", 0) is None:
+        options = {**options, "train_data": [str(uneven)]}
+    with pytest.raises(RetFoundError, match=said):
+        start("second", max_steps=10, resume_from_checkpoint=str(folder / "checkpoint-5"), **options)
+
+
+def test_at_the_end_of_an_epoch_another_order_may_begin(start, on_hub):
+    folder = start("first", max_steps=12, save_steps=12)
+    assert read_state(folder / "checkpoint-12")["position"] == {"step": 12, "epoch": 1, "offset": 0}
+    checkpoint = str(folder / "checkpoint-12")
+    assert start("second", max_steps=14, mixed_shards=3, resume_from_checkpoint=checkpoint) is not None
+
+
+def test_each_process_reads_its_own_shards(on_hub, fetched, pretrain_words, tmp_path):
+    """One epoch in two real processes: no image twice, and a shard asked for twice only where the two meet."""
+    (tmp_path / "watched.py").write_text(WATCHED, encoding="utf-8")
+    options = {**SETTINGS, "streaming": "true", "per_device_train_batch_size": 10, "max_steps": 10, "save_steps": 0}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1",
+        f"--master_port={port}", str(tmp_path / "watched.py"),
+    ]  # fmt: skip
+    done = subprocess.run(
+        [*launcher, *pretrain_words(tmp_path / "two", **options)], capture_output=True, text=True, timeout=180,
+        env={**os.environ, **on_hub.env(tmp_path / "home"), "OMP_NUM_THREADS": "1", "SEEN": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [
+        [name for line in (tmp_path / f"rank-{rank}.jsonl").read_text().splitlines() for name in json.loads(line)]
+        for rank in (0, 1)
+    ]
+    assert len(ranks[0]) == len(ranks[1]) == 100
+    assert len({*ranks[0], *ranks[1]}) == 200, "every image of the epoch, each once"
+    # Besides the one at the cut: both look at the first one, for the side of the images and a preview.
+    assert sum(fetched().values()) <= 7 + 1 + 2
+    assert not list((tmp_path / "two").glob(".stream*"))
