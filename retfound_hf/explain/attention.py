@@ -34,10 +34,11 @@ class AttentionPass:
 def relevance_of_patches(found: AttentionPass) -> Tensor:
     """Relevance of every patch for the target, (batch, grid, grid) float32, not negative.
 
-    The rule for self-attention of Chefer et al., ICCV 2021: a block's matrix is the mean over heads of the positive part
-    of gradient times attention, and R <- R + A R from the identity on; R then says how much each token has entered
-    each other. The paper reads the row of the class token, since its head does. RETFound's head reads the mean of
-    the patch tokens and the logit is a function of that mean alone, so that its row is the mean of the patches' rows.
+    The rule for self-attention of Chefer et al., ICCV 2021: a block's matrix is the mean over heads of the
+    positive part of gradient times attention, and R <- R + A R from the identity on; R then says how much each
+    token has entered each other. The paper reads the row of the class token, since its head does. RETFound's head
+    reads the mean of the patch tokens and the logit is a function of that mean alone, so that its row is the mean
+    of the patches' rows.
     The identity is taken off before: on the class token's row it falls on the class token, on the mean of
     patch rows it would add the same to every patch, some ten times what the blocks add.
 

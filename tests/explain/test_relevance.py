@@ -34,7 +34,7 @@ def plain_attention(model, pixels: Tensor, target: int) -> tuple[list[Tensor], l
 
 
 def plain_relevance(weights: list[Tensor], gradients: list[Tensor], rows: list[int]) -> Tensor:
-    """Equations 5 and 6 of Chefer et al. (ICCV 2021) with whole matrices, then the mean of `rows` less the identity."""
+    """Equations 5 and 6 of Chefer et al. (ICCV 2021) with whole matrices; then the mean of `rows` less identity."""
     tokens = weights[0].shape[-1]
     found = torch.eye(tokens)
     for block, gradient in zip(weights, gradients, strict=True):
@@ -141,7 +141,7 @@ def test_stock_classifiers(stock, images, kind, method, size):
 @pytest.mark.parametrize("kind", ["resnet", "swin"])
 @pytest.mark.parametrize("method", ATTENTION)
 def test_architectures_without_attention_among_patches_are_refused(stock, images, kind, method):
-    with pytest.raises(RetFoundError, match="no attention among all patches.*integrated_gradients"):
+    with pytest.raises(RetFoundError, match=r"no attention among all patches.*integrated_gradients"):
         relevance(stock(kind), images(), method=method)
     assert relevance(stock(kind), images(), method="integrated_gradients", steps=2).patches.isfinite().all()
 
