@@ -20,6 +20,7 @@ COMMANDS = {
     "study": ("study.command", "main", "models x methods x data x label fractions x seeds, from one file to tables"),
     "evaluate": ("inference.evaluate_command", "main", "a fine-tuned folder on any labelled set"),
     "embed": ("inference.embed_command", "main", "feature vectors of a folder of images"),
+    "explain": ("explain.command", "main", "what a classifier looks at, what an autoencoder paints"),
 }
 
 

@@ -34,15 +34,15 @@ class AttentionPass:
 def relevance_of_patches(found: AttentionPass) -> Tensor:
     """Relevance of every patch for the target, (batch, grid, grid) float32, not negative.
 
-    The rule for self-attention of Chefer et al., ICCV 2021: a block's matrix is the mean over heads of the
-    positive part of gradient times attention, and R <- R + A R from the identity on; R then says how much each
-    token has entered each other. The paper reads the row of the class token, since its head does. RETFound's head
-    reads the mean of the patch tokens and the logit is a function of that mean alone, so that its row is the mean
-    of the patches' rows.
-    The identity is taken off before: on the class token's row it falls on the class token, on the mean of
-    patch rows it would add the same to every patch, some ten times what the blocks add.
+    The rule for self-attention of Chefer et al., ICCV 2021: a block's matrix A is the mean over heads of the positive
+    part of gradient times attention, and R <- R + A R from the identity on, so that R tells how much of each token
+    has entered each other. The paper reads the row of the class token, as its models do. RETFound's head reads the
+    mean of the patch tokens: the logit is a function of that mean alone, and its row is the mean of the patches' rows.
+    The identity is taken off first. In the row of the class token it falls on the class token; in the mean of patch
+    rows it adds the same to every patch, and far more than the blocks do.
 
-    Chefer et al.'s form of CVPR 2021 puts layer-wise relevance of the attention in the place of the attention.
+    What is positive in one head may be outweighed by another, so that maps of opposite classes can show the same
+    places; integrated gradients keep the sign.
     """
     rows = found.readout
     total = rows

@@ -59,12 +59,13 @@ def relevance(
     model at the same time. Gradients are taken whatever the caller's `torch.no_grad`.
 
     Args:
-        model: a classifier of transformers, full or with peft adapters, on any device. `relevance` and `rollout` need
-            attention among patches; integrated gradients work on any.
+        model: a classifier of transformers, full or with peft adapters, on any device. Integrated gradients work on
+            any, the other methods need attention among patches.
         pixel_values: (batch, 3, size, size), standardised, of any size that the model accepts.
         target: class index or name, for all images or one for each; None explains the output of highest logit.
-        method: `relevance` (Chefer et al. 2021), `rollout` (Abnar & Zuidema 2020; the same for every class of models
-            with RETFound's head) or `integrated_gradients` (Sundararajan et al. 2017).
+        method: `relevance` (Chefer et al. 2021), `rollout` (Abnar &
+            Zuidema 2020; the same for every class of models with RETFound's head) or `integrated_gradients`
+            (Sundararajan et al. 2017).
         steps: of integrated gradients.
 
     Raises:

@@ -80,8 +80,14 @@ def crop_field_of_view(image: Image.Image) -> Image.Image:
 
     This is the first preprocessing step of RETFound's fundus model (AutoMorph, Zhou et al. 2022, step 1).
     """
+    box = crop_box(image)
+    return image if box == (0, 0, *image.size) else image.crop(box)
+
+
+def crop_box(image: Image.Image) -> tuple[int, int, int, int]:
+    """The square crop to the field of view of an RGB image, or the whole image where there is none."""
     field = find_field_of_view(image)
-    return image.crop(square_box(field)) if field.found else image
+    return square_box(field) if field.found else (0, 0, *image.size)
 
 
 def as_rgb_image(image: np.ndarray | Image.Image) -> Image.Image:

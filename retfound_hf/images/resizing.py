@@ -22,6 +22,15 @@ def resize(image: Image.Image, size: Mapping[str, int]) -> Image.Image:
     return Image.fromarray(resized.permute(1, 2, 0).contiguous().numpy())
 
 
+def resized_shape(shape: tuple[int, int], size: Mapping[str, int]) -> tuple[int, int]:
+    """Height and width that an image of `shape` (height, width) has after `resize`."""
+    edge = size.get("shortest_edge")
+    if not edge:
+        return size["height"], size["width"]
+    height, width = (max(edge, int(edge * side / min(shape))) for side in shape)
+    return height, width
+
+
 def to_tensor(image: Image.Image, box: tuple[int, int, int, int] | None = None) -> Tensor:
     """The part of an RGB image within `box` as uint8 (3, height, width), channels last in memory.
 

@@ -53,7 +53,7 @@ def evaluate(arguments: EvaluateArguments, forward_arguments: ForwardArguments) 
         class_names=class_names,
         image_column=arguments.image_column,
         image_root=arguments.image_root,
-        **_split_of_training(arguments.model_name_or_path, forward_arguments.seed),
+        **split_of_training(arguments.model_name_or_path, forward_arguments.seed),
         need_splits=() if arguments.split == "all" else (arguments.split,),
     )
     processor = load_processor(arguments.model_name_or_path)
@@ -86,7 +86,7 @@ def evaluate(arguments: EvaluateArguments, forward_arguments: ForwardArguments) 
     return metrics
 
 
-def _split_of_training(model_folder: str, seed: int) -> dict[str, Any]:
+def split_of_training(model_folder: str, seed: int) -> dict[str, Any]:
     """How a set without splits is split: as the run that made the model split it.
 
     Another seed or other shares would put training images into the test split.

@@ -8,6 +8,7 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
+    AutoModelForPreTraining,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -78,6 +79,30 @@ def load_encoder(name_or_path: str) -> PreTrainedModel:
         return load_classifier(name_or_path).base_model
     stored = read_config(name_or_path)
     model, _ = load_network(name_or_path, stored, network_config(stored), classifier=False)
+    return model.eval()
+
+
+def load_autoencoder(name_or_path: str) -> PreTrainedModel:
+    """A masked autoencoder with its trained decoder, RetFound or stock ViT-MAE, in evaluation mode.
+
+    Raises:
+        RetFoundError: a folder without decoder: an encoder, a classifier, an adapter, another architecture.
+    """
+    config = None if is_adapter(name_or_path) else read_config(name_or_path)
+    if config is None or config.model_type not in ("retfound", "vit_mae"):
+        what = "a LoRA adapter" if config is None else f"of type {config.model_type}"
+        raise RetFoundError(
+            f"model {name_or_path} is {what}, which has no decoder to paint with; give a folder of pretraining"
+        )
+    lacks = (
+        f"model {name_or_path} holds an encoder without decoder, as classifiers and some of the official files do; "
+        "give the folder of pretraining, or convert a checkpoint that has its decoder"
+    )
+    if getattr(config, "encoder_only", False):
+        raise RetFoundError(lacks)
+    model, info = _load(AutoModelForPreTraining, name_or_path)
+    if info["missing_keys"]:
+        raise RetFoundError(f"{lacks} (it lacks {sorted(info['missing_keys'])[0]})")
     return model.eval()
 
 

@@ -15,9 +15,10 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
-from ..images.fundus import find_field_of_view, square_box
+from ..images.fundus import crop_box
 from ..images.reading import read_image, to_rgb
-from ..images.resizing import to_tensor
+from ..images.resizing import resized_shape, to_tensor
+from ..images.window import Window
 
 CHANNELS = (1, 3, 4)
 
@@ -82,11 +83,30 @@ class RetFoundImageProcessor(TorchvisionBackend):
                 return tensor.expand(3, -1, -1) if tensor.shape[0] == 1 else tensor
             image = _as_image(image, kwargs.get("input_data_format"))
         image = read_image(image)
-        field = find_field_of_view(image) if do_fundus_crop else None
-        box = square_box(field) if field is not None and field.found else (0, 0, *image.size)
-        tensor = to_tensor(image, box)
+        tensor = to_tensor(image, crop_box(image) if do_fundus_crop else None)
         device = kwargs.get("device")
         return tensor if device is None else tensor.to(device)
+
+    def crop_box(self, image: Image.Image) -> tuple[int, int, int, int]:
+        """What is cut from an upright RGB image before resizing: (left, top, right, bottom) in pixels."""
+        return crop_box(image) if self.do_fundus_crop else (0, 0, *image.size)
+
+    def input_window(self, image: Image.Image, box: tuple[int, int, int, int] | None = None) -> Window:
+        """Where on an upright RGB image (`read_image` makes one) the network's input lies.
+
+        Args:
+            box: the image's `crop_box`, where it is known already; finding it takes longer than the rest.
+        """
+        left, top, right, bottom = self.crop_box(image) if box is None else box
+        width, height = right - left, bottom - top
+        scaled = resized_shape((height, width), self.size) if self.do_resize else (height, width)
+        crop = (self.crop_size.height, self.crop_size.width) if self.do_center_crop else scaled
+        # As the base class rounds: a crop and its padding, both towards the image's start.
+        y, x = (
+            (whole - part) // 2 if part <= whole else -((part - whole) // 2)
+            for whole, part in zip(scaled, crop, strict=True)
+        )
+        return Window(x, y, x + crop[1], y + crop[0]).scaled(width / scaled[1], height / scaled[0]).moved(left, top)
 
     def _preprocess(self, images: list[torch.Tensor], do_resize: bool, size: Any, resample: Any, **kwargs: Any) -> Any:
         # One by one, since the stacks of the base class change the channels-last layout, which resizes ten times

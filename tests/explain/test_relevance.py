@@ -34,7 +34,7 @@ def plain_attention(model, pixels: Tensor, target: int) -> tuple[list[Tensor], l
 
 
 def plain_relevance(weights: list[Tensor], gradients: list[Tensor], rows: list[int]) -> Tensor:
-    """Equations 5 and 6 of Chefer et al. (ICCV 2021) with whole matrices; then the mean of `rows` less identity."""
+    """Equations 5 and 6 of Chefer et al. (ICCV 2021) on whole matrices; the mean of `rows` less the identity."""
     tokens = weights[0].shape[-1]
     found = torch.eye(tokens)
     for block, gradient in zip(weights, gradients, strict=True):
@@ -54,7 +54,8 @@ def test_relevance_equals_a_plain_implementation(classifier, images, head_norm, 
     grid = size // 8
     assert found.patches.shape == (3, grid, grid) and found.patches.dtype == torch.float32
     for index, target in enumerate([2, 0, 1]):
-        plain = plain_relevance(*plain_attention(model, pixels[index], target), rows=list(range(1, 1 + grid**2)))
+        kept = plain_attention(model, pixels[index], target)
+        plain = plain_relevance(*kept, rows=list(range(1, 1 + grid**2)))
         torch.testing.assert_close(found.patches[index].flatten(), plain[1:], rtol=1e-4, atol=1e-10)
     assert found.patches.min() >= 0 and found.patches.max() > 0
 
@@ -175,7 +176,7 @@ def test_half_precision_weights(classifier, images, dtype, method):
         ({"target": 3}, "class index 3 is out of range; the model has 3: mild, none, severe"),
         ({"target": [0, 1, 2]}, "3 target classes for 2 images"),
         ({"pixel_values": torch.zeros(2, 3, 30, 30)}, "refuses the images: image size 30 x 30"),
-        ({"pixel_values": torch.zeros(3, 32, 32)}, "give \\(batch, 3, size, size\\)"),
+        ({"pixel_values": torch.zeros(3, 32, 32)}, r"give \(batch, 3, size, size\)"),
         ({"steps": 0, "method": "integrated_gradients"}, "steps 0 must be at least 1"),
     ],
 )

@@ -1,0 +1,12 @@
+"""Show what a classifier looks at, or what an autoencoder paints.
+
+python scripts/explain.py --model_name_or_path my-classifier --data my-images/test --output_dir my-maps
+"""
+
+import sys
+
+from retfound_hf.explain.command import main
+from retfound_hf.runs.arguments import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
