@@ -10,6 +10,7 @@ from .runs.errors import RetFoundError, nearest
 # name -> (module, function, one line for --help)
 COMMANDS = {
     "convert_checkpoint": ("models.conversion.command", "main", "official .pth checkpoint -> model folder"),
+    "fetch": ("hub.fetch_command", "main", "the official weights from the Hub -> model folder"),
     "make_synthetic": ("data.synthetic_command", "main", "a synthetic labelled set of CFP or OCT images"),
     "make_registry": ("data.synthetic_registry_command", "main", "a synthetic registry: dated images and events"),
     "build_cohort": ("data.cohort.command", "main", "dates of images and events -> labelled cohort for a horizon"),
@@ -19,6 +20,7 @@ COMMANDS = {
     "finetune": ("finetuning.command", "main", "model folder + labelled set -> classifier: full, lora or linear"),
     "study": ("study.command", "main", "models x methods x data x label fractions x seeds, from one file to tables"),
     "evaluate": ("inference.evaluate_command", "main", "a fine-tuned folder on any labelled set"),
+    "publish": ("hub.publish_command", "main", "a finished folder -> the Hub, with its card"),
     "embed": ("inference.embed_command", "main", "feature vectors of a folder of images"),
     "explain": ("explain.command", "main", "what a classifier looks at, what an autoencoder paints"),
 }

@@ -1,39 +1,88 @@
-"""The card of a fine-tuned folder, filled from the run: no number in it is typed."""
+"""The card of a fine-tuned folder, filled from the run and its files: no number in it is typed."""
 
 from pathlib import Path
 from typing import Any
 
-from ..models.card import base_model_of, describe_preprocessing, license_of, write_card
+import pandas as pd
+
+from ..models.card import describe_preprocessing, hub_id_of, license_of, write_card
+from ..models.card_results import calibration_text, cost_text, evaluation_text, model_index
+from ..runs.record import hardware
 from .job import FinetuneJob
 
 METHODS = {"full": "all weights", "lora": "a LoRA adapter and the head", "linear": "a linear head on frozen features"}
+AGE_COLUMNS, SEX_COLUMNS = ("age", "patient_age"), ("sex", "gender", "patient_sex")
 
 
-def write_finetuned_card(folder: Path, job: FinetuneJob, metrics: dict[str, Any]) -> Path:
-    """Write the card; `metrics` are the test metrics."""
+def write_finetuned_card(folder: Path, job: FinetuneJob, seconds: float) -> Path:
+    """Write the card of a folder whose model and `metrics.json` are written already."""
     base = job.model_args.model_name_or_path
-    start = f"`{base}`" if base else f"random weights (preset `{job.model_args.config_name}`)"
-    counts = {split: len(part.images) for split, part in job.prepared.items()}
+    start = f"`{Path(base).name if Path(base).exists() else base}`" if base else "random weights"
+    start += "" if base else f" (preset `{job.model_args.config_name}`)"
+    is_adapter = job.method_args.method == "lora" and not job.method_args.merge
+    data, on_hub = _data_of(job)
     metadata: dict[str, Any] = {"pipeline_tag": "image-classification"}
     if base:
-        metadata |= {"license": license_of(base), "base_model": base_model_of(base)}
-    rows = [f"| {name} | {value:.3f} |" for name, value in metrics.items() if isinstance(value, float)]
-    undefined = [name for name, value in metrics.items() if value is None]
-    evaluation = f"On the test split, {counts['test']} images:\n\n| metric | value |\n|---|---|\n" + "\n".join(rows)
-    if undefined:
-        evaluation += f"\n\nUndefined on this split: {', '.join(undefined)}."
-    known = "by patient" if job.labelled.patients_known else "by image, as no patients were given"
+        metadata |= {"license": license_of(base)}
+        metadata |= {"base_model": named} if (named := hub_id_of(base)) else {}
+        metadata |= {"base_model_relation": "adapter" if is_adapter else "finetune"} if named else {}
+    if is_adapter:
+        metadata["library_name"] = "peft"
+    if on_hub:
+        metadata["datasets"] = [data]
+    if index := model_index(folder, folder.name, data, data if on_hub else None):
+        metadata["model-index"] = index
+    test = len(job.prepared["test"].images)
     return write_card(
         folder,
-        "finetuned",
+        "adapter" if is_adapter else "finetuned",
         metadata,
         title=f"{folder.name}: RETFound fine-tuned ({job.method_args.method})",
         description=f"Started from {start}; trained: {METHODS[job.method_args.method]}.",
         targets=f"{job.labelled.problem_type.replace('_', ' ').capitalize()}: {', '.join(job.labelled.class_names)}.",
+        training_data=_training_data(job, data),
         preprocessing=describe_preprocessing(job.processor),
-        evaluation=evaluation,
+        evaluation=evaluation_text(folder, f"the test split, {test} images"),
+        calibration=calibration_text(folder, job.labelled.problem_type),
+        cost=cost_text(seconds, hardware()),
         provenance=(
-            f"Trained on {counts['train']} images; epoch or strength chosen on {counts['val']} others. Splits are "
-            f"kept apart {known}. Seed {job.args.seed}. `run.json` beside this card holds every setting and version."
+            f"Epoch or strength chosen on the validation split. Seed {job.args.seed}. `run.json` holds every setting "
+            "and version, and stays with the owner when the folder is published."
         ),
     )
+
+
+def _data_of(job: FinetuneJob) -> tuple[str, bool]:
+    """The name of the data, and whether it is that of a data set on the Hub."""
+    data = job.data_args.data
+    return (Path(data).resolve().name, False) if Path(data).exists() else (data, True)
+
+
+def _training_data(job: FinetuneJob, data: str) -> str:
+    """Images, patients and classes of each split, and what the data say of age and sex."""
+    columns = ["split", "images", *(["patients"] if job.labelled.patients_known else [])]
+    classes = job.labelled.class_names if job.labelled.problem_type == "single_label_classification" else ()
+    rows = []
+    for split, part in job.prepared.items():
+        row = [split, f"{len(part.images)}"]
+        row += [f"{part.rows['patient_id'].nunique()}"] if job.labelled.patients_known else []
+        row += [f"{(part.targets == index).sum()}" for index in range(len(classes))]
+        rows.append(row)
+    table = [[*columns, *classes], ["---", *["---:"] * (len(columns) + len(classes) - 1)], *rows]
+    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table]
+    known = "by patient" if job.labelled.patients_known else "by image, as no patients were given"
+    text = f"`{data}`, the splits kept apart {known}:\n\n" + "\n".join(lines)
+    described = _population(pd.concat([part.rows for part in job.prepared.values()]))
+    unknown = "The data say nothing of age, sex or origin of the patients."
+    return f"{text}\n\n{described or unknown}"
+
+
+def _population(rows: pd.DataFrame) -> str:
+    found = []
+    if age := next((name for name in AGE_COLUMNS if name in rows), None):
+        ages = pd.to_numeric(rows[age], errors="coerce").dropna()
+        found += [f"Age of the patients, by image: mean {ages.mean():.1f}, {ages.min():.0f} to {ages.max():.0f}."]
+    if sex := next((name for name in SEX_COLUMNS if name in rows), None):
+        counts = rows[sex].fillna("unknown").astype(str).value_counts()
+        found += [f"Sex, by image: {', '.join(f'{name} {count}' for name, count in counts.items())}."]
+    return " ".join(found)

@@ -78,7 +78,7 @@ def _write(
         for split, folder in (("val", output_dir / "validation"), ("test", output_dir))
     }
     write_json(output_dir / "history.json", history)
-    write_finetuned_card(output_dir, job, reports["test"])
+    write_finetuned_card(output_dir, job, seconds)
     write_run_record(
         output_dir,
         "finetune",

@@ -41,8 +41,15 @@ def read_config(name_or_path: str) -> PreTrainedConfig:
 
 
 def is_adapter(name_or_path: str) -> bool:
-    """Whether a folder holds a peft adapter instead of whole weights."""
-    return (Path(name_or_path) / ADAPTER_FILE).is_file()
+    """Whether a folder or Hub repository holds a peft adapter instead of whole weights."""
+    if Path(name_or_path).exists():
+        return (Path(name_or_path) / ADAPTER_FILE).is_file()
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        return find_adapter_config_file(name_or_path) is not None
+    except OSError:
+        return False
 
 
 def load_classifier(name_or_path: str) -> PreTrainedModel:

@@ -13,12 +13,12 @@ TEMPLATES = (PACKAGE / "model_cards", PACKAGE.parent / "model_cards")
 TAGS = ("retfound", "ophthalmology", "retina", "medical-imaging")
 
 
-def write_card(folder: str | Path, template: str, metadata: dict[str, Any], **facts: str) -> Path:
+def write_card(folder: str | Path, template: str, metadata: dict[str, Any] | None, **facts: Any) -> Path:
     """Write `README.md` into `folder`.
 
     Args:
         template: name of a file in `model_cards/`, without `.md`.
-        metadata: the YAML block that the Hub reads; `tags` and `library_name` are added.
+        metadata: the YAML block that the Hub reads; `tags` and `library_name` are added. None for a finished card.
         facts: the values of the template's placeholders; `folder_name` is added.
 
     Raises:
@@ -29,11 +29,17 @@ def write_card(folder: str | Path, template: str, metadata: dict[str, Any], **fa
 
     folder = Path(folder)
     templates = next(path for path in TEMPLATES if path.is_dir())
-    text = (templates / f"{template}.md").read_text(encoding="utf-8")
-    metadata = {"library_name": "transformers", "tags": list(TAGS), **metadata}
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    metadata = {"library_name": "transformers", "tags": list(TAGS), **(metadata or {})}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates, encoding="utf-8"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
     facts.setdefault("folder_name", folder.name)
-    card = environment.from_string(text).render(card_data=yaml.safe_dump(metadata, sort_keys=False).strip(), **facts)
+    card = environment.get_template(f"{template}.md").render(
+        card_data=yaml.safe_dump(metadata, sort_keys=False).strip(), **facts
+    )
     path = folder / "README.md"
     with whole_file(path) as partial:
         partial.write_text(card, encoding="utf-8")
@@ -57,20 +63,27 @@ def license_of(base: str) -> str:
     known = published(base)
     if known is not None and known.license is not None:
         return known.license
-    path = Path(base) / "README.md"
-    if path.is_file():
-        from huggingface_hub import ModelCard
-
-        stated = ModelCard.load(path, ignore_metadata_errors=True).data.license
-        if stated:
-            return stated
-    return OFFICIAL_LICENSE
+    return _card_data(base).get("license") or OFFICIAL_LICENSE
 
 
-def base_model_of(base: str) -> str:
-    """What the Hub knows the base by: the Hub id behind the name of a starting point."""
+def hub_id_of(base: str) -> str | None:
+    """The Hub id that a card can name for a base: that of the name or folder, or what the folder was made from."""
     known = published(base)
-    return base if known is None or known.hub_id is None else known.hub_id
+    if known is not None:
+        return known.hub_id
+    if not Path(base).exists():
+        return base
+    named = _card_data(base).get("base_model")
+    return named[0] if isinstance(named, list) else named
+
+
+def _card_data(folder: str) -> dict[str, Any]:
+    path = Path(folder) / "README.md"
+    if not path.is_file():
+        return {}
+    from huggingface_hub import ModelCard
+
+    return ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
 
 
 def _by(size: dict[str, int]) -> str:

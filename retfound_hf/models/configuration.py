@@ -39,6 +39,8 @@ class RetFoundConfig(ViTMAEConfig):
         target_scale: regression only: one scale per target, by which the errors are divided in the loss.
         modality: `"cfp"` (colour fundus photographs), `"oct"` (OCT B-scans) or None when unknown.
         encoder_only: the weights have no decoder, so that pretraining cannot continue from them.
+        weights_license: licence that the weights carry on to whatever is made from them; conversion sets it, and it
+            travels with the configuration.
 
     Raises:
         ValueError: sizes that do not fit each other, or a value outside its range.
@@ -68,6 +70,7 @@ class RetFoundConfig(ViTMAEConfig):
         target_scale: list[float] | None = None,
         modality: str | None = None,
         encoder_only: bool = False,
+        weights_license: str | None = None,
         **kwargs: Any,
     ):
         self.drop_path_rate = drop_path_rate
@@ -77,6 +80,7 @@ class RetFoundConfig(ViTMAEConfig):
         self.target_scale = target_scale
         self.modality = modality
         self.encoder_only = encoder_only
+        self.weights_license = weights_license
         super().__init__(
             hidden_size=hidden_size,
             num_hidden_layers=num_hidden_layers,

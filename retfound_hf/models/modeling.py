@@ -146,6 +146,8 @@ class RetFoundPreTrainedModel(ViTMAEPreTrainedModel):
 
     def save_pretrained(self, save_directory: str | Path, *args, **kwargs):
         self.config.encoder_only = not isinstance(self, RetFoundForPreTraining)
+        if self._auto_class is None and hasattr(self.config, "auto_map"):
+            del self.config.auto_map  # of a published folder: the files that it names do not come along
         return super().save_pretrained(save_directory, *args, **kwargs)
 
 

@@ -5,8 +5,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..models.card import base_model_of, describe_preprocessing, license_of, write_card
+from ..models.card import describe_preprocessing, hub_id_of, license_of, write_card
+from ..models.card_results import cost_text
 from ..models.image_processing import RetFoundImageProcessor
+from ..runs.record import hardware
 from .arguments import ModelArguments, PretrainingArguments
 from .order import Order
 
@@ -21,13 +23,19 @@ def write_pretrained_card(
     model_args: ModelArguments,
     args: PretrainingArguments,
     order: Order,
+    seconds: float,
 ) -> Path:
     """Write the card into `folder`; `name` is that of the folder it will be."""
     base = model_args.model_name_or_path
-    start = f"the weights of `{base}`" if base else f"random weights (preset `{model_args.config_name}`)"
+    start = (
+        f"the weights of `{Path(base).name if Path(base).exists() else base}`"
+        if base
+        else f"random weights (preset `{model_args.config_name}`)"
+    )
     metadata: dict[str, Any] = {"pipeline_tag": "image-feature-extraction"}
     if base:
-        metadata |= {"license": license_of(base), "base_model": base_model_of(base)}
+        metadata |= {"license": license_of(base)}
+        metadata |= {"base_model": named, "base_model_relation": "finetune"} if (named := hub_id_of(base)) else {}
     images = MODALITIES[model.config.modality]
     masked = f"mask ratio {model.config.mask_ratio}, " if model_args.objective == "mae" else ""
     return write_card(
@@ -39,10 +47,17 @@ def write_pretrained_card(
         description=(
             f"Self-supervised pretraining ({model_args.objective}) on {order.num_images:,} {images}, from {start}."
         ),
+        has_decoder=not model.config.encoder_only and model_args.objective == "mae",
+        training_data=(
+            f"{order.num_images:,} {images}, without labels. The shards say nothing of the age, sex or origin of the "
+            "patients."
+        ),
         preprocessing=describe_preprocessing(processor),
+        cost=cost_text(seconds, hardware()),
         provenance=(
             f"{order.total_steps:,} steps of {order.global_batch:,} images; {masked}peak learning rate "
             f"{args.peak_learning_rate(order.global_batch):.3g}, weight decay {args.weight_decay}, seed {args.seed}. "
-            "`run.json` beside this card holds every setting and version, `metrics.jsonl` the course of the loss."
+            "`metrics.jsonl` holds the course of the loss; `run.json`, with every setting and version, stays with the "
+            "owner when the folder is published."
         ),
     )

@@ -105,7 +105,14 @@ def _write_result(loop: Loop, model_args: Any, data_args: Any, seconds: float) -
             objective.model.save_pretrained(partial)
             loop.checkpoints.processor.save_pretrained(partial)
             write_pretrained_card(
-                partial, output_dir.name, objective.model, loop.checkpoints.processor, model_args, args, loop.order
+                partial,
+                output_dir.name,
+                objective.model,
+                loop.checkpoints.processor,
+                model_args,
+                args,
+                loop.order,
+                seconds,
             )
     except Exception as error:
         newest = f"checkpoint-{loop.position.step}"

@@ -1,6 +1,7 @@
 """`run.json`: what a command was asked, with what versions, from which revision."""
 
 import dataclasses
+import os
 import platform
 import subprocess
 import sys
@@ -46,6 +47,15 @@ def git_revision() -> str | None:
     return described.stdout.strip() or None
 
 
+def hardware() -> str:
+    """What computes here: the GPUs if PyTorch is in use and sees any, else the processor."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+    return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} CPU cores"
+
+
 def write_run_record(output_dir: str | Path, command: str, arguments: Any, **facts: Any) -> Path:
     """Write `run.json` into `output_dir`.
 
@@ -59,6 +69,7 @@ def write_run_record(output_dir: str | Path, command: str, arguments: Any, **fac
         "arguments": _plain(arguments),
         "seed": _plain(arguments).get("seed"),
         "versions": versions(),
+        "hardware": hardware(),
         "git_revision": git_revision(),
         "command_line": sys.argv,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -155,7 +155,7 @@ def test_the_card_tells_the_run(make_loop, tiny_arguments, tmp_path):
     model_args, *_ = tiny_arguments(gradient_accumulation_steps=2, seed=11)
     processor = loop.checkpoints.processor
     path = write_pretrained_card(
-        tmp_path, "my-model", loop.objective.model, processor, model_args, loop.args, loop.order
+        tmp_path, "my-model", loop.objective.model, processor, model_args, loop.args, loop.order, 12.0
     )
     text = path.read_text(encoding="utf-8")
     for part in (

@@ -8,27 +8,14 @@ from safetensors.torch import save_file
 
 from ...runs.errors import RetFoundError
 from ...runs.files import refuse_existing, whole_folder
-from ..card import describe_preprocessing, write_card
 from ..configuration import MODALITIES
 from ..image_processing import RetFoundImageProcessor
 from ..starting_points import OFFICIAL_LICENSE
+from .card import write_converted_card
 from .reading import read_checkpoint
 from .recognition import configure, dinov2_state, head_norm_of, kind_of, modality_of
 from .tables import rename
 
-MODALITY_NAMES = {"cfp": "colour fundus photographs", "oct": "OCT B-scans"}
-DESCRIPTIONS = {
-    "autoencoder": "masked autoencoder (encoder and decoder)",
-    "encoder": "encoder without decoder",
-    "classifier": "fine-tuned classifier",
-    "dinov2": "DINOv2 encoder",
-}
-PIPELINES = {
-    "autoencoder": "image-feature-extraction",
-    "encoder": "image-feature-extraction",
-    "classifier": "image-classification",
-    "dinov2": "image-feature-extraction",
-}
 ARCHITECTURES = {
     "autoencoder": "RetFoundForPreTraining",
     "encoder": "RetFoundModel",
@@ -84,26 +71,13 @@ def convert_checkpoint(
         tensors["vit.layernorm.bias"] = torch.zeros(config.hidden_size)
     config.architectures = [ARCHITECTURES[kind]]
     config.dtype = "float32"
+    config.weights_license = OFFICIAL_LICENSE
     with whole_folder(output_dir, overwrite) as folder:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(folder)
         processor = processor_of(kind, modality, config.image_size)
         processor.save_pretrained(folder)
-        write_card(
-            folder,
-            "pretrained",
-            {"license": OFFICIAL_LICENSE, "pipeline_tag": PIPELINES[kind]},
-            folder_name=Path(output_dir).name,
-            title=f"{Path(output_dir).name}: RETFound, {DESCRIPTIONS[kind]}",
-            description=(
-                f"Converted from an official RETFound checkpoint: {DESCRIPTIONS[kind]} for {MODALITY_NAMES[modality]}."
-            ),
-            preprocessing=describe_preprocessing(processor),
-            provenance=(
-                f"Source file `{path.name}`, SHA-256 `{checkpoint.sha256}`. The official weights are released under "
-                "CC BY-NC 4.0, which holds for this folder and for what is fine-tuned from it."
-            ),
-        )
+        write_converted_card(folder, Path(output_dir).name, kind, modality, source, checkpoint, config, processor)
     return Path(output_dir)
 
 

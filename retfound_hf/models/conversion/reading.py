@@ -62,7 +62,7 @@ def read_checkpoint(path: str | Path) -> OfficialCheckpoint:
     args = content.get("args") if origin else None
     if isinstance(args, argparse.Namespace):
         args = vars(args)
-    return OfficialCheckpoint(path, state, origin, args if isinstance(args, dict) else {}, _sha256(path))
+    return OfficialCheckpoint(path, state, origin, args if isinstance(args, dict) else {}, sha256_of(path))
 
 
 def _load(path: Path) -> Any:
@@ -90,7 +90,8 @@ def _is_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 

@@ -31,7 +31,7 @@ class LoopbackHub:
     """A Hub at `url` while it is open as a context.
 
     Tokens: `hf_writer` may write, `hf_reader` may read, and gated files only where its name is in `repo.granted`.
-    `requests` holds "METHOD path" of every request so far, `cuts` what is to be broken off.
+    `requests` holds "METHOD path [range]" of every request so far, `cuts` what is to be broken off.
     """
 
     store: Store = field(default_factory=Store)
@@ -87,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
     def handle_request(self) -> None:
         hub: LoopbackHub = self.server.hub
         parts = urlsplit(self.path)
-        hub.requests.append(f"{self.command} {unquote(parts.path)}")
+        hub.requests.append(" ".join([self.command, unquote(parts.path), self.headers.get("Range", "")]).strip())
         cut = self.cut_of(parts.path)
         try:
             if self.command == "PUT":

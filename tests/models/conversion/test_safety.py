@@ -116,7 +116,7 @@ def test_missing_file(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [RuntimeError("disk full"), KeyboardInterrupt()])
-@pytest.mark.parametrize("step", ["save_file", "write_card"])
+@pytest.mark.parametrize("step", ["save_file", "write_converted_card"])
 def test_a_stopped_conversion_leaves_nothing(stop, step, vit, save, tmp_path, monkeypatch):
     path = save(vit().state_dict())
 
@@ -133,7 +133,7 @@ def test_a_stopped_conversion_keeps_the_folder_it_would_have_replaced(vit, save,
     path, out = save(vit().state_dict()), tmp_path / "out"
     convert_checkpoint(path, out)
     before = (out / "model.safetensors").read_bytes()
-    monkeypatch.setattr(convert, "write_card", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(convert, "write_converted_card", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         convert_checkpoint(path, out, overwrite=True)
     assert (out / "model.safetensors").read_bytes() == before

@@ -1,0 +1,115 @@
+"""A finished folder to the Hub, in one commit."""
+
+from pathlib import Path
+from typing import Any
+
+from ..runs.errors import RetFoundError
+from .card_checks import check_card, read_card
+from .contents import Contents, read_contents
+from .errors import explained
+from .licences import check_licence
+from .staging import is_hub_id, staged
+
+# Of an earlier version: what the new one lacks must not stay beside it and be taken for a part of it.
+REPLACED = ["*.safetensors", "*.safetensors.index.json", "adapter_config.json", "*retfound*.py", "subgroups.csv"]
+
+
+def publish(
+    folder: str | Path,
+    repo_id: str,
+    private: bool = False,
+    dry_run: bool = False,
+    revision: str | None = None,
+    base_model: str | None = None,
+) -> str | None:
+    """Check a folder and upload it.
+
+    Args:
+        folder: a model or adapter folder with its card.
+        repo_id: `ORG/NAME`.
+        private: make the repository private when it is new; a public one that exists is refused.
+        dry_run: check, build and list what would be uploaded, without any connection.
+        revision: tag of this version, which must be new.
+        base_model: Hub id of what the model was made from, where its card names a folder.
+
+    Returns:
+        The address of the version, or None for a dry run.
+
+    Raises:
+        RetFoundError: whatever a check or the Hub refuses.
+    """
+    if not is_hub_id(repo_id):
+        raise RetFoundError(f"--repo_id {repo_id!r} is no name of a repository; accepted: ORG/NAME")
+    contents = read_contents(folder)
+    metadata, text = read_card(contents.folder)
+    check_licence(contents, metadata | ({"base_model": base_model} if base_model else {}))
+    check_card(contents, metadata, text)
+    with staged(contents, repo_id, base_model) as stage:
+        read_card(stage)
+        print(listing(contents, stage))
+        if dry_run:
+            print(f"\nDry run: nothing was sent. Without --dry_run this goes to {repo_id}.")
+            return None
+        with explained(repo_id, "published to"):
+            return _upload(stage, repo_id, private, revision)
+
+
+def push_run(folder: str | Path, repo_id: str | None, private: bool | None = None) -> str | None:
+    """What `--push_to_hub` of a training command does with the finished folder.
+
+    Args:
+        repo_id: `--hub_model_id`; the folder's name under the user's own when None or without organisation.
+    """
+    from huggingface_hub import HfApi
+
+    repo_id = repo_id or Path(folder).resolve().name
+    if "/" not in repo_id:
+        with explained(repo_id, "published to"):
+            repo_id = f"{HfApi().whoami()['name']}/{repo_id}"
+    return publish(folder, repo_id, private=bool(private))
+
+
+def listing(contents: Contents, stage: Path) -> str:
+    """The files with their sizes, and what is left out with the reason."""
+    paths = sorted(path for path in stage.rglob("*") if path.is_file())
+    rows = [(path.relative_to(stage).as_posix(), path.stat().st_size) for path in paths]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"  {name.ljust(width)}  {size_text(size):>9}" for name, size in rows]
+    lines.append(f"  {f'{len(rows)} files'.ljust(width)}  {size_text(sum(size for _, size in rows)):>9}")
+    reasons: dict[str, list[str]] = {}
+    for path, reason in contents.left_out.items():
+        reasons.setdefault(reason, []).append(path)
+    lines += [
+        f"  left out ({reason}): {', '.join(found[:4])}{f' and {len(found) - 4} more' if len(found) > 4 else ''}"
+        for reason, found in reasons.items()
+    ]
+    return "\n".join(lines)
+
+
+def size_text(size: int) -> str:
+    """Bytes in decimal units, as the Hub shows them."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.2f} {unit}"
+    return f"{size} B"
+
+
+def _upload(stage: Path, repo_id: str, private: bool, revision: str | None) -> str:
+    from huggingface_hub import HfApi
+
+    api: Any = HfApi(library_name="retfound_hf")
+    url = api.create_repo(repo_id, private=private or None, exist_ok=True)
+    if private and not api.repo_info(repo_id).private:
+        raise RetFoundError(f"{repo_id} exists and is public, and --private was given; nothing was sent")
+    if revision is not None and revision in {tag.name for tag in api.list_repo_refs(repo_id).tags}:
+        raise RetFoundError(f"{repo_id} has a version {revision} already, which stays as it is; choose another name")
+    commit = api.upload_folder(
+        repo_id=repo_id,
+        folder_path=stage,
+        commit_message=f"Publish {revision or stage.parent.name}",
+        delete_patterns=REPLACED,
+    )
+    if revision is None:
+        return str(url)
+    api.create_tag(repo_id, tag=revision, revision=commit.oid)
+    return f"{url}/tree/{revision}"

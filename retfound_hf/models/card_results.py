@@ -1,0 +1,133 @@
+"""What a card says of results: read from the files of the run, rounded, and nothing else."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+INTERVAL = "_ci95"
+INDEXED = ("auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "kappa", "quadratic_kappa", "r2", "mae")
+MAX_SUBGROUPS = 40  # rows shown
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """`metrics.json` of a folder, empty where there is none."""
+    path = Path(folder) / "metrics.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def evaluation_text(folder: Path, of_what: str) -> str:
+    """The section on evaluation: all metrics with their intervals, by class, and by group of patients.
+
+    Args:
+        of_what: the images, such as "the test split, 120 images".
+    """
+    metrics = read_metrics(folder)
+    values = {name: value for name, value in metrics.items() if not name.endswith(INTERVAL)}
+    overall = [name for name in values if "/" not in name and values[name] is not None]
+    interval = any(name.endswith(INTERVAL) for name in metrics)
+    heading = ["metric", "value", *(["95% interval"] if interval else [])]
+    rows = [[name, number(values[name]), *([_interval(metrics, name)] if interval else [])] for name in overall]
+    parts = [f"On {of_what}:", _table(heading, rows)]
+    parts += _by_class(metrics, values, interval)
+    undefined = [name for name, value in values.items() if value is None]
+    if undefined:
+        parts.append(f"Undefined on these images: {', '.join(undefined)}.")
+    subgroups = Path(folder) / "subgroups.csv"
+    if subgroups.is_file():
+        parts += ["By group of patients (`subgroups.csv`):", _csv_table(subgroups)]
+    return "\n\n".join(parts)
+
+
+def calibration_text(folder: Path, problem_type: str | None) -> str:
+    """The section on calibration: its error, and the temperature by which logits are divided."""
+    if problem_type == "regression":
+        return "Not applicable: the model predicts numbers, not probabilities."
+    metrics = read_metrics(folder)
+    if metrics.get("ece") is None:
+        return "Not measured."
+    text = f"Expected calibration error {number(metrics['ece'])}"
+    text += f", Brier score {number(metrics['brier'])}" if metrics.get("brier") is not None else ""
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    temperature = config.get("temperature")
+    if temperature is None:
+        return f"{text}; the probabilities are those of the network, no temperature was fitted to them."
+    return f"{text}, with the logits divided by a temperature of {number(temperature)} that the folder stores."
+
+
+def model_index(folder: Path, name: str, dataset: str, dataset_id: str | None = None) -> list[dict[str, Any]]:
+    """The card's `model-index` in the form of huggingface_hub, values as they stand in `metrics.json`."""
+    from huggingface_hub import EvalResult
+    from huggingface_hub.repocard_data import eval_results_to_model_index
+
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset_id or "retinal-images",
+            dataset_name=dataset,
+            dataset_split="test",
+            metric_type=metric,
+            metric_value=value,
+        )
+        for metric, value in read_metrics(folder).items()
+        if metric in INDEXED and value is not None
+    ]
+    return eval_results_to_model_index(name, results) if results else []
+
+
+def cost_text(seconds: float | None, hardware: str | None) -> str:
+    """Measured time on what machine; energy is no part of what is measured."""
+    if seconds is None:
+        return "Not measured."
+    shown = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+    shown = shown if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+    return f"Measured: {shown} on {hardware or 'an unnamed machine'}. Power was not measured; no energy is claimed."
+
+
+def number(value: float) -> str:
+    """A figure as cards show it."""
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+def _by_class(metrics: dict[str, Any], values: dict[str, Any], interval: bool) -> list[str]:
+    # A class name may hold a slash itself: only the first one separates.
+    split = [(name, *name.split("/", 1)) for name, value in values.items() if "/" in name and value is not None]
+    columns = list(dict.fromkeys(column for _, column, _ in split))
+    labels = list(dict.fromkeys(label for _, _, label in split))
+    if not labels:
+        return []
+
+    def cell(name: str) -> str:
+        if values.get(name) is None:
+            return ""
+        shown = _interval(metrics, name) if interval else ""
+        return number(values[name]) + (f" ({shown})" if shown else "")
+
+    rows = [[label, *(cell(f"{column}/{label}") for column in columns)] for label in labels]
+    return [_table(["class", *columns], rows)]
+
+
+def _interval(metrics: dict[str, Any], name: str) -> str:
+    found = metrics.get(name + INTERVAL)
+    return f"{number(found[0])} to {number(found[1])}" if found else ""
+
+
+def _csv_table(path: Path) -> str:
+    with path.open(encoding="utf-8", newline="") as file:
+        heading, *rows = csv.reader(file)
+    shown = [[_rounded(cell) for cell in row] for row in rows[:MAX_SUBGROUPS]]
+    rest = len(rows) - len(shown)
+    return _table(heading, shown) + (f"\n\nThe others are in `{path.name}`." if rest > 0 else "")
+
+
+def _rounded(cell: str) -> str:
+    try:
+        return number(int(cell)) if cell.lstrip("-").isdigit() else number(float(cell))
+    except ValueError:
+        return cell
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heading, ["---", *(["---:"] * (len(heading) - 1))], *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

@@ -1,0 +1,12 @@
+"""The official weights from the Hub, as a model folder.
+
+python scripts/fetch.py retfound-cfp
+"""
+
+import sys
+
+from retfound_hf.hub.fetch_command import main
+from retfound_hf.runs.arguments import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

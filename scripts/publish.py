@@ -1,0 +1,12 @@
+"""Put a finished folder on the Hub, with its card.
+
+python scripts/publish.py my-classifier --repo_id my-organisation/my-classifier --dry_run
+"""
+
+import sys
+
+from retfound_hf.hub.publish_command import main
+from retfound_hf.runs.arguments import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,112 @@
+"""Finished folders as the commands make them, of a model that trains in a moment."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from retfound_hf import (
+    RetFoundConfig,
+    RetFoundForImageClassification,
+    RetFoundForPreTraining,
+    RetFoundImageProcessor,
+)
+
+SIZES = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "image_size": 64,
+    "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 4,
+    "decoder_intermediate_size": 64,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory) -> Path:
+    """`base` (autoencoder), `classifier` (linear) and `adapter` (LoRA), the latter two by the real command."""
+    from retfound_hf.finetuning.command import main
+    from retfound_hf.models.card import write_card
+    from retfound_hf.models.card_results import cost_text
+
+    place = tmp_path_factory.mktemp("workshop")
+    torch.manual_seed(0)
+    model = RetFoundForPreTraining(RetFoundConfig(**SIZES, weights_license="cc-by-nc-4.0", modality="cfp"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.eval().save_pretrained(place / "base")
+    RetFoundImageProcessor.for_image_size(64).save_pretrained(place / "base")
+    write_card(
+        place / "base",
+        "pretrained",
+        {"license": "cc-by-nc-4.0", "pipeline_tag": "image-feature-extraction"},
+        title="base",
+        description="A small model.",
+        has_decoder=True,
+        training_data="None.",
+        preprocessing="Crop, resize, normalise.",
+        cost=cost_text(12.0, "2 CPU cores"),
+        provenance="Made for the tests.",
+    )
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 4), ("test", 4)):
+        for index, name in enumerate(("normal", "stage 3")):
+            folder = place / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 120, (64, 64, 3)) + 100 * index
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{split}-{number}.png")
+    common = ["--model_name_or_path", str(place / "base"), "--data", str(place / "images"), "--dataloader_num_workers"]
+    main([*common, "0", "--method", "linear", "--output_dir", str(place / "classifier")])
+    lora = ["0", "--method", "lora", "--num_train_epochs", "1", "--lora_rank", "2", "--disable_tqdm", "true"]
+    main([*common, *lora, "--output_dir", str(place / "adapter")])
+    return place
+
+
+@pytest.fixture
+def folder(workshop, tmp_path):
+    """Makes a copy of one of the workshop's folders, to be spoilt."""
+    return lambda name: Path(shutil.copytree(workshop / name, tmp_path / name))
+
+
+@pytest.fixture
+def change_json():
+    """Changes entries of a JSON file; None removes one."""
+
+    def change(path: Path, **entries) -> None:
+        value = json.loads(path.read_text()) | entries
+        path.write_text(json.dumps({key: item for key, item in value.items() if item is not None}))
+
+    return change
+
+
+@pytest.fixture
+def image(tmp_path) -> Path:
+    """A lit disc on a dark surround, which the processor crops."""
+    y, x = np.mgrid[:120, :160]
+    inside = np.hypot(x - 70, y - 60) < 50
+    pixels = np.where(inside[..., None], np.random.default_rng(0).integers(90, 200, (120, 160, 3)), 4)
+    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "image.jpg", quality=95)
+    return tmp_path / "image.jpg"
+
+
+@pytest.fixture(scope="session")
+def new_classifier():
+    """A classifier of the tests' size with weights that tell every norm and bias."""
+
+    def make(**options) -> RetFoundForImageClassification:
+        torch.manual_seed(1)
+        model = RetFoundForImageClassification(RetFoundConfig(**SIZES, num_labels=3, **options)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        return model
+
+    return make

@@ -1,0 +1,187 @@
+"""Published to a Hub on loopback by the real client, loaded by name elsewhere: fresh cache, fresh process, offline."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from retfound_hf import RetFoundError, RetFoundForImageClassification, RetFoundForPreTraining, RetFoundImageProcessor
+from retfound_hf.hub.publish_command import main
+from retfound_hf.hub.publishing import publish
+from retfound_hf.runs.arguments import run_command
+
+# Without the package: every class by name, from what the Hub gives.
+STRANGER = """
+import json, sys
+import torch
+from PIL import Image
+from transformers import (
+    AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining, ViTMAEForPreTraining,
+    pipeline,
+)
+remote = {"trust_remote_code": True}
+image = Image.open(sys.argv[1])
+processor = AutoImageProcessor.from_pretrained("org/classifier", **remote)
+pixels = processor(image, return_tensors="pt").pixel_values
+noise = torch.rand(1, 16, generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    found = {
+        "pixels": pixels.double().sum().item(),
+        "logits": AutoModelForImageClassification.from_pretrained("org/classifier", **remote)(pixels).logits.tolist(),
+        "features": AutoModel.from_pretrained("org/base", **remote)(pixels).pooler_output.tolist(),
+        "loss": AutoModelForPreTraining.from_pretrained("org/base", **remote)(pixels, noise=noise).loss.item(),
+        "stock": ViTMAEForPreTraining.from_pretrained("org/base")(pixels, noise=noise).loss.item(),
+    }
+classify = pipeline("image-classification", model="org/classifier", **remote)
+found["pipeline"] = {answer["label"]: answer["score"] for answer in classify(image)}
+found["package"] = "retfound_hf" in sys.modules
+print(json.dumps(found))
+"""
+
+
+def run(code: str, env: dict[str, str], *words: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], env={**os.environ, **env}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def published(hub_here, workshop):
+    """`org/base` and `org/classifier` on the Hub."""
+    for name in ("base", "classifier"):
+        publish(workshop / name, f"org/{name}")
+    return hub_here
+
+
+def test_load_by_name_in_a_fresh_process_then_offline(published, workshop, image, tmp_path):
+    pixels = RetFoundImageProcessor.from_pretrained(workshop / "classifier")(Image.open(image), return_tensors="pt")
+    pixels = pixels.pixel_values
+    noise = torch.rand(1, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        classifier = RetFoundForImageClassification.from_pretrained(workshop / "classifier").eval()
+        autoencoder = RetFoundForPreTraining.from_pretrained(workshop / "base").eval()
+        logits, loss = classifier(pixels).logits, autoencoder(pixels, noise=noise).loss.item()
+        features = autoencoder.vit(pixels).pooler_output
+    home = tmp_path / "elsewhere"
+    found = run(STRANGER, published.env(home, token=None), str(image))
+    assert found["package"] is False
+    assert found["pixels"] == pytest.approx(pixels.double().sum().item(), abs=1e-9)
+    torch.testing.assert_close(torch.tensor(found["logits"]), logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.tensor(found["features"]), features, atol=1e-5, rtol=0)
+    assert found["loss"] == pytest.approx(loss, abs=1e-6) and found["stock"] == pytest.approx(loss, abs=1e-6)
+    probabilities = logits.softmax(-1)[0].tolist()
+    names = [classifier.config.id2label[index] for index in range(2)]
+    assert found["pipeline"] == pytest.approx(dict(zip(names, probabilities, strict=True)), abs=1e-6)
+    asked = len(published.requests)
+    assert run(STRANGER, published.env(home, token=None, offline=True), str(image)) == found
+    assert len(published.requests) == asked
+
+
+def test_the_package_loads_by_name_too(published, workshop):
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_pretrained("org/classifier")
+    assert type(model) is RetFoundForImageClassification
+    assert type(AutoImageProcessor.from_pretrained("org/classifier")) is RetFoundImageProcessor
+    own = RetFoundForImageClassification.from_pretrained(workshop / "classifier").state_dict()
+    assert all(torch.equal(own[name], value) for name, value in model.state_dict().items())
+
+
+def test_saved_by_the_package_it_no_longer_points_at_code(published, tmp_path):
+    RetFoundForImageClassification.from_pretrained("org/classifier").save_pretrained(tmp_path / "again")
+    assert "auto_map" not in json.loads((tmp_path / "again" / "config.json").read_text())
+
+
+def test_one_commit_a_tag_and_the_address(hub_here, workshop, capsys):
+    words = [str(workshop / "classifier"), "--repo_id", "org/mine", "--private", "--revision", "v1"]
+    assert run_command(main, words) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{hub_here.url}/org/mine/tree/v1"
+    repo = hub_here.repo("org/mine")
+    assert repo.private and len(repo.commits) == 2 and repo.tags == {"v1": repo.commits[-1].oid}
+    card = repo.at("v1").files["README.md"].content.decode()
+    assert 'model="org/mine"' in card and 'model="classifier"' not in card
+    assert not {"run.json", "predictions.csv"} & set(repo.at("v1").files)
+    assert run_command(main, words) == 2
+    assert "org/mine has a version v1 already" in capsys.readouterr().err
+    assert len(repo.commits) == 2
+
+
+def test_what_a_new_version_lacks_does_not_stay(hub_here, workshop):
+    publish(workshop / "classifier", "org/mine")
+    publish(workshop / "adapter", "org/mine", base_model="org/base")
+    files = hub_here.repo("org/mine").at("main").files
+    assert "adapter_model.safetensors" in files and "model.safetensors" not in files
+
+
+def test_private_is_not_published_into_a_public_repository(hub_here, workshop):
+    hub_here.create("org/mine")
+    with pytest.raises(RetFoundError, match="org/mine exists and is public, and --private was given"):
+        publish(workshop / "base", "org/mine", private=True)
+    assert hub_here.repo("org/mine").at("main").files == {}
+
+
+def test_an_adapter_loads_onto_its_published_base(published, workshop, image):
+    from retfound_hf.inference.loading import load_classifier
+
+    publish(workshop / "adapter", "org/adapter", base_model="org/base")
+    pixels = RetFoundImageProcessor.from_pretrained(workshop / "adapter")(Image.open(image), return_tensors="pt")
+    with torch.no_grad():
+        expected = load_classifier(str(workshop / "adapter"))(**pixels).logits
+        found = load_classifier("org/adapter")(**pixels).logits
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    card = published.repo("org/adapter").at("main").files["README.md"].content.decode()
+    assert "base_model: org/base\n" in card and "base_model_relation: adapter\n" in card
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("", "org/mine cannot be published: there is no token; log in with `hf auth login`"),
+        ("hf_wrong", "org/mine cannot be published: the token is not valid"),
+        ("hf_reader", "org/mine cannot be published: the token lacks the right to"),
+    ],
+)
+def test_who_may_not_write_is_told_so(hub_here, workshop, monkeypatch, token, message):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(RetFoundError, match=message.replace("(", r"\(")):
+        publish(workshop / "base", "org/mine")
+
+
+def test_without_a_connection_it_says_so(hub_here, workshop, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(RetFoundError, match="org/mine cannot be published: HF_HUB_OFFLINE is set"):
+        publish(workshop / "base", "org/mine")
+
+
+def test_an_upload_that_breaks_off_leaves_nothing_broken_and_goes_on(hub_here, workshop, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    publish(workshop / "base", "org/mine")
+    before = hub_here.repo("org/mine").at("main")
+    sent = set(hub_here.store.large)
+    hub_here.cut("PUT", "_lfs", after=1000, times=100)
+    with pytest.raises(RetFoundError, match=r"broke off .*run the same command again"):
+        publish(workshop / "classifier", "org/mine")
+    assert hub_here.repo("org/mine").at("main") == before
+    hub_here.cuts.clear()
+    publish(workshop / "classifier", "org/mine")
+    assert "metrics.json" in hub_here.repo("org/mine").at("main").files
+    assert len(set(hub_here.store.large) - sent) >= 1
+
+
+def test_an_upload_that_breaks_off_before_the_commit_sends_nothing_twice(hub_here, workshop, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    hub_here.cut("POST", "/commit/", times=100)
+    with pytest.raises(RetFoundError, match="broke off"):
+        publish(workshop / "base", "org/mine")
+    sent = sum(request.startswith("PUT") for request in hub_here.requests)
+    hub_here.cuts.clear()
+    publish(workshop / "base", "org/mine")
+    assert sum(request.startswith("PUT") for request in hub_here.requests) == sent == 1

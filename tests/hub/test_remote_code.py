@@ -1,0 +1,110 @@
+"""The published code files: nothing of ours imported, every entry complete, the same numbers."""
+
+import ast
+import importlib.util
+import sys
+
+import pytest
+import torch
+
+from retfound_hf import RetFoundConfig, RetFoundImageProcessor
+from retfound_hf.hub.remote_code import ENTRIES, bundle, flat_name
+
+ALLOWED = {"torch", "torchvision", "transformers", "numpy", "PIL", "scipy"}
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, str]:
+    return bundle()
+
+
+@pytest.fixture
+def module(files, tmp_path, monkeypatch):
+    """Imports one of the files as transformers does: as a module of a package that holds them all."""
+    package = tmp_path / "published_code"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    for name, text in files.items():
+        (package / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield lambda name: importlib.import_module(f"published_code.{name}")
+    for name in [name for name in sys.modules if name.startswith("published_code")]:
+        del sys.modules[name]
+
+
+def unguarded_imports(text: str) -> set[str]:
+    """Packages that transformers asks for before it loads a file: all but those within a `try`."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.Try):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(text))
+    return found
+
+
+def test_nothing_but_what_every_user_has_is_imported(files):
+    for name, text in files.items():
+        assert unguarded_imports(text) <= ALLOWED | set(sys.stdlib_module_names), name
+        imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+        assert all("retfound_hf" not in (node.module or "") for node in imports), name
+
+
+def test_every_relative_import_is_flat_and_present(files):
+    for name, text in files.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1 and f"{node.module}.py" in files, (name, node.module)
+
+
+def test_each_entry_names_all_that_it_needs(files):
+    """transformers 4.57 copies the files of a local folder no deeper than one import."""
+
+    def direct(name: str) -> set[str]:
+        nodes = [node for node in ast.walk(ast.parse(files[name])) if isinstance(node, ast.ImportFrom)]
+        return {f"{node.module}.py" for node in nodes if node.level}
+
+    for entry in ENTRIES.values():
+        named = direct(f"{entry}.py")
+        waiting, reached = list(named), set()
+        while waiting:
+            name = waiting.pop()
+            if name not in reached:
+                reached.add(name)
+                waiting += direct(name)
+        assert reached - {f"{entry}.py"} <= named, entry
+
+
+def test_the_classes_are_others_with_the_same_outputs(module, new_classifier):
+    own = new_classifier(problem_type="multi_label_classification", head_norm="double")
+    remote_config = module("configuration_retfound").RetFoundConfig(**own.config.to_dict())
+    remote = module("modeling_retfound").RetFoundForImageClassification(remote_config).eval()
+    assert type(remote) is not type(own) and not isinstance(remote_config, RetFoundConfig)
+    remote.load_state_dict(own.state_dict(), strict=True)
+    pixels, labels = torch.randn(2, 3, 64, 64), torch.tensor([[1.0, 0, 1], [0, 0, 1]])
+    with torch.no_grad():
+        expected, found = own(pixels, labels=labels), remote(pixels, labels=labels)
+    assert torch.equal(expected.logits, found.logits) and torch.equal(expected.loss, found.loss)
+
+
+def test_the_image_processor_gives_the_same_pixels(module, image):
+    own = RetFoundImageProcessor.for_image_size(64)
+    remote = module("image_processing_retfound").RetFoundImageProcessor(**own.to_dict())
+    assert type(remote) is not type(own)
+    assert torch.equal(own(image, return_tensors="pt").pixel_values, remote(image, return_tensors="pt").pixel_values)
+
+
+def test_names_say_what_a_file_is():
+    from retfound_hf.hub import remote_code
+
+    package = remote_code.PACKAGE
+    assert flat_name(package / "models" / "modeling.py") == "modeling_retfound"
+    assert flat_name(package / "images" / "fundus.py") == "retfound_fundus"
+    assert flat_name(package / "hub" / "remote_compat.py") == "retfound_compat"
