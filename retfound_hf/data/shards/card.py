@@ -20,7 +20,7 @@ Prepared for pretraining with `retfound prepare_images`: {steps}. Nothing of the
 ```python
 from datasets import load_dataset
 
-images = load_dataset("{folder}", split="train")  # add streaming=True to read without a copy
+images = load_dataset("{source}", split="train")  # add streaming=True to read without a copy
 ```
 
 | column | holds |
@@ -42,8 +42,12 @@ it when the shards are complete and stay as they are.
 """
 
 
-def write_card(out: Path, summary: Summary, features: "datasets.Features", options: dict[str, Any]) -> None:
-    """Write `README.md` and `dataset_info.json`, from which `load_dataset(out)` takes features and counts."""
+def write_card(out: Path, summary: Summary, features: "datasets.Features", options: dict[str, Any], name: str) -> None:
+    """Write `README.md` and `dataset_info.json`, from which `load_dataset(out)` takes features and counts.
+
+    Args:
+        name: by which readers load the data set: its folder, or its id on the Hub.
+    """
     import datasets
     from datasets.info import DatasetInfosDict
     from huggingface_hub import DatasetCardData
@@ -62,7 +66,7 @@ def write_card(out: Path, summary: Summary, features: "datasets.Features", optio
     )
     DatasetInfosDict({"default": info}).to_dataset_card_data(card)
     with whole_file(out / "README.md") as partial:
-        text = f"---\n{card.to_yaml()}\n---\n\n{_text(out, summary, features, options)}"
+        text = f"---\n{card.to_yaml()}\n---\n\n{_text(summary, options, name)}"
         partial.write_text(text, encoding="utf-8")
     with whole_file(out / "dataset_info.json") as partial, tempfile.TemporaryDirectory() as folder:
         info.write_to_directory(folder, pretty_print=True)
@@ -75,14 +79,14 @@ def remove_card(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _text(out: Path, summary: Summary, features: "datasets.Features", options: dict[str, Any]) -> str:
+def _text(summary: Summary, options: dict[str, Any], name: str) -> str:
     crop = "cropped to the field of view, padded to a square" if options["modality"] == "cfp" else "not cropped"
     return TEXT.format(
         count=summary.written,
         name=NAMES[options["modality"]],
         size=options["image_size"],
         steps=f"{crop}, resized (bicubic, antialiased)",
-        folder=out.name,
+        source=name,
         encoding=f"JPEG of quality {options['quality']}, 4:4:4" if options["image_format"] == "jpeg" else "PNG",
         kept="".join(f"| `{name}` | as in the source |\n" for name in options["keep_columns"]),
         images=summary.images,

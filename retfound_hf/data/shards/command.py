@@ -38,6 +38,12 @@ class PrepareArguments:
     keep_columns: list[str] = field(
         default_factory=list, metadata={"help": "columns of a table or a data set to carry along; none by default"}
     )
+    push_to_hub: str | None = field(
+        default=None, metadata={"help": "ORG/NAME: upload the shards to this data set on the Hub once all are made"}
+    )
+    public: bool = field(
+        default=False, metadata={"help": "make a new data set on the Hub public; by default it is private"}
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "begin anew in a folder that is not empty"})
 
     def __post_init__(self) -> None:
@@ -47,6 +53,8 @@ class PrepareArguments:
                 raise RetFoundError(f"--{name} {value} is too small; give at least {low}")
         if self.quality > 100:
             raise RetFoundError(f"--quality {self.quality} is too large; give at most 100")
+        if self.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
+            raise RetFoundError(f"--push_to_hub {self.push_to_hub} is no id of a data set; give ORG/NAME")
         first, last = self.share
         if self.overwrite_output_dir and (first, last) != (1, 1):
             raise RetFoundError(
@@ -82,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from .making import Part, make_shards
     from .opening import open_source
     from .pool import usable_cores
+    from .pushing import push_shards
     from .records import Records
     from .summary import summarise
     from .worker import Preparer
@@ -111,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     seconds = time.time() - began
     summary = summarise(records)
     if summary.written:
-        write_card(out, summary, shard_features(source.kept_features), arguments.options)
+        name = arguments.push_to_hub or out.name
+        write_card(out, summary, shard_features(source.kept_features), arguments.options, name)
     else:
         remove_card(out)
     units = -(-len(source) // arguments.shard_size)
@@ -141,3 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     speed = f", {read / seconds:,.0f} images/s with {num_workers} workers" if read else ""
     print(f"{read:,} images read in this run{speed}")
     print(out)
+    if arguments.push_to_hub is not None:
+        if summary.units < units:
+            print(f"not pushed to the Hub yet: {units - summary.units:,} units are to be made by other parts")
+        else:
+            print(push_shards(out, arguments.push_to_hub, private=not arguments.public))
