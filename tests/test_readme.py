@@ -154,6 +154,7 @@ def test_only_set_up_and_the_gpu_are_left_out():
         "they are run by these",
         "needs a GPU",
         "needs 8 GPUs and the Hub",
+        "needs the Hub",
     ]
 
 
