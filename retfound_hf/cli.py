@@ -23,6 +23,7 @@ COMMANDS = {
     "publish": ("hub.publish_command", "main", "a finished folder -> the Hub, with its card"),
     "embed": ("inference.embed_command", "main", "feature vectors of a folder of images"),
     "explain": ("explain.command", "main", "what a classifier looks at, what an autoencoder paints"),
+    "app": ("app.command", "main", "a fine-tuned folder in a browser: one image, many, and where it looks"),
 }
 
 

@@ -16,7 +16,7 @@ from ..inference.report import predictions_table
 from ..runs.errors import RetFoundError
 from .archives import Archive, ArchiveLimits, is_archive
 from .limits import Limits
-from .markup import message, render
+from .markup import message, own_html, render
 from .reader import Reader
 from .uploads import Upload, drop_zone
 
@@ -34,7 +34,7 @@ def many_images_tab(reader: Reader, limits: Limits) -> None:
 
     zone = drop_zone(label="A zip, or several images", file_count="multiple", height=150, elem_id="rf-batch-zone")
     start = gradio.Button("Classify all", variant="primary", elem_id="rf-batch-start")
-    result = gradio.HTML(
+    result = own_html(
         render("waiting", text="A table with one row per image will be here to download."), elem_id="rf-batch"
     )
 

@@ -9,6 +9,11 @@ from .reader import PRESENT, Answer, Reader
 
 FOLDER = Path(__file__).parent / "templates"
 QUALITY_WORDS = {"ok": "fit to be judged", "doubtful": "doubtful", "reject": "not fit to be judged"}
+LABELS = {
+    "single_label_classification": "Most probable for the model",
+    "multi_label_classification": "Present for the model",
+    "regression": "The model predicts",
+}
 
 
 def render(template: str, **facts: Any) -> str:
@@ -18,6 +23,13 @@ def render(template: str, **facts: Any) -> str:
         jinja2.UndefinedError: a fact that the template needs is missing.
     """
     return _environment().get_template(f"{template}.html").render(**facts)
+
+
+def own_html(html: str, **options: Any) -> Any:
+    """A gradio `HTML` that looks as style.css says and not as gradio would have it."""
+    import gradio
+
+    return gradio.HTML(html, apply_default_css=False, **options)
 
 
 def message(error: object, name: str = "") -> str:
@@ -31,9 +43,12 @@ def describe(reader: Reader, answer: Answer, name: str, size: tuple[int, int]) -
     rows = sorted(zip(reader.class_names, answer.scores.tolist(), strict=True), key=lambda row: -row[1])
     if reader.problem_type == "regression":
         rows = list(zip(reader.class_names, answer.scores.tolist(), strict=True))
+    is_single = reader.problem_type == "single_label_classification"
     return render(
         "answer",
         kind=reader.problem_type,
+        label=LABELS[reader.problem_type],
+        confidence=f"{rows[0][1]:.1%}" if is_single else "",
         headline=headline(reader.problem_type, rows),
         rows=rows,
         calibration=calibration(reader),

@@ -26,7 +26,7 @@ def bars(text: str) -> list[tuple[str, str, str]]:
 def test_bars_are_sorted_and_as_long_as_their_numbers():
     text = html()
     assert bars(text) == [("b", "70.0", "70.0"), ("a", "20.0", "20.0"), ("c", "10.0", "10.0")]
-    assert '<p class="rf-headline">b</p>' in text and "eye.png · 640 × 480 pixels" in text
+    assert '<p class="rf-headline">b <span>70.0%</span></p>' in text and "eye.png · 640 × 480 pixels" in text
 
 
 def test_calibration_is_said_either_way():

@@ -1,5 +1,7 @@
 """The files of a Space."""
 
+import ast
+
 import pytest
 import yaml
 
@@ -18,6 +20,14 @@ def test_the_space_serves_the_model(tmp_path):
     assert facts["title"] == "my-classifier" and facts["license"] == "cc-by-nc-4.0"
     assert tuple(map(int, facts["sdk_version"].split(".")[:2])) >= (6, 31)
     assert "not a medical device" in text
+
+
+def test_its_program_calls_what_exists(tmp_path, monkeypatch):
+    write_space(tmp_path, "org/my-classifier")
+    calls = []
+    monkeypatch.setattr("retfound_hf.app.server.serve", lambda *words, **options: calls.append((words, options)))
+    exec(compile(ast.parse((tmp_path / "app.py").read_text()), "app.py", "exec"), {})
+    assert calls == [(("org/my-classifier",), {"host": "0.0.0.0", "port": 7860})]
 
 
 @pytest.mark.parametrize("name", ['a"b', "no slash", "a/b/c", "a/b\n"])

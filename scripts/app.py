@@ -1,0 +1,12 @@
+"""A fine-tuned folder in a browser, on this machine alone.
+
+python scripts/app.py --model my-classifier
+"""
+
+import sys
+
+from retfound_hf.app.command import main
+from retfound_hf.runs.arguments import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,131 @@
+"""The page as a server: what it sends, what it keeps, and that visitors do not meet."""
+
+import json
+import re
+import threading
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from PIL import Image
+
+from retfound_hf.app.reader import Reader
+
+FETCHES = re.compile(
+    r"""(?:<(?:script|img|iframe|source)[^>]*\ssrc|<link[^>]*\shref)\s*=\s*["'](?:https?:)?//([^"']+)"""
+)
+
+
+@pytest.fixture(scope="module")
+def served(serve_page, classifier_folder):
+    return serve_page("--model", str(classifier_folder), "--max_upload_mb", "1")
+
+
+def fetch(url: str) -> tuple[str, dict[str, str]]:
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        return answer.read().decode(), dict(answer.headers)
+
+
+def numbers(html: str) -> dict[str, float]:
+    found = re.findall(r'rf-name">(.*?)</span>.*?rf-value">(.*?)%', html, re.S)
+    return {name: float(value) for name, value in found}
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(served):
+    html, headers = fetch(served.url)
+    assert FETCHES.findall(html) == [] and "fonts.googleapis" not in html and "cdnjs" not in html
+    policy = {name.lower(): value for name, value in headers.items()}["content-security-policy"]
+    assert "default-src 'self'" in policy and "http" not in policy
+    assert not re.search(r"@import|url\(\s*['\"]?(https?:)?//", html)
+
+
+def test_telemetry_history_and_monitoring_are_off(served):
+    config = json.loads(fetch(f"{served.url}/config")[0])
+    assert config["analytics_enabled"] is False and config["run_history"] is False and config["footer_links"] == []
+    with pytest.raises(urllib.error.HTTPError):
+        fetch(f"{served.url}/monitoring/summary")
+
+
+def test_an_answer_and_nothing_left_on_disk(served, reader: Reader, photographs):
+    client = Client(served.url, verbose=False)
+    html, *_ = client.predict(handle_file(photographs[0]), api_name="/answer")
+    expected = reader.answer(Image.open(photographs[0])).scores
+    assert np.allclose([numbers(html)[name] for name in reader.class_names], 100 * expected, atol=0.06)
+    assert "For research on" not in html and served.files() == []
+
+
+def test_wrong_files_get_a_message_and_are_removed(served, tmp_path: Path):
+    client = Client(served.url, verbose=False)
+    (tmp_path / "letter.png").write_bytes(b"Dear doctor")
+    html, *_ = client.predict(handle_file(tmp_path / "letter.png"), api_name="/answer")
+    assert 'role="alert"' in html and "letter.png: it is not an image" in html.lower()
+    assert served.files() == []
+
+
+def test_two_users_with_different_and_with_equal_files(served, reader: Reader, photographs):
+    """Six visitors at once, two with each photograph: each gets his own numbers, and no file is lost."""
+    expected = [100 * reader.answer(Image.open(path)).scores for path in photographs]
+    clients = [Client(served.url, verbose=False) for _ in range(6)]
+    together = threading.Barrier(len(clients))
+
+    def visit(number: int) -> list[np.ndarray]:
+        found = []
+        for turn in range(3):
+            together.wait(timeout=60)
+            path = photographs[(number // 2 + turn) % 4]
+            html, *_ = clients[number].predict(handle_file(path), api_name="/answer")
+            assert f"{path.name} ·" in html
+            found.append(np.array([numbers(html)[name] for name in reader.class_names]))
+        return found
+
+    with ThreadPoolExecutor(len(clients)) as pool:
+        results = list(pool.map(visit, range(len(clients))))
+    for number, turns in enumerate(results):
+        for turn, found in enumerate(turns):
+            assert np.allclose(found, expected[(number // 2 + turn) % 4], atol=0.06), (number, turn)
+    assert served.files() == []
+
+
+def ask(served, path: str) -> str:
+    """What the server streams back when a program claims to have uploaded the file at `path`."""
+    file = {"path": path, "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
+    address = f"{served.url}/gradio_api/call/answer"
+    body = json.dumps({"data": [file]}).encode()
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        event = json.load(answer)["event_id"]
+    return fetch(f"{address}/{event}")[0]
+
+
+def test_paths_and_addresses_are_not_read(served, photographs):
+    for path in (str(photographs[0]), "/etc/hostname", f"{served.url}/favicon.ico", str(served.temporary)):
+        said = ask(served, path)
+        assert said.startswith("event: error") and "rf-headline" not in said, path
+    assert photographs[0].is_file()
+    with pytest.raises(urllib.error.HTTPError):
+        fetch(f"{served.url}/gradio_api/file={photographs[0]}")
+
+
+def test_large_uploads_are_refused(served, tmp_path: Path):
+    (tmp_path / "large.png").write_bytes(bytes(2 * 2**20))
+    client = Client(served.url, verbose=False)
+    with pytest.raises(Exception, match=r"413|File size|exceed"):
+        client.predict(handle_file(tmp_path / "large.png"), api_name="/answer")
+    assert served.files() == []
+
+
+def test_a_password_is_asked_for(serve_page, classifier_folder, monkeypatch):
+    monkeypatch.setenv("RETFOUND_APP_PASSWORD", "open sesame")
+    served = serve_page("--model", str(classifier_folder), "--user", "eye")
+    for place in ("config", "gradio_api/upload_progress?upload_id=1"):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            fetch(f"{served.url}/{place}")
+    html, _ = fetch(served.url)
+    assert FETCHES.findall(html) == [] and "rf-header" not in html
+    with pytest.raises(Exception, match=r"[Ll]ogin|[Aa]uth|credentials"):
+        Client(served.url, auth=("eye", "wrong"), verbose=False)
+    Client(served.url, auth=("eye", "open sesame"), verbose=False)
