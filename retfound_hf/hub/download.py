@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..models.conversion.reading import sha256_of
 from ..runs.errors import RetFoundError
-from .errors import explained
+from ..runs.hub_errors import explained
 
 
 def download(repo_id: str, file: str, revision: str = "main") -> Path:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from ..runs.errors import RetFoundError
+from ..runs.hub_errors import explained
 from .card_checks import check_card, read_card
 from .contents import Contents, read_contents
-from .errors import explained
 from .licences import check_licence
 from .staging import is_hub_id, staged
 
