@@ -33,16 +33,18 @@ class Patients:
 
         The draws depend on patients, strata and seed alone, not on the size of the blocks.
         """
-        rng = np.random.default_rng(seed)
-        members = [np.flatnonzero(self.stratum == stratum) for stratum in np.unique(self.stratum)]
+        strata = [np.flatnonzero(self.stratum == stratum) for stratum in np.unique(self.stratum)]
+        # A stream for each stratum: read row by row, it is the same however many rows are read at once.
+        streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(len(strata))]
         size = max(1, BLOCK // len(self.row))
         for start in range(0, resamples, size):
-            rows = min(size, resamples - start)
-            counts = np.zeros((rows, self.count))
-            for resample in range(rows):  # one by one, so that the stream is the same for every size of block
-                for patients in members:
-                    chosen = rng.integers(len(patients), size=len(patients))
-                    counts[resample, patients] = np.bincount(chosen, minlength=len(patients))
+            block = min(size, resamples - start)
+            counts = np.empty((block, self.count))
+            for members, stream in zip(strata, streams, strict=True):
+                drawn = stream.integers(len(members), size=(block, len(members)))
+                drawn += len(members) * np.arange(block)[:, None]
+                found = np.bincount(drawn.ravel(), minlength=block * len(members))
+                counts[:, members] = found.reshape(block, len(members))
             yield counts[:, self.row]
 
     def left_out(self) -> tuple[np.ndarray, Iterator[np.ndarray]]:

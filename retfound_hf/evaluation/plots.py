@@ -11,6 +11,7 @@ from ..runs.errors import RetFoundError
 from .calibration import confidence_and_correctness, reliability_curve
 from .confusion_plot import plot_confusion
 from .curve_plots import plot_precision_recall, plot_roc
+from .decision_plot import plot_decision_curves
 from .estimate import CONFIDENCE
 from .figure_style import COLOURS, COLUMN, GREY, figure, unit_square
 from .inputs import ProblemType, check_classification, check_regression
@@ -21,9 +22,9 @@ from .regression_plot import plot_predicted_vs_true
 def plot_classification(
     labels: Any, probabilities: Any, class_names: Sequence[str], problem_type: ProblemType, output_dir: str | Path
 ) -> list[Path]:
-    """Write `roc.png`, `precision_recall.png`, `confusion_matrix.png` and `reliability.png` at 300 dpi.
+    """Write `roc.png`, `precision_recall.png`, `confusion_matrix.png`, `reliability.png` and `decision_curve.png`.
 
-    Of two exclusive classes the ROC curve of the second is drawn; that of the first is its mirror image. A curve that
+    At 300 dpi. Of two exclusive classes the ROC and the decision curve of the second are drawn. A curve that
     the labels leave undefined is left out and named in the figure.
 
     Args:
@@ -44,6 +45,9 @@ def plot_classification(
         plot_precision_recall(truth, probabilities, class_names, output_dir / "precision_recall.png"),
         plot_confusion(labels, predicted, class_names, output_dir / "confusion_matrix.png", single),
         plot_reliability(confidence, correct, output_dir / "reliability.png", single),
+        plot_decision_curves(
+            truth[:, drawn], probabilities[:, drawn], class_names[drawn], output_dir / "decision_curve.png"
+        ),
     ]
 
 

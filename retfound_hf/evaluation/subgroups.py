@@ -1,7 +1,7 @@
 """Metrics per group of patients or images (age band, sex, camera, site), and the gap between groups."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -18,7 +18,7 @@ from .weighted_metrics import Statistic, Values
 CLASSIFIER_METRICS = ("auroc", "balanced_accuracy", "brier")
 REGRESSOR_METRICS = ("mae", "rmse")
 TEST = "bootstrap over patients, largest studentised difference of all pairs"
-# Groups of fewer patients are shown, but their resamples tell too little to take part in a comparison.
+# Of fewer patients the resamples tell too little for an interval, or for a comparison.
 FEWEST = 10
 
 
@@ -66,7 +66,8 @@ def subgroup_metrics(
         problem_type, labels, scores, class_names, patients, resamples, seed: as `bootstrap.metric_intervals`.
 
     Returns:
-        Groups in the order of `bands.in_order`, and one gap per metric that at least two groups of 10 patients have.
+        Groups in the order of `bands.in_order`, and one gap per metric that at least two groups have.
+        Groups of fewer than 10 patients have values alone.
     """
     labels, scores, groups = np.asarray(labels), np.asarray(scores), np.asarray(groups, dtype=object)
     if len(groups) != len(labels):
@@ -88,9 +89,8 @@ def subgroup_metrics(
             units = patients_of(patients, len(labels), truth if conditional else None)
             estimates, drawn = _draw(_statistic(parts, chosen), units, resamples, seed)
             for (metric, name), estimate in estimates.items():
-                members = len(np.unique(units.row[rows[name]]))
-                found[name][metric] = Estimate(estimate.value, estimate.low, estimate.high, members,
-                                               estimate.method, estimate.undefined)  # fmt: skip
+                own = replace(estimate, n=len(np.unique(units.row[rows[name]])))
+                found[name][metric] = own if own.n >= FEWEST else replace(own, low=None, high=None)
             gaps += [gap for metric in chosen if (gap := _gap(metric, found, drawn, units.count)) is not None]
     order = list(wanted)
     return (
@@ -134,7 +134,7 @@ def _draw(statistic: Statistic, units: Patients, resamples: int, seed: int) -> t
 
 
 def _gap(metric: str, found: dict[str, dict[str, Estimate]], drawn: Values, patients: int) -> Gap | None:
-    names = [name for name, of in found.items() if of[metric].interval is not None and of[metric].n >= FEWEST]
+    names = [name for name, of in found.items() if of[metric].interval is not None]
     if len(names) < 2:
         return None
     values = np.array([found[name][metric].value for name in names])

@@ -14,8 +14,8 @@ METHODS = {"full": "all weights", "lora": "a LoRA adapter and the head", "linear
 AGE_COLUMNS, SEX_COLUMNS = ("age", "patient_age"), ("sex", "gender", "patient_sex")
 
 
-def write_finetuned_card(folder: Path, job: FinetuneJob, seconds: float) -> Path:
-    """Write the card of a folder whose model and `metrics.json` are written already."""
+def write_finetuned_card(folder: Path, job: FinetuneJob, seconds: float, level: str = "image") -> Path:
+    """Write the card of a folder whose model and `metrics.json`, at `level`, are written already."""
     base = job.model_args.model_name_or_path
     start = f"`{Path(base).name if Path(base).exists() else base}`" if base else "random weights"
     start += "" if base else f" (preset `{job.model_args.config_name}`)"
@@ -32,7 +32,7 @@ def write_finetuned_card(folder: Path, job: FinetuneJob, seconds: float) -> Path
         metadata["datasets"] = [data]
     if index := model_index(folder, folder.name, data, data if on_hub else None):
         metadata["model-index"] = index
-    test = len(job.prepared["test"].images)
+    test = f"{len(job.prepared['test'].images)} images{'' if level == 'image' else f', metrics by {level}'}"
     return write_card(
         folder,
         "adapter" if is_adapter else "finetuned",
@@ -42,7 +42,7 @@ def write_finetuned_card(folder: Path, job: FinetuneJob, seconds: float) -> Path
         targets=f"{job.labelled.problem_type.replace('_', ' ').capitalize()}: {', '.join(job.labelled.class_names)}.",
         training_data=_training_data(job, data),
         preprocessing=describe_preprocessing(job.processor),
-        evaluation=evaluation_text(folder, f"the test split, {test} images"),
+        evaluation=evaluation_text(folder, f"the test split, {test}"),
         calibration=calibration_text(folder, job.labelled.problem_type),
         cost=cost_text(seconds, hardware()),
         provenance=(

@@ -12,11 +12,13 @@ from ..evaluation.table import format_table
 from ..inference.forward import predict_logits, to_scores
 from ..inference.processes import process_state
 from ..inference.report import write_report
+from ..inference.report_arguments import ReportArguments
 from ..runs.errors import RetFoundError
 from ..runs.files import move_into, refuse_existing, write_json
 from ..runs.record import write_run_record
 from .arguments import DataArguments, FinetuneTrainingArguments, MethodArguments, ModelArguments
 from .card import write_finetuned_card
+from .decision import DecisionArguments, calibrate, check_requests, choose_points, save_points
 from .job import FinetuneJob, make_job
 from .lora import save_adapter
 from .training import train_head, train_network
@@ -27,11 +29,15 @@ def finetune(
     data_args: DataArguments,
     method_args: MethodArguments,
     args: FinetuneTrainingArguments,
+    decision_args: DecisionArguments | None = None,
+    report_args: ReportArguments | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune and evaluate; `arguments` says what can be asked.
+    """Fine-tune and evaluate; `arguments`, `decision` and `inference.report_arguments` say what can be asked.
 
     Writes into `args.output_dir` the model folder (or adapter), `metrics.json`, `predictions.csv` and `plots/` of the
     test split, `validation/` with the same of the validation split, `history.json`, a card and `run.json`.
+    For classes also `operating_points.json`, thresholds chosen on the validation split, and `operating_points.csv`,
+    what they reach on the test split.
 
     Returns:
         The test metrics; on processes other than the main one, nothing.
@@ -42,18 +48,20 @@ def finetune(
         refuse_existing(args.output_dir, args.overwrite_output_dir)
         _remove_checkpoints(args.output_dir)  # of an earlier run: `latest` must not find them
     set_seed(args.seed)
+    decision, report = decision_args or DecisionArguments(), report_args or ReportArguments()
     job = make_job(model_args, data_args, method_args, args)
+    check_requests(job, decision, report)
     model, history = train_head(job) if method_args.method == "linear" else train_network(job, checkpoint)
-    scores = {
-        split: to_scores(
-            predict_logits(model, job.prepared[split].images, job.processor, **job.forward_options),
-            job.labelled.problem_type,
-        )
+    logits = {
+        split: predict_logits(model, job.prepared[split].images, job.processor, **job.forward_options)
         for split in ("val", "test")
     }
+    if decision.calibrate:
+        calibrate(model, logits, job.prepared["val"].targets, job.labelled.problem_type)
+    scores = {split: to_scores(values, job.labelled.problem_type) for split, values in logits.items()}
     metrics: dict[str, Any] = {}
     if process_state().is_main_process:
-        metrics = _write(job, model, scores, history, round(time.time() - started, 1))
+        metrics = _write(job, model, scores, history, decision, report, round(time.time() - started, 1))
         print(f"\nTest split:\n{format_table(metrics, job.labelled.class_names)}\n")
         print(f"Written to {args.output_dir}: the model, metrics.json, predictions.csv, plots/, validation/, run.json")
     process_state().wait_for_everyone()
@@ -61,11 +69,19 @@ def finetune(
 
 
 def _write(
-    job: FinetuneJob, model: Any, scores: dict[str, Any], history: list[dict[str, Any]], seconds: float
+    job: FinetuneJob,
+    model: Any,
+    scores: dict[str, Any],
+    history: list[dict[str, Any]],
+    decision: DecisionArguments,
+    report: ReportArguments,
+    seconds: float,
 ) -> dict[str, Any]:
     output_dir = Path(job.args.output_dir)
     with move_into(output_dir) as partial:
         save_model(job, model, partial)
+    points = choose_points(job, scores["val"], decision, report)
+    save_points(output_dir, job, points, report)
     reports = {
         split: write_report(
             folder,
@@ -74,15 +90,17 @@ def _write(
             scores[split],
             job.labelled.problem_type,
             job.labelled.class_names,
+            report=report,
+            points=points if split == "test" else (),
         )
         for split, folder in (("val", output_dir / "validation"), ("test", output_dir))
     }
     write_json(output_dir / "history.json", history)
-    write_finetuned_card(output_dir, job, seconds)
+    write_finetuned_card(output_dir, job, seconds, report.level)
     write_run_record(
         output_dir,
         "finetune",
-        [job.model_args, job.data_args, job.method_args, job.args],
+        [job.model_args, job.data_args, job.method_args, job.args, decision, report],
         seconds=seconds,
         images={split: len(part.images) for split, part in job.prepared.items()},
         rejected_images=[image for part in job.prepared.values() for image in part.rejected],

@@ -25,6 +25,7 @@ def label_options(
         "label_smoothing": 0.0 if problem_type == "regression" else smoothing,
         "class_weights": None,
         "target_scale": None,
+        "calibration_temperature": 1.0,  # what training makes of a calibrated head is calibrated no more
     }
     if problem_type == "regression":
         if class_weights != "none":

@@ -15,8 +15,10 @@ from ..runs.record import write_run_record
 from .arguments import ForwardArguments
 from .forward import predict_logits, to_scores
 from .loading import load_classifier, load_processor
+from .operating_points import read_points
 from .processes import process_state
 from .report import write_report
+from .report_arguments import ReportArguments
 from .sets import prepare_split, warn_of_modality
 
 
@@ -37,9 +39,15 @@ class EvaluateArguments:
     )
 
 
-def evaluate(arguments: EvaluateArguments, forward_arguments: ForwardArguments) -> dict[str, Any]:
-    """Evaluate and write `metrics.json`, `predictions.csv`, `plots/` and `run.json`; the metrics are returned."""
-    started = time.time()
+def evaluate(
+    arguments: EvaluateArguments, forward_arguments: ForwardArguments, report: ReportArguments | None = None
+) -> dict[str, Any]:
+    """Evaluate and write `metrics.json`, `predictions.csv`, `plots/` and `run.json`; the metrics are returned.
+
+    What else is written, `report` says. A model folder with thresholds (`operating_points.json`) also brings
+    `operating_points.csv`: what they reach on this set.
+    """
+    started, report = time.time(), report or ReportArguments()
     state = process_state()
     if state.is_main_process:
         refuse_existing(forward_arguments.output_dir, forward_arguments.overwrite_output_dir)
@@ -56,6 +64,8 @@ def evaluate(arguments: EvaluateArguments, forward_arguments: ForwardArguments) 
         **split_of_training(arguments.model_name_or_path, forward_arguments.seed),
         need_splits=() if arguments.split == "all" else (arguments.split,),
     )
+    report.check_columns(labelled.table.columns, arguments.data)
+    points = read_points(arguments.model_name_or_path, class_names, report)
     processor = load_processor(arguments.model_name_or_path)
     prepared = prepare_split(
         labelled,
@@ -70,11 +80,20 @@ def evaluate(arguments: EvaluateArguments, forward_arguments: ForwardArguments) 
     metrics: dict[str, Any] = {}
     if state.is_main_process:
         output_dir = Path(forward_arguments.output_dir)
-        metrics = write_report(output_dir, prepared.rows, prepared.targets, scores, problem_type, class_names)
+        metrics = write_report(
+            output_dir,
+            prepared.rows,
+            prepared.targets,
+            scores,
+            problem_type,
+            class_names,
+            report=report,
+            points=points,
+        )
         write_run_record(
             output_dir,
             "evaluate",
-            [arguments, forward_arguments],
+            [arguments, forward_arguments, report],
             seconds=round(time.time() - started, 1),
             images=len(prepared.images),
             rejected_images=prepared.rejected,
@@ -104,6 +123,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments and run."""
     evaluate(
         *parse_arguments(
-            EvaluateArguments, ForwardArguments, argv=argv, description="A fine-tuned folder on any labelled set."
+            EvaluateArguments,
+            ForwardArguments,
+            ReportArguments,
+            argv=argv,
+            description="A fine-tuned folder on any labelled set.",
         )
     )

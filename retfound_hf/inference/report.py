@@ -1,14 +1,23 @@
 """What is written about a model on a set: `metrics.json`, `predictions.csv`, plots, and a table for the terminal."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ..evaluation.bootstrap import metric_intervals
+from ..evaluation.inputs import check_classification
 from ..evaluation.metrics import compute_metrics
+from ..evaluation.operating_points import OperatingPoint
 from ..evaluation.plots import plot_classification, plot_regression
+from ..evaluation.table import INTERVAL
 from ..runs.files import whole_file, write_json
+from .operating_points import points_table
+from .report_arguments import ReportArguments, known
+from .statistics_tables import calibration_table, intervals_table, subgroups_table
+from .units import to_level
 
 
 def write_report(
@@ -19,19 +28,43 @@ def write_report(
     problem_type: str,
     class_names: tuple[str, ...],
     plots: bool = True,
+    report: ReportArguments | None = None,
+    points: Sequence[OperatingPoint] = (),
 ) -> dict[str, Any]:
-    """Write the three kinds of files and return the metrics.
+    """Write the three kinds of files, the tables that `report` asks for, and return the metrics.
+
+    `predictions.csv` is about images always; metrics, plots and tables are about the units of `report.level`, whose
+    own predictions stand in `predictions_<level>.csv`.
 
     Args:
-        rows: one per image, with `id` and, where known, `patient_id`.
+        rows: one per image, with `id` and, where known, `patient_id`, `eye` and columns of subgroups.
         targets, scores: as `evaluation.metrics.compute_metrics` takes them.
         plots: they take longer than a small model does.
+        points: thresholds chosen on other images; what they reach here goes to `operating_points.csv`.
     """
-    output_dir = Path(output_dir)
+    output_dir, report = Path(output_dir), report or ReportArguments()
+    extra = list(report.subgroups)
+    tables = {"predictions": predictions_table(rows, targets, scores, problem_type, class_names, extra)}
+    rows, targets, scores = to_level(rows, targets, scores, problem_type, report)
+    if report.level != "image":
+        own = predictions_table(rows, targets, scores, problem_type, class_names, extra)
+        tables[f"predictions_{report.level}"] = own
     metrics = compute_metrics(problem_type, targets, scores, class_names)
-    table = predictions_table(rows, targets, scores, problem_type, class_names)
-    with whole_file(output_dir / "predictions.csv") as partial:
-        table.to_csv(partial, index=False, float_format="%.9g")
+    patients = rows["patient_id"].to_numpy() if "patient_id" in rows else None
+    if report.confidence_intervals:
+        estimates = metric_intervals(problem_type, targets, scores, class_names, patients, report.resamples)
+        metrics |= {f"{name}{INTERVAL}": found.interval for name, found in estimates.items() if found.interval}
+        tables["intervals"] = intervals_table(estimates)
+        if problem_type != "regression":
+            tables["calibration"] = calibration_table(targets, scores, class_names, problem_type, patients)
+    if points:
+        _, checked, truth = check_classification(targets, scores, class_names, problem_type)
+        tables["operating_points"] = points_table(list(points), truth, checked, class_names, patients)
+    if report.subgroups:
+        tables["subgroups"] = subgroups_table(rows, targets, scores, class_names, problem_type, report)
+    for name, table in tables.items():
+        with whole_file(output_dir / f"{name}.csv") as partial:
+            table.to_csv(partial, index=False, float_format="%.9g")
     if plots and problem_type == "regression":
         plot_regression(targets, scores, class_names, output_dir / "plots")
     elif plots:
@@ -41,11 +74,16 @@ def write_report(
 
 
 def predictions_table(
-    rows: pd.DataFrame, targets: np.ndarray | None, scores: np.ndarray, problem_type: str, class_names: tuple[str, ...]
+    rows: pd.DataFrame,
+    targets: np.ndarray | None,
+    scores: np.ndarray,
+    problem_type: str,
+    class_names: tuple[str, ...],
+    columns_kept: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """`id`, `label` unless there are no targets, `prediction`, `prob/<class>`..., `patient_id` where known.
+    """`id`, `label` unless there are no targets, `prediction`, `prob/<class>`..., `patient_id` and `eye` where known.
 
-    Multi-label cells list the labels that hold, joined by `|`. Regression has no probabilities, and with several
+    Other columns of `rows` follow where they are asked for in `columns_kept`. Multi-label cells list the labels that hold, joined by `|`. Regression has no probabilities, and with several
     targets `label/<target>` and `prediction/<target>`.
     """
     columns: dict[str, Any] = {"id": rows["id"].to_numpy()}
@@ -65,8 +103,9 @@ def predictions_table(
             columns["prediction" if single else f"prediction/{name}"] = scores[:, index]
     if problem_type != "regression":
         columns |= {f"prob/{name}": scores[:, index] for index, name in enumerate(names)}
-    if "patient_id" in rows and rows["patient_id"].notna().any():
-        columns["patient_id"] = rows["patient_id"].to_numpy()
+    for name in dict.fromkeys(("patient_id", "eye", *columns_kept)):
+        if known(rows, name) and name not in columns:
+            columns[name] = rows[name].to_numpy()
     return pd.DataFrame({name: values for name, values in columns.items() if values is not None})
 
 

@@ -50,10 +50,12 @@ def calibration_text(folder: Path, problem_type: str | None) -> str:
     text = f"Expected calibration error {number(metrics['ece'])}"
     text += f", Brier score {number(metrics['brier'])}" if metrics.get("brier") is not None else ""
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    temperature = config.get("temperature")
-    if temperature is None:
+    temperature = config.get("calibration_temperature", 1.0)
+    if temperature == 1.0:
         return f"{text}; the probabilities are those of the network, no temperature was fitted to them."
-    return f"{text}, with the logits divided by a temperature of {number(temperature)} that the folder stores."
+    return (
+        f"{text}, after the head was divided by a temperature of {number(temperature)}, fitted on validation images."
+    )
 
 
 def model_index(folder: Path, name: str, dataset: str, dataset_id: str | None = None) -> list[dict[str, Any]]:

@@ -37,6 +37,8 @@ class RetFoundConfig(ViTMAEConfig):
         label_smoothing: smoothing of the targets in the classification losses, in [0, 1).
         class_weights: one weight per label in the loss (positive-class weights for multi-label targets).
         target_scale: regression only: one scale per target, by which the errors are divided in the loss.
+        calibration_temperature: by which the head was divided after training, to calibrate its probabilities (Guo et
+            al. 2017). A record: the stored weights hold the division, and every reader of them is calibrated.
         modality: `"cfp"` (colour fundus photographs), `"oct"` (OCT B-scans) or None when unknown.
         encoder_only: the weights have no decoder, so that pretraining cannot continue from them.
         weights_license: licence that the weights carry on to whatever is made from them; conversion sets it, and it
@@ -68,6 +70,7 @@ class RetFoundConfig(ViTMAEConfig):
         label_smoothing: float = 0.0,
         class_weights: list[float] | None = None,
         target_scale: list[float] | None = None,
+        calibration_temperature: float = 1.0,
         modality: str | None = None,
         encoder_only: bool = False,
         weights_license: str | None = None,
@@ -78,6 +81,7 @@ class RetFoundConfig(ViTMAEConfig):
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
         self.target_scale = target_scale
+        self.calibration_temperature = calibration_temperature
         self.modality = modality
         self.encoder_only = encoder_only
         self.weights_license = weights_license
@@ -125,6 +129,8 @@ class RetFoundConfig(ViTMAEConfig):
         for name in ("mask_ratio", "drop_path_rate", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+        if not self.calibration_temperature > 0:
+            raise ValueError(f"calibration_temperature={self.calibration_temperature} must be above 0")
         if self.head_norm not in HEAD_NORMS:
             raise ValueError(f"head_norm={self.head_norm!r} is unknown; accepted: {', '.join(HEAD_NORMS)}")
         if self.modality is not None and self.modality not in MODALITIES:

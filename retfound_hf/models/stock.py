@@ -22,7 +22,8 @@ class StockEncoderConfig(PreTrainedConfig):
 
     Args:
         encoder_config: of the encoder; its `model_type` is one of `STOCK_ENCODERS`.
-        drop_path_rate, label_smoothing, class_weights, target_scale, modality: as in `RetFoundConfig`.
+        drop_path_rate, label_smoothing, class_weights, target_scale, calibration_temperature, modality: as in
+            `RetFoundConfig`.
 
     Raises:
         ValueError: an encoder whose patch tokens are not known here.
@@ -38,6 +39,7 @@ class StockEncoderConfig(PreTrainedConfig):
         label_smoothing: float = 0.0,
         class_weights: list[float] | None = None,
         target_scale: list[float] | None = None,
+        calibration_temperature: float = 1.0,
         modality: str | None = None,
         **kwargs: Any,
     ):
@@ -48,6 +50,7 @@ class StockEncoderConfig(PreTrainedConfig):
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
         self.target_scale = target_scale
+        self.calibration_temperature = calibration_temperature
         self.modality = modality
         super().__init__(**kwargs)
         if self.encoder_config.model_type not in STOCK_ENCODERS:

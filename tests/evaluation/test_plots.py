@@ -10,7 +10,7 @@ from retfound_hf.evaluation.figure_style import COLUMN, PAGE, figure, short
 from retfound_hf.evaluation.plots import plot_classification, plot_regression
 from retfound_hf.runs.errors import RetFoundError
 
-FILES = ["roc.png", "precision_recall.png", "confusion_matrix.png", "reliability.png"]
+FILES = ["roc.png", "precision_recall.png", "confusion_matrix.png", "reliability.png", "decision_curve.png"]
 LONG = "a class with a name that is much longer than any axis has room for"
 
 
@@ -33,7 +33,7 @@ def test_column_wide_figures(single_label, tmp_path, classes):
     paths = plot_classification(labels, scores, names, "single_label_classification", tmp_path / "plots")
     assert [path.name for path in paths] == FILES
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == sorted(FILES)  # no part of a file is left
-    assert widths(paths) == pytest.approx([COLUMN] * 4, abs=0.01)
+    assert widths(paths) == pytest.approx([COLUMN] * 5, abs=0.01)
 
 
 @pytest.mark.filterwarnings("error")
@@ -42,7 +42,7 @@ def test_39_classes_some_absent(single_label, tmp_path):
     labels[labels == 7] = 0
     names = [f"{index}. {LONG}" for index in range(39)]
     paths = plot_classification(labels, scores, names, "single_label_classification", tmp_path)
-    assert widths(paths) == pytest.approx([COLUMN, COLUMN, PAGE, COLUMN], abs=0.01)
+    assert widths(paths) == pytest.approx([COLUMN, COLUMN, PAGE, COLUMN, COLUMN], abs=0.01)
 
 
 @pytest.mark.filterwarnings("error")
@@ -56,8 +56,8 @@ def test_one_class_present_is_a_note_not_a_crash(single_label, tmp_path):
 def test_multi_label(multi_label, tmp_path):
     labels, scores = multi_label(60, 3)
     labels[:, 2] = 0
-    assert len(plot_classification(labels, scores, list("abc"), "multi_label_classification", tmp_path)) == 4
-    assert len(plot_classification(labels[:, :1], scores[:, :1], ["a"], "multi_label_classification", tmp_path)) == 4
+    assert len(plot_classification(labels, scores, list("abc"), "multi_label_classification", tmp_path)) == 5
+    assert len(plot_classification(labels[:, :1], scores[:, :1], ["a"], "multi_label_classification", tmp_path)) == 5
 
 
 @pytest.mark.filterwarnings("error")

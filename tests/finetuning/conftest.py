@@ -20,8 +20,10 @@ from retfound_hf.finetuning.arguments import (
     MethodArguments,
     ModelArguments,
 )
+from retfound_hf.finetuning.decision import DecisionArguments
 from retfound_hf.finetuning.job import FinetuneJob, make_job
 from retfound_hf.finetuning.run import finetune
+from retfound_hf.inference.report_arguments import ReportArguments
 
 SIZE, PATCH = 32, 8
 COLOURS = {"amd": (200, 60, 60), "healthy": (60, 200, 60), "other": (60, 60, 200)}
@@ -187,7 +189,14 @@ def cache_dir(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("decoded")
 
 
-ARGUMENTS = (ModelArguments, DataArguments, MethodArguments, FinetuneTrainingArguments)
+ARGUMENTS = (
+    ModelArguments,
+    DataArguments,
+    MethodArguments,
+    FinetuneTrainingArguments,
+    DecisionArguments,
+    ReportArguments,
+)
 FAST = {
     "num_train_epochs": 3, "learning_rate": 3e-3, "per_device_eval_batch_size": 64, "dataloader_num_workers": 0,
     "use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "drop_path": 0.1, "augmentation": "light",
@@ -196,7 +205,7 @@ FAST = {
 
 @pytest.fixture
 def arguments(encoder_folder, planted, cache_dir, tmp_path):
-    """Makes the four argument objects of a quick run; keyword arguments override any option."""
+    """Makes the argument objects of a quick run; keyword arguments override any option."""
 
     def make(**options) -> tuple:
         base = {} if "config_name" in options else {"model_name_or_path": str(encoder_folder)}
@@ -219,7 +228,7 @@ def job(arguments):
     def make(**options) -> FinetuneJob:
         parsed = arguments(**options)
         set_seed(parsed[3].seed)
-        return make_job(*parsed)
+        return make_job(*parsed[:4])
 
     return make
 

@@ -110,11 +110,11 @@ def test_a_killed_run_goes_on(arguments, encoder_folder, planted, cache_dir, tmp
 
 
 def test_nothing_to_resume_is_refused(arguments, tmp_path):
-    _, _, _, args = arguments(resume_from_checkpoint="latest")
+    _, _, _, args, *_ = arguments(resume_from_checkpoint="latest")
     with pytest.raises(RetFoundError, match="--resume_from_checkpoint latest: there is no checkpoint in"):
         checkpoint_to_resume(args)
-    _, _, _, args = arguments(resume_from_checkpoint=str(tmp_path / "absent"))
+    _, _, _, args, *_ = arguments(resume_from_checkpoint=str(tmp_path / "absent"))
     with pytest.raises(RetFoundError, match="is no folder; give a checkpoint folder or latest"):
         checkpoint_to_resume(args)
-    _, _, _, args = arguments()
+    _, _, _, args, *_ = arguments()
     assert checkpoint_to_resume(args) is None

@@ -1,0 +1,137 @@
+"""How often the 95% intervals hold the true number, on patients with two correlated eyes."""
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score
+
+from retfound_hf.evaluation.bootstrap import bootstrap, metric_intervals
+from retfound_hf.evaluation.delong import auroc_interval, compare_aurocs
+from retfound_hf.evaluation.metrics import compute_metrics
+from retfound_hf.evaluation.operating_points import sensitivity_at_specificity
+from retfound_hf.evaluation.patients import patients_of
+from retfound_hf.evaluation.proportions import share_interval
+from retfound_hf.evaluation.recalibration import calibration_line
+from retfound_hf.evaluation.weighted_areas import weighted_areas
+
+CLASSIFIER = "single_label_classification"
+
+
+def eyes(rng: np.random.Generator, patients: int, shift: float = 1.2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Outcome, score and patient of two eyes each: 40% of patients diseased, a quarter of them in one eye only."""
+    patient = np.repeat(np.arange(patients), 2)
+    diseased = rng.random(patients) < 0.4
+    truth = diseased[patient]
+    spared = np.flatnonzero(diseased & (rng.random(patients) < 0.25))
+    truth[2 * spared + rng.integers(2, size=len(spared))] = False
+    score = 0.8 * rng.normal(size=patients)[patient] + 0.6 * rng.normal(size=2 * patients) + shift * truth
+    return truth, score, patient
+
+
+def probabilities(score: np.ndarray) -> np.ndarray:
+    positive = expit(1.2 * (score - 0.6) - 0.3)
+    return np.c_[1 - positive, positive]
+
+
+def held(low: float | None, true: float, high: float | None) -> bool:
+    return low is not None and high is not None and low <= true <= high
+
+
+@pytest.fixture(scope="module")
+def population():
+    return eyes(np.random.default_rng(99), 200_000)
+
+
+def test_auroc_clustered_by_patient_and_not(population):
+    """Obuchowski's interval holds at 100 patients; DeLong's, which takes eyes for patients, does not."""
+    rng, true = np.random.default_rng(0), roc_auc_score(*population[:2])
+    clustered, naive = [], []
+    for _ in range(1500):
+        truth, score, patient = eyes(rng, 100)
+        for found, names in ((clustered, patient), (naive, None)):
+            estimate = auroc_interval(truth, score, names)
+            found.append(held(estimate.low, true, estimate.high))
+    assert 0.93 <= np.mean(clustered) <= 0.97
+    assert np.mean(naive) < 0.925
+
+
+def test_difference_of_two_aurocs_and_its_false_alarms():
+    rng, inside, alarms = np.random.default_rng(1), [], []
+    for _ in range(1500):
+        truth, score, patient = eyes(rng, 100)
+        noise = rng.normal(size=(2, len(score)))
+        found = compare_aurocs(truth, score + noise[0], score + noise[1], patient)
+        inside.append(held(found.difference.low, 0, found.difference.high))
+        alarms.append(found.p_value < 0.05)
+    assert 0.93 <= np.mean(inside) <= 0.97 and np.mean(inside) == pytest.approx(1 - np.mean(alarms), abs=0.002)
+
+
+def test_bootstrap_of_an_auroc_at_60_patients(population):
+    rng, true = np.random.default_rng(2), roc_auc_score(*population[:2])
+    inside = []
+    for seed in range(500):
+        truth, score, patient = eyes(rng, 60)
+        value = roc_auc_score(truth, score)
+
+        def area(weights, truth=truth, score=score):
+            return {"auroc": weighted_areas(truth, score, weights, precision=False)[0]}
+
+        units = patients_of(patient, len(truth), np.c_[truth, ~truth])
+        estimate = bootstrap(area, {"auroc": value}, units, 400, seed)["auroc"]
+        inside.append(held(estimate.low, true, estimate.high))
+    assert 0.925 <= np.mean(inside) <= 0.975  # 500 draws of a coverage of 95% scatter by 1%
+
+
+@pytest.mark.parametrize("true", [0.8, 0.95])
+def test_share_of_correlated_images_at_80_patients(true):
+    """Two eyes that agree in half of the patients."""
+    rng, inside = np.random.default_rng(3), []
+    for _ in range(2000):
+        hits = rng.random((80, 2)) < true
+        hits[:, 1] = np.where(rng.random(80) < 0.5, hits[:, 0], hits[:, 1])
+        estimate = share_interval(hits.ravel(), np.repeat(np.arange(80), 2))
+        inside.append(held(estimate.low, true, estimate.high))
+    assert 0.93 <= np.mean(inside) <= 0.97
+
+
+@pytest.mark.slow
+def test_calibration_slope_and_intercept_at_200_patients():
+    rng, slope, intercept = np.random.default_rng(4), [], []
+    for _ in range(1000):
+        patient = np.repeat(np.arange(200), 2)
+        logit = 0.8 * rng.normal(size=200)[patient] + 0.6 * rng.normal(size=400)
+        # The eyes' outcomes hang together beyond what is predicted: one number decides for both in half the patients.
+        chance = rng.random((200, 2))
+        chance[:, 1] = np.where(rng.random(200) < 0.5, chance[:, 0], chance[:, 1])
+        found = calibration_line(chance.ravel() < expit(logit), expit(logit), patient)
+        slope.append(held(found.slope.low, 1, found.slope.high))
+        intercept.append(held(found.intercept.low, 0, found.intercept.high))
+    assert 0.93 <= np.mean(slope) <= 0.97 and 0.93 <= np.mean(intercept) <= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("patients", "shift"), [(100, 1.2), (200, 2.0)])
+def test_every_metric_of_a_classifier(patients, shift):
+    names, rng = ["no", "yes"], np.random.default_rng(5)
+    truth, score, _ = eyes(np.random.default_rng(98), 200_000, shift)
+    true = compute_metrics(CLASSIFIER, truth.astype(int), probabilities(score), names)
+    inside: dict[str, list[bool]] = {}
+    for seed in range(800):
+        truth, score, patient = eyes(rng, patients, shift)
+        found = metric_intervals(CLASSIFIER, truth.astype(int), probabilities(score), names, patient, seed=seed)
+        for name, estimate in found.items():
+            inside.setdefault(name, []).append(held(estimate.low, true[name], estimate.high))
+    coverage = {name: float(np.mean(values)) for name, values in inside.items() if name != "ece"}
+    assert all(0.93 <= value <= 0.97 for value in coverage.values()), coverage
+
+
+@pytest.mark.slow
+def test_sensitivity_at_a_specificity_at_200_patients(population):
+    truth, score, _ = population
+    true = sensitivity_at_specificity(truth[:40_000], score[:40_000], 0.8, resamples=100).value
+    rng, inside = np.random.default_rng(6), []
+    for seed in range(600):
+        truth, score, patient = eyes(rng, 200)
+        estimate = sensitivity_at_specificity(truth, score, 0.8, patient, 500, seed)
+        inside.append(held(estimate.low, true, estimate.high))
+    assert 0.93 <= np.mean(inside) <= 0.97
