@@ -72,7 +72,7 @@ def calibration(reader: Reader) -> str:
     """Whether the probabilities were fitted to what was seen on validation data."""
     if reader.problem_type == "regression":
         return ""
-    if reader.temperature == 1:
+    if reader.temperature is None:
         return "Not calibrated: read the numbers as an order, not as chances."
     return f"Calibrated on validation data (temperature {reader.temperature:.2f})."
 

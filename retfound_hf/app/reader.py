@@ -50,7 +50,8 @@ class Reader:
         self.class_names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
         self.problem_type: str = config.problem_type or "single_label_classification"
         self.modality: str | None = getattr(config, "modality", None)
-        self.temperature: float = getattr(config, "calibration_temperature", 1.0)
+        temperature = getattr(config, "calibration_temperature", 1.0)
+        self.temperature: float | None = None if temperature == 1 else temperature
 
     @torch.inference_mode()
     def answer(self, image: Image.Image) -> Answer:

@@ -12,7 +12,7 @@ from .metrics import compute_metrics
 from .patients import Patients, patients_of
 from .weighted_metrics import OF_CLASSES, Statistic, Values, classification_statistic, regression_statistic
 
-RESAMPLES = 1000
+RESAMPLES = 2000  # below, the ends of a BCa interval move visibly with the seed
 # With fewer defined resamples in a tail the ends of an interval are noise.
 MIN_DEFINED = 100
 # A small sample's ECE lies above the true one by more than it varies, and a resample's above the sample's.

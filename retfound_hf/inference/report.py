@@ -83,8 +83,8 @@ def predictions_table(
 ) -> pd.DataFrame:
     """`id`, `label` unless there are no targets, `prediction`, `prob/<class>`..., `patient_id` and `eye` where known.
 
-    Other columns of `rows` follow where they are asked for in `columns_kept`. Multi-label cells list the labels that hold, joined by `|`. Regression has no probabilities, and with several
-    targets `label/<target>` and `prediction/<target>`.
+    `columns_kept` of `rows` follow. Multi-label cells list the labels that hold, joined by `|`. Regression has no
+    probabilities, and with several targets `label/<target>` and `prediction/<target>`.
     """
     columns: dict[str, Any] = {"id": rows["id"].to_numpy()}
     names = np.asarray(class_names, dtype=object)

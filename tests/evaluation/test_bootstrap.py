@@ -207,7 +207,7 @@ def test_fast_enough():
     labels = rng.integers(5, size=2000)
     scores = softmax(rng.normal(size=(2000, 5)) + np.eye(5)[labels], axis=1)
     started = time.process_time()
-    metric_intervals(SINGLE, labels, scores, list("abcde"), np.arange(2000) // 2)
+    metric_intervals(SINGLE, labels, scores, list("abcde"), np.arange(2000) // 2, 1000)
     assert time.process_time() - started < 10
 
 

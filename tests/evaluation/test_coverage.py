@@ -118,7 +118,7 @@ def test_every_metric_of_a_classifier(patients, shift):
     inside: dict[str, list[bool]] = {}
     for seed in range(800):
         truth, score, patient = eyes(rng, patients, shift)
-        found = metric_intervals(CLASSIFIER, truth.astype(int), probabilities(score), names, patient, seed=seed)
+        found = metric_intervals(CLASSIFIER, truth.astype(int), probabilities(score), names, patient, 1000, seed)
         for name, estimate in found.items():
             inside.setdefault(name, []).append(held(estimate.low, true[name], estimate.high))
     coverage = {name: float(np.mean(values)) for name, values in inside.items() if name != "ece"}
