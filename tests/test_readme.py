@@ -23,6 +23,7 @@ BLOCK = re.compile(r"(?:<!-- not run by the tests: (?P<why>.*?) -->\n)?```(?P<la
 SHORTER = {
     "finetune.py": ["--num_train_epochs", "2", "--dataloader_num_workers", "0", "--per_device_eval_batch_size", "16"],
     "make_registry.py": ["--num_patients", "80", "--image_size", "64"],
+    "scripts/explain.py": ["--max_images", "2", "--dataloader_num_workers", "0"],
     "pretrain.py": ["--max_steps", "2", "--dataloader_num_workers", "1"],
 }
 
@@ -184,3 +185,25 @@ def test_speed_of_shards_equals_the_recorded_result():
     found += [str(value) for row in rows for name, value in row.items() if name.startswith("projected_hours")]
     assert re.findall(r"\*\*([\d.]+)\*\*", said) == found
     assert abs(record["memory"]["bytes_for_each_image_more"]) < 1000
+
+
+def test_maps_table_equals_the_recorded_result():
+    record = json.loads((ROOT / "scripts/benchmarks/results/explain.json").read_text())
+    table = re.search(r"<!-- explain -->(.*?)<!-- /explain -->", README, re.S)[1]
+    for method, cost in record["cost"]["retfound-cfp"].items():
+        if method == "forward_seconds_per_image":
+            continue
+        cells = next(line for line in table.splitlines() if line.startswith(f"| `{method}`")).split("|")[2:-1]
+        names = ("times_chance_in_lesion", "healthy_class", "random_weights", "deletion", "insertion")
+        for cell, name, digits in zip(cells, names, (1, 1, 1, 2, 2), strict=False):
+            assert cell.strip() == " / ".join(f"{run[method][name]:.{digits}f}" for run in record["sanity"])
+        assert cells[-1].strip() == f"{cost:.1f}"
+    for run in record["sanity"]:
+        for method in ("relevance", "rollout", "integrated_gradients"):
+            assert run[method]["deletion"] < run["random_order"]["deletion"]
+            assert run[method]["insertion"] > run["random_order"]["insertion"]
+        # What the README says about classes.
+        assert (
+            run["integrated_gradients"]["healthy_class"] < 0.2 * run["integrated_gradients"]["times_chance_in_lesion"]
+        )
+        assert run["relevance"]["healthy_class"] > 0.8 * run["relevance"]["times_chance_in_lesion"]
