@@ -156,6 +156,7 @@ def test_only_set_up_and_the_gpu_are_left_out():
         "needs a GPU",
         "needs 8 GPUs and the Hub",
         "needs the Hub",
+        "some twenty small runs, in a slow test",
     ]
 
 
