@@ -1,5 +1,6 @@
 """A labelled set from a CSV or parquet table."""
 
+import os
 import posixpath
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,10 +58,16 @@ def table_images(table: pd.DataFrame, path: Path, image_column: str, image_root:
     if written.isna().any():
         rows = [str(row) for row in table.index[written.isna()][:5] + 1]
         raise RetFoundError(f"{path}: {written.isna().sum()} rows name no image (row {', '.join(rows)})")
-    paths = [root / str(name).replace("\\", "/") for name in written]
-    names = [posixpath.normpath((p.relative_to(root) if p.is_relative_to(root) else p).as_posix()) for p in paths]
+    names = [str(name).replace("\\", "/") for name in written]
+    paths = [root / name for name in names]
+    # Most names are relative already, and pathlib takes its time.
+    ids = [_below(path, root) if os.path.isabs(name) else name for name, path in zip(names, paths, strict=True)]
     rest = table.drop(columns=[name for name in ("id", image_column) if name in table.columns])
-    return rest.assign(id=names, image=[str(p) for p in paths])
+    return rest.assign(id=[posixpath.normpath(name) for name in ids], image=[str(path) for path in paths])
+
+
+def _below(path: Path, root: Path) -> str:
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def _read_csv(path: Path, text_columns: Sequence[str]) -> pd.DataFrame:

@@ -13,6 +13,21 @@ def refuse(wrong: pd.Series, source: object, what: str) -> None:
         raise RetFoundError(f"{source}: {int(wrong.sum())} of {len(wrong)} rows {what}: {rows_of(wrong)}")
 
 
+def check_offsets(offsets: dict[str, str | None]) -> None:
+    """Raise if two tables write their times in different zones.
+
+    Args:
+        offsets: from UTC, by table; None for days without a time or without an offset, which go with any.
+    """
+    known = {name: offset for name, offset in offsets.items() if offset is not None}
+    if len(set(known.values())) > 1:
+        said = " and ".join(f"{offset} in {name}" for name, offset in known.items())
+        raise RetFoundError(
+            f"time zones are mixed ({said}), so that days may be off by one; name the clinic's with --time_zone, such "
+            "as Europe/London"
+        )
+
+
 def check_duplicates(events: pd.DataFrame, source: object) -> None:
     """Raise if an event of a patient and eye is listed twice for one day."""
     repeated = events.duplicated(["patient_id", "eye", "event", "date"], keep=False)

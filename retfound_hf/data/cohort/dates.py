@@ -91,6 +91,15 @@ class DateReader:
             raise RetFoundError(f"{name}: {_said(text, wrong)} {what}{_advice(text[wrong].iloc[0], self.date_format)}")
 
 
+def offset_of(values: pd.Series) -> str | None:
+    """The offset from UTC of the first time in `values`, None for days without one."""
+    for value in as_text(values).dropna():
+        part = ISO.fullmatch(value)
+        if part and part["zone"]:
+            return "+00:00" if part["zone"] == "Z" else part["zone"]
+    return None
+
+
 def rows_of(wrong: pd.Series, limit: int = 5) -> str:
     """`row 3`, or `rows 3, 7 and 12 more`: where `wrong` holds, counted from 1 below the table's header."""
     rows = [str(row + 1) for row in wrong.index[wrong]]

@@ -11,7 +11,7 @@ from ..checks import check_columns, listed
 from ..labels import as_text
 from ..tables import read_table, table_images
 from . import checks
-from .dates import DateReader
+from .dates import DateReader, offset_of
 from .eyes import read_eyes
 from .facts import DEATH, FACTS, LAST_FOLLOW_UP, fact_of_event, one_per_patient
 
@@ -68,6 +68,8 @@ def read_registry(
         checks.refuse(table["patient_id"].isna(), name, "name no patient")
     photographs = _images(tables[str(images)], Path(images), reader, image_column, image_root)
     happened = _events(tables[str(events)], str(events), reader)
+    if reader.time_zone is None and reader.date_format is None:
+        checks.check_offsets({name: offset_of(table["date"]) for name, table in list(tables.items())[:2]})
     told = [_told(table, name, reader) for name, table in tables.items()]
     checks.check_duplicates(happened, events)
     is_fact = happened["event"].map(fact_of_event).notna()

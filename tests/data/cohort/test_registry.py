@@ -1,5 +1,7 @@
 """What cannot be true of a registry is said in one line that names the rows."""
 
+from zoneinfo import ZoneInfo
+
 import pandas as pd
 import pytest
 
@@ -111,6 +113,19 @@ def test_follow_up_without_a_word_ends_with_the_last_record(registry):
     found = registry(IMAGES, events).patients
     assert found["follow_up_end"].to_dict() == {"p1": pd.Timestamp("2019-06-01"), "p2": pd.Timestamp("2019-01-01")}
     assert not found["follow_up_given"].any()
+
+
+def test_tables_of_two_time_zones(registry):
+    images = IMAGES.assign(date=IMAGES["date"] + "T23:00:00Z")
+    events = EVENTS.assign(date=EVENTS["date"] + "T01:00:00+09:00")
+    with pytest.raises(
+        RetFoundError, match=r"time zones are mixed \(\+00:00 in .*images.csv and \+09:00 in .*events.csv"
+    ):
+        registry(images, events)
+    assert registry(images, EVENTS).images["date"].tolist() == pd.to_datetime(IMAGES["date"]).tolist()
+    found = registry(images, events, time_zone=ZoneInfo("Asia/Tokyo"))
+    assert found.images["date"].tolist() == (pd.to_datetime(IMAGES["date"]) + pd.Timedelta(days=1)).tolist()
+    assert found.events["date"].min() == pd.Timestamp("2019-01-01")
 
 
 def test_numbers_as_patients_and_codes_as_events(registry, build):
