@@ -1,7 +1,9 @@
 """A synthetic registry: patients, eyes, visits and events, with an effect planted between images and events."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,13 @@ from ..images.synthetic import CLASSES, Eye, draw_patient
 from ..runs.errors import RetFoundError
 from .synthetic import CAMERAS
 
-SIGN = {"cfp": "retinopathy", "oct": "amd"}  # what the images show, in every severity from just detectable on
-EYE_EVENT = {"cfp": "proliferative retinopathy", "oct": "wet AMD"}
+SIGNS = {"cfp": ("retinopathy", "glaucoma"), "oct": ("dme", "amd")}  # what images may show; the first by default
+EYE_EVENT = {
+    "retinopathy": "proliferative retinopathy",
+    "glaucoma": "vision loss",
+    "dme": "vision loss",
+    "amd": "wet AMD",
+}
 PATIENT_EVENT = "stroke"
 SITES = ("East", "North", "West")
 OPENED, CLOSED = date(2010, 1, 1), date(2020, 12, 31)
@@ -21,7 +28,7 @@ RATE_YEARS = 3.0
 DROP_OUT = 0.08  # a year
 DEATH_RATE, DEATH_PER_DECADE, EVENT_PER_DECADE = 0.015, 0.8, 0.5  # a year at 64; logarithms of hazard ratios
 MEAN_AGE, AGE_SD = 64.0, 9.0
-SEVERITY_SD = 12**-0.5  # of the uniform distribution
+HEALTHY, SPARED_EYE = 0.4, 0.15  # shares of patients without the sign, and of the others' eyes
 REPEAT_PHOTOGRAPH = 0.2
 
 
@@ -31,14 +38,18 @@ class Plan:
 
     Attributes:
         modality: "cfp" or "oct".
+        sign: what the images show, one of `SIGNS[modality]`; the most visible by default. The event of the eye goes
+            with it (`EYE_EVENT`).
         num_visits: of each patient at most, about a year apart.
         effect: logarithm of the hazard ratio for one standard deviation of the sign's severity (of the eye for the
-            event of the eye, of both eyes' mean for that of the patient); 0 for images that foretell nothing.
+            event of the eye, of both eyes' mean for that of the patient); 0 for images that foretell nothing. Four of
+            ten patients have no sign; the others have it in any severity, one in seven of their eyes is spared.
         event_rate: share of eyes, and of patients, with the event in three years, about.
         seed: patient `k` of a seed is the same in a registry of any size.
     """
 
     modality: str = "cfp"
+    sign: str | None = None
     num_visits: int = 2
     effect: float = 1.5
     event_rate: float = 0.25
@@ -47,6 +58,11 @@ class Plan:
     def __post_init__(self) -> None:
         if self.modality not in CLASSES:
             raise RetFoundError(f"modality {self.modality!r} is unknown; choose one of {', '.join(CLASSES)}")
+        if self.sign is None:
+            object.__setattr__(self, "sign", SIGNS[self.modality][0])
+        if self.sign not in SIGNS[self.modality]:
+            known = " or ".join(SIGNS[self.modality])
+            raise RetFoundError(f"sign {self.sign!r} does not show on {self.modality}; choose {known}")
         if self.num_visits < 1:
             raise RetFoundError(f"num_visits {self.num_visits} is too small; give at least 1")
         if not 0 < self.event_rate < 1:
@@ -62,7 +78,7 @@ class SyntheticRegistry:
         events: `patient_id`, `eye` (empty for events of the person), `event`, `date`; one row of `last_follow_up` or
             `death` per patient.
         truth: by patient and eye: `severity`, and `eye_hazard` and `patient_hazard` a year.
-        eyes: what to render, one per image: the eye, its severity, and the seed of the photograph.
+        eyes: what to render, one per image: the eye, its severity (0 without the sign), the seed of the photograph.
     """
 
     images: pd.DataFrame
@@ -83,7 +99,11 @@ def draw_registry(num_patients: int, plan: Plan) -> SyntheticRegistry:
     """
     if num_patients < 1:
         raise RetFoundError(f"num_patients {num_patients} is too small; give at least 1")
-    base = _base_hazard(plan, 0.0), _base_hazard(plan, EVENT_PER_DECADE)
+    (of_eye, of_both), population = _scales(), _population()
+    base = (
+        _base_hazard(plan, of_eye(population.ravel()), 0.0),
+        _base_hazard(plan, of_both(population.mean(axis=1)), EVENT_PER_DECADE),
+    )
     drawn = [
         _patient(number, np.random.default_rng(sequence), plan, base)
         for number, sequence in enumerate(np.random.SeedSequence(plan.seed).spawn(num_patients))
@@ -98,8 +118,7 @@ def draw_registry(num_patients: int, plan: Plan) -> SyntheticRegistry:
 def _patient(number: int, rng: np.random.Generator, plan: Plan, base: tuple[float, float]) -> dict[str, list[Any]]:
     name = f"P{number:04d}"
     pair = draw_patient(rng, plan.modality)
-    common = rng.uniform(0, 1)
-    severity = {eye.laterality: float(np.clip(common + rng.normal(0, 0.12), 0, 1)) for eye in pair}
+    severity = dict(zip((eye.laterality for eye in pair), _severities(rng), strict=True))
     age = float(np.clip(rng.normal(MEAN_AGE, AGE_SD), 40, 90))
     first = OPENED + timedelta(days=int(rng.uniform(0, 5 * 365.25)))
     person = {
@@ -113,11 +132,12 @@ def _patient(number: int, rng: np.random.Generator, plan: Plan, base: tuple[floa
     left = min(first + _span(rng, DROP_OUT), CLOSED)
     end, last = min(death, left), "death" if death <= left else "last_follow_up"
 
-    hazards = {side: base[0] * np.exp(plan.effect * _standard(severity[side])) for side in severity}
+    of_eye, of_both = _scales()
+    hazards = {side: base[0] * np.exp(plan.effect * of_eye(severity[side])) for side in severity}
     mean = float(np.mean(list(severity.values())))
-    own = base[1] * np.exp(plan.effect * _standard(mean) + EVENT_PER_DECADE * decades)
+    own = base[1] * np.exp(plan.effect * of_both(mean) + EVENT_PER_DECADE * decades)
     began = first - timedelta(days=round(365.25 * YEARS_BEFORE))
-    happened = [(side, EYE_EVENT[plan.modality], began + _span(rng, hazards[side])) for side in hazards]
+    happened = [(side, EYE_EVENT[plan.sign], began + _span(rng, hazards[side])) for side in hazards]
     happened.append((None, PATIENT_EVENT, began + _span(rng, own)))
     events = [
         {"patient_id": name, "eye": side, "event": event, "date": day}
@@ -145,8 +165,26 @@ def _patient(number: int, rng: np.random.Generator, plan: Plan, base: tuple[floa
     return {"images": images, "events": events, "truth": truth, "eyes": eyes}
 
 
-def _standard(severity: float) -> float:
-    return (severity - 0.5) / SEVERITY_SD
+def _severities(rng: np.random.Generator) -> tuple[float, float]:
+    """Severity of the sign in each eye, 0 where there is none; fellow eyes are alike."""
+    healthy, common, noise, spared = rng.random(), rng.uniform(0.2, 1), rng.normal(0, 0.08, 2), rng.random(2)
+    if healthy < HEALTHY:
+        return 0.0, 0.0
+    both = np.where(spared < SPARED_EYE, 0.0, np.clip(common + noise, 0.05, 1))
+    return float(both[0]), float(both[1])
+
+
+@cache
+def _population() -> np.ndarray:
+    """Severities (4000 patients, 2 eyes), for what holds of the distribution."""
+    rng = np.random.default_rng(0)
+    return np.array([_severities(rng) for _ in range(4000)])
+
+
+def _scales() -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """Functions that bring an eye's severity, and the mean of both eyes', to mean 0 and standard deviation 1."""
+    eyes, both = _population().ravel(), _population().mean(axis=1)
+    return (lambda value: (value - eyes.mean()) / eyes.std()), (lambda value: (value - both.mean()) / both.std())
 
 
 def _span(rng: np.random.Generator, hazard: float) -> timedelta:
@@ -154,13 +192,16 @@ def _span(rng: np.random.Generator, hazard: float) -> timedelta:
     return timedelta(days=1 + int(365.25 * min(rng.exponential(1 / hazard), 200)))
 
 
-def _base_hazard(plan: Plan, per_decade: float) -> float:
-    """The yearly hazard at mean severity and age that gives `plan.event_rate` in three years over all of them."""
+def _base_hazard(plan: Plan, values: np.ndarray, per_decade: float) -> float:
+    """The yearly hazard at mean severity and age that gives `plan.event_rate` in three years over all of them.
+
+    Args:
+        values: standardised severities of a population.
+    """
     from scipy.optimize import brentq
 
-    share = np.linspace(0.005, 0.995, 100)
-    ages = np.random.default_rng(0).normal(0, AGE_SD / 10, 400)
-    ratio = np.exp(plan.effect * _standard(share)[:, None] + per_decade * ages)
+    ages = np.random.default_rng(0).normal(0, AGE_SD / 10, len(values))
+    ratio = np.exp(plan.effect * values + per_decade * ages)
 
     def excess(log_hazard: float) -> float:
         return float((1 - np.exp(-np.exp(log_hazard) * ratio * RATE_YEARS)).mean() - plan.event_rate)

@@ -11,7 +11,7 @@ from ..runs.arguments import parse_arguments
 from ..runs.errors import RetFoundError
 from ..runs.files import whole_folder
 from ..runs.record import write_run_record
-from .synthetic_registry import SIGN, Plan, draw_registry
+from .synthetic_registry import Plan, draw_registry
 
 POOR_CAMERA = "C"
 
@@ -21,6 +21,9 @@ class RegistryArguments:
     out: str = field(metadata={"positional": True, "help": "folder to make"})
     modality: Literal["cfp", "oct"] = field(
         default="cfp", metadata={"help": "colour fundus photographs or OCT B-scans"}
+    )
+    sign: Literal["retinopathy", "glaucoma", "dme", "amd"] | None = field(
+        default=None, metadata={"help": "what the images show: retinopathy or glaucoma (cfp), dme or amd (oct)"}
     )
     num_patients: int = field(default=200, metadata={"help": "patients; each has two eyes"})
     num_visits: int = field(default=2, metadata={"help": "visits of each patient at most, about a year apart"})
@@ -53,9 +56,9 @@ def make_registry(arguments: RegistryArguments) -> Path:
     from PIL import Image
     from tqdm import tqdm
 
-    from ..images.synthetic import render
+    from ..images.synthetic import CLASSES, render
 
-    options = ("modality", "num_visits", "effect", "event_rate", "seed")
+    options = ("modality", "sign", "num_visits", "effect", "event_rate", "seed")
     plan = Plan(**{name: getattr(arguments, name) for name in options})
     registry = draw_registry(arguments.num_patients, plan)
     with whole_folder(arguments.out, arguments.overwrite_output_dir) as folder:
@@ -65,7 +68,8 @@ def make_registry(arguments: RegistryArguments) -> Path:
         )
         for row, (eye, severity, seed) in zip(progress, registry.eyes, strict=True):
             rng = np.random.default_rng(seed)
-            pixels = render(eye, SIGN[arguments.modality], severity, arguments.image_size, rng).image
+            condition = plan.sign if severity > 0 else CLASSES[arguments.modality][0]
+            pixels = render(eye, condition, severity, arguments.image_size, rng).image
             if row.camera == POOR_CAMERA and arguments.poor_camera_contrast < 1:
                 pixels = fade(pixels, arguments.poor_camera_contrast, rng)
             if arguments.modality == "cfp":

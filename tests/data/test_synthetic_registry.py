@@ -11,7 +11,7 @@ from retfound_hf.data.cohort.building import build_cohort
 from retfound_hf.data.cohort.dates import Horizon
 from retfound_hf.data.cohort.outcomes import Question
 from retfound_hf.data.cohort.registry import read_registry
-from retfound_hf.data.synthetic_registry import EYE_EVENT, Plan, draw_registry
+from retfound_hf.data.synthetic_registry import EYE_EVENT, SIGNS, Plan, draw_registry
 from retfound_hf.data.synthetic_registry_command import fade, main
 from retfound_hf.runs.errors import RetFoundError
 
@@ -45,8 +45,8 @@ def test_tables_of_a_registry(made):
         "image", "patient_id", "eye", "date", "birth_date", "sex", "camera", "site",
     ]  # fmt: skip
     assert list(events.columns) == ["patient_id", "eye", "event", "date"]
-    assert set(events["event"]) <= {EYE_EVENT[modality], "stroke", "last_follow_up", "death"}
-    assert events["eye"].notna().eq(events["event"] == EYE_EVENT[modality]).all()
+    assert set(events["event"]) <= {EYE_EVENT[SIGNS[modality][0]], "stroke", "last_follow_up", "death"}
+    assert events["eye"].notna().eq(events["event"] == EYE_EVENT[SIGNS[modality][0]]).all()
     ends = events[events["event"].isin(["last_follow_up", "death"])]
     assert ends["patient_id"].value_counts().eq(1).all() and set(ends["patient_id"]) == set(images["patient_id"])
     assert len(truth) == 24 and (images.groupby("patient_id")["eye"].nunique() == 2).all()
@@ -82,17 +82,17 @@ def test_event_rate(modality, effect):
     assert (1 - np.exp(-3 * truth["patient_hazard"])).mean() == pytest.approx(0.2, abs=0.03)
     # At risk for four years by the third anniversary of the first visit, whatever came in between.
     first = registry.images.groupby("patient_id")["date"].min()
-    own = registry.events[registry.events["event"] == EYE_EVENT[modality]]
+    own = registry.events[registry.events["event"] == EYE_EVENT[SIGNS[modality][0]]]
     before = (own["date"] <= own["patient_id"].map(first)).sum() / (2 * 2500)
     assert before == pytest.approx((1 - np.exp(-truth["eye_hazard"])).mean(), abs=0.015)
 
 
 def test_the_planted_effect_is_in_the_cohort(tmp_path):
-    registry = draw_registry(600, Plan("oct", effect=1.5, seed=1))
+    registry = draw_registry(600, Plan("oct", "amd", effect=1.5, seed=1))
     for event, unit in (("stroke", "patient"), ("wet AMD", "eye")):
         table = cohort_of(registry, tmp_path, event, unit)
         assert roc_auc_score(table["label"], table["severity"]) > 0.75, event
-    none = draw_registry(600, Plan("oct", effect=0.0, seed=1))
+    none = draw_registry(600, Plan("oct", "amd", effect=0.0, seed=1))
     table = cohort_of(none, tmp_path, "wet AMD", "eye")
     assert roc_auc_score(table["label"], table["severity"]) == pytest.approx(0.5, abs=0.08)
     # Age foretells stroke in either, so that matching has something to do.
@@ -137,6 +137,7 @@ def test_fading_takes_contrast_and_leaves_brightness():
     [
         (["--event_rate", "1"], "event_rate 1.0 is out of range"),
         (["--num_patients", "0"], "num_patients 0 is too small"),
+        (["--sign", "dme"], "sign 'dme' does not show on cfp; choose retinopathy or glaucoma"),
         (["--num_visits", "0"], "num_visits 0 is too small"),
         (["--poor_camera_contrast", "0"], "--poor_camera_contrast 0.0 is not above 0"),
         (["--image_size", "10"], "image_size 10 is too small"),
