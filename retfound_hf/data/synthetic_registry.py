@@ -1,9 +1,7 @@
 """A synthetic registry: patients, eyes, visits and events, with an effect planted between images and events."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ import pandas as pd
 from ..images.synthetic import CLASSES, Eye, draw_patient
 from ..runs.errors import RetFoundError
 from .synthetic import CAMERAS
+from .synthetic_hazards import base_hazard, population, scales, severities
 
 SIGNS = {"cfp": ("retinopathy", "glaucoma"), "oct": ("dme", "amd")}  # what images may show; the first by default
 EYE_EVENT = {
@@ -24,11 +23,9 @@ PATIENT_EVENT = "stroke"
 SITES = ("East", "North", "West")
 OPENED, CLOSED = date(2010, 1, 1), date(2020, 12, 31)
 YEARS_BEFORE = 1.0  # at risk before the first visit, so that some events are prevalent
-RATE_YEARS = 3.0
 DROP_OUT = 0.08  # a year
 DEATH_RATE, DEATH_PER_DECADE, EVENT_PER_DECADE = 0.015, 0.8, 0.5  # a year at 64; logarithms of hazard ratios
 MEAN_AGE, AGE_SD = 64.0, 9.0
-HEALTHY, SPARED_EYE = 0.4, 0.15  # shares of patients without the sign, and of the others' eyes
 REPEAT_PHOTOGRAPH = 0.2
 
 
@@ -99,10 +96,11 @@ def draw_registry(num_patients: int, plan: Plan) -> SyntheticRegistry:
     """
     if num_patients < 1:
         raise RetFoundError(f"num_patients {num_patients} is too small; give at least 1")
-    (of_eye, of_both), population = _scales(), _population()
+    (of_eye, of_both), eyes = scales(), population()
+    ages = EVENT_PER_DECADE * np.random.default_rng(0).normal(0, AGE_SD / 10, len(eyes))
     base = (
-        _base_hazard(plan, of_eye(population.ravel()), 0.0),
-        _base_hazard(plan, of_both(population.mean(axis=1)), EVENT_PER_DECADE),
+        base_hazard(plan.effect, plan.event_rate, of_eye(eyes.ravel())),
+        base_hazard(plan.effect, plan.event_rate, of_both(eyes.mean(axis=1)), ages),
     )
     drawn = [
         _patient(number, np.random.default_rng(sequence), plan, base)
@@ -118,7 +116,7 @@ def draw_registry(num_patients: int, plan: Plan) -> SyntheticRegistry:
 def _patient(number: int, rng: np.random.Generator, plan: Plan, base: tuple[float, float]) -> dict[str, list[Any]]:
     name = f"P{number:04d}"
     pair = draw_patient(rng, plan.modality)
-    severity = dict(zip((eye.laterality for eye in pair), _severities(rng), strict=True))
+    severity = dict(zip((eye.laterality for eye in pair), severities(rng), strict=True))
     age = float(np.clip(rng.normal(MEAN_AGE, AGE_SD), 40, 90))
     first = OPENED + timedelta(days=int(rng.uniform(0, 5 * 365.25)))
     person = {
@@ -132,7 +130,7 @@ def _patient(number: int, rng: np.random.Generator, plan: Plan, base: tuple[floa
     left = min(first + _span(rng, DROP_OUT), CLOSED)
     end, last = min(death, left), "death" if death <= left else "last_follow_up"
 
-    of_eye, of_both = _scales()
+    of_eye, of_both = scales()
     hazards = {side: base[0] * np.exp(plan.effect * of_eye(severity[side])) for side in severity}
     mean = float(np.mean(list(severity.values())))
     own = base[1] * np.exp(plan.effect * of_both(mean) + EVENT_PER_DECADE * decades)
@@ -165,45 +163,6 @@ def _patient(number: int, rng: np.random.Generator, plan: Plan, base: tuple[floa
     return {"images": images, "events": events, "truth": truth, "eyes": eyes}
 
 
-def _severities(rng: np.random.Generator) -> tuple[float, float]:
-    """Severity of the sign in each eye, 0 where there is none; fellow eyes are alike."""
-    healthy, common, noise, spared = rng.random(), rng.uniform(0.2, 1), rng.normal(0, 0.08, 2), rng.random(2)
-    if healthy < HEALTHY:
-        return 0.0, 0.0
-    both = np.where(spared < SPARED_EYE, 0.0, np.clip(common + noise, 0.05, 1))
-    return float(both[0]), float(both[1])
-
-
-@cache
-def _population() -> np.ndarray:
-    """Severities (4000 patients, 2 eyes), for what holds of the distribution."""
-    rng = np.random.default_rng(0)
-    return np.array([_severities(rng) for _ in range(4000)])
-
-
-def _scales() -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """Functions that bring an eye's severity, and the mean of both eyes', to mean 0 and standard deviation 1."""
-    eyes, both = _population().ravel(), _population().mean(axis=1)
-    return (lambda value: (value - eyes.mean()) / eyes.std()), (lambda value: (value - both.mean()) / both.std())
-
-
 def _span(rng: np.random.Generator, hazard: float) -> timedelta:
     """An exponential time in whole days, at least one and at most 200 years."""
     return timedelta(days=1 + int(365.25 * min(rng.exponential(1 / hazard), 200)))
-
-
-def _base_hazard(plan: Plan, values: np.ndarray, per_decade: float) -> float:
-    """The yearly hazard at mean severity and age that gives `plan.event_rate` in three years over all of them.
-
-    Args:
-        values: standardised severities of a population.
-    """
-    from scipy.optimize import brentq
-
-    ages = np.random.default_rng(0).normal(0, AGE_SD / 10, len(values))
-    ratio = np.exp(plan.effect * values + per_decade * ages)
-
-    def excess(log_hazard: float) -> float:
-        return float((1 - np.exp(-np.exp(log_hazard) * ratio * RATE_YEARS)).mean() - plan.event_rate)
-
-    return float(np.exp(brentq(excess, -40, 10)))
