@@ -118,7 +118,7 @@ def head_inputs(model: PreTrainedModel, images: Any, processor: RetFoundImagePro
 def pooled(outputs: Any) -> Tensor:
     """The feature vectors (batch, width) among an encoder's outputs: pooled, or the class token where none is."""
     vectors = getattr(outputs, "pooler_output", None)
-    return outputs.last_hidden_state[:, 0] if vectors is None else vectors
+    return outputs.last_hidden_state[:, 0] if vectors is None else vectors.flatten(1)  # a ResNet pools to 1 x 1 maps
 
 
 def to_scores(logits: np.ndarray, problem_type: str) -> np.ndarray:

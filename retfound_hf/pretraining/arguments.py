@@ -15,13 +15,18 @@ if TYPE_CHECKING:
     from .objectives.base import Recipe
 
 RECIPE = "default: the objective's recipe"
+# The other encoder that objectives without a decoder train, from random weights.
+RESNET = "resnet-50"
 
 
 @dataclass
 class ModelArguments(ObjectiveArguments):
     config_name: str | None = field(
         default=None,
-        metadata={"help": f"preset ({', '.join(PRESETS)}); alone: from scratch; with a ViT-MAE folder: its settings"},
+        metadata={
+            "help": f"preset ({', '.join(PRESETS)}, or {RESNET} for objectives other than mae); alone: from scratch; "
+            "with a ViT-MAE folder: its settings"
+        },
     )
     model_name_or_path: str | None = field(
         default=None,
@@ -44,10 +49,11 @@ class ModelArguments(ObjectiveArguments):
             raise RetFoundError(
                 "give --config_name PRESET (from scratch), --model_name_or_path FOLDER (its weights), or both"
             )
-        if self.config_name is not None and self.config_name not in PRESETS:
+        presets = (*PRESETS,) if self.objective == "mae" else (*PRESETS, RESNET)
+        if self.config_name is not None and self.config_name not in presets:
             raise RetFoundError(
-                f"--config_name {self.config_name!r} is unknown{nearest(self.config_name, PRESETS)}; accepted: "
-                f"{', '.join(PRESETS)}"
+                f"--config_name {self.config_name!r} is unknown{nearest(self.config_name, presets)}; --objective "
+                f"{self.objective} takes: {', '.join(presets)}"
             )
         if self.mask_ratio is not None and not 0 < self.mask_ratio < 1:
             raise RetFoundError(f"--mask_ratio {self.mask_ratio} must be above 0 and below 1")
@@ -126,6 +132,9 @@ class PretrainingArguments:
     )
     final_weight_decay: float | None = field(
         default=None, metadata={"help": "that weight_decay comes to by half a cosine; default: as it is, dino: 0.4"}
+    )
+    optim: Literal["adamw", "lars"] | None = field(
+        default=None, metadata={"help": f"optimiser; {RECIPE}, lars for simclr and swav on a ResNet"}
     )
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW"})
     adam_beta2: float | None = field(default=None, metadata={"help": f"AdamW; {RECIPE}"})

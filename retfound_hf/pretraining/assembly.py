@@ -85,6 +85,7 @@ def prepare(
         args.peak_learning_rate(order.global_batch),
         args.weight_decay,
         (args.adam_beta1, args.adam_beta2),
+        args.optim,
     )
     network, optimizer = accelerator.prepare(objective, optimizer)
     checkpoints = Checkpoints(output_dir, accelerator, processor, args.save_total_limit or None)

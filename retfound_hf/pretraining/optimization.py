@@ -7,6 +7,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from .lars import Lars
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: with weight decay, and vectors (biases, norms) without, as in MAE's code."""
@@ -18,9 +20,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def make_optimizer(
-    model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]
-) -> torch.optim.AdamW:
-    """AdamW in one fused kernel, which can also pass over a step without asking the host (see `guarded_step`)."""
+    model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float], name: str = "adamw"
+) -> torch.optim.Optimizer:
+    """AdamW or LARS in one fused kernel, which can also pass over a step without asking the host (`guarded_step`)."""
+    if name == "lars":
+        return Lars(parameter_groups(model, weight_decay), learning_rate)
     return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=learning_rate, betas=betas, fused=True)
 
 

@@ -16,7 +16,10 @@ from retfound_hf.runs.errors import RetFoundError
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        ({"config_name": "retfound-cpf"}, "'retfound-cpf' is unknown; did you mean retfound-cfp\\?; accepted: "),
+        (
+            {"config_name": "retfound-cpf"},
+            "'retfound-cpf' is unknown; did you mean retfound-cfp\\?; --objective mae takes: ",
+        ),
         ({"model_name_or_path": None}, "give --config_name PRESET .from scratch., --model_name_or_path FOLDER"),
         ({"objective": "simclrr"}, "--objective 'simclrr' is unknown.*; accepted: mae"),
         ({"mask_ratio": 1.0}, "--mask_ratio 1.0 must be above 0 and below 1"),

@@ -23,6 +23,7 @@ class Recipe:
     final_weight_decay: float | None = None
     adam_beta2: float = 0.999
     max_grad_norm: float = 0.0
+    optim: str = "adamw"
 
 
 class Objective(nn.Module):

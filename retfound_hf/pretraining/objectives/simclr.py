@@ -15,11 +15,15 @@ from .joint_embedding import JointEmbedding, vectors
 from .options import ObjectiveArguments
 from .views import View
 
+# As published, on a ResNet-50 and 4,096 images a step.
+RESNET_RECIPE = Recipe(base_learning_rate=0.3, warmup_steps=10 / 1000, weight_decay=1e-6, optim="lars")
+
 
 class SimCLR(JointEmbedding):
     """NT-Xent over the views of all processes, temperature 0.1, on a two-layer projection to 128 channels.
 
-    On a ViT the recipe is that of Chen et al. (2021), who trained SimCLR on it: AdamW as for MoCo-v3.
+    On a ResNet the recipe is the published one, with LARS. On a ViT it is that of Chen et al. (2021), who trained
+    SimCLR on it: AdamW as for MoCo-v3.
     """
 
     log_names: ClassVar[tuple[str, ...]] = ("embedding_spread",)
@@ -30,6 +34,8 @@ class SimCLR(JointEmbedding):
         options = options or ObjectiveArguments()
         view = View(model.config.image_size, scale=(0.08, 1.0), strengths=(0.8, 0.8, 0.8, 0.2))
         super().__init__(model, side, (view, view), options)
+        if model.config.model_type == "resnet":
+            self.recipe = RESNET_RECIPE
         self.temperature = options.temperature or 0.1
         self.projector = mlp(self.width, options.head_width or self.width, 128, last_norm="affine")
 

@@ -20,13 +20,16 @@ STRENGTHS = (0.8, 0.8, 0.8, 0.2)
 CHANNELS = 128
 EPSILON, ITERATIONS = 0.05, 3
 
+# As published, on a ResNet-50 and 4,096 images a step.
+RESNET_RECIPE = Recipe(base_learning_rate=0.3, warmup_steps=10 / 800, weight_decay=1e-6, optim="lars")
+
 
 class SwAV(JointEmbedding):
     """Swapped assignments of two large crops, predicted from all other crops, at temperature 0.1.
 
     3,000 prototypes, kept at unit length and at rest for the first epoch; 6 small crops; assignments by three
-    Sinkhorn iterations over the images of all processes. On a ViT the recipe is that of Caron et al. (2021), who
-    trained SwAV on it: AdamW as for DINO.
+    Sinkhorn iterations over the images of all processes. On a ResNet the recipe is the published one, with LARS. On a
+    ViT it is that of Caron et al. (2021), who trained SwAV on it: AdamW as for DINO.
     """
 
     log_names: ClassVar[tuple[str, ...]] = ("embedding_spread", "assignment_entropy")
@@ -44,6 +47,8 @@ class SwAV(JointEmbedding):
             *(small for _ in range(6 if options.local_crops is None else options.local_crops)),
         )
         super().__init__(model, side, views, options)
+        if model.config.model_type == "resnet":
+            self.recipe = RESNET_RECIPE
         self.temperature = options.temperature or 0.1
         self.projector = mlp(self.width, options.head_width or 2048, CHANNELS)
         prototypes = torch.empty(options.num_prototypes or 3000, CHANNELS)

@@ -1,11 +1,12 @@
 """The objectives beside masked autoencoding, as small as they can be, on small networks."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ResNetConfig, ResNetModel
 
 from retfound_hf import RetFoundModel
 from retfound_hf.pretraining.images import ImageReader, open_shards
@@ -32,6 +33,16 @@ def joint(request) -> str:
 @pytest.fixture(scope="session")
 def small_options() -> dict[str, dict[str, Any]]:
     return SMALL
+
+
+@pytest.fixture(scope="session")
+def resnet_folder(tmp_path_factory) -> Path:
+    """A stock ResNet of two stages with random weights, saved by transformers alone."""
+    folder = tmp_path_factory.mktemp("models") / "resnet"
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1])
+    ResNetModel(config).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

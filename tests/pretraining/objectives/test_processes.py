@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from retfound_hf.pretraining.command import main
 from retfound_hf.pretraining.objectives import OBJECTIVES
 
-JOINT = sorted(OBJECTIVES.keys() - {"mae"})
+# A run on a ResNet, whose batch norms see the images of all processes too.
+RESNET = "simclr-resnet"
+JOINT = [*sorted(OBJECTIVES.keys() - {"mae"}), RESNET]
 # An epoch has 12 steps, the first of which some parameters do not take.
 STEPS, MIDDLE, GLOBAL_BATCH = 16, 8, 16
 SETTINGS = {
@@ -44,15 +46,17 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def command(shards, model_folder, cache_dir, small_options):
+def command(shards, model_folder, resnet_folder, cache_dir, small_options):
     """The words behind `scripts/pretrain.py` of a run with an objective on its share of the global batch."""
 
     def make(name: str, output_dir: Path, processes: int) -> list[str]:
         flags = {
-            **SETTINGS, "model_name_or_path": model_folder, "train_data": shards, "cache_dir": cache_dir,
-            "output_dir": output_dir, "objective": name, "learning_rate": 1e-3,
-            "per_device_train_batch_size": GLOBAL_BATCH // processes, **small_options[name],
+            **SETTINGS, "model_name_or_path": model_folder, "objective": name, "train_data": shards,
+            "cache_dir": cache_dir, "output_dir": output_dir, "learning_rate": 1e-3,
+            "per_device_train_batch_size": GLOBAL_BATCH // processes, **small_options.get(name, {}),
         }  # fmt: skip
+        if name == RESNET:
+            flags |= {"objective": "simclr", "model_name_or_path": resnet_folder, "image_size": 32, "learning_rate": 1}
         return [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
 
     return make
