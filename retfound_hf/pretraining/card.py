@@ -47,7 +47,7 @@ def write_pretrained_card(
         description=(
             f"Self-supervised pretraining ({model_args.objective}) on {order.num_images:,} {images}, from {start}."
         ),
-        has_decoder=not model.config.encoder_only and model_args.objective == "mae",
+        has_decoder=model_args.objective == "mae",
         training_data=(
             f"{order.num_images:,} {images}, without labels. The shards say nothing of the age, sex or origin of the "
             "patients."

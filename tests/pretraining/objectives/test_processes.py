@@ -56,7 +56,8 @@ def command(shards, model_folder, resnet_folder, cache_dir, small_options):
             "per_device_train_batch_size": GLOBAL_BATCH // processes, **small_options.get(name, {}),
         }  # fmt: skip
         if name == RESNET:
-            flags |= {"objective": "simclr", "model_name_or_path": resnet_folder, "image_size": 32, "learning_rate": 0.1}
+            flags |= {"objective": "simclr", "model_name_or_path": resnet_folder, "image_size": 32}
+            flags["learning_rate"] = 0.1
         return [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
 
     return make
