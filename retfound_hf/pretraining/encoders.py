@@ -8,7 +8,7 @@ from ..models.modeling import RetFoundModel
 from ..models.starting_points import resolve
 from ..models.starting_weights import load_network, network_config
 from ..runs.errors import RetFoundError
-from .arguments import RESNET, ModelArguments
+from .model_arguments import RESNET, ModelArguments
 
 # Encoders that become a `RetFoundModel`: the same blocks under the same names.
 SAME_BLOCKS = ("retfound", "vit_mae", "vit")
