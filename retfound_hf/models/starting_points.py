@@ -33,7 +33,7 @@ def _official(modality: str, photographs: str) -> StartingPoint:
         f"RETFound for {photographs}",
         hub_id,
         OFFICIAL_LICENSE,
-        f"retfound convert_checkpoint {hub_id} retfound-{modality}",
+        f"retfound fetch retfound-{modality}",
     )
 
 
@@ -71,8 +71,8 @@ def resolve(name_or_path: str) -> str:
     start = STARTING_POINTS.get(name_or_path)
     if start is None and name_or_path.startswith(f"{OFFICIAL_ORGANISATION}/"):
         raise RetFoundError(
-            f"model {name_or_path} is an official checkpoint; convert it once with "
-            f"`retfound convert_checkpoint {name_or_path} FOLDER`, and give that folder"
+            f"model {name_or_path} is an official checkpoint; make a folder of it once with "
+            f"`retfound fetch {name_or_path}`, and give that folder"
         )
     if start is None:
         return name_or_path
@@ -81,7 +81,7 @@ def resolve(name_or_path: str) -> str:
     where = "published nowhere" if start.hub_id is None else f"published as {start.hub_id}, which is gated"
     raise RetFoundError(
         f"model {name_or_path} ({start.what}; {where}): there is no folder of that name here; make it with "
-        f"`{start.make}`, there or elsewhere, or give the folder that has it"
+        f"`{start.make}`, on another machine where this one has no network, or give the folder that has it"
     )
 
 
@@ -95,6 +95,8 @@ def published(name_or_path: str) -> StartingPoint | None:
 
 def how_to_bring(name_or_path: str) -> str:
     """What to do about weights that are not here, where the Hub cannot be reached; empty for what is no Hub id."""
+    if name_or_path.startswith("retfound-"):
+        return "; `retfound fetch NAME` makes the folders of the official weights, `retfound fetch --help` names them"
     if Path(name_or_path).is_absolute() or name_or_path.count("/") != 1:
         return nearest(name_or_path, STARTING_POINTS)
     names = [name for name, start in STARTING_POINTS.items() if start.hub_id == name_or_path]

@@ -84,7 +84,7 @@ def test_the_normalisation_is_that_of_the_weights(folders, planted, cache_dir):
     [
         ("sl-imagenet", "`hf download google/vit-large-patch16-224-in21k --local-dir sl-imagenet`"),
         ("ssl-retinal", "`retfound pretrain --config_name retfound-cfp --train_data SHARDS --output_dir ssl-retinal`"),
-        ("retfound-oct", "`retfound convert_checkpoint YukunZhou/RETFound_mae_natureOCT retfound-oct`"),
+        ("retfound-oct", "`retfound fetch retfound-oct`"),
     ],
 )
 def test_without_weights_one_line_says_how_to_bring_them(

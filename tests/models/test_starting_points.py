@@ -35,10 +35,10 @@ def test_other_names_pass(name):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("retfound-cfp", "`retfound convert_checkpoint YukunZhou/RETFound_mae_natureCFP retfound-cfp`"),
-        ("retfound-oct", "`retfound convert_checkpoint YukunZhou/RETFound_mae_natureOCT retfound-oct`"),
+        ("retfound-cfp", "`retfound fetch retfound-cfp`"),
+        ("retfound-oct", "`retfound fetch retfound-oct`"),
         ("ssl-retinal", "`retfound pretrain --config_name retfound-cfp --train_data SHARDS --output_dir ssl-retinal`"),
-        ("YukunZhou/RETFound_mae_meh", "`retfound convert_checkpoint YukunZhou/RETFound_mae_meh FOLDER`"),
+        ("YukunZhou/RETFound_mae_meh", "`retfound fetch YukunZhou/RETFound_mae_meh`"),
         ("retfound", "say which one, retfound-cfp or retfound-oct"),
     ],
 )
@@ -64,6 +64,7 @@ def test_how_to_bring_weights_names_the_folder():
     assert "`hf download google/vit-large-patch16-224-in21k --local-dir sl-imagenet`" in told
     assert "--local-dir dinov2-large`" in how_to_bring("facebook/dinov2-large")
     assert how_to_bring("/somewhere/else") == ""
+    assert "`retfound fetch NAME`" in how_to_bring("retfound-meh")
     assert how_to_bring("sl-imagnet") == "; did you mean sl-imagenet?"
 
 
