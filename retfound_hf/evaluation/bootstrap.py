@@ -34,7 +34,8 @@ def metric_intervals(
     Patients are drawn with replacement, all images of a patient together. For AUROC, balanced accuracy and macro
     recall, which do not depend on how frequent the classes are, they are drawn within their class. All other metrics
     do depend on it, and drawing within classes would hide that part of their variation: they get free draws. ECE has
-    no interval, because a sample's ECE is biased upwards by more than it varies.
+    no interval, because a sample's ECE is biased upwards by more than it varies. By simulation, at 100 patients with
+    two eyes each, intervals of AUPRC hold the true value in 92.5% of samples, all others in 93 to 97%.
 
     Args:
         problem_type, labels, scores, class_names: as for `compute_metrics`.
