@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from retfound_hf.data.public.recipes import recipe
+from retfound_hf.study.reading import read_settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,6 +23,7 @@ BLOCK = re.compile(r"(?:<!-- not run by the tests: (?P<why>.*?) -->\n)?```(?P<la
 # Shortens the runs without changing what they do.
 SHORTER = {
     "finetune.py": ["--num_train_epochs", "2", "--dataloader_num_workers", "0", "--per_device_eval_batch_size", "16"],
+    "study.py": ["--dry_run"],  # tests/study runs small ones, and by --slow this one
     "make_registry.py": ["--num_patients", "80", "--image_size", "64"],
     "scripts/explain.py": ["--max_images", "2", "--dataloader_num_workers", "0"],
     "pretrain.py": ["--max_steps", "2", "--dataloader_num_workers", "1"],
@@ -131,6 +133,10 @@ def test_snippets_run_in_order(desk: Path):
             continue
         if language == "python":
             run([sys.executable, "-c", code], desk)
+            continue
+        if language == "yaml":
+            (desk / "study.yaml").write_text(code)
+            read_settings(desk / "study.yaml")
             continue
         assert language == "bash"
         commands: list[list[str]] = []

@@ -1,7 +1,7 @@
 """Feature vectors for linear heads, computed once per model and set, shared by all fractions and seeds."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +14,17 @@ from ..inference.sets import PreparedSplit
 from ..runs.files import one_at_a_time, whole_file
 
 
-def cached_features(folder: Path, job: FinetuneJob, prepared: PreparedSplit) -> np.ndarray:
-    """What the head sees of `prepared`'s images, from the cache in `folder` or into it.
+def cached_features(folder: Path, job: FinetuneJob, sets: Mapping[str, PreparedSplit]) -> dict[str, np.ndarray]:
+    """What the head sees of the images of every set, from the cache in `folder` or into it.
 
     Returns:
-        float32 (images, columns), memory-mapped.
+        By set, float32 (images, columns), memory-mapped.
     """
     options = (encoder_digest(job.model), str(job.processor.to_dict()), job.forward_options["precision"])
-    path = folder / f"{fingerprint(prepared.rows, *options)}.npy"
-    return _made_once(path, lambda: head_inputs(job.model, prepared.images, job.processor, **job.forward_options))
+    return {
+        name: _made_once(folder / f"{fingerprint(prepared.rows, *options)}.npy", job, prepared)
+        for name, prepared in sets.items()
+    }
 
 
 def encoder_digest(model: PreTrainedModel) -> str:
@@ -35,9 +37,9 @@ def encoder_digest(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _made_once(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+def _made_once(path: Path, job: FinetuneJob, prepared: PreparedSplit) -> np.ndarray:
     with one_at_a_time(path):
         if not path.is_file():
             with whole_file(path) as partial:
-                np.save(partial, make())
+                np.save(partial, head_inputs(job.model, prepared.images, job.processor, **job.forward_options))
     return np.load(path, mmap_mode="r")

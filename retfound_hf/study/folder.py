@@ -66,7 +66,7 @@ class JobResult:
         images, patients: number by split; patients are None where unknown.
         efficiency: `epochs`, `best_epoch`, `final` (validation metric of the weights that were kept), `epochs_to_95`,
             `seconds_to_95` (until validation first reached 95% of it); empty for a linear head.
-        facts: device, threads, versions, trained parameters.
+        facts: `device`, `threads`, `cpu_seconds`, `parameters` (of the whole model), `versions`.
     """
 
     id: str

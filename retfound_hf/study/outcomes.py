@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..evaluation.levels import aggregate, units_of
 from .settings import Reporting
 
 
@@ -43,8 +44,6 @@ def read_outcomes(
     patients = predictions["patient_id"].where(predictions["patient_id"] != "").to_numpy(object) if known else None
     first = np.arange(len(predictions))
     if reporting.level != "image":
-        from ..evaluation.levels import aggregate, units_of
-
         units = units_of(reporting.level, patients, eyes)
         labels, scores = aggregate(kind, labels, scores, units, reporting.aggregation, reporting.label_conflicts)
         first = np.unique(units, return_index=True)[1]

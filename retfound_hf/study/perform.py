@@ -74,9 +74,7 @@ def _linear(
     run: FinetuneJob, sets: dict[str, PreparedSplit], folder: Path
 ) -> tuple[Any, list[dict[str, Any]], dict[str, np.ndarray]]:
     """The head, its log and the logits of every set, all from cached features of which a fraction is some rows."""
-    found = {
-        name: cached_features(folder, run, prepared) for name, prepared in {"train": run.all_training, **sets}.items()
-    }
+    found = cached_features(folder, run, {"train": run.all_training, **sets})
     chosen = run.all_training.rows["id"].isin(run.prepared["train"].rows["id"]).to_numpy()
     model, history = train_head(run, {"train": found["train"][chosen], "val": found["val"]})
     return model, history, {name: head_logits(model, found[name]) for name in sets}
@@ -104,6 +102,7 @@ def _facts(model: Any) -> dict[str, Any]:
     return {
         "device": name,
         "threads": torch.get_num_threads(),
+        "cpu_seconds": round(time.process_time(), 2),  # of this job's process alone, whatever else the machine does
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "versions": versions(),
     }

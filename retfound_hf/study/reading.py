@@ -25,7 +25,7 @@ RESERVED_SETS = ("val", "test", "train")
 
 
 def read_settings(path: str | Path) -> Study:
-    """Read a study file; relative paths in it start at its folder.
+    """Read a study file; relative paths in it start at its folder, see `here`.
 
     Raises:
         RetFoundError: an unknown key (the nearest right one is named), a value that is not accepted, or names that
@@ -149,6 +149,11 @@ def _options(options: Mapping[str, Any], place: str, folder: Path) -> dict[str, 
 
 
 def here(name: str, folder: Path) -> str:
-    """A path that starts at the study file's folder; a name that is nothing there (Hub id, preset) as it is."""
+    """A path that starts at the study file's folder, or at the working directory where nothing is there.
+
+    A name that is nothing in either (Hub id, preset) stays as it is.
+    """
     path = folder / Path(name).expanduser()
-    return str(path.resolve()) if path.exists() or name.startswith((".", "~")) else name
+    if path.exists() or name.startswith((".", "~")):
+        return str(path.resolve())
+    return str(Path(name).resolve()) if Path(name).exists() else name

@@ -10,7 +10,6 @@ import numpy as np
 
 from ..evaluation.bootstrap import evaluate, interval, metric_statistic, of_classes
 from ..evaluation.estimate import Estimate
-from ..evaluation.metrics import compute_metrics
 from ..evaluation.patients import patients_of
 from ..runs.errors import RetFoundError
 from ..runs.files import whole_file
@@ -74,8 +73,9 @@ def resampled(folder: Path, study: Study, job_id: str, data: str, evaluated: str
 def resample(outcomes: Outcomes, metrics: Sequence[str], resamples: int, seed: int = 0) -> dict[str, Resampled]:
     """The metrics `metrics`, also per class, on `resamples` bootstrap samples of patients, drawn as in `bootstrap`."""
     what = (outcomes.problem_type, outcomes.labels, outcomes.scores, outcomes.class_names)
-    wanted = {name: value for name, value in compute_metrics(*what).items() if name.split("/", 1)[0] in metrics}
-    truth = metric_statistic(*what)[1]
+    statistic, truth = metric_statistic(*what)
+    once = statistic(np.ones((1, len(outcomes.labels))))
+    wanted = {name: value[0] for name, value in once.items() if name.split("/", 1)[0] in metrics}
     found: dict[str, Resampled] = {}
     for within in (False, True):
         names = [name for name in wanted if (truth is not None and of_classes(name)) == within]
@@ -95,7 +95,7 @@ def resample(outcomes: Outcomes, metrics: Sequence[str], resamples: int, seed: i
         for name in names:
             value, bare = wanted[name], name in WITHOUT_INTERVAL
             found[name] = Resampled(
-                np.nan if value is None else float(value),
+                float(value),
                 empty if bare else drawn.get(name, empty),
                 empty if bare else left_out.get(name, empty),
                 strata,

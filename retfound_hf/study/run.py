@@ -10,7 +10,8 @@ from ..runs.errors import RetFoundError
 from ..runs.record import write_run_record
 from .checks import check_study
 from .command import StudyArguments
-from .folder import JobResult, read_job
+from .estimate import guess_times, job_table, total
+from .folder import JobResult, ended_jobs, read_job
 from .jobs import Job, part_of, plan_jobs
 from .processes import run_jobs
 from .reading import read_settings
@@ -38,6 +39,9 @@ def run_study(arguments: StudyArguments) -> tuple[JobResult, ...]:
     done = {job.id for job in mine if (found := read_job(folder, job.id)) and found.status == "finished"}
     print(f"{study.name}: {len(jobs)} jobs, {len(mine)} of them here, {len(done)} finished already")
     if arguments.dry_run:
+        guesses = guess_times(mine, study, tasks, ended_jobs(folder, [job.id for job in jobs]))
+        left = [guess for job, guess in zip(mine, guesses, strict=True) if job.id not in done]
+        print(job_table(mine, guesses, done), f"\n\n{len(left)} jobs to do, {total(left, arguments.jobs)}")
         return ()
     write_plan(folder, study, tasks, jobs)
     try:

@@ -48,6 +48,18 @@ def write_set(root: Path, patients: dict[str, int], seed: int) -> Path:
     return root
 
 
+@pytest.fixture
+def make_model():
+    """`write_model`, for tests that need other models than those of the desk."""
+    return write_model
+
+
+@pytest.fixture
+def make_set():
+    """`write_set`, likewise."""
+    return write_set
+
+
 @pytest.fixture(scope="session")
 def desk(tmp_path_factory) -> Path:
     """A folder with two models (`first`, `second`) and two data sets (`inside`, `outside`)."""

@@ -1,0 +1,146 @@
+"""The comparison of models finds what is there, and what is not there in about 5% of all cases."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from retfound_hf.evaluation.seeds_and_patients import compare_over_both
+from retfound_hf.study.folder import JobResult
+from retfound_hf.study.outcomes import Outcomes
+from retfound_hf.study.resampling import resample
+from retfound_hf.study.settings import DataSet, Method, Model, Reporting, Study
+from retfound_hf.study.summary import summarise
+
+
+@dataclass(frozen=True)
+class World:
+    """Two models that are trained some times and tested on patients with two images each.
+
+    A model's score of an image is `signal` for the ill, plus what the image looks like to every model (`shared`), plus
+    what the model makes of it in all its trainings (`own`), plus what one training makes of it. The signal of a
+    training varies by `training`.
+    """
+
+    signal: tuple[float, float] = (1.0, 1.0)
+    seeds: int = 3
+    training: float = 0.0
+    own: float = 0.7
+    shared: float = 0.7
+    patients: int = 60
+
+    def draw(self, rng: np.random.Generator) -> dict[str, list[Outcomes]]:
+        """Predictions of both models, by model and seed."""
+        ill = np.arange(self.patients) % 2
+        rows = np.repeat(np.arange(self.patients), 2)
+
+        def noise(scale: float) -> np.ndarray:
+            return scale * (rng.normal(size=self.patients)[rows] + rng.normal(size=len(rows))) / 2**0.5
+
+        shared = noise(self.shared)
+        found = {}
+        for model, signal in zip("AB", self.signal, strict=True):
+            own = noise(self.own)
+            found[model] = []
+            for _ in range(self.seeds):
+                strength = signal + self.training * rng.normal()
+                logits = strength * (2 * ill[rows] - 1) + shared + own + noise(0.3)
+                probability = 1 / (1 + np.exp(-logits))
+                scores = np.stack([1 - probability, probability], axis=1)
+                found[model].append(
+                    Outcomes(
+                        "single_label_classification", ill[rows], scores, ("healthy", "ill"), rows.astype(str), rows
+                    )
+                )
+        return found
+
+
+def compare(world: World, seed: int, resamples: int = 200, metric: str = "auroc"):
+    """Summary and comparisons of a study that came out as `world` draws it."""
+    predictions = world.draw(np.random.default_rng(seed))
+    study = Study(
+        "simulation", tuple(Model(name, "model_name_or_path", {"any": name}) for name in predictions),
+        (Method("full", "full"),), (DataSet("D", "d"),), (1.0,), tuple(range(world.seeds)), (metric,),
+        Reporting("A", resamples=resamples),
+    )  # fmt: skip
+    jobs, table = [], {}
+    for model, found in predictions.items():
+        for number, outcomes in enumerate(found):
+            job = JobResult(f"{model}{number}", "D", model, "full", 1.0, number, "finished")
+            jobs.append(job)
+            metrics = resample(outcomes, study.metrics, resamples)
+            table |= {(job.id, name): metrics for name in ("val", "test")}
+    return summarise(study, jobs, table)
+
+
+def rate(world: World, repeats: int, column: str = "p_value") -> float:
+    """Share of studies in which the two models differ at 5%."""
+    found = [compare(world, seed)[1][column].iloc[0] for seed in range(repeats)]
+    return float(np.mean([value < 0.05 for value in found]))
+
+
+EQUAL = {
+    "one training": World(seeds=1),
+    "trainings alike": World(training=0.0),
+    "trainings differ": World(training=0.3, own=0.3),
+    "trainings decide": World(training=0.6, own=0.1, shared=0.3, seeds=5),
+}
+
+
+def test_equal_models_seldom_differ():
+    """The quick form of the slow test below: 40 studies, of which 2 should find a difference and 7 hardly ever do."""
+    assert sum(rate(world, 10) * 10 for world in EQUAL.values()) <= 6
+
+
+def test_a_planted_difference_is_found():
+    assert rate(World(signal=(1.3, 0.5), seeds=1), 10) >= 0.9
+    assert rate(World(signal=(1.5, 0.3), training=0.2), 10) >= 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EQUAL)
+def test_equal_models_differ_in_about_5_percent_of_studies(name):
+    assert 0.03 <= rate(EQUAL[name], 600) <= 0.07  # 97% of such shares lie within 0.05 +- 0.02
+
+
+@pytest.mark.slow
+def test_seeds_taken_for_patients_find_differences_that_are_not_there():
+    """The paper's t-test over seeds knows nothing of the patients: where models differ by those, it is wrong."""
+    assert rate(EQUAL["trainings alike"], 200, "p_seeds") > 0.3
+
+
+def test_variances_over_patients_and_seeds_are_added():
+    drawn = np.random.default_rng(0).normal(0.02, 0.03, 100_000)
+    first, second = [0.80, 0.84, 0.82], [0.79, 0.80, 0.81]
+    found = compare_over_both(first, second, drawn, patients=200)
+    seeds = (np.var(first, ddof=1) + np.var(second, ddof=1)) / 3
+    error = (0.03**2 + seeds) ** 0.5
+    assert found.difference.value == pytest.approx(0.02)
+    assert found.difference.high - found.difference.low == pytest.approx(2 * 1.97 * error, rel=0.01)
+    paired = compare_over_both(first, second, drawn, patients=200, paired=True)
+    error = (0.03**2 + np.var([0.01, 0.04, 0.01], ddof=1) / 3) ** 0.5
+    assert paired.difference.high - paired.difference.low == pytest.approx(2 * 1.98 * error, rel=0.01)
+
+
+def test_where_only_seeds_vary_it_is_their_t_test():
+    from scipy import stats
+
+    first, second = [0.80, 0.84, 0.82, 0.81], [0.79, 0.80, 0.81, 0.78]
+    found = compare_over_both(first, second, np.zeros(1000), patients=50, paired=True)
+    expected = stats.ttest_rel(first, second)
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert found.difference.low == pytest.approx(expected.confidence_interval().low)
+
+
+def test_where_nothing_varies_there_is_no_test():
+    found = compare_over_both([0.8, 0.8], [0.8, 0.8], np.zeros(100), patients=50)
+    assert (found.p_value, found.difference.low, found.difference.value) == (None, None, 0.0)
+
+
+def test_holm_is_over_all_competitors_and_the_best_one_is_named():
+    summary, comparisons = compare(World(signal=(1.5, 0.3)), seed=0)
+    assert list(comparisons["p_holm"]) == list(comparisons["p_value"])  # one comparison: nothing to correct
+    row = summary[(summary["set"] == "test") & (summary["model"] == "A") & (summary["metric"] == "auroc")].iloc[0]
+    assert row["competitor"] == "B"
+    assert row["difference_low"] < row["difference"] < row["difference_high"]
+    assert summary.loc[summary["model"] == "B", "competitor"].isna().all()
