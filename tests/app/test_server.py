@@ -3,12 +3,14 @@
 import json
 import re
 import threading
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
@@ -88,6 +90,37 @@ def test_two_users_with_different_and_with_equal_files(served, reader: Reader, p
         for turn, found in enumerate(turns):
             assert np.allclose(found, expected[(number // 2 + turn) % 4], atol=0.06), (number, turn)
     assert served.files() == []
+
+
+def test_a_batch_keeps_nobody_waiting(served, photographs):
+    """A visitor is answered while the batch of another one runs, and both get what is theirs."""
+    one, other = Client(served.url, verbose=False), Client(served.url, verbose=False)
+    files = [handle_file(path) for path in photographs * 10]
+    batch = other.submit(files, api_name="/classify_all")
+    while "max=" not in str(batch.outputs()[-1:]):
+        assert not batch.done()
+        time.sleep(0.05)
+    html, *_ = one.predict(handle_file(photographs[1]), api_name="/answer")
+    assert not batch.done() and f"{photographs[1].name} ·" in html
+    assert "40 images classified" in batch.result(timeout=120)[0]
+    counts = [int(number) for html, _ in batch.outputs() for number in re.findall(r'value="(\d+)"', html)]
+    assert counts == sorted(counts) and len(set(counts)) >= 5
+    assert served.files() == []
+
+
+def test_dicom_without_its_header(served, tmp_path: Path):
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = pydicom.uid.SecondaryCaptureImageStorage, pydicom.uid.generate_uid()
+    dataset.PatientName, dataset.PatientID = "Doe^Jane", "PID12345"
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    pydicom.pixels.set_pixel_data(dataset, noise, "RGB", 8)
+    dataset.save_as(tmp_path / "scan.dcm", enforce_file_format=True)
+    client = Client(served.url, verbose=False)
+    shown = str(client.predict(handle_file(tmp_path / "scan.dcm"), api_name="/answer"))
+    assert "scan.dcm · 400 × 300 pixels" in shown and "rf-headline" in shown
+    assert "Doe^Jane" not in shown and "PID12345" not in shown
 
 
 def ask(served, path: str) -> str:
