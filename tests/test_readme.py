@@ -160,6 +160,7 @@ def test_only_set_up_and_the_gpu_are_left_out():
     assert [why for _, _, why in snippets() if why] == [
         "they are run by these",
         "needs a GPU",
+        "serves until it is stopped",
         "needs 8 GPUs and the Hub",
         "needs the Hub",
         "some twenty small runs, in a slow test",
@@ -214,3 +215,11 @@ def test_maps_table_equals_the_recorded_result():
             run["integrated_gradients"]["healthy_class"] < 0.2 * run["integrated_gradients"]["times_chance_in_lesion"]
         )
         assert run["relevance"]["healthy_class"] > 0.8 * run["relevance"]["times_chance_in_lesion"]
+
+
+def test_waits_for_the_web_page_equal_the_recorded_result():
+    record = json.loads((ROOT / "scripts/benchmarks/results/app_latency.json").read_text())
+    said = re.search(r"- \*\*Speed\.\*\* With ViT-L and photographs(.*?)small steps", README, re.S)[1]
+    spent = [record["later"][name]["processor"] for name in ("answer", "relevance")]
+    assert record["threads"] == 1 and spent[0] < 3
+    assert re.findall(r"\*\*([\d.]+)\*\*", said) == [f"{seconds:.2f}" for seconds in spent]

@@ -16,7 +16,7 @@ from .reader import Reader
 from .relevance import relevance_layer
 from .uploads import Upload, drop_zone
 
-OPACITY = 55
+OPACITY = 80
 KEPT_SECONDS = 900
 NO_PICTURE = "The image will be here, with what the model looked at laid over it."
 NO_ANSWER = "The answer will be here."

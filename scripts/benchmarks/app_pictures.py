@@ -1,12 +1,13 @@
 """The pictures of the web page in the README, made anew.
 
-    python scripts/benchmarks/app_pictures.py --out scripts/benchmarks/results
+    python scripts/benchmarks/app_pictures.py --lesions my-lesions --out scripts/benchmarks/results
 
-As a reader would: a synthetic set, a classifier on it, the page, and a browser that takes one of the page's synthetic
-examples. Needs chromium and the extra `test`.
+Serves the classifier that `scripts/benchmarks/explain.py --keep my-lesions` leaves, with a card of its own, and drops
+one of the photographs beside it on the page in a browser. Needs chromium and the extra `test`.
 """
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -18,25 +19,25 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-SCRIPTS = Path(__file__).parents[1]
+APP = Path(__file__).parents[1] / "app.py"
 PORT = 7898
-VIEWS = {"app-desktop": (1200, 900, 1), "app-phone": (390, 844, 1)}
-COLOURS = 200  # of the stored pictures
+CARD = """## Intended use
+
+A demonstration: it tells synthetic photographs with a pale lesion from those without. Of no use for real ones.
+"""
+VIEWS = {"app-desktop": (1080, 800, 1), "app-phone": (390, 844, 1)}
 
 
-def run(*words: str) -> None:
-    subprocess.run([sys.executable, *words], check=True)
+def demonstration(source: Path, target: Path) -> Path:
+    """A copy of the classifier that says what it is."""
+    shutil.copytree(source, target)
+    (target / "README.md").write_text(CARD, encoding="utf-8")
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    (target / "config.json").write_text(json.dumps({**config, "modality": "cfp"}), encoding="utf-8")
+    return target
 
 
-def make_classifier(folder: Path) -> Path:
-    data, model = folder / "data", folder / "my-classifier"
-    run(str(SCRIPTS / "make_synthetic.py"), str(data), "--modality", "cfp", "--num_patients", "150")
-    words = ["--config_name", "retfound-tiny", "--method", "linear", "--data", str(data), "--output_dir", str(model)]
-    run(str(SCRIPTS / "finetune.py"), *words, "--cache_dir", str(folder / "cache"))
-    return model
-
-
-def photograph_page(out: Path) -> None:
+def photograph_page(image: str, out: Path) -> None:
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
@@ -44,24 +45,25 @@ def photograph_page(out: Path) -> None:
             viewport = {"width": width, "height": height}
             page = browser.new_context(viewport=viewport, device_scale_factor=scale).new_page()
             page.goto(f"http://127.0.0.1:{PORT}")
-            page.click("#rf-offered button >> nth=1")
+            page.wait_for_selector("#rf-answer .rf-card")
+            page.set_input_files("#rf-zone input[type=file]", image)
             page.wait_for_selector(".rf-heat")
             page.wait_for_timeout(500)
             page.screenshot(path=out / f"{name}.png", full_page=True)
-            small = Image.open(out / f"{name}.png").convert("RGB").quantize(COLOURS)
-            small.save(out / f"{name}.png", optimize=True)
+            Image.open(out / f"{name}.png").convert("RGB").save(out / f"{name}.png", optimize=True)
         browser.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pictures of the web page for the README.")
+    parser.add_argument("--lesions", type=Path, required=True, help="folder that explain.py --keep has made")
+    parser.add_argument("--image", default="images/lesion/5.jpg", help="photograph in it")
     parser.add_argument("--out", type=Path, required=True, help="folder to write app-desktop.png and app-phone.png to")
-    parser.add_argument("--model", help="a classifier that is there already")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
-        model = arguments.model or str(make_classifier(Path(name)))
-        page = subprocess.Popen([sys.executable, str(SCRIPTS / "app.py"), "--model", model, "--port", str(PORT)])
+        model = demonstration(arguments.lesions / "classifier", Path(name) / "my-classifier")
+        page = subprocess.Popen([sys.executable, str(APP), "--model", str(model), "--port", str(PORT)])
         try:
             for _ in range(600):
                 try:
@@ -69,7 +71,7 @@ def main() -> None:
                     break
                 except OSError:
                     time.sleep(0.2)
-            photograph_page(arguments.out)
+            photograph_page(str(arguments.lesions / arguments.image), arguments.out)
         finally:
             page.terminate()
 

@@ -141,6 +141,11 @@ class Served:
         return [path for path in self.temporary.rglob("*") if path.is_file()]
 
 
+@pytest.fixture(scope="session", name="free_port")
+def port_finder() -> Callable[[], int]:
+    return free_port
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

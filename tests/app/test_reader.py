@@ -29,9 +29,10 @@ def test_the_batch_has_the_same_scores_as_single_images(reader, photograph):
         assert abs(reader.answer(image).scores - row).max() < 1e-4
 
 
-def test_the_modality_comes_from_the_folder(make_folder):
-    reader = Reader(str(make_folder(modality="oct")))
-    assert (reader.temperature, reader.modality) == (None, "oct")
+def test_temperature_and_modality_come_from_the_folder(make_folder):
+    reader = Reader(str(make_folder(calibration_temperature=1.5, modality="oct")))
+    assert (reader.temperature, reader.modality) == (1.5, "oct")
+    assert Reader(str(make_folder())).temperature is None
 
 
 def test_a_folder_without_a_classifier_is_refused(autoencoder_folder):

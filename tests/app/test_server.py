@@ -9,6 +9,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pydicom
 import pytest
@@ -16,6 +17,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from retfound_hf.app.reader import Reader
+from retfound_hf.app.server import serve
 
 FETCHES = re.compile(
     r"""(?:<(?:script|img|iframe|source)[^>]*\ssrc|<link[^>]*\shref)\s*=\s*["'](?:https?:)?//([^"']+)"""
@@ -162,3 +164,21 @@ def test_a_password_is_asked_for(serve_page, classifier_folder, monkeypatch):
     with pytest.raises(Exception, match=r"[Ll]ogin|[Aa]uth|credentials"):
         Client(served.url, auth=("eye", "wrong"), verbose=False)
     Client(served.url, auth=("eye", "open sesame"), verbose=False)
+
+
+def test_an_upload_that_nobody_asks_about_is_removed(classifier_folder, photographs, free_port, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # what `serve` sets is taken back
+    monkeypatch.setattr("retfound_hf.app.page.SWEPT_EVERY", 1)
+    monkeypatch.setattr("retfound_hf.app.page.SWEPT_AFTER", 2)
+    page = serve(str(classifier_folder), port=free_port(), wait=False)
+    try:
+        files = {"files": ("eye.png", photographs[0].read_bytes())}
+        (path,) = httpx.post(f"{page.local_url}gradio_api/upload", files=files).json()
+        assert Path(path).is_file()
+        for _ in range(100):
+            if not Path(path).exists():
+                break
+            time.sleep(0.2)
+        assert not Path(path).exists()
+    finally:
+        page.close(verbose=False)
