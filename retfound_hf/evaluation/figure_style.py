@@ -37,6 +37,7 @@ STYLE = {
     "legend.borderaxespad": 0.2,
     "figure.constrained_layout.use": True,
     "savefig.dpi": 300,
+    "svg.hashsalt": "retfound",
     "text.parse_math": False,  # a dollar sign in a class name is a dollar sign
 }
 
@@ -52,7 +53,8 @@ def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
         FigureCanvasAgg(drawn)
         yield drawn
         with whole_file(path) as partial:
-            drawn.savefig(partial)
+            # The same figure is the same file.
+            drawn.savefig(partial, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def short(name: str, length: int = 30) -> str:

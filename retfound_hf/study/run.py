@@ -50,7 +50,10 @@ def run_study(arguments: StudyArguments) -> tuple[JobResult, ...]:
         ended = write_results(folder, study, jobs)
     write_run_record(folder, "study", arguments, seconds=round(time.time() - started, 1))
     failed = [job for job in ended if job.status == "failed"]
-    print(f"Written to {folder}: results.csv; {len(ended) - len(failed)} of {len(jobs)} jobs finished")
+    from .report.building import write_report
+
+    write_report(folder)
+    print(f"Written to {folder}: report.html, results.csv; {len(ended) - len(failed)} of {len(jobs)} jobs finished")
     if failed:
         raise RetFoundError(
             f"{len(failed)} of {len(jobs)} jobs failed, such as {failed[0].id} ({failed[0].reason}); their folders in "

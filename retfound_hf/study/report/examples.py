@@ -1,0 +1,65 @@
+"""Images that the reference model gets right, and wrong, with the highest confidence."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ...images.reading import UnreadableImageError, read_image
+from ..folder import StudyResults
+from .numbers import number
+from .parts import Block, Gallery, Section, Thumbnail
+from .systems import System, systems_of
+
+SIDE = 160  # pixels
+MOST_CLASSES = 6
+
+
+def examples(found: StudyResults, figures: Path) -> Section | None:
+    """Thumbnails of test images by class; single-label tasks alone, where an answer is right or wrong."""
+    count, blocks = found.study.reporting.examples, []
+    for data in found.study.data:
+        systems = [one for one in systems_of(found, data.name) if one.model == found.study.reporting.reference]
+        single = found.task(data.name)["problem_type"] == "single_label_classification"
+        if not count or not systems or not single:
+            continue
+        galleries = list(_galleries(found, systems[0], count))
+        if galleries:
+            note = f"{systems[0].label}, the training whose result is the median, on test images."
+            blocks.append(Block(data.name, galleries=galleries, notes=[note]))
+    lead = (
+        "What the model is surest of. Look at the wrong ones first: a wrong label, a poor image, or a sign "
+        "that the model "
+        "takes for another all show here."
+    )
+    return Section("examples", "Right and wrong with the highest confidence", lead, blocks) if blocks else None
+
+
+def _galleries(found: StudyResults, system: System, count: int):
+    predictions = found.predictions(system.job.id, "test")
+    paths = found.images(system.data, "test").set_index("id")["image"]
+    names = found.task(system.data)["class_names"]
+    confidence = predictions[[f"prob/{name}" for name in names]].to_numpy(float).max(axis=1)
+    right = (predictions["label"] == predictions["prediction"]).to_numpy()
+    for name in names[:MOST_CLASSES]:
+        of_class = (predictions["label"] == name).to_numpy()
+        for kind, chosen in (("right", of_class & right), ("wrong", of_class & ~right)):
+            rows = np.flatnonzero(chosen)
+            rows = rows[np.argsort(-confidence[rows], kind="stable")][:count]
+            pictures = [_picture(predictions.iloc[row], confidence[row], paths) for row in rows]
+            pictures = [picture for picture in pictures if picture is not None]
+            if pictures:
+                yield Gallery(f"{name}, {kind}", pictures)
+
+
+def _picture(row: pd.Series, confidence: float, paths: pd.Series) -> Thumbnail | None:
+    """None where the image is not a file, or not here any more."""
+    try:
+        image = read_image(paths[row["id"]])
+    except (UnreadableImageError, KeyError, OSError):
+        return None
+    image.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=82)
+    return Thumbnail(file.getvalue(), [f"said {row['prediction']}", f"confidence {number(confidence, 2)}"])

@@ -1,0 +1,69 @@
+"""Where the numbers come from: who is in the cohorts, what failed, settings, versions, machine."""
+
+import json
+from pathlib import Path
+
+from ...data.splits import SPLITS
+from ..folder import StudyResults
+from ..layout import STUDY_FILE
+from .numbers import duration
+from .parts import Block, Chart, Section, Table
+
+
+def cohorts(found: StudyResults, figures: Path) -> Section | None:
+    """Flow charts of the cohorts that data sets name."""
+    blocks = []
+    for data in found.study.data:
+        flow = Path(data.cohort or "") / "flow.svg"
+        if data.cohort and flow.is_file():
+            stages = json.loads(flow.with_suffix(".json").read_text(encoding="utf-8"))
+            caption = "From all images to those that are labelled; each exclusion is counted once."
+            alt = f"Flow chart of the cohort of {data.name}; the table below has its numbers"
+            blocks.append(Block(data.name, [Chart(flow, caption, alt)], [_flow_table(stages)]))
+    lead = "Who was left out, and why, before any model saw an image."
+    return Section("cohorts", "Cohorts", lead, blocks) if blocks else None
+
+
+def _flow_table(flow: dict) -> Table:
+    def counts(part: dict) -> list[str]:
+        return ["–" if part.get(unit) is None else f"{part[unit]:,}" for unit in ("patients", "eyes", "images")]
+
+    rows = []
+    for stage in flow["stages"]:
+        rows += [[f"excluded: {part['text']}", *counts(part)] for part in stage["excluded"] if part["images"]]
+        rows.append([stage["text"], *counts(stage)])
+    rows += [[f"{split} split", *counts(flow["splits"][split])] for split in SPLITS if split in flow.get("splits", {})]
+    return Table(["", "patients", "eyes", "images"], rows)
+
+
+def failures(found: StudyResults, figures: Path) -> Section | None:
+    """Jobs without a result."""
+    failed = [job for job in found.jobs if job.status != "finished"]
+    missing = found.planned - len(found.jobs)
+    if not failed and not missing:
+        return None
+    notes = [f"{missing} of {found.planned} jobs have not ended yet."] if missing else []
+    rows = [[job.id, job.reason] for job in failed]
+    tables = [Table(["job", "reason"], rows, text=2)] if failed else []
+    lead = (
+        "Trainings that came to no result. They are in none of the numbers above; the same command tries them again."
+    )
+    return Section("failures", "What is missing", lead, [Block(tables=tables, notes=notes)])
+
+
+def settings(found: StudyResults, figures: Path) -> Section:
+    """The exact settings, versions and hardware."""
+    record = json.loads((found.folder / "run.json").read_text(encoding="utf-8"))
+    versions = [[name, str(version or "–")] for name, version in record["versions"].items()]
+    seconds = sum(job.seconds or 0 for job in found.finished)
+    facts = [
+        ["jobs that finished", f"{len(found.finished)} of {found.planned}"], ["time of all jobs", duration(seconds)],
+        ["git revision", str(record["git_revision"] or "–")], ["hardware", str(record.get("hardware") or "–")],
+        ["written", record["finished"]],
+    ]  # fmt: skip
+    blocks = [
+        Block("Run", tables=[Table(["", ""], facts, text=2)]),
+        Block("Versions", tables=[Table(["package", "version"], versions, text=2)]),
+        Block("Study file", code=(found.folder / STUDY_FILE).read_text(encoding="utf-8")),
+    ]
+    return Section("settings", "Settings and versions", "What another group needs to repeat this study.", blocks)

@@ -1,0 +1,167 @@
+"""May a probability be believed, and what does a threshold do: calibration and operating points."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ...evaluation.calibration import confidence_and_correctness, reliability_curve
+from ...evaluation.decision_curve import decision_curve
+from ...evaluation.estimate import Estimate
+from ...evaluation.figure_style import COLOURS, GREY, PAGE, short, unit_square
+from ...evaluation.operating_points import choose_threshold, measure_threshold
+from ...evaluation.recalibration import calibration_line
+from ...runs.errors import RetFoundError
+from ..folder import StudyResults
+from ..outcomes import Outcomes
+from .measured import result_row, said
+from .numbers import number, share
+from .parts import Block, Chart, Section, Table, chart, file_name
+from .systems import System, drawn, outcomes_of, systems_of
+
+MOST_CLASSES = 6
+THRESHOLDS = np.arange(1, 91) / 100
+
+
+def calibration(found: StudyResults, figures: Path) -> Section | None:
+    """Reliability curves, ECE, Brier score, slope and intercept."""
+    blocks, rows = [], []
+    for data, systems in _classifiers(found):
+        single = found.task(data)["problem_type"] == "single_label_classification"
+        shown = drawn(found, systems)
+        name = file_name("calibration", data)
+        cells = []
+        with chart(figures, name, PAGE * 0.55, 4.2) as figure:
+            axes = figure.add_subplot()
+            unit_square(axes, "Predicted probability" if not single else "Confidence", "Share that is right")
+            axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), label="perfect")
+            for colour, system in zip(COLOURS, shown, strict=False):
+                outcomes, _ = outcomes_of(found, system, "test")
+                confidence, correct = _believed(outcomes, single)
+                curve = reliability_curve(confidence, correct, bins=10)
+                filled = curve.count > 0
+                axes.plot(curve.confidence[filled], curve.accuracy[filled], "o-", color=colour, markersize=3,
+                          label=short(system.label))  # fmt: skip
+                patients = outcomes.patients
+                if not single and patients is not None:  # every label of an image is a row of its own
+                    patients = np.repeat(patients, outcomes.scores.shape[1])
+                line = calibration_line(correct, confidence, patients)
+                measures = {"calibration_slope": line.slope, "calibration_intercept": line.intercept}
+                rows += [result_row(system, "test", measure, value) for measure, value in measures.items()]
+                cells.append(
+                    [system.label, *_summaries(found, system, ("ece", "brier")), *map(said, measures.values())]
+                )
+            figure.legend(loc="outside lower center", ncols=2)
+        caption = "Share of right answers among those of similar confidence; below the line is overconfident."
+        table = Table(
+            ["model", "ECE", "Brier score", "slope (95% CI)", "intercept (95% CI)"], cells,
+            "ECE and Brier score are means over trainings (– where the study does not ask for them); slope (1 "
+            "is right) and "
+            "intercept (0 is right) are of the training whose result is the median.",
+        )  # fmt: skip
+        alt = f"Reliability curves of {', '.join(system.label for system in shown)} on {data}"
+        blocks.append(Block(data, [Chart(figures / f"{name}.svg", caption, alt)], [table]))
+    lead = (
+        "Whether a probability means what it says: of a hundred images called 80% certain, eighty should be "
+        "right. A model "
+        "can rank patients well and still be overconfident."
+    )
+    return Section("calibration", "Calibration", lead, blocks, rows) if blocks else None
+
+
+def operating_points(found: StudyResults, figures: Path) -> Section | None:
+    """Thresholds chosen on validation, measured on the test set; net benefit of acting on the model."""
+    blocks, rows = [], []
+    reporting = found.study.reporting
+    wanted = [("sensitivity", one) for one in reporting.sensitivity]
+    wanted += [("specificity", one) for one in reporting.specificity]
+    for data, systems in _classifiers(found):
+        shown, cells = drawn(found, systems), []
+        for system in shown:
+            (val, _), (test, _) = outcomes_of(found, system, "val"), outcomes_of(found, system, "test")
+            for index, label in _positive_classes(test):
+                for criterion, target in wanted:
+                    try:
+                        threshold = choose_threshold(_truth(val)[:, index], val.scores[:, index], criterion, target)
+                    except RetFoundError:  # validation has one outcome only
+                        continue
+                    measured = measure_threshold(
+                        _truth(test)[:, index], test.scores[:, index], threshold, test.patients
+                    )
+                    place = f"{criterion}={target:g}/{label}"
+                    rows.append(
+                        result_row(system, "val", f"threshold@{place}", Estimate(threshold, None, None, 0, "chosen"))
+                    )
+                    rows += [result_row(system, "test", f"{one}@{place}", value) for one, value in measured.items()]
+                    cells.append([system.label, label, f"{criterion} {share(target)}", number(threshold),
+                                  *(said(value) for value in measured.values())])  # fmt: skip
+        if not cells:
+            continue
+        columns = ["model", "class", "chosen for", "threshold", "sensitivity", "specificity", "PPV", "NPV"]
+        caption = (
+            "Thresholds were chosen on the validation set alone and measured on the test set (95% CI over patients); "
+            "predictive values are those at its prevalence. The training whose result is the median."
+        )
+        tables = [Table(columns, cells, caption, text=3)]
+        blocks.append(Block(data, _net_benefit(found, data, shown, figures), tables))
+    lead = (
+        "What happens to patients at a fixed threshold: the share of the ill who are found (sensitivity) and "
+        "of the healthy "
+        "who are left in peace (specificity)."
+    )
+    return Section("thresholds", "Operating points", lead, blocks, rows) if blocks else None
+
+
+def _classifiers(found: StudyResults) -> Iterator[tuple[str, list[System]]]:
+    for data in found.study.data:
+        systems = systems_of(found, data.name)
+        if systems and found.task(data.name)["problem_type"] != "regression":
+            yield data.name, systems
+
+
+def _truth(outcomes: Outcomes) -> np.ndarray:
+    """(cases, classes) bool."""
+    if outcomes.labels.ndim == 2:
+        return outcomes.labels.astype(bool)
+    return outcomes.labels[:, None] == np.arange(len(outcomes.class_names))
+
+
+def _believed(outcomes: Outcomes, single: bool) -> tuple[np.ndarray, np.ndarray]:
+    return confidence_and_correctness(_truth(outcomes), outcomes.scores, single)
+
+
+def _positive_classes(outcomes: Outcomes) -> list[tuple[int, str]]:
+    """Of two exclusive classes the second; of many the most frequent ones."""
+    if outcomes.labels.ndim == 1 and len(outcomes.class_names) == 2:
+        return [(1, outcomes.class_names[1])]
+    frequent = np.argsort(-_truth(outcomes).sum(axis=0), kind="stable")[:MOST_CLASSES]
+    return [(int(index), outcomes.class_names[index]) for index in sorted(frequent)]
+
+
+def _net_benefit(found: StudyResults, data: str, systems: Sequence[System], figures: Path) -> list[Chart]:
+    """Decision curves of a task of two classes."""
+    loaded = [(system, outcomes_of(found, system, "test")[0]) for system in systems]
+    if loaded[0][1].labels.ndim != 1 or len(loaded[0][1].class_names) != 2:
+        return []
+    name = file_name("net-benefit", data)
+    with chart(figures, name, PAGE * 0.6, 3.2) as figure:
+        axes = figure.add_subplot()
+        for colour, (system, outcomes) in zip(COLOURS, loaded, strict=False):
+            curve = decision_curve(outcomes.labels == 1, outcomes.scores[:, 1], THRESHOLDS)
+            axes.plot(curve.thresholds, curve.model, color=colour, label=short(system.label))
+        axes.plot(curve.thresholds, curve.treat_all, color=GREY, linewidth=0.9, label="treat all")
+        axes.axhline(0, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), label="treat none")
+        top = max(line.get_ydata().max() for line in axes.lines[:-2])
+        axes.set(xlabel="Threshold probability", ylabel="Net benefit", ylim=(-0.1 * top - 0.01, 1.1 * top + 0.01))
+        figure.legend(loc="outside lower center", ncols=2)
+    caption = "Decision curve: true positives per patient, less the false ones at the exchange rate of the threshold."
+    return [Chart(figures / f"{name}.svg", caption, f"Net benefit by threshold probability on {data}")]
+
+
+def _summaries(found: StudyResults, system: System, metrics: Sequence[str]) -> list[str]:
+    summary = found.summary
+    rows = summary[
+        (summary["data"] == system.data) & (summary["set"] == "test") & (summary["model"] == system.model)
+        & (summary["method"] == system.method) & (summary["fraction"] == max(found.study.fractions))
+    ].set_index("metric")["mean"]  # fmt: skip
+    return [number(rows.get(metric)) for metric in metrics]

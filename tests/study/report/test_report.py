@@ -1,0 +1,179 @@
+"""The report of a study: every number from its tables, one file that needs no other, whatever the names hold."""
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from retfound_hf.evaluation.calibration import expected_calibration_error
+from retfound_hf.study.command import StudyArguments
+from retfound_hf.study.folder import JobResult, read_study
+from retfound_hf.study.layout import read_csv
+from retfound_hf.study.report.building import build_sections, render, write_report
+from retfound_hf.study.report.systems import systems_of
+from retfound_hf.study.run import run_study
+
+TABLES = ("results", "summary", "comparisons", "efficiency")
+
+
+class Page(HTMLParser):
+    """The cells of numbers, headings, addresses and pictures of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.numbers: list[str] = []
+        self.addresses: list[str] = []
+        self.titles: list[str] = []
+        self.images: list[dict] = []
+        self.tags: set[str] = set()
+        self._into: list[str] | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.tags.add(tag)
+        self.addresses += [found[name] for name in ("src", "href") if name in found]
+        if tag == "img":
+            self.images.append(found)
+        self._into = None
+        if tag == "td" and found.get("class") == "number":
+            self._into = self.numbers
+            self.numbers.append("")
+        if tag == "h2":
+            self._into = self.titles
+            self.titles.append("")
+
+    def handle_endtag(self, tag):
+        self._into = None
+
+    def handle_data(self, data):
+        if self._into is not None:
+            self._into[-1] += data
+
+
+@pytest.fixture(scope="module")
+def folder(desk, tmp_path_factory) -> Path:
+    """A study of two models by two methods, with an external set and a subgroup column."""
+    import yaml
+
+    path = desk / "reported.yaml"
+    content = {
+        "name": "Reported",
+        "models": {"First": "first", "Second": "second"},
+        "methods": {"linear": None, "full": {"num_train_epochs": 2, "per_device_train_batch_size": 8}},
+        "data": {"Inside": {"data": "inside", "modality": "cfp", "external": {"Outside": "outside"}}},
+        "fractions": [0.5, 1.0],
+        "seeds": [0, 1, 2],
+        "metrics": ["auroc", "ece"],
+        "finetune": {"dataloader_num_workers": 0, "cache_dir": "./cache"},
+        "reporting": {"subgroups": ["eye"], "resamples": 200, "examples": 2},
+    }
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    out = tmp_path_factory.mktemp("reports") / "study"
+    run_study(StudyArguments(study=str(path), output_dir=str(out)))
+    path.unlink()
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(folder) -> Page:
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_a_study_ends_with_its_report(page):
+    assert page.titles == [
+        "Models side by side", "Label efficiency", "External evaluation", "Calibration", "Operating points",
+        "Subgroups", "Adaptation efficiency", "Right and wrong with the highest confidence", "Settings and versions",
+    ]  # fmt: skip
+
+
+def test_every_number_is_in_a_table_of_the_folder(folder, page):
+    known = pd.concat([read_csv(folder / f"{name}.csv").select_dtypes("number").stack() for name in TABLES]).to_numpy()
+    means = read_csv(folder / "efficiency.csv").groupby(["job"])["value"].max().to_numpy()
+    said = [word for cell in page.numbers for word in re.findall(r"[−]?\d+\.\d{3}", cell)]
+    assert len(said) > 100
+    jobs = [job.efficiency["final"] for job in read_study(folder).finished if job.efficiency]
+    averages = [np.mean(jobs[start : start + 3]) for start in range(0, len(jobs), 3)]
+    known = np.concatenate([known[np.isfinite(known)], means, averages])
+    for word in said:
+        value = float(word.replace("−", "-"))
+        assert np.abs(known - value).min() <= 0.0005001, word
+
+
+def test_the_page_needs_no_other_file(folder, page):
+    assert len(page.images) >= 8
+    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
+    assert all(image["alt"] for image in page.images)
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert not page.tags & {"script", "link", "iframe", "object"}
+    assert "url(" not in text and "@import" not in text
+
+
+def test_figures_come_as_svg_and_png(folder):
+    names = {path.stem for path in (folder / "figures").glob("*.svg")}
+    assert names == {path.stem for path in (folder / "figures").glob("*.png")}
+    assert names == {
+        f"{part}-inside" for part in ("models", "labels", "external", "calibration", "net-benefit", "adaptation")
+    }
+
+
+def test_the_same_folder_gives_the_same_report(folder):
+    paths = [folder / "report.html", folder / "results.csv", *sorted((folder / "figures").iterdir())]
+    before = [path.read_bytes() for path in paths]
+    write_report(folder)
+    assert [path.read_bytes() for path in paths] == before
+
+
+def test_the_job_that_stands_for_its_seeds_is_the_median(folder):
+    found = read_study(folder)
+    systems = systems_of(found, "Inside")
+    assert len(systems) == 4 and [one.mean for one in systems] == sorted((one.mean for one in systems), reverse=True)
+    for one in systems:
+        rows = found.results.query(
+            "set == 'test' and metric == 'auroc' and fraction == 1 and model == @one.model and method == @one.method"
+        )
+        assert rows.set_index("job").loc[one.job.id, "value"] == np.median(rows["value"])
+
+
+def test_numbers_of_subgroups_and_thresholds_are_those_of_the_predictions(folder):
+    found = read_study(folder)
+    one = systems_of(found, "Inside")[0]
+    own = found.results[found.results["job"] == one.job.id].set_index(["set", "metric"])["value"]
+    test = found.predictions(one.job.id, "test").merge(found.images("Inside", "test"), on="id")
+    for eye, rows in test.groupby("eye_y"):
+        expected = roc_auc_score(rows["label_x"] == "healthy", rows["prob/healthy"])
+        assert own["test", f"auroc[eye={eye}]"] == pytest.approx(expected)
+    val = found.predictions(one.job.id, "val")
+    threshold = own["val", "threshold@sensitivity=0.9/healthy"]
+    ill = (val["label"] == "healthy").to_numpy()
+    called = (val["prob/healthy"] >= threshold).to_numpy()
+    assert called[ill].mean() >= 0.9
+    hits = (test["prob/healthy"] >= threshold)[test["label_x"] == "healthy"]
+    assert own["test", "sensitivity@sensitivity=0.9/healthy"] == pytest.approx(hits.mean())
+    confidence = test[["prob/amd", "prob/healthy"]].max(axis=1)
+    error = expected_calibration_error(confidence, test["prediction"] == test["label_x"])
+    assert own["test", "ece"] == pytest.approx(error, abs=1e-7)
+
+
+def test_names_are_text_whatever_they_hold(folder):
+    found = read_study(folder)
+    evil = '<script>alert("x")</script>'
+    study = dataclasses.replace(found.study, name=evil)
+    failed = JobResult("one", "Inside", evil, "linear", 1.0, 0, "failed", reason=evil)
+    found = dataclasses.replace(found, study=study, jobs=(*found.jobs, failed), planned=found.planned + 2)
+    text = render(found, build_sections(found))
+    assert "<script" not in text and "&lt;script&gt;" in text
+    assert f"1 of {found.planned} jobs have not ended yet" in text
+
+
+def test_a_study_without_results_says_what_is_missing(folder):
+    found = read_study(folder)
+    failed = JobResult("one", "Inside", "First", "linear", 1.0, 0, "failed", reason="out of memory")
+    none = dataclasses.replace(found, jobs=(failed,), planned=1)
+    assert [section.name for section in build_sections(none)] == ["failures", "settings"]
+    assert "out of memory" in render(none, build_sections(none))
