@@ -40,6 +40,26 @@ def test_the_table_is_the_record():
         assert [float(cell) for cell in cells] == pytest.approx(aurocs, abs=0.0006)
 
 
+def test_the_table_of_lifts_is_the_record():
+    record = json.loads((ROOT / "scripts/benchmarks/results/pretrain_lift.json").read_text(encoding="utf-8"))
+    table = re.search(r"<!-- lift -->(.*?)<!-- /lift -->", README, re.S)[1].replace("\u2212", "-")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.strip().splitlines()[2:]]
+    assert f"{record['images']['test']:,} test images" in README
+    for labels, name, *cells, interval in rows:
+        points = [
+            next(entry for entry in found if f"{entry['labels']:,}" == labels) for found in record["models"].values()
+        ]
+        assert [float(cell) for cell in cells] == pytest.approx(
+            [e["auroc"][f"auroc/{name}"] for e in points], abs=6e-4
+        )
+        low, high = points[-1]["lift_ci95"][f"auroc/{name}"]
+        assert [float(end) for end in interval.split(" to ")] == pytest.approx([low, high], abs=6e-4)
+    # What is said of them: one class is lost beyond chance, for the other the interval holds nothing.
+    last = record["models"]["checkpoint-738"]
+    assert all(entry["lift_ci95"]["auroc/retinopathy"][1] < 0 for entry in last)
+    assert all(entry["lift_ci95"]["auroc/glaucoma"][0] < 0 < entry["lift_ci95"]["auroc/glaucoma"][1] for entry in last)
+
+
 @pytest.mark.slow
 def test_the_probe_rises_by_the_margin(tmp_path):
     """The whole way by the commands, with the budget of the record: half an hour on two cores."""
