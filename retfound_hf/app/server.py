@@ -3,7 +3,9 @@
 import errno
 import importlib.util
 import os
+import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -100,6 +102,8 @@ def serve(
     if host not in LOOPBACK and credentials is None:
         print("Everybody who reaches this machine can use the page; ask for a password with --user.", flush=True)
     if wait:
+        # A service is stopped by SIGTERM; only an orderly end removes what uploads are still there.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         page.block_thread()
     return page
 

@@ -155,7 +155,7 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def serve_page(tmp_path_factory) -> Iterator[Callable[..., Served]]:
     """Starts `scripts/app.py` with the given words and waits until it answers."""
-    running: list[subprocess.Popen] = []
+    running: list[tuple[subprocess.Popen, Path]] = []
 
     def start(*words: str) -> Served:
         port, temporary = free_port(), tmp_path_factory.mktemp("temporary")
@@ -163,7 +163,7 @@ def serve_page(tmp_path_factory) -> Iterator[Callable[..., Served]]:
         log = open(temporary.with_suffix(".log"), "w+")  # noqa: SIM115
         command = [sys.executable, str(ROOT / "scripts/app.py"), "--port", str(port), *words]
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        running.append(process)
+        running.append((process, temporary))
         url = f"http://127.0.0.1:{port}"
         for _ in range(600):
             if process.poll() is not None:
@@ -177,6 +177,7 @@ def serve_page(tmp_path_factory) -> Iterator[Callable[..., Served]]:
         raise AssertionError(f"the page did not start:\n{log.read()[-3000:]}")
 
     yield start
-    for process in running:
+    for process, temporary in running:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=60)
+        assert not list(temporary.glob("retfound-app-*")), "the folder of uploads outlived the page"
