@@ -31,8 +31,8 @@ NETWORK = {
 }  # fmt: skip
 BUDGET = {
     "--max_steps": "320",
-    "--per_device_train_batch_size": "64",
-    "--learning_rate": "1e-3",
+    "--per_device_train_batch_size": "32",
+    "--learning_rate": "2e-3",
     "--warmup_steps": "0.1",
     "--probe_epochs": "1000",
     "--dataloader_num_workers": "0",

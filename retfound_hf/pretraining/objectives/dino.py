@@ -46,10 +46,10 @@ class DINO(JointEmbedding):
     def __init__(self, model: PreTrainedModel, side: int, options: ObjectiveArguments | None = None):
         options = options or ObjectiveArguments()
         size = model.config.image_size
-        small = View(local_size(size, getattr(model.config, "patch_size", 1)), (0.05, 0.4), STRENGTHS)
+        small = View(local_size(size, getattr(model.config, "patch_size", 1)), size, (0.05, 0.4), STRENGTHS)
         views = (
-            View(size, (0.4, 1.0), STRENGTHS, blur=1.0),
-            View(size, (0.4, 1.0), STRENGTHS, blur=0.1, solarize=0.2),
+            View(size, size, (0.4, 1.0), STRENGTHS, blur=1.0),
+            View(size, size, (0.4, 1.0), STRENGTHS, blur=0.1, solarize=0.2),
             *(small for _ in range(8 if options.local_crops is None else options.local_crops)),
         )
         super().__init__(model, side, views, options)

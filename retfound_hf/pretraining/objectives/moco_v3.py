@@ -35,8 +35,8 @@ class MoCoV3(JointEmbedding):
         options = options or ObjectiveArguments()
         size = model.config.image_size
         views = (
-            View(size, (0.08, 1.0), STRENGTHS, blur=1.0),
-            View(size, (0.08, 1.0), STRENGTHS, blur=0.1, solarize=0.2),
+            View(size, size, (0.08, 1.0), STRENGTHS, blur=1.0),
+            View(size, size, (0.08, 1.0), STRENGTHS, blur=0.1, solarize=0.2),
         )
         super().__init__(model, side, views, options)
         self.temperature = options.temperature or 0.2

@@ -32,7 +32,8 @@ class SimCLR(JointEmbedding):
 
     def __init__(self, model: PreTrainedModel, side: int, options: ObjectiveArguments | None = None):
         options = options or ObjectiveArguments()
-        view = View(model.config.image_size, scale=(0.08, 1.0), strengths=(0.8, 0.8, 0.8, 0.2))
+        size = model.config.image_size
+        view = View(size, size, scale=(0.08, 1.0), strengths=(0.8, 0.8, 0.8, 0.2))
         super().__init__(model, side, (view, view), options)
         if model.config.model_type == "resnet":
             self.recipe = RESNET_RECIPE

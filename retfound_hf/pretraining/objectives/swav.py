@@ -41,9 +41,9 @@ class SwAV(JointEmbedding):
     def __init__(self, model: PreTrainedModel, side: int, options: ObjectiveArguments | None = None):
         options = options or ObjectiveArguments()
         size = model.config.image_size
-        small = View(local_size(size, getattr(model.config, "patch_size", 1)), (0.05, 0.14), STRENGTHS)
+        small = View(local_size(size, getattr(model.config, "patch_size", 1)), size, (0.05, 0.14), STRENGTHS)
         views = (
-            *(View(size, (0.14, 1.0), STRENGTHS) for _ in range(2)),
+            *(View(size, size, (0.14, 1.0), STRENGTHS) for _ in range(2)),
             *(small for _ in range(6 if options.local_crops is None else options.local_crops)),
         )
         super().__init__(model, side, views, options)

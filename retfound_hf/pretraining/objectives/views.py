@@ -8,6 +8,9 @@ from torch import Tensor
 from ...images.batch_augmentation import crop_resize, draw_crops, draw_flips
 from ...images.batch_colour import blur, draw_jitter, grayscale, jitter_colour, solarize
 
+# Of the networks whose blur was published, in pixels.
+PUBLISHED_SIZE = 224
+
 
 @dataclass(frozen=True)
 class View:
@@ -18,10 +21,13 @@ class View:
         scale: smallest and largest share of the image's area.
         strengths: of brightness, contrast, saturation, hue, as in torchvision's `ColorJitter`.
         jitter, gray, blur, solarize: the share of images that get it.
-        sigmas: smallest and largest width of the blur in pixels; its kernel spans a tenth of the view.
+        sigmas: smallest and largest width of the blur, in pixels where `whole` is 224; its kernel spans a tenth of the
+            view.
+        whole: size in pixels of the views that show most of an image.
     """
 
     size: int
+    whole: int
     scale: tuple[float, float]
     strengths: tuple[float, float, float, float]
     jitter: float = 0.8
@@ -41,10 +47,9 @@ class View:
         features do not tell the eyes apart.
         """
         brightness, contrast, saturation, hue = self.strengths
-        is_large = self.scale[1] == 1
         return replace(
             self,
-            scale=(max(self.scale[0], 0.2), 1.0) if is_large else self.scale,
+            scale=(max(self.scale[0], 0.2), 1.0) if self.size == self.whole else self.scale,
             strengths=(min(brightness, 0.4), min(contrast, 0.4), min(saturation, 0.2), min(hue, 0.02)),
             gray=0.0,
             blur=min(self.blur, 0.5),
@@ -62,7 +67,7 @@ class View:
         if self.gray:
             drawn["gray"] = torch.rand(count, generator=generator) < self.gray
         if self.blur:
-            low, high = self.sigmas
+            low, high = (sigma * self.whole / PUBLISHED_SIZE for sigma in self.sigmas)
             sigmas = low + (high - low) * torch.rand(count, generator=generator)
             drawn["sigmas"] = sigmas * (torch.rand(count, generator=generator) < self.blur)
         if self.solarize:

@@ -13,6 +13,7 @@ from retfound_hf import RetFoundModel
 from retfound_hf.finetuning.models import build_classifier
 from retfound_hf.inference.loading import load_encoder
 from retfound_hf.pretraining.loading import make_loader
+from retfound_hf.pretraining.order import step_generator
 from retfound_hf.pretraining.run import pretrain
 
 FILES = ("model.safetensors", "objective.safetensors", "training_state.json")
@@ -120,3 +121,32 @@ def test_checkpointed_activations_and_clipping_keep_the_steps(drive):
     )
     torch.testing.assert_close(plain.window.values(), saving.window.values(), atol=1e-5, rtol=1e-5)
     assert plain.window.values()[:, 1].min() > 0.05  # so that clipping did something
+
+
+def found_again(objective, images: torch.Tensor) -> float:
+    """Share of images whose second view is nearer to their first than the second views of all others."""
+    views = objective.views(images, objective.draw(len(images), step_generator(0, 2**20)))["large"]
+    with torch.no_grad():
+        features = objective.encoder.eval()(views).pooler_output
+    objective.encoder.train()
+    first, second = torch.nn.functional.normalize(features - features.mean(dim=0), dim=1).chunk(2)
+    return ((first @ second.T).argmax(dim=1) == torch.arange(len(images))).float().mean().item()
+
+
+def test_it_learns_what_is_the_same_in_two_views(make_loop, drive, small_options, joint, tmp_path):
+    options = {"max_steps": 150, "per_device_train_batch_size": 32, "learning_rate": 2e-3, "warmup_steps": 0.1}
+    untrained, reader = make_loop(tmp_path / "untrained", objective=joint, **small_options[joint], **options)
+    untrained.report.close()
+    images = reader.read(range(len(reader.table)))[0]
+    before = found_again(untrained.objective, images)
+    trained = drive("trained", **options)
+    after = found_again(trained.objective, images)
+    assert after > 2 * before
+    assert trained.window.values()[-30:, 2].mean() > 0.3  # the spread: not all at one place
+
+
+@pytest.mark.slow
+def test_compiled_blocks_equal_eager_ones(drive):
+    """Crops of two sizes pass the same blocks."""
+    plain, compiled = drive("plain", max_steps=3), drive("compiled", max_steps=3, torch_compile=True)
+    torch.testing.assert_close(plain.window.values(), compiled.window.values(), atol=1e-4, rtol=1e-4)

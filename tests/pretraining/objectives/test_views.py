@@ -10,7 +10,7 @@ from retfound_hf.pretraining.objectives.views import View, ViewsDraw, local_size
 from retfound_hf.pretraining.order import step_generator
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-PUBLISHED = View(32, (0.08, 1.0), (0.8, 0.8, 0.8, 0.2), solarize=0.3)
+PUBLISHED = View(32, 32, (0.08, 1.0), (0.8, 0.8, 0.8, 0.2), sigmas=(0.7, 14.0), solarize=0.3)
 
 
 def test_a_view_equals_torchvision_step_by_step(images):
@@ -45,8 +45,17 @@ def test_rows_of_a_whole_batch_are_those_of_its_parts(images):
 
 
 def test_what_never_happens_is_not_drawn():
-    drawn = View(32, (0.2, 1.0), (0.4, 0.4, 0.2, 0.1), gray=0, blur=0).draw(4, 64, step_generator(0, 0))
+    drawn = View(32, 32, (0.2, 1.0), (0.4, 0.4, 0.2, 0.1), gray=0, blur=0).draw(4, 64, step_generator(0, 0))
     assert drawn.keys() == {"crops", "flips", "factors", "turns", "order"}
+
+
+def test_blur_is_as_wide_in_the_image_whatever_the_size_of_the_network():
+    sigmas = [
+        View(96, whole, (0.2, 1.0), (0, 0, 0, 0), blur=1.0).draw(1000, 64, step_generator(0, 0))["sigmas"]
+        for whole in (224, 112)
+    ]
+    assert 0.1 <= sigmas[0].min() < 0.12 and 1.98 < sigmas[0].max() <= 2.0
+    torch.testing.assert_close(sigmas[1], sigmas[0] / 2)
 
 
 def test_retina_keeps_colour_polarity_and_small_lesions():
@@ -55,7 +64,7 @@ def test_retina_keeps_colour_polarity_and_small_lesions():
     assert retina.scale == (0.2, 1.0)
     assert retina.strengths == (0.4, 0.4, 0.2, 0.02)
     assert retina.sigmas == (0.1, 1.0) and retina.blur == 0.5
-    small = View(16, (0.05, 0.4), (0.4, 0.4, 0.2, 0.1)).for_retina()
+    small = View(16, 32, (0.05, 0.4), (0.4, 0.4, 0.2, 0.1)).for_retina()
     assert small.scale == (0.05, 0.4)
 
 
