@@ -7,6 +7,7 @@ import torch
 from lightly.loss import DINOLoss
 from lightly.models.modules import DINOProjectionHead
 
+from retfound_hf.pretraining.loading import make_loader
 from retfound_hf.pretraining.objectives.dino import Head, cross_view_entropy
 from retfound_hf.pretraining.order import step_generator
 
@@ -125,3 +126,32 @@ def test_signs_of_collapse(stepped):
     objective.centre[0] = -50.0
     entropy = objective(views)[1][1].item()
     assert entropy == pytest.approx(0, abs=1e-4)
+
+
+def test_weight_decay_rises_by_half_a_cosine_and_spares_vectors(make_loop, small_options):
+    options = {"weight_decay": None, "max_steps": 8, **small_options["dino"]}
+    loop, reader = make_loop(objective="dino", **options)
+    batches = iter(make_loader(reader, loop.objective.draw, loop.order, loop.position, 0, pin_memory=False))
+    found = []
+    for _ in range(8):
+        loop._step(batches)
+        found.append([group["weight_decay"] for group in loop.optimizer.param_groups])
+    loop.report.close()
+    expected = [0.4 + (0.04 - 0.4) * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
+    assert [decay for decay, _ in found] == pytest.approx(expected)
+    assert {decay for _, decay in found} == {0.0}
+    assert expected[0] == pytest.approx(0.04)
+
+
+def test_the_last_layer_rests_for_an_epoch_of_a_run(make_loop, small_options):
+    loop, reader = make_loop(
+        objective="dino", per_device_train_batch_size=50, max_steps=6, learning_rate=1e-2, **small_options["dino"]
+    )
+    batches = iter(make_loader(reader, loop.objective.draw, loop.order, loop.position, 0, pin_memory=False))
+    first = loop.objective.head.last.detach().clone()
+    moved = []
+    for _ in range(6):
+        loop._step(batches)
+        moved.append(not torch.equal(loop.objective.head.last, first))
+    loop.report.close()
+    assert moved == [False] * 4 + [True] * 2  # 203 images make four steps

@@ -52,7 +52,7 @@ def command(shards, model_folder, resnet_folder, cache_dir, small_options):
     def make(name: str, output_dir: Path, processes: int) -> list[str]:
         flags = {
             **SETTINGS, "model_name_or_path": model_folder, "objective": name, "train_data": shards,
-            "cache_dir": cache_dir, "output_dir": output_dir, "learning_rate": 1e-3,
+            "cache_dir": cache_dir, "output_dir": output_dir, "learning_rate": 3e-4,
             "per_device_train_batch_size": GLOBAL_BATCH // processes, **small_options.get(name, {}),
         }  # fmt: skip
         if name == RESNET:
@@ -120,7 +120,7 @@ def test_two_processes_equal_one(one, two, name):
     assert max(apart.values()) < 1e-5, sorted(apart.items(), key=lambda item: -item[1])[:5]
     middle = tensors(one / name / f"checkpoint-{MIDDLE}")
     moved = {key: (value - middle[key]).abs().max().item() for key, value in first.items()}
-    assert max(moved.values()) > 1e-3, "weights that hardly move would agree in any case"
+    assert max(moved.values()) > 3e-4, "weights that hardly move would agree in any case"
     assert {key for key, distance in moved.items() if distance == 0} <= fixed(first)
     for line, same in zip(lines(one / name), lines(two / name), strict=True):
         assert line["loss"] == pytest.approx(same["loss"], abs=1e-5)
