@@ -5,8 +5,8 @@ python scripts/finetune.py --model_name_or_path retfound-cfp --data my-images --
 
 import sys
 
-from retfound_hf.finetuning.command import main
+from retfound_hf.hub.pushing import finetune
 from retfound_hf.runs.arguments import run_command
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(finetune))

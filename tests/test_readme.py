@@ -223,3 +223,17 @@ def test_waits_for_the_web_page_equal_the_recorded_result():
     spent = [record["later"][name]["processor"] for name in ("answer", "relevance")]
     assert record["threads"] == 1 and spent[0] < 3
     assert re.findall(r"\*\*([\d.]+)\*\*", said) == [f"{seconds:.2f}" for seconds in spent]
+
+
+def test_matrix_of_versions_equals_the_recorded_result():
+    record = json.loads((ROOT / "scripts/benchmarks/results/load_matrix.json").read_text())
+    lines = re.search(r"<!-- matrix -->(.*?)<!-- /matrix -->", README, re.S)[1].strip().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    said = {(row[0], way): cell for row in cells[2:] for way, cell in zip(cells[0][1:], row[1:], strict=True)}
+    found = {
+        (row["transformers"], row["way"]): "not allowed"
+        if "left_out" in row
+        else ("yes" if all(row[step] for step in record["steps"]) else "no")
+        for row in record["rows"]
+    }
+    assert said == found

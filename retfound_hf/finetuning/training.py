@@ -39,6 +39,7 @@ def train_network(job: FinetuneJob, checkpoint: str | None = None) -> tuple[Any,
     # The model's loss smooths: Trainer's own smoother knows integer labels only.
     args = copy.copy(job.args)
     args.label_smoothing_factor = 0.0
+    args.push_to_hub = False  # Trainer would push its checkpoints; the finished folder is what is published
     trainer = make_trainer(
         model,
         args,

@@ -14,7 +14,8 @@ SECTIONS = ("Use", "Intended use", "Training data", "Preprocessing", "Limits", "
 RESULT_SECTIONS = ("Evaluation", "Calibration")
 METADATA = ("license", "library_name", "pipeline_tag", "tags")
 RESULT_FILES = (
-    "metrics.json", "validation/metrics.json", "calibration.json", "config.json", "run.json", "subgroups.csv",
+    "metrics.json", "validation/metrics.json", "config.json", "run.json", "intervals.csv", "subgroups.csv",
+    "calibration.csv", "operating_points.csv",
 )  # fmt: skip
 # A number on its own, not a part of a name such as f1_macro, auroc/2 or v1.0.2.
 NUMBER = re.compile(r"(?<![\w./`-])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\w`]|\.\d) ?%?")

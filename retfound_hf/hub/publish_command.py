@@ -18,6 +18,7 @@ class PublishArguments:
     base_model: str | None = field(
         default=None, metadata={"help": "Hub id of what the model was made from, where its card names a folder"}
     )
+    space: bool = field(default=False, metadata={"help": "put the web page up too, as the Space REPO_ID-page"})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         dry_run=arguments.dry_run,
         revision=arguments.revision,
         base_model=arguments.base_model,
+        space=arguments.space,
     )
     if url is not None:
         print(url)

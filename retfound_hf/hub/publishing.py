@@ -1,5 +1,6 @@
 """A finished folder to the Hub, in one commit."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from .licences import check_licence
 from .staging import is_hub_id, staged
 
 # Of an earlier version: what the new one lacks must not stay beside it and be taken for a part of it.
-REPLACED = ["*.safetensors", "*.safetensors.index.json", "adapter_config.json", "*retfound*.py", "subgroups.csv"]
+REPLACED = ["*.safetensors", "*.safetensors.index.json", "adapter_config.json", "*retfound*.py", "*.csv"]
 
 
 def publish(
@@ -21,6 +22,7 @@ def publish(
     dry_run: bool = False,
     revision: str | None = None,
     base_model: str | None = None,
+    space: bool = False,
 ) -> str | None:
     """Check a folder and upload it.
 
@@ -31,6 +33,7 @@ def publish(
         dry_run: check, build and list what would be uploaded, without any connection.
         revision: tag of this version, which must be new.
         base_model: Hub id of what the model was made from, where its card names a folder.
+        space: put the web page of the model up too, as the Space `repo_id`-page.
 
     Returns:
         The address of the version, or None for a dry run.
@@ -41,32 +44,43 @@ def publish(
     if not is_hub_id(repo_id):
         raise RetFoundError(f"--repo_id {repo_id!r} is no name of a repository; accepted: ORG/NAME")
     contents = read_contents(folder)
+    if space and not contents.is_classifier:
+        raise RetFoundError(f"--space: the page shows a classifier, and {folder} is none; leave --space out")
     metadata, text = read_card(contents.folder)
-    check_licence(contents, metadata | ({"base_model": base_model} if base_model else {}))
+    licence = check_licence(contents, metadata | ({"base_model": base_model} if base_model else {}))
     check_card(contents, metadata, text)
     with staged(contents, repo_id, base_model) as stage:
         read_card(stage)
         print(listing(contents, stage))
         if dry_run:
-            print(f"\nDry run: nothing was sent. Without --dry_run this goes to {repo_id}.")
+            also = f", and its page to the Space {space_id(repo_id)}" if space else ""
+            print(f"\nDry run: nothing was sent. Without --dry_run this goes to {repo_id}{also}.")
             return None
-        with explained(repo_id, "published to"):
-            return _upload(stage, repo_id, private, revision)
+        with explained(repo_id, "published"):
+            url = _upload(stage, repo_id, private, revision)
+    if space:
+        print(publish_space(repo_id, licence, private))
+    return url
 
 
-def push_run(folder: str | Path, repo_id: str | None, private: bool | None = None) -> str | None:
-    """What `--push_to_hub` of a training command does with the finished folder.
+def space_id(repo_id: str) -> str:
+    """The Space of a model's web page."""
+    return f"{repo_id}-page"
 
-    Args:
-        repo_id: `--hub_model_id`; the folder's name under the user's own when None or without organisation.
-    """
+
+def publish_space(repo_id: str, licence: str, private: bool = False) -> str:
+    """Put the web page of a published model up as a Space, and return its address."""
     from huggingface_hub import HfApi
 
-    repo_id = repo_id or Path(folder).resolve().name
-    if "/" not in repo_id:
-        with explained(repo_id, "published to"):
-            repo_id = f"{HfApi().whoami()['name']}/{repo_id}"
-    return publish(folder, repo_id, private=bool(private))
+    from ..app.space import write_space
+
+    name = space_id(repo_id)
+    with tempfile.TemporaryDirectory() as folder, explained(name, "published"):
+        write_space(folder, repo_id, license=licence)
+        api: Any = HfApi(library_name="retfound_hf")
+        url = api.create_repo(name, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
+        api.upload_folder(repo_id=name, repo_type="space", folder_path=folder, commit_message=f"Page of {repo_id}")
+        return str(url)
 
 
 def listing(contents: Contents, stage: Path) -> str:

@@ -18,13 +18,27 @@ ENTRIES = {
     "models/configuration.py": "configuration_retfound",
     "models/modeling.py": "modeling_retfound",
     "models/image_processing.py": "image_processing_retfound",
+    "models/stock.py": "modeling_retfound_stock",
 }
 PROCESSOR_MAP = {"AutoImageProcessor": "image_processing_retfound.RetFoundImageProcessor"}
-MODEL_MAP = {
-    "AutoConfig": "configuration_retfound.RetFoundConfig",
-    "AutoModel": "modeling_retfound.RetFoundModel",
-    "AutoModelForPreTraining": "modeling_retfound.RetFoundForPreTraining",
-    "AutoModelForImageClassification": "modeling_retfound.RetFoundForImageClassification",
+# model_type -> the entries that it needs, and the class behind each Auto class.
+MODEL_CODE = {
+    "retfound": (
+        ("models/configuration.py", "models/modeling.py"),
+        {
+            "AutoConfig": "configuration_retfound.RetFoundConfig",
+            "AutoModel": "modeling_retfound.RetFoundModel",
+            "AutoModelForPreTraining": "modeling_retfound.RetFoundForPreTraining",
+            "AutoModelForImageClassification": "modeling_retfound.RetFoundForImageClassification",
+        },
+    ),
+    "retfound_stock": (
+        ("models/stock.py",),
+        {
+            "AutoConfig": "modeling_retfound_stock.StockEncoderConfig",
+            "AutoModelForImageClassification": "modeling_retfound_stock.StockEncoderForImageClassification",
+        },
+    ),
 }
 HEADER = "# Generated from retfound_hf {version}, module {module}.\n"
 OPTIONAL = ("pydicom",)  # packages of the extras, which few users of the models need

@@ -12,7 +12,7 @@ from typing import Any
 from ..runs.errors import RetFoundError
 from ..runs.files import write_json
 from .contents import Contents, read_json
-from .remote_code import MODEL_MAP, PROCESSOR_MAP, bundle
+from .remote_code import MODEL_CODE, PROCESSOR_MAP, bundle
 
 
 @contextmanager
@@ -54,10 +54,11 @@ def _add_code(contents: Contents, stage: Path) -> None:
     if processor.get("image_processor_type") == "RetFoundImageProcessor":
         entries.append("models/image_processing.py")
         write_json(stage / "preprocessor_config.json", processor | {"auto_map": PROCESSOR_MAP})
-    if contents.config.get("model_type") == "retfound":
-        entries += ["models/configuration.py", "models/modeling.py"]
+    if contents.config.get("model_type") in MODEL_CODE:
+        needed, classes = MODEL_CODE[contents.config["model_type"]]
+        entries += needed
         lacking = {"AutoModelForPreTraining"} if contents.config.get("encoder_only") else set()
-        classes = {auto: name for auto, name in MODEL_MAP.items() if auto not in lacking}
+        classes = {auto: name for auto, name in classes.items() if auto not in lacking}
         write_json(stage / "config.json", contents.config | {"auto_map": classes})
     for name, text in bundle(entries).items():
         (stage / name).write_text(text, encoding="utf-8")

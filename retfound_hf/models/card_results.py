@@ -8,6 +8,7 @@ from typing import Any
 
 INTERVAL = "_ci95"
 INDEXED = ("auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "kappa", "quadratic_kappa", "r2", "mae")
+SUBGROUP_METRICS = ("auroc", "mae")  # the one of classifiers, the one of regression
 MAX_SUBGROUPS = 40  # rows shown
 
 
@@ -36,7 +37,7 @@ def evaluation_text(folder: Path, of_what: str) -> str:
         parts.append(f"Undefined on these images: {', '.join(undefined)}.")
     subgroups = Path(folder) / "subgroups.csv"
     if subgroups.is_file():
-        parts += ["By group of patients (`subgroups.csv`):", _csv_table(subgroups)]
+        parts += ["By group of patients (`subgroups.csv` has every metric):", _subgroups_table(subgroups)]
     return "\n\n".join(parts)
 
 
@@ -107,7 +108,7 @@ def _by_class(metrics: dict[str, Any], values: dict[str, Any], interval: bool) -
         return number(values[name]) + (f" ({shown})" if shown else "")
 
     rows = [[label, *(cell(f"{column}/{label}") for column in columns)] for label in labels]
-    return [_table(["class", *columns], rows)]
+    return ["By class:", _table(["class", *columns], rows)]
 
 
 def _interval(metrics: dict[str, Any], name: str) -> str:
@@ -115,12 +116,16 @@ def _interval(metrics: dict[str, Any], name: str) -> str:
     return f"{number(found[0])} to {number(found[1])}" if found else ""
 
 
-def _csv_table(path: Path) -> str:
+def _subgroups_table(path: Path) -> str:
+    """The groups and the gaps between them, for the one metric that the card shows."""
     with path.open(encoding="utf-8", newline="") as file:
-        heading, *rows = csv.reader(file)
-    shown = [[_rounded(cell) for cell in row] for row in rows[:MAX_SUBGROUPS]]
-    rest = len(rows) - len(shown)
-    return _table(heading, shown) + (f"\n\nThe others are in `{path.name}`." if rest > 0 else "")
+        found = [row for row in csv.DictReader(file) if row["metric"] in SUBGROUP_METRICS]
+    rows = []
+    for row in found[:MAX_SUBGROUPS]:
+        interval = f"{_rounded(row['low'])} to {_rounded(row['high'])}" if row["low"] else ""
+        value = _rounded(row["value"]) or "undefined"
+        rows.append([row["column"], row["group"], row["n"], row["metric"], value, interval, _rounded(row["p_value"])])
+    return _table(["column", "group", "patients", "metric", "value", "95% interval", "p of a gap"], rows)
 
 
 def _rounded(cell: str) -> str:

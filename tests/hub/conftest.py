@@ -64,7 +64,8 @@ def workshop(tmp_path_factory) -> Path:
                 pixels = rng.integers(0, 120, (64, 64, 3)) + 100 * index
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{split}-{number}.png")
     common = ["--model_name_or_path", str(place / "base"), "--data", str(place / "images"), "--dataloader_num_workers"]
-    main([*common, "0", "--method", "linear", "--output_dir", str(place / "classifier")])
+    linear = ["0", "--method", "linear", "--confidence_intervals", "true", "--resamples", "100", "--calibrate", "true"]
+    main([*common, *linear, "--output_dir", str(place / "classifier")])
     lora = ["0", "--method", "lora", "--num_train_epochs", "1", "--lora_rank", "2", "--disable_tqdm", "true"]
     main([*common, *lora, "--output_dir", str(place / "adapter")])
     return place

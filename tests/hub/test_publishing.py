@@ -112,6 +112,53 @@ def test_one_commit_a_tag_and_the_address(hub_here, workshop, capsys):
     assert len(repo.commits) == 2
 
 
+def test_push_to_hub_of_finetune_gives_the_same(hub_here, workshop, tmp_path, capsys):
+    from retfound_hf.hub.pushing import finetune
+
+    words = ["--model_name_or_path", str(workshop / "base"), "--data", str(workshop / "images"), "--method", "linear"]
+    words += ["--dataloader_num_workers", "0", "--output_dir", str(tmp_path / "pushed"), "--push_to_hub", "true"]
+    assert run_command(finetune, [*words, "--hub_private_repo", "true"]) == 0
+    repo = hub_here.repo("writer/pushed")
+    assert repo.private and len(repo.commits) == 2
+    assert capsys.readouterr().out.splitlines()[-1] == f"{hub_here.url}/writer/pushed"
+    publish(tmp_path / "pushed", "org/same")
+    pushed, published = repo.at("main").files, hub_here.repo("org/same").at("main").files
+    assert set(pushed) == set(published)
+    assert [name for name in pushed if pushed[name] != published[name]] == ["README.md"]  # it holds its own name
+
+
+def test_push_to_hub_of_trainer_itself_gives_the_same_folder(hub_here, workshop, tmp_path):
+    from retfound_hf.hub.pushing import finetune
+
+    words = ["--model_name_or_path", str(workshop / "base"), "--data", str(workshop / "images")]
+    words += ["--dataloader_num_workers", "0", "--output_dir", str(tmp_path / "pushed"), "--push_to_hub", "true"]
+    words += ["--num_train_epochs", "1", "--disable_tqdm", "true", "--hub_model_id", "org/full"]
+    assert run_command(finetune, words) == 0
+    repo = hub_here.repo("org/full")
+    assert len(repo.commits) == 2
+    assert not [name for name in repo.at("main").files if "checkpoint" in name or name.endswith(".bin")]
+    assert {"metrics.json", "modeling_retfound.py", "README.md"} <= set(repo.at("main").files)
+
+
+def test_push_to_hub_is_refused_before_training(hub_here, workshop, tmp_path, monkeypatch, capsys):
+    from retfound_hf.hub.pushing import finetune
+
+    monkeypatch.setenv("HF_TOKEN", "")
+    words = ["--model_name_or_path", str(workshop / "base"), "--data", str(workshop / "images")]
+    assert run_command(finetune, [*words, "--output_dir", str(tmp_path / "pushed"), "--push_to_hub", "true"]) == 2
+    assert "there is no token for the run; log in with" in capsys.readouterr().err
+    assert not (tmp_path / "pushed").exists()
+
+
+def test_the_page_goes_up_as_a_space(hub_here, workshop, capsys):
+    assert run_command(main, [str(workshop / "classifier"), "--repo_id", "org/mine", "--space"]) == 0
+    space = hub_here.repo("org/mine-page", "space").at("main").files
+    assert set(space) == {"app.py", "requirements.txt", "README.md"}
+    assert b"org/mine" in space["app.py"].content and b"license: cc-by-nc-4.0" in space["README.md"].content
+    assert f"{hub_here.url}/spaces/org/mine-page" in capsys.readouterr().out
+    assert run_command(main, [str(workshop / "base"), "--repo_id", "org/base", "--space"]) == 2
+
+
 def test_what_a_new_version_lacks_does_not_stay(hub_here, workshop):
     publish(workshop / "classifier", "org/mine")
     publish(workshop / "adapter", "org/mine", base_model="org/base")

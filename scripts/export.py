@@ -1,0 +1,12 @@
+"""A model folder in the format of timm or ONNX.
+
+python scripts/export.py my-classifier --format onnx
+"""
+
+import sys
+
+from retfound_hf.hub.export_command import main
+from retfound_hf.runs.arguments import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

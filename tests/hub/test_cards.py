@@ -1,0 +1,123 @@
+"""Cards: every snippet runs as printed, metadata the Hub takes, figures those of the files, finished ones complete."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from retfound_hf import RetFoundConfig, RetFoundImageProcessor
+from retfound_hf.hub.card_checks import check_card, numbers_of, read_card, sections_of
+from retfound_hf.hub.contents import Contents
+from retfound_hf.hub.publishing import publish
+from retfound_hf.models.card_results import calibration_text, cost_text, evaluation_text
+from retfound_hf.models.conversion.card import write_converted_card
+from retfound_hf.models.conversion.reading import OfficialCheckpoint
+
+CARDS = Path(__file__).parents[2] / "model_cards"
+
+
+def snippets(card: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card, re.S)
+
+
+def test_every_snippet_runs_as_printed(hub_here, workshop, image):
+    """Those that import the package in one process, those that do not in another that must never see it."""
+    publish(workshop / "base", "org/base")
+    publish(workshop / "classifier", "org/classifier")
+    publish(workshop / "adapter", "org/adapter", base_model="org/base")
+    found = []
+    for name in ("base", "classifier", "adapter"):
+        found += snippets(hub_here.repo(f"org/{name}").at("main").files["README.md"].content.decode())
+    assert len(found) == 3 + 2 + 2
+    with_package = [code for code in found if "retfound_hf" in code]
+    without = [code for code in found if "retfound_hf" not in code]
+    assert len(with_package) == 3 and len(without) == 4
+    without.append("import sys\nassert 'retfound_hf' not in sys.modules")
+    for codes in (with_package, without):
+        done = subprocess.run(
+            [sys.executable, "-c", "\n\n".join(codes)],
+            env={**os.environ, **hub_here.env(image.parent / "home")}, cwd=image.parent,
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("name", ["base", "classifier", "adapter"])
+def test_the_hub_takes_the_metadata(hub_here, workshop, name):
+    card = ModelCard.load(workshop / name / "README.md")
+    card.validate()
+    assert card.data.license == "cc-by-nc-4.0"
+    if name != "base":
+        results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+        metrics = json.loads((workshop / name / "metrics.json").read_text())
+        assert results["auroc"] == metrics["auroc"] and results["accuracy"] == metrics["accuracy"]
+
+
+def test_figures_have_their_intervals(workshop):
+    metrics = json.loads((workshop / "classifier" / "metrics.json").read_text())
+    name = next(key for key in metrics if key.endswith("_ci95") and "/" not in key).removesuffix("_ci95")
+    low, high = metrics[f"{name}_ci95"]
+    text = sections_of((workshop / "classifier" / "README.md").read_text())["Evaluation"]
+    assert f"| {name} | {metrics[name]:.3f} | {low:.3f} to {high:.3f} |" in text
+    assert "| class | auroc | auprc |" in text and "stage 3" in text
+
+
+def test_training_data_are_counted(workshop):
+    text = sections_of((workshop / "classifier" / "README.md").read_text())["Training data"]
+    assert "`images`, the splits kept apart by image" in text and str(workshop) not in text
+    assert "| train | 12 | 6 | 6 |" in text and "| test | 8 | 4 | 4 |" in text
+
+
+def test_subgroups_and_temperature_are_shown(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps({"auroc": 0.75, "ece": 0.05, "brier": 0.2, "f1_macro": None}))
+    (tmp_path / "config.json").write_text(json.dumps({"calibration_temperature": 1.5}))
+    rows = ["column,group,rows,metric,value,low,high,n,undefined,p_value"]
+    rows += ["age,40-60,20,auroc,0.81234,0.7,0.9,15,0,", "age,40-60 - 60+,40,auroc,0.1,-0.05,0.25,30,0,0.04"]
+    rows += ["age,60+,20,auroc,,,,15,1,", "age,60+,20,brier,0.3,0.2,0.4,15,0,"]
+    (tmp_path / "subgroups.csv").write_text("\n".join(rows) + "\n")
+    text = evaluation_text(tmp_path, "the test split, 40 images")
+    assert "| age | 40-60 | 15 | auroc | 0.812 | 0.700 to 0.900 |  |" in text
+    assert "| age | 40-60 - 60+ | 30 | auroc | 0.100 | -0.050 to 0.250 | 0.040 |" in text
+    assert "| age | 60+ | 15 | auroc | undefined |  |  |" in text and "0.300" not in text
+    assert "Undefined on these images: f1_macro." in text
+    assert "temperature of 1.500" in calibration_text(tmp_path, "single_label_classification")
+    assert calibration_text(tmp_path, "regression").startswith("Not applicable")
+
+
+def test_cost_is_time_on_a_machine():
+    assert cost_text(90, "2 CPU cores") == (
+        "Measured: 90 seconds on 2 CPU cores. Power was not measured; no energy is claimed."
+    )
+    assert "30 minutes on 8 x A" in cost_text(1800, "8 x A") and "3.0 hours" in cost_text(10800, "8 x A")
+    assert cost_text(None, None) == "Not measured."
+
+
+@pytest.mark.parametrize("name", ["retfound-cfp", "retfound-oct"])
+def test_finished_cards_are_complete(hub_here, name, tmp_path):
+    text = (CARDS / f"{name}.md").read_text()
+    (tmp_path / "README.md").write_text(text)
+    metadata, body = read_card(tmp_path)
+    check_card(Contents(tmp_path, "model", {}, (), {}), metadata, body)
+    ModelCard(text).validate()
+    assert metadata["license"] == "cc-by-nc-4.0" and metadata["base_model"].startswith("YukunZhou/RETFound_mae_nature")
+    assert {"retfound-cfp": "904,170", "retfound-oct": "736,442"}[name] in numbers_of(body, [])
+
+
+def test_the_official_weights_get_their_finished_card(tmp_path):
+    file = tmp_path / "RETFound_mae_natureOCT.pth"
+    checkpoint = OfficialCheckpoint(file, {}, "model", {}, "0" * 64)
+    arguments = ("autoencoder", "oct", file, checkpoint)
+    processor = RetFoundImageProcessor(do_fundus_crop=False)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    path = write_converted_card(folder, "mine", *arguments, RetFoundConfig(modality="oct"), processor)
+    text = path.read_text()
+    assert "# mine: RETFound for OCT B-scans" in text and 'from_pretrained("mine")' in text
+    assert "736,442 OCT B-scans" in text and f"SHA-256 `{'0' * 64}`" in text and "{{" not in text
+    small = RetFoundConfig(hidden_size=64, num_attention_heads=4, image_size=64, modality="oct")
+    assert "736,442" not in write_converted_card(folder, "mine", *arguments, small, processor).read_text()

@@ -1,0 +1,142 @@
+"""Exports against the model that they are made from, in the libraries that they are made for."""
+
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torchvision.transforms.v2 import InterpolationMode, functional
+
+from retfound_hf import RetFoundError, RetFoundForImageClassification, RetFoundImageProcessor, RetFoundModel
+from retfound_hf.hub.export_command import main
+from retfound_hf.hub.exporting import check_equal, export
+from retfound_hf.images.fundus import crop_field_of_view
+from retfound_hf.inference.loading import load_classifier
+
+
+@pytest.fixture
+def saved(new_classifier, tmp_path):
+    """Saves a classifier with its image processor."""
+
+    def make(**options):
+        model = new_classifier(id2label={0: "a", 1: "b", 2: "c"}, **options)
+        model.save_pretrained(tmp_path / "model")
+        RetFoundImageProcessor.for_image_size(64).save_pretrained(tmp_path / "model")
+        return model, str(tmp_path / "model")
+
+    return make
+
+
+def pixels(batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))
+
+
+def in_timm(folder) -> torch.nn.Module:
+    arguments = json.loads((folder / "timm.json").read_text())["create_model"]
+    assert arguments["model_name"] == "vit_large_patch16_224"
+    model = timm.create_model(**arguments)
+    model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    return model.eval()
+
+
+def in_onnx(folder, images: torch.Tensor) -> torch.Tensor:
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"pixel_values": images.numpy()})
+    return torch.from_numpy(found)
+
+
+@torch.no_grad()
+def test_timm_loads_a_classifier_strictly_with_equal_logits(saved, tmp_path):
+    model, folder = saved()
+    out = export(folder, tmp_path / "out", "timm")
+    torch.testing.assert_close(in_timm(out)(pixels()), model(pixels()).logits, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_timm_gives_the_feature_vector_of_an_encoder(workshop, tmp_path):
+    out = export(str(workshop / "base"), tmp_path / "out", "timm")
+    expected = RetFoundModel.from_pretrained(workshop / "base").eval()(pixels()).pooler_output
+    torch.testing.assert_close(in_timm(out)(pixels()), expected, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_an_adapter_is_merged_on_the_way(workshop, tmp_path):
+    out = export(str(workshop / "adapter"), tmp_path / "out", "timm")
+    expected = load_classifier(str(workshop / "adapter"))(pixels()).logits
+    torch.testing.assert_close(in_timm(out)(pixels()), expected, atol=1e-4, rtol=0)
+
+
+def test_vit_large_takes_no_sizes():
+    from retfound_hf import RetFoundConfig
+    from retfound_hf.hub.export_timm import timm_arguments, timm_state
+
+    with torch.device("meta"):
+        model = RetFoundForImageClassification(RetFoundConfig(num_labels=5))
+        other = timm.create_model(**timm_arguments(model, True))
+    assert timm_arguments(model, True) == {
+        "model_name": "vit_large_patch16_224", "num_classes": 5, "global_pool": "avg"
+    }  # fmt: skip
+    shapes = {name: value.shape for name, value in other.state_dict().items()}
+    assert {name: value.shape for name, value in timm_state(model, True).items()} == shapes
+
+
+def test_a_norm_applied_twice_is_not_for_timm(saved, tmp_path):
+    _, folder = saved(head_norm="double")
+    with pytest.raises(RetFoundError, match=r"applies its norm twice .*--format onnx"):
+        export(folder, tmp_path / "out", "timm")
+    assert not (tmp_path / "out").exists()
+
+
+@torch.no_grad()
+def test_onnx_gives_equal_logits_for_any_batch(saved, tmp_path, capsys):
+    model, folder = saved(head_norm="double", problem_type="multi_label_classification")
+    main([folder, "--format", "onnx", "--output_dir", str(tmp_path / "out")])
+    for batch in (1, 2, 5):
+        torch.testing.assert_close(
+            in_onnx(tmp_path / "out", pixels(batch)), model(pixels(batch)).logits, atol=1e-4, rtol=0
+        )
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["command"] == "export"
+    output = json.loads((tmp_path / "out" / "preprocessing.json").read_text())["output"]
+    assert output["labels"] == ["a", "b", "c"] and output["activation"] == "sigmoid"
+    assert "out: model.onnx" in capsys.readouterr().out
+
+
+@torch.no_grad()
+def test_onnx_gives_the_feature_vector_of_an_encoder(workshop, tmp_path):
+    out = export(str(workshop / "base"), tmp_path / "out", "onnx")
+    expected = RetFoundModel.from_pretrained(workshop / "base").eval()(pixels(3)).pooler_output
+    torch.testing.assert_close(in_onnx(out, pixels(3)), expected, atol=1e-4, rtol=0)
+
+
+def test_preprocessing_followed_by_hand_gives_the_processor_s_pixels(saved, tmp_path, image):
+    _, folder = saved()
+    out = export(folder, tmp_path / "out", "timm")
+    steps = json.loads((out / "preprocessing.json").read_text())["steps"]
+    names = ["to_rgb", "crop_to_field_of_view", "resize", "center_crop", "scale", "normalize"]
+    assert [step["step"] for step in steps] == names
+    _, _, resize, crop, scale, normalize = steps
+    cropped = crop_field_of_view(Image.open(image).convert("RGB"))
+    values = torch.from_numpy(np.array(cropped)).permute(2, 0, 1)
+    values = functional.resize(values, [resize["height"], resize["width"]], InterpolationMode.BICUBIC, antialias=True)
+    values = functional.center_crop(values, [crop["height"], crop["width"]]).double() * scale["factor"]
+    mean, std = (torch.tensor(normalize[name])[:, None, None] for name in ("mean", "std"))
+    expected = RetFoundImageProcessor.from_pretrained(folder)(image, return_tensors="pt").pixel_values[0]
+    torch.testing.assert_close((values - mean) / std, expected.double(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("found", [torch.tensor([1.001]), torch.tensor([float("nan")])])
+def test_an_export_that_differs_is_refused(found):
+    with pytest.raises(RetFoundError, match="differs from the model by"):
+        check_equal(torch.tensor([1.0]), found, "ONNX")
+
+
+def test_an_existing_folder_is_not_written_over(saved, tmp_path):
+    _, folder = saved()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").touch()
+    with pytest.raises(RetFoundError, match="--overwrite_output_dir"):
+        export(folder, tmp_path / "out", "timm")
