@@ -167,6 +167,19 @@ def test_only_set_up_and_the_gpu_are_left_out():
     ]
 
 
+def test_links_within_the_page_lead_to_headings():
+    headings = re.findall(r"^#+ (.+)$", README, re.M)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(#([^)]+)\)", README)
+    assert len(links) > 10 and set(links) <= anchors
+
+
+def test_pictures_of_the_page_are_there():
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)|<img src=\"([^\"]+)\"", README)
+    assert len(pictures) > 5
+    assert all((ROOT / (one or other)).is_file() for one, other in pictures)
+
+
 def test_the_folder_is_loaded_right_after_it_is_made():
     codes = [code for _, code, _ in snippets()]
     index = next(index for index, code in enumerate(codes) if "convert_checkpoint.py" in code)
