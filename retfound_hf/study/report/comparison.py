@@ -106,7 +106,7 @@ def _forest(rows: pd.DataFrame, found: StudyResults, data: str, figures: Path) -
     methods = [method.label for method in found.study.methods]
     name = file_name("models", data)
     with chart(figures, name, PAGE, 0.75 + 0.24 * len(keys)) as drawn:
-        panels = drawn.subplots(1, len(sets), sharey=True, squeeze=False)[0]
+        panels = drawn.subplots(1, len(sets), sharex=True, sharey=True, squeeze=False)[0]
         for axes, evaluated in zip(panels, sets, strict=True):
             here = rows[rows["set"] == evaluated].set_index(["model", "method"])
             for place, key in enumerate(keys):
@@ -129,7 +129,8 @@ def _forest(rows: pd.DataFrame, found: StudyResults, data: str, figures: Path) -
         + (", and colours tell the methods" if len(methods) > 1 else "")
         + "."
     )
-    return Chart(figures / f"{name}.svg", caption, f"{data}, {metric_name(metric)} on the test set: {_listed(said)}")
+    alt = f"{data}, {metric_name(metric)} on the test set: {_listed(said)}"
+    return Chart(figures / f"{name}.svg", caption, alt, wide=True)
 
 
 def _listed(words: Sequence[str]) -> str:

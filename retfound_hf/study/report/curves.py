@@ -90,7 +90,7 @@ def adaptation(found: StudyResults, figures: Path) -> Section | None:
             handles, labels = figure.axes[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=2)
         alt = f"{data.name}: validation AUROC against epochs and time of every training"
-        charts = [Chart(figures / f"{name}.svg", "Every training is a line.", alt)]
+        charts = [Chart(figures / f"{name}.svg", "Every training is a line.", alt, wide=True)]
         blocks.append(Block(data.name, charts, [_time_table(found, data.name)]))
     lead = "How soon a model is trained: epochs and time until validation first reaches 95% of its best value."
     return Section("adaptation", "Adaptation efficiency", lead, blocks) if blocks else None

@@ -30,11 +30,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure: `svg` is its path, `alt` says what it shows to those who cannot see it."""
+    """A figure: `svg` is its path, `alt` says what it shows to those who cannot see it.
+
+    Attributes:
+        wide: too wide to be read when shrunk to a phone, which scrolls it instead.
+    """
 
     svg: Path
     caption: str
     alt: str
+    wide: bool = False
 
     @property
     def source(self) -> str:

@@ -19,7 +19,7 @@ def cohorts(found: StudyResults, figures: Path) -> Section | None:
             stages = json.loads(flow.with_suffix(".json").read_text(encoding="utf-8"))
             caption = "From all images to those that are labelled; each exclusion is counted once."
             alt = f"Flow chart of the cohort of {data.name}; the table below has its numbers"
-            blocks.append(Block(data.name, [Chart(flow, caption, alt)], [_flow_table(stages)]))
+            blocks.append(Block(data.name, [Chart(flow, caption, alt, wide=True)], [_flow_table(stages)]))
     lead = "Who was left out, and why, before any model saw an image."
     return Section("cohorts", "Cohorts", lead, blocks) if blocks else None
 

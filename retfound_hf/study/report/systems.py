@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import pandas as pd
 
+from ...evaluation.figure_style import COLOURS
 from ..folder import JobResult, StudyResults
 from ..outcomes import Outcomes, read_outcomes
 from ..reading import LOWER_IS_BETTER
@@ -57,6 +59,17 @@ def drawn(found: StudyResults, systems: Sequence[System]) -> list[System]:
     own = [one for one in systems if one.model == found.study.reporting.reference][:1]
     kept = [*own, *(one for one in systems if one not in own)][:MOST_DRAWN]
     return [one for one in systems if one in kept]
+
+
+def colours_of(found: StudyResults, systems: Sequence[System]) -> list[str]:
+    """A colour for each: the same on every data set, as long as the study has no more systems than colours."""
+    study = found.study
+    places = {key: place for place, key in enumerate(product([one.label for one in study.models],
+                                                             [one.label for one in study.methods]))}  # fmt: skip
+    own = [places[one.model, one.method] for one in systems]
+    if len(places) > len(COLOURS):
+        own = [sorted(own).index(place) for place in own]
+    return [COLOURS[place] for place in own]
 
 
 def outcomes_of(found: StudyResults, system: System, evaluated: str) -> tuple[Outcomes, pd.DataFrame]:

@@ -8,7 +8,7 @@ import numpy as np
 from ...evaluation.calibration import confidence_and_correctness, reliability_curve
 from ...evaluation.decision_curve import decision_curve
 from ...evaluation.estimate import Estimate
-from ...evaluation.figure_style import COLOURS, GREY, PAGE, short, unit_square
+from ...evaluation.figure_style import GREY, PAGE, short, unit_square
 from ...evaluation.operating_points import choose_threshold, measure_threshold
 from ...evaluation.recalibration import calibration_line
 from ...runs.errors import RetFoundError
@@ -17,7 +17,7 @@ from ..outcomes import Outcomes
 from .measured import result_row, said
 from .numbers import number, share
 from .parts import Block, Chart, Section, Table, chart, file_name
-from .systems import System, drawn, outcomes_of, systems_of
+from .systems import System, colours_of, drawn, outcomes_of, systems_of
 
 MOST_CLASSES = 6
 THRESHOLDS = np.arange(1, 91) / 100
@@ -35,13 +35,14 @@ def calibration(found: StudyResults, figures: Path) -> Section | None:
             axes = figure.add_subplot()
             unit_square(axes, "Predicted probability" if not single else "Confidence", "Share that is right")
             axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), label="perfect")
-            for colour, system in zip(COLOURS, shown, strict=False):
+            for colour, system in zip(colours_of(found, shown), shown, strict=True):
                 outcomes, _ = outcomes_of(found, system, "test")
                 confidence, correct = _believed(outcomes, single)
                 curve = reliability_curve(confidence, correct, bins=10)
                 filled = curve.count > 0
-                axes.plot(curve.confidence[filled], curve.accuracy[filled], "o-", color=colour, markersize=3,
-                          label=short(system.label))  # fmt: skip
+                points = curve.confidence[filled], curve.accuracy[filled]
+                axes.plot(*points, color=colour, label=short(system.label))
+                axes.scatter(*points, s=3 + 90 * curve.count[filled] / curve.count.sum(), color=colour)
                 patients = outcomes.patients
                 if not single and patients is not None:  # every label of an image is a row of its own
                     patients = np.repeat(patients, outcomes.scores.shape[1])
@@ -52,12 +53,14 @@ def calibration(found: StudyResults, figures: Path) -> Section | None:
                     [system.label, *_summaries(found, system, ("ece", "brier")), *map(said, measures.values())]
                 )
             figure.legend(loc="outside lower center", ncols=2)
-        caption = "Share of right answers among those of similar confidence; below the line is overconfident."
+        caption = (
+            "Right answers among those of similar confidence; larger points: more; below the line: overconfident."
+        )
         table = Table(
             ["model", "ECE", "Brier score", "slope (95% CI)", "intercept (95% CI)"], cells,
-            "ECE and Brier score are means over trainings (– where the study does not ask for them); slope (1 "
-            "is right) and "
-            "intercept (0 is right) are of the training whose result is the median.",
+            "ECE and Brier score are means over trainings (– where the study does not ask for them); slope (1 is "
+            "right) and intercept (0 is right) are of the training whose result is the median (– where the "
+            "fit has no finite or stable answer).",
         )  # fmt: skip
         alt = f"Reliability curves of {', '.join(system.label for system in shown)} on {data}"
         blocks.append(Block(data, [Chart(figures / f"{name}.svg", caption, alt)], [table]))
@@ -146,7 +149,7 @@ def _net_benefit(found: StudyResults, data: str, systems: Sequence[System], figu
     name = file_name("net-benefit", data)
     with chart(figures, name, PAGE * 0.6, 3.2) as figure:
         axes = figure.add_subplot()
-        for colour, (system, outcomes) in zip(COLOURS, loaded, strict=False):
+        for colour, (system, outcomes) in zip(colours_of(found, systems), loaded, strict=True):
             curve = decision_curve(outcomes.labels == 1, outcomes.scores[:, 1], THRESHOLDS)
             axes.plot(curve.thresholds, curve.model, color=colour, label=short(system.label))
         axes.plot(curve.thresholds, curve.treat_all, color=GREY, linewidth=0.9, label="treat all")
