@@ -23,6 +23,7 @@ BLOCK = re.compile(r"(?:<!-- not run by the tests: (?P<why>.*?) -->\n)?```(?P<la
 # Shortens the runs without changing what they do.
 SHORTER = {
     "finetune.py": ["--num_train_epochs", "2", "--dataloader_num_workers", "0", "--per_device_eval_batch_size", "16"],
+    "study-data/cfp": ["--num_patients", "40", "--image_size", "64"],
     "study.py": ["--dry_run"],  # tests/study runs small ones, and by --slow this one
     "make_registry.py": ["--num_patients", "80", "--image_size", "64"],
     "scripts/explain.py": ["--max_images", "2", "--dataloader_num_workers", "0"],
@@ -250,3 +251,19 @@ def test_matrix_of_versions_equals_the_recorded_result():
         for row in record["rows"]
     }
     assert said == found
+
+
+def test_what_the_example_study_took_is_what_was_recorded():
+    record = json.loads((ROOT / "scripts/benchmarks/results/study_example.json").read_text())
+    said = re.search(
+        r"Its (\d+) jobs took (\d+) seconds of processor time, and\s+(\d+) minutes.*?by ([\d.]+) in AUROC "
+        r"\(p = ([\d.]+); ([\d.]+) after", README, re.S,
+    )  # fmt: skip
+    found = record["findings"][0]
+    assert said.groups() == (
+        str(record["jobs"]), f"{record['processor_seconds']:.0f}", f"{record['wall_seconds'] / 60:.0f}",
+        f"{found['difference']:.2f}", f"{found['p_value']:.2f}", f"{found['p_holm']:.2f}",
+    )  # fmt: skip
+    assert (found["data"], found["set"]) == ("Fundus diagnosis", "test")
+    assert record["findings"][2]["data"] == "Vision loss in three years"
+    assert record["findings"][2]["low"] < 0 < record["findings"][2]["high"]

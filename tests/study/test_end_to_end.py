@@ -50,8 +50,13 @@ def test_the_shipped_example_runs_as_the_readme_says(tmp_path):
         line = line.replace("scripts/", f"{ROOT}/scripts/").replace("python ", f"{sys.executable} ", 1)
         subprocess.run(line, shell=True, cwd=tmp_path, check=True, capture_output=True)
     found = read_study(tmp_path / "my-study")
-    assert len(found.finished) == found.planned == 72
+    assert len(found.finished) == found.planned == 24
     assert set(found.results["set"]) == {"val", "test", "Other clinic"}
     assert found.summary["mean"].between(0, 1).all()
+    told = found.comparisons.query(
+        "data == 'Fundus diagnosis' and set == 'test' and fraction == 1 and metric == 'auroc'"
+    )
+    assert len(told) == 1
+    assert (told["low"] > 0).all()  # 224 px are better than 48
     seconds = sum(job.facts["cpu_seconds"] for job in found.finished)
     assert seconds / 2 < 540  # on two cores, with a minute to spare for imports and tables
