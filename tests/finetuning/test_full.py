@@ -46,7 +46,7 @@ def test_metrics_follow_from_the_predictions(finished_run):
 
 def test_predictions_have_a_row_per_test_image_in_order(finished_run, planted):
     table = finished_run.predictions
-    assert list(table.columns) == ["id", "label", "prediction", "prob/amd", "prob/healthy", "patient_id"]
+    assert list(table.columns) == ["id", "label", "prediction", "prob/amd", "prob/healthy", "patient_id", "eye"]
     files = sorted(path.relative_to(planted).as_posix() for path in (planted / "test").rglob("*.png"))
     assert list(table["id"]) == files
     assert list(table["label"]) == [name.split("/")[1] for name in files]
@@ -98,7 +98,10 @@ def test_card_is_filled_from_the_run(finished_run):
     assert "}}" not in card
     assert "TODO" not in card
     numbers = dict(re.findall(r"^\| (\S+) \| ([\d.-]+) \|$", card, flags=re.MULTILINE))
-    assert numbers == {name: f"{value:.3f}" for name, value in finished_run.metrics.items()}
+    said = {name: f"{value:.3f}" for name, value in finished_run.metrics.items()}
+    assert numbers == {name: value for name, value in said.items() if "/" not in name}
+    for label in CLASSES:
+        assert f"| {label} | {said[f'auroc/{label}']} | {said[f'auprc/{label}']} |" in card
     assert "amd, healthy" in card
     assert "24 images" in card
     assert "by patient" in card

@@ -19,6 +19,7 @@ def test_labels_of_the_configuration():
         "label_smoothing": 0.1,
         "class_weights": None,
         "target_scale": None,
+        "calibration_temperature": 1.0,
     }
 
 

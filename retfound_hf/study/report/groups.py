@@ -37,7 +37,9 @@ def subgroups(found: StudyResults, figures: Path) -> Section | None:
                 for gap in gaps:
                     difference = gap.comparison.difference
                     rows.append(
-                        result_row(system, "test", f"{metric}[{column}: {gap.first} - {gap.second}]", difference)
+                        result_row(
+                            system, "test", f"{metric}[{column}: {gap.first} - {gap.second}]", difference, len(images)
+                        )
                     )
                     cells.append(
                         [system.label, f"{gap.first} less {gap.second}", "", number(difference.value),

@@ -16,10 +16,8 @@ def said(estimate: Estimate) -> str:
     return number(estimate.value) + ends
 
 
-def result_row(
-    system: System, evaluated: str, metric: str, value: Estimate, cases: int | None = None
-) -> dict[str, Any]:
-    """A row of results.csv for a number that the report computes."""
+def result_row(system: System, evaluated: str, metric: str, value: Estimate, cases: int) -> dict[str, Any]:
+    """A row of results.csv for a number that the report computes, on so many cases."""
     job = system.job
     return {
         "job": job.id, "data": job.data, "model": job.model, "method": job.method, "fraction": job.fraction,

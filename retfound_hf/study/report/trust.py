@@ -48,7 +48,8 @@ def calibration(found: StudyResults, figures: Path) -> Section | None:
                     patients = np.repeat(patients, outcomes.scores.shape[1])
                 line = calibration_line(correct, confidence, patients)
                 measures = {"calibration_slope": line.slope, "calibration_intercept": line.intercept}
-                rows += [result_row(system, "test", measure, value) for measure, value in measures.items()]
+                cases = len(outcomes.labels)
+                rows += [result_row(system, "test", measure, value, cases) for measure, value in measures.items()]
                 cells.append(
                     [system.label, *_summaries(found, system, ("ece", "brier")), *map(said, measures.values())]
                 )
@@ -92,10 +93,12 @@ def operating_points(found: StudyResults, figures: Path) -> Section | None:
                         _truth(test)[:, index], test.scores[:, index], threshold, test.patients
                     )
                     place = f"{criterion}={target:g}/{label}"
-                    rows.append(
-                        result_row(system, "val", f"threshold@{place}", Estimate(threshold, None, None, 0, "chosen"))
-                    )
-                    rows += [result_row(system, "test", f"{one}@{place}", value) for one, value in measured.items()]
+                    chosen = Estimate(threshold, None, None, 0, "chosen on validation")
+                    rows.append(result_row(system, "val", f"threshold@{place}", chosen, len(val.labels)))
+                    rows += [
+                        result_row(system, "test", f"{one}@{place}", value, len(test.labels))
+                        for one, value in measured.items()
+                    ]
                     cells.append([system.label, label, f"{criterion} {share(target)}", number(threshold),
                                   *(said(value) for value in measured.values())])  # fmt: skip
         if not cells:

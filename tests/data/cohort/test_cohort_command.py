@@ -110,7 +110,7 @@ def test_no_text_of_a_chart_leaves_its_box(tmp_path, monkeypatch):
     flow.stages[1].excluded[0].counts.update(big)
     monkeypatch.setattr(Flow, "_count", lambda self, table=None: dict(big))
     figures = []
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path: figures.append(self))
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: figures.append(self))
     plot_flow(flow, tmp_path / "flow.png")
     (found,) = figures
     axes = found.axes[0]
