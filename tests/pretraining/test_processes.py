@@ -2,15 +2,11 @@
 
 import itertools
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from two_processes import pretrain_in_two
 
 from retfound_hf.pretraining.arguments import DataArguments, ModelArguments, PretrainingArguments
 from retfound_hf.pretraining.loop import Loop
@@ -22,26 +18,6 @@ SETTINGS = {
     "max_steps": STEPS, "learning_rate": 3e-3, "warmup_steps": 0.25, "logging_steps": 5, "save_steps": 7,
     "save_total_limit": 99, "dataloader_num_workers": 0,
 }  # fmt: skip
-# The real command, which also writes down the images that every step used on this process.
-WATCHED = """
-import json, os, sys
-from retfound_hf.pretraining.command import main
-from retfound_hf.pretraining.loop import Loop
-from retfound_hf.runs.arguments import run_command
-step = Loop._step
-def watched(self, batches):
-    step(self, batches)
-    with open(os.path.join(os.environ["SEEN"], f"rank-{os.environ['RANK']}.jsonl"), "a") as file:
-        file.write(json.dumps(self.window.ids[-1]) + "\\n")
-Loop._step = watched
-sys.exit(run_command(main))
-"""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -83,28 +59,12 @@ def two(shards, model_folder, cache_dir, tmp_path_factory):
 
     def go(**options) -> tuple[Path, list[list[list[str]]]]:
         folder = tmp_path_factory.mktemp("runs")
-        (folder / "watched.py").write_text(WATCHED, encoding="utf-8")
         options = {
             **SETTINGS, "model_name_or_path": model_folder, "train_data": shards, "cache_dir": cache_dir,
             "output_dir": folder / "two", "preview_steps": 0, **options,
         }  # fmt: skip
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        launcher = [
-            sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1",
-            f"--master_port={free_port()}", str(folder / "watched.py"),
-        ]  # fmt: skip
-        process = subprocess.Popen(
-            [*launcher, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "SEEN": str(folder)},
-        )  # fmt: skip
-        try:
-            _, errors = process.communicate(timeout=180)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-        assert process.returncode == 0, errors[-3000:]
-        seen = [(folder / f"rank-{rank}.jsonl").read_text(encoding="utf-8").splitlines() for rank in (0, 1)]
-        return folder / "two", [[json.loads(line) for line in lines] for lines in seen]
+        return folder / "two", pretrain_in_two(words, folder)
 
     return go
 

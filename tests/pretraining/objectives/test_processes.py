@@ -1,11 +1,6 @@
 """Two processes train as one does at the same global batch, whatever the objective compares across images."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +8,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from two_processes import run_in_two
 
 from retfound_hf.pretraining.command import main
 from retfound_hf.pretraining.objectives import OBJECTIVES
@@ -37,12 +33,6 @@ for words in json.loads(sys.argv[1]):
     main(words)
 leave()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -78,21 +68,7 @@ def two(command, tmp_path_factory) -> Path:
     """The same in two processes, started once for all."""
     folder = tmp_path_factory.mktemp("two")
     commands = [command(name, folder / name, 2) for name in JOINT]
-    (folder / "each.py").write_text(EACH, encoding="utf-8")
-    launcher = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1",
-        f"--master_port={free_port()}", str(folder / "each.py"), json.dumps(commands),
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        launcher, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    try:
-        _, errors = process.communicate(timeout=300)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-    assert process.returncode == 0, errors[-3000:]
+    run_in_two(EACH, [json.dumps(commands)], folder)
     return folder
 
 

@@ -1,14 +1,10 @@
 """Whole runs from a stream: resumed as if never killed, each process with its own shards, nothing left behind."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from two_processes import pretrain_in_two
 
 from retfound_hf.pretraining.checkpoints import read_state
 from retfound_hf.pretraining.loop import Loop
@@ -21,20 +17,6 @@ SETTINGS = {
     "train_data": ["org/retinas"], "streaming": True, "mixed_shards": 2, "max_steps": STEPS, "cache_dir": None,
     "per_device_train_batch_size": 16, "logging_steps": 4, "save_steps": 5, "save_total_limit": 99,
 }  # fmt: skip
-# The real command, which also writes down the images that every step used on this process.
-WATCHED = """
-import json, os, sys
-from retfound_hf.pretraining.command import main
-from retfound_hf.pretraining.loop import Loop
-from retfound_hf.runs.arguments import run_command
-step = Loop._step
-def watched(self, batches):
-    step(self, batches)
-    with open(os.path.join(os.environ["SEEN"], f"rank-{os.environ['RANK']}.jsonl"), "a") as file:
-        file.write(json.dumps(self.window.ids[-1]) + "\\n")
-Loop._step = watched
-sys.exit(run_command(main))
-"""
 
 
 @pytest.fixture
@@ -123,24 +105,10 @@ def test_at_the_end_of_an_epoch_another_order_may_begin(start, on_hub):
 
 def test_each_process_reads_its_own_shards(on_hub, fetched, pretrain_words, tmp_path):
     """One epoch in two real processes: no image twice, and a shard asked for twice only where the two meet."""
-    (tmp_path / "watched.py").write_text(WATCHED, encoding="utf-8")
     options = {**SETTINGS, "streaming": "true", "per_device_train_batch_size": 10, "max_steps": 10, "save_steps": 0}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1",
-        f"--master_port={port}", str(tmp_path / "watched.py"),
-    ]  # fmt: skip
-    done = subprocess.run(
-        [*launcher, *pretrain_words(tmp_path / "two", **options)], capture_output=True, text=True, timeout=180,
-        env={**os.environ, **on_hub.env(tmp_path / "home"), "OMP_NUM_THREADS": "1", "SEEN": str(tmp_path)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [
-        [name for line in (tmp_path / f"rank-{rank}.jsonl").read_text().splitlines() for name in json.loads(line)]
-        for rank in (0, 1)
-    ]
+    words = pretrain_words(tmp_path / "two", **options)
+    steps = pretrain_in_two(words, tmp_path, on_hub.env(tmp_path / "home"))
+    ranks = [[name for step in rank for name in step] for rank in steps]
     assert len(ranks[0]) == len(ranks[1]) == 100
     assert len({*ranks[0], *ranks[1]}) == 200, "every image of the epoch, each once"
     # Besides the one at the cut: both look at the first one, for the side of the images and a preview.

@@ -1,0 +1,65 @@
+"""A program in two processes that know of each other, as a launcher starts them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+# The command `pretrain`, which also writes down the images that every step used on this process.
+WATCHED = """
+import json, os, sys
+from retfound_hf.pretraining.command import main
+from retfound_hf.pretraining.loop import Loop
+from retfound_hf.runs.arguments import run_command
+step = Loop._step
+def watched(self, batches):
+    step(self, batches)
+    with open(os.path.join(os.environ["SEEN"], f"rank-{os.environ['RANK']}.jsonl"), "a") as file:
+        file.write(json.dumps(self.window.ids[-1]) + "\\n")
+Loop._step = watched
+sys.exit(run_command(main))
+"""
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_in_two(program: str, words: Iterable[str], folder: Path, **env: str) -> None:
+    """Run a program in two processes to its end; what they leave behind is ended too.
+
+    Args:
+        program: its text, which is put into `folder`.
+        words: its arguments.
+        env: environment variables that it gets beside those of this process.
+    """
+    path = folder / "program.py"
+    path.write_text(program, encoding="utf-8")
+    launcher = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1",
+        f"--master_port={free_port()}", str(path),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [*launcher, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+    )  # fmt: skip
+    try:
+        _, errors = process.communicate(timeout=300)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+    assert process.returncode == 0, errors[-3000:]
+
+
+def pretrain_in_two(words: Iterable[str], folder: Path, env: Mapping[str, str] | None = None) -> list[list[list[str]]]:
+    """Run `pretrain` in two processes; the ids of the images of every step, by process."""
+    run_in_two(WATCHED, words, folder, SEEN=str(folder), **(env or {}))
+    seen = [(folder / f"rank-{rank}.jsonl").read_text(encoding="utf-8").splitlines() for rank in (0, 1)]
+    return [[json.loads(line) for line in lines] for lines in seen]
