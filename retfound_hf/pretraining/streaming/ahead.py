@@ -1,6 +1,7 @@
 """Fetching shards before they are asked for, and removing those that are done with."""
 
 import logging
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -75,12 +76,12 @@ class _Walk:
                 self.last_use.update(dict.fromkeys(shards, self.looked_at))
                 self.looked_at += 1
                 idle = table.present() - self.needed.keys() - shards
+            if is_passed:  # by a reader that is faster, fetched what it needed, and needs it still
+                continue
             too_many = len(table.present() | self.needed.keys()) - table.limit
             # The batches to come, which are not looked at yet, want those that were used last.
-            for number in sorted(idle, key=lambda number: self.last_use.get(number, -1))[: max(0, too_many)]:
+            for number in sorted(idle, key=lambda number: self.last_use.get(number, math.inf))[: max(0, too_many)]:
                 table.remove(number)
-            if is_passed:  # by a reader that is faster, and fetched what it needed
-                continue
             for number in sorted(shards):
                 try:
                     table.fetch(number)
