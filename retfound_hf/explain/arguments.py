@@ -14,7 +14,7 @@ PREDICTED, LABEL = "predicted", "label"
 class ExplainArguments:
     model_name_or_path: str = field(metadata={"help": "fine-tuned folder or adapter; for reconstruction a pretrained"})
     data: str = field(metadata={"help": "an image, a folder, a CSV or parquet table, or a folder of shards"})
-    method: Literal["relevance", "rollout", "integrated_gradients", "reconstruction"] = field(
+    method: Literal["relevance", "relprop", "rollout", "integrated_gradients", "reconstruction"] = field(
         default="relevance", metadata={"help": "how the maps are made, or what the autoencoder paints"}
     )
     target: str = field(

@@ -1,5 +1,6 @@
 """Maps from attention: gradient-weighted relevance (Chefer et al. 2021) and rollout (Abnar & Zuidema 2020)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +19,14 @@ class AttentionPass:
     """One forward and backward pass; matrices are (batch, heads, tokens, tokens), detached, one per block.
 
     Attributes:
+        view: what was run.
         weights: attention, row i telling from which tokens token i takes.
         gradients: of the targets' logits by `weights`.
         readout: (batch, tokens), the share that the head's reading of each last token has in the whole, sums to 1.
         grid: patches on a side, the last `grid`^2 of the tokens.
     """
 
+    view: PreTrainedModel
     score: Score
     weights: tuple[Tensor, ...]
     gradients: tuple[Tensor, ...]
@@ -44,13 +47,22 @@ def relevance_of_patches(found: AttentionPass) -> Tensor:
     What is positive in one head may be outweighed by another, so that maps of opposite classes can show the same
     places; integrated gradients keep the sign.
     """
-    rows = found.readout
-    total = rows
-    # Row vectors instead of matrices, from the last block back: (r (I + A_n) ... (I + A_1)) without a square product.
-    for weights, gradients in zip(reversed(found.weights), reversed(found.gradients), strict=True):
-        block = (gradients.float() * weights.float()).clamp(min=0).mean(dim=1)
-        total = total + (total[:, None] @ block)[:, 0]
-    return _patches(total - rows, found.grid)
+    blocks = zip(reversed(found.weights), reversed(found.gradients), strict=True)
+    return rolled_out(found, ((gradients * weights.float()).clamp(min=0).mean(dim=1) for weights, gradients in blocks))
+
+
+def rolled_out(found: AttentionPass, matrices: Iterable[Tensor]) -> Tensor:
+    """What the read tokens take from every patch over all blocks, (batch, grid, grid), of which the identity is none.
+
+    Args:
+        matrices: A of each block, (batch, tokens, tokens), from the last block back.
+    """
+    total = torch.zeros_like(found.readout)
+    # The row r (I + A_n) ... (I + A_1) - r, without a square product. Without r too: beside it float32 would round
+    # away what a weak gradient has to say.
+    for matrix in matrices:
+        total = total + ((found.readout + total)[:, None] @ matrix)[:, 0]
+    return _patches(total, found.grid)
 
 
 def rollout_of_patches(found: AttentionPass) -> Tensor:
@@ -96,7 +108,7 @@ def attention_pass(view: PreTrainedModel, pixel_values: Tensor, target: Target) 
     # A head reads a token if and only if the target depends on it; how strongly, its gradient tells.
     readout = by_token.norm(dim=-1)
     readout = readout / readout.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    return AttentionPass(score, tuple(w.detach() for w in weights), tuple(gradients), readout, grid)
+    return AttentionPass(view, score, tuple(w.detach() for w in weights), tuple(gradients), readout, grid)
 
 
 def _patches(rows: Tensor, grid: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a classifier looks: one map per image, by one of three methods."""
+"""Where a classifier looks: one map per image, by one of four methods."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,14 +11,16 @@ from ..runs.errors import RetFoundError, nearest
 from .attention import AttentionPass, attention_pass, relevance_of_patches, rollout_of_patches
 from .integrated import integrated_gradients_of_patches
 from .passes import device_and_dtype, scored
+from .relprop import relprop_of_patches
 from .targets import Target
 from .views import view_of
 
-Method = Literal["relevance", "rollout", "integrated_gradients"]
+Method = Literal["relevance", "relprop", "rollout", "integrated_gradients"]
 METHODS: tuple[str, ...] = get_args(Method)
 STEPS = 32
 FROM_ATTENTION: dict[str, Callable[[AttentionPass], Tensor]] = {
     "relevance": relevance_of_patches,
+    "relprop": relprop_of_patches,
     "rollout": rollout_of_patches,
 }
 
@@ -63,9 +65,9 @@ def relevance(
             any, the other methods need attention among patches.
         pixel_values: (batch, 3, size, size), standardised, of any size that the model accepts.
         target: class index or name, for all images or one for each; None explains the output of highest logit.
-        method: `relevance` (Chefer et al. 2021), `rollout` (Abnar &
-            Zuidema 2020; the same for every class of models with RETFound's head) or `integrated_gradients`
-            (Sundararajan et al. 2017).
+        method: `relevance` (Chefer et al., ICCV 2021), `relprop` (Chefer et al., CVPR 2021; RETFound's own blocks
+            alone), `rollout` (Abnar & Zuidema 2020; the same for every class of models with RETFound's head) or
+            `integrated_gradients` (Sundararajan et al. 2017).
         steps: of integrated gradients.
 
     Raises:

@@ -28,9 +28,12 @@ def state_of(model) -> dict:
     }
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", ["retfound", "vit", "dinov2", "lora", "frozen"])
-def test_the_model_is_left_as_it_was(classifier, stock, images, method, kind):
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [(kind, method) for kind in ("retfound", "lora", "frozen") for method in METHODS]
+    + [(kind, method) for kind in ("vit", "dinov2") for method in METHODS if method != "relprop"],
+)
+def test_the_model_is_left_as_it_was(classifier, stock, images, kind, method):
     model = classifier(drop_path_rate=0.2) if kind in ("retfound", "lora", "frozen") else stock(kind)
     if kind == "lora":
         model = get_peft_model(model, LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"]))
@@ -75,7 +78,7 @@ def test_a_compiled_model_is_unwrapped(classifier, images):
 def test_threads_share_one_model(classifier, images):
     """Two users of a page: different methods, classes and images at the same time, next to plain predictions."""
     model = classifier()
-    jobs = [(images(2, seed=seed), seed % 3, METHODS[seed % 2]) for seed in range(6)]
+    jobs = [(images(2, seed=seed), seed % 3, METHODS[seed % 3]) for seed in range(6)]
     expected = [relevance(model, *job).patches for job in jobs]
     with torch.no_grad():
         logits = model(jobs[0][0]).logits

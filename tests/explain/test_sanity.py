@@ -11,7 +11,7 @@ from retfound_hf.explain.relevance import METHODS, relevance
 from retfound_hf.runs.errors import RetFoundError
 
 # Times as much of the map within the lesions as chance puts there.
-MULTIPLE = {"relevance": 5.0, "rollout": 3.0, "integrated_gradients": 8.0}
+MULTIPLE = {"relevance": 5.0, "relprop": 5.0, "rollout": 3.0, "integrated_gradients": 8.0}
 
 
 @pytest.fixture(scope="module")
