@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from ..runs.errors import RetFoundError
-from .bootstrap import NO_INTERVAL, RESAMPLES, bootstrap, metric_statistic, of_classes
+from .bootstrap import NO_INTERVAL, RESAMPLES, bootstrap
 from .estimate import Comparison
 from .inputs import ProblemType
+from .metric_draws import metric_draws
 from .metrics import compute_metrics
-from .patients import Patients, patients_of
+from .patients import Patients
 from .weighted_metrics import Statistic, Values
 
 TEST = "paired bootstrap over patients"
@@ -39,23 +40,17 @@ def compare_metrics(
     """
     if np.shape(first) != np.shape(second):
         raise RetFoundError(f"scores of shapes {np.shape(first)} and {np.shape(second)} are not of the same images")
-    ones, others = (metric_statistic(problem_type, labels, scores, class_names) for scores in (first, second))
-    found = [compute_metrics(problem_type, labels, scores, class_names) for scores in (first, second)]
-    difference = _difference(ones[0], others[0])
-    values = {name: _minus(value, found[1][name]) for name, value in found[0].items()}
-    free = compare(difference, values, patients_of(patients, len(labels)), resamples, seed)
-    truth = ones[1]
-    if truth is None:
-        return free
-    free["ece"] = Comparison(replace(free["ece"].difference, low=None, high=None, method=NO_INTERVAL), None, TEST)
-    within = compare(
-        difference,
-        {name: value for name, value in values.items() if of_classes(name)},
-        patients_of(patients, len(labels), truth),
-        resamples,
-        seed,
-    )
-    return {name: within.get(name, free[name]) for name in values}
+    one, other = (metric_draws(problem_type, labels, scores, class_names) for scores in (first, second))
+    measured = [compute_metrics(problem_type, labels, scores, class_names) for scores in (first, second)]
+    values = {name: _minus(value, measured[1][name]) for name, value in measured[0].items()}
+    found: dict[str, Comparison] = {}
+    for names, units in one.passes(values, patients):
+        difference = _difference(one.statistic(names), other.statistic(names))
+        found |= compare(difference, {name: values[name] for name in names}, units, resamples, seed)
+    if "ece" in found:
+        bare = replace(found["ece"].difference, low=None, high=None, method=NO_INTERVAL)
+        found["ece"] = Comparison(bare, None, TEST)
+    return {name: found[name] for name in values}
 
 
 def compare(

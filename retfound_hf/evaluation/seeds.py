@@ -67,13 +67,14 @@ def compare_seeds(first: Sequence[float | None], second: Sequence[float | None],
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's adjusted p values (1979) of a family of comparisons; undefined ones (None) stay so and do not count."""
+    known = [index for index, value in enumerate(p_values) if value is not None]
+    if len(known) < 2:  # nothing to correct, and statsmodels' clearing of memory takes a second beside torch
+        return list(p_values)
     from statsmodels.stats.multitest import multipletests
 
-    known = [index for index, value in enumerate(p_values) if value is not None]
     adjusted: list[float | None] = [None] * len(p_values)
-    if known:
-        for index, value in zip(known, multipletests([p_values[i] for i in known], method="holm")[1], strict=True):
-            adjusted[index] = float(value)
+    for index, value in zip(known, multipletests([p_values[i] for i in known], method="holm")[1], strict=True):
+        adjusted[index] = float(value)
     return adjusted
 
 

@@ -9,10 +9,12 @@ import numpy as np
 
 from ..runs.errors import RetFoundError
 from .bands import in_order
-from .bootstrap import RESAMPLES, bootstrap, metric_statistic, of_classes
+from .bootstrap import RESAMPLES, bootstrap
 from .estimate import CONFIDENCE, Comparison, Estimate
 from .inputs import ProblemType
-from .patients import Patients, patients_of
+from .logit_jackknife import is_skewed
+from .metric_draws import metric_draws, of_classes
+from .patients import Patients
 from .weighted_metrics import Statistic, Values
 
 CLASSIFIER_METRICS = ("auroc", "balanced_accuracy", "brier")
@@ -75,23 +77,20 @@ def subgroup_metrics(
     names = in_order(groups)
     wanted = metrics or (REGRESSOR_METRICS if problem_type == "regression" else CLASSIFIER_METRICS)
     rows = {name: np.flatnonzero(groups == name) for name in names}
-    truth = metric_statistic(problem_type, labels, scores, class_names)[1]
+    whole = metric_draws(problem_type, labels, scores, class_names)
     parts = {}
     for name, members in rows.items():
-        statistic, present = metric_statistic(problem_type, labels[members], scores[members], class_names)
-        lacking = truth is not None and (_both(present) != _both(truth)).any()
-        parts[name] = (members, statistic, lacking)
+        part = metric_draws(problem_type, labels[members], scores[members], class_names)
+        lacking = whole.truth is not None and (_both(part.truth) != _both(whole.truth)).any()
+        parts[name] = (members, part.statistic(wanted), lacking)
     found: dict[str, dict[str, Estimate]] = {name: {} for name in names}
     gaps = []
-    for conditional in (True, False):
-        chosen = [metric for metric in wanted if of_classes(metric) == conditional]
-        if chosen:
-            units = patients_of(patients, len(labels), truth if conditional else None)
-            estimates, drawn = _draw(_statistic(parts, chosen), units, resamples, seed)
-            for (metric, name), estimate in estimates.items():
-                own = replace(estimate, n=len(np.unique(units.row[rows[name]])))
-                found[name][metric] = own if own.n >= FEWEST else replace(own, low=None, high=None)
-            gaps += [gap for metric in chosen if (gap := _gap(metric, found, drawn, units.count)) is not None]
+    for chosen, units in whole.passes(wanted, patients):
+        estimates, drawn = _draw(_statistic(parts, chosen), units, resamples, seed)
+        for (metric, name), estimate in estimates.items():
+            own = replace(estimate, n=len(np.unique(units.row[rows[name]])))
+            found[name][metric] = own if own.n >= FEWEST else replace(own, low=None, high=None)
+        gaps += [gap for metric in chosen if (gap := _gap(metric, found, drawn, units.count)) is not None]
     order = list(wanted)
     return (
         [Group(name, len(rows[name]), {metric: found[name][metric] for metric in order}) for name in names],
@@ -128,7 +127,7 @@ def _draw(statistic: Statistic, units: Patients, resamples: int, seed: int) -> t
 
     whole = statistic(np.ones((1, len(units.row))))
     values = {key: None if np.isnan(value[0]) else float(value[0]) for key, value in whole.items()}
-    blocks = bootstrap(kept, values, units, resamples, seed)
+    blocks = bootstrap(kept, values, units, resamples, seed, skewed=lambda key: is_skewed(key[0]))
     samples = {key: np.concatenate([part[key] for part in drawn])[:resamples] for key in values}
     return blocks, samples
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..evaluation.bootstrap import evaluate, interval, metric_statistic, of_classes
+from ..evaluation.bootstrap import evaluate, interval
 from ..evaluation.estimate import Estimate
-from ..evaluation.patients import patients_of
+from ..evaluation.logit_jackknife import is_skewed
+from ..evaluation.metric_draws import metric_draws
 from ..runs.errors import RetFoundError
 from ..runs.files import whole_file
 from .layout import predictions_file, read_images, read_predictions, read_task
@@ -40,12 +41,12 @@ class Resampled:
     patients: int
     cases: int
 
-    def estimate(self) -> Estimate:
-        """The value with its BCa interval over patients."""
+    def estimate(self, metric: str) -> Estimate:
+        """The value with its interval over patients, as `bootstrap.metric_intervals` finds that of the metric."""
         value = None if np.isnan(self.value) else self.value
         if not len(self.drawn):
             return Estimate(value, None, None, self.patients, "no interval")
-        return interval(value, self.drawn, self.patients, (self.left_out, self.strata))
+        return interval(value, self.drawn, self.patients, (self.left_out, self.strata), is_skewed(metric))
 
 
 def mean_of(jobs: Sequence[Resampled]) -> Resampled:
@@ -72,37 +73,26 @@ def resampled(folder: Path, study: Study, job_id: str, data: str, evaluated: str
 
 def resample(outcomes: Outcomes, metrics: Sequence[str], resamples: int, seed: int = 0) -> dict[str, Resampled]:
     """The metrics `metrics`, also per class, on `resamples` bootstrap samples of patients, drawn as in `bootstrap`."""
-    what = (outcomes.problem_type, outcomes.labels, outcomes.scores, outcomes.class_names)
-    statistic, truth = metric_statistic(*what)
-    once = statistic(np.ones((1, len(outcomes.labels))))
-    wanted = {name: value[0] for name, value in once.items() if name.split("/", 1)[0] in metrics}
-    found: dict[str, Resampled] = {}
-    for within in (False, True):
-        names = [name for name in wanted if (truth is not None and of_classes(name)) == within]
-        if not names:
-            continue
-        statistic = metric_statistic(*what, precision=any(name.startswith("auprc") for name in names))[0]
-        try:
-            patients = patients_of(outcomes.patients, len(outcomes.labels), truth if within else None)
-        except RetFoundError:  # a single patient
-            patients = None
-        empty = np.zeros(0)
-        drawn, left_out, strata = {}, {}, empty
-        if patients is not None and resamples:
+    draws = metric_draws(outcomes.problem_type, outcomes.labels, outcomes.scores, outcomes.class_names)
+    rows, empty = len(outcomes.labels), np.zeros(0)
+    once = draws.statistic()(np.ones((1, rows)))
+    wanted = {name: float(value[0]) for name, value in once.items() if name.split("/", 1)[0] in metrics}
+    found = {name: Resampled(value, empty, empty, empty, 1, rows) for name, value in wanted.items()}
+    try:
+        passes = list(draws.passes(wanted, outcomes.patients))
+    except RetFoundError:  # a single patient
+        return found
+    for names, patients in passes:
+        statistic, drawn, left_out, strata = draws.statistic(names), {}, {}, empty
+        if resamples:
             drawn = evaluate(statistic, patients.draws(resamples, seed))
             strata, blocks = patients.left_out()
             left_out = evaluate(statistic, blocks)
         for name in names:
-            value, bare = wanted[name], name in WITHOUT_INTERVAL
-            found[name] = Resampled(
-                float(value),
-                empty if bare else drawn.get(name, empty),
-                empty if bare else left_out.get(name, empty),
-                strata,
-                patients.count if patients is not None else 1,
-                len(outcomes.labels),
-            )
-    return {name: found[name] for name in wanted}
+            found[name] = dataclasses.replace(found[name], strata=strata, patients=patients.count)
+            if resamples and name not in WITHOUT_INTERVAL:
+                found[name] = dataclasses.replace(found[name], drawn=drawn[name], left_out=left_out[name])
+    return found
 
 
 def _save(path: Path, table: dict[str, Resampled]) -> None:

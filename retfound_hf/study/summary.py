@@ -49,7 +49,7 @@ def summarise(study: Study, jobs: Sequence[JobResult], table: Table) -> tuple[pd
     for cell, metric, models in _cells(study, jobs, table):
         compared = _compare(study, models, metric) if cell["set"] != "val" and metric in study.metrics else []
         pairs += [{**cell, "metric": metric, **pair} for pair in compared]
-        rows += [{**cell, "metric": metric, **_row(trained)} for trained in models]
+        rows += [{**cell, "metric": metric, **_row(trained, metric)} for trained in models]
     for metric in study.metrics:
         family = [pair for pair in pairs if pair["metric"] == metric]
         for pair, adjusted in zip(family, holm([pair["p_value"] for pair in family]), strict=True):
@@ -77,9 +77,9 @@ def _cells(study: Study, jobs: Sequence[JobResult], table: Table) -> Any:
             yield dict(zip(CELL, key, strict=True)), name, trained
 
 
-def _row(trained: Trained) -> dict[str, Any]:
+def _row(trained: Trained, metric: str) -> dict[str, Any]:
     seeds, mean = over_seeds(trained.values), mean_of(trained.jobs)
-    patients = mean.estimate()
+    patients = mean.estimate(metric)
     return {
         "model": trained.model, "seeds": seeds.n, "mean": seeds.value,
         "sd": float(np.std(trained.values, ddof=1)) if seeds.n > 1 else None,

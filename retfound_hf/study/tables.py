@@ -68,7 +68,7 @@ def _result_rows(
         return
     for evaluated in study.data_set(job.data).evaluated:
         for name, found in table[job.id, evaluated].items():
-            estimate = found.estimate()
+            estimate = found.estimate(name)
             yield {
                 **what, "set": evaluated, "metric": name, "value": estimate.value, "low": estimate.low,
                 "high": estimate.high, "interval": estimate.method if estimate.interval else "",

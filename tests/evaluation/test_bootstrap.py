@@ -11,9 +11,10 @@ from retfound_hf.evaluation.bootstrap import (
     bootstrap,
     interval,
     metric_intervals,
-    metric_statistic,
     rows_statistic,
 )
+from retfound_hf.evaluation.logit_jackknife import logit_interval
+from retfound_hf.evaluation.metric_draws import metric_draws
 from retfound_hf.evaluation.metrics import compute_metrics
 from retfound_hf.evaluation.paired import compare_metrics
 from retfound_hf.evaluation.patients import patients_of
@@ -47,7 +48,8 @@ def test_weights_count_as_repeated_rows(kind):
     compared = 0
     for _ in range(30):
         labels, scores, names = some_set(rng, kind)
-        statistic, truth = metric_statistic(kind, labels, scores, names)
+        draws = metric_draws(kind, labels, scores, names)
+        statistic, truth = draws.statistic(), draws.truth
         weights = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=3).astype(float)
         found = statistic(weights)
         for resample, weight in enumerate(weights):
@@ -150,7 +152,7 @@ def test_undefined_resamples_are_counted():
     labels = np.zeros((40, 1), int)
     labels[0] = 1
     scores = rng.random((40, 1))
-    statistic, _ = metric_statistic(MULTI, labels, scores, ["rare"])
+    statistic = metric_draws(MULTI, labels, scores, ["rare"]).statistic()
     values = {"auroc": float(statistic(np.ones((1, 40)))["auroc"][0])}
     found = bootstrap(statistic, values, patients_of(None, 40), 2000)["auroc"]
     assert found.undefined == pytest.approx((1 - 1 / 40) ** 40, abs=0.03)
@@ -185,6 +187,25 @@ def test_bca_and_percentiles_equal_scipys():
         found = bootstrap(statistic, {"mean": values.mean()}, patients_of(None, 40), 40_000, method=ours)["mean"]
         expected = stats.bootstrap((values,), np.mean, method=theirs, **options).confidence_interval
         assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.012)
+
+
+def test_an_auprc_is_given_by_the_jackknife_on_the_logit_scale():
+    """By hand: logits of 0.8 and of 0.75, 0.8, 0.8, 0.85; where leaving one out makes it perfect, BCa steps in."""
+    left_out = np.array([0.75, 0.8, 0.8, 0.85])
+    logits = np.log(left_out / (1 - left_out))
+    error = (3 * logits.var()) ** 0.5
+    low, high = logit_interval(0.8, left_out)
+    assert (np.log([4, 4]) - 1.96 * error * np.array([1, -1])) == pytest.approx(
+        np.log([low / (1 - low), high / (1 - high)]), abs=1e-4
+    )
+    assert logit_interval(0.8, np.r_[left_out, 1.0]) is None and logit_interval(1.0, left_out) is None
+    assert logit_interval(0.8, np.r_[left_out, np.nan]) is None and logit_interval(0.8, np.full(4, 0.8)) is None
+    labels, scores, names = some_set(np.random.default_rng(0), SINGLE, rows=80)
+    found = metric_intervals(SINGLE, labels, scores, names, resamples=200)
+    assert {name for name, one in found.items() if "logit" in one.method} == {"auprc", *(f"auprc/{n}" for n in names)}
+    assert all(0 < found[name].low < found[name].value < found[name].high < 1 for name in found if "auprc" in name)
+    few = metric_intervals(SINGLE, [0, 0, 0, 1, 1], np.c_[[0.9, 0.8, 0.4, 0.5, 0.1], [0.1, 0.2, 0.6, 0.5, 0.9]], "ab")
+    assert "BCa" in few["auprc/b"].method and few["auprc/b"].high == 1
 
 
 def test_any_function_of_rows():

@@ -27,7 +27,7 @@ class World:
     training: float = 0.0
     own: float = 0.7
     shared: float = 0.7
-    patients: int = 60
+    patients: int = 100
 
     def draw(self, rng: np.random.Generator) -> dict[str, list[Outcomes]]:
         """Predictions of both models, by model and seed."""
@@ -83,7 +83,7 @@ EQUAL = {
     "one training": World(seeds=1),
     "trainings alike": World(training=0.0),
     "trainings differ": World(training=0.3, own=0.3),
-    "trainings decide": World(training=0.6, own=0.1, shared=0.3, seeds=5),
+    "trainings decide": World(signal=(0.5, 0.5), training=0.15, own=0.1, shared=0.5, seeds=5),
 }
 
 
@@ -100,7 +100,11 @@ def test_a_planted_difference_is_found():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EQUAL)
 def test_equal_models_differ_in_about_5_percent_of_studies(name):
-    assert 0.03 <= rate(EQUAL[name], 600) <= 0.07  # 97% of such shares lie within 0.05 +- 0.02
+    """Of 1,000 studies 5% +- 2%, three standard errors; several trainings are a little on the safe side.
+
+    What one training makes of one image is in both of the variances that are added.
+    """
+    assert 0.03 <= rate(EQUAL[name], 1000) <= 0.07
 
 
 @pytest.mark.slow

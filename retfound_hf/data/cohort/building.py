@@ -28,11 +28,13 @@ class Cohort:
             `patient_id`, `eye`, `date`, `split`, `age` in years on that day and `sex` where known, the other columns
             of the images table, `event_date`, `days_to_event`, `days_of_follow_up`, and `matched_to` (the case's
             patient) after matching.
+        question: what the labels answer.
         flow: the exclusions.
         facts: other counts worth keeping.
     """
 
     table: pd.DataFrame
+    question: Question
     flow: Flow
     facts: dict[str, int]
 
@@ -96,7 +98,7 @@ def build_cohort(
     table = flow.table
     split = assign_splits(table["patient_id"].to_numpy(str), table["label"].to_numpy(), split_fractions, seed)
     flow.table = table.assign(split=split)
-    return Cohort(_tidy(flow.table), flow, _facts(registry, flow.table))
+    return Cohort(_tidy(flow.table), question, flow, _facts(registry, flow.table))
 
 
 def _person(registry: Registry) -> dict[str, pd.Series]:

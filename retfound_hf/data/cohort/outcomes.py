@@ -31,6 +31,12 @@ class Question:
     unit: str
     exclude_prior: tuple[str, ...] = ()
 
+    @property
+    def classes(self) -> dict[str, str]:
+        """What the labels 0 and 1 stand for, in words."""
+        positive = f"{' or '.join(self.events)} within {self.horizon}"
+        return {"0": f"no {positive}", "1": positive}
+
 
 def default_unit(registry: Registry, events: tuple[str, ...]) -> str:
     """ "eye" where all of the events name an eye, "patient" where none does.

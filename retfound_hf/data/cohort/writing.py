@@ -20,7 +20,9 @@ def write_cohort(cohort: Cohort, folder: Path, home: Path) -> None:
         if pd.api.types.is_datetime64_any_dtype(table[name]):
             table[name] = table[name].dt.strftime("%Y-%m-%d")
     table.to_csv(folder / "cohort.csv", index=False, lineterminator="\n")
-    write_json(folder / "flow.json", cohort.flow.as_dict() | {"facts": cohort.facts})
+    write_json(
+        folder / "flow.json", cohort.flow.as_dict() | {"classes": cohort.question.classes, "facts": cohort.facts}
+    )
     for suffix in ("png", "svg"):
         plot_flow(cohort.flow, folder / f"flow.{suffix}")
 

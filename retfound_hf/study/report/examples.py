@@ -8,6 +8,7 @@ import pandas as pd
 
 from ...images.reading import UnreadableImageError, read_image
 from ..folder import StudyResults
+from .classes import class_titles
 from .numbers import number
 from .parts import Block, Gallery, Section, Thumbnail
 from .systems import System, systems_of
@@ -39,10 +40,11 @@ def examples(found: StudyResults, figures: Path) -> Section | None:
 def _galleries(found: StudyResults, system: System, count: int):
     predictions = found.predictions(system.job.id, "test")
     paths = found.images(system.data, "test").set_index("id")["image"]
-    names = found.task(system.data)["class_names"]
-    confidence = predictions[[f"prob/{name}" for name in names]].to_numpy(float).max(axis=1)
+    titles = class_titles(found, system.data)
+    predictions["said"] = predictions["prediction"].map(titles)
+    confidence = predictions[[f"prob/{name}" for name in titles]].to_numpy(float).max(axis=1)
     right = (predictions["label"] == predictions["prediction"]).to_numpy()
-    for name in names[:MOST_CLASSES]:
+    for name, title in list(titles.items())[:MOST_CLASSES]:
         of_class = (predictions["label"] == name).to_numpy()
         for kind, chosen in (("right", of_class & right), ("wrong", of_class & ~right)):
             rows = np.flatnonzero(chosen)
@@ -50,7 +52,7 @@ def _galleries(found: StudyResults, system: System, count: int):
             pictures = [_picture(predictions.iloc[row], confidence[row], paths) for row in rows]
             pictures = [picture for picture in pictures if picture is not None]
             if pictures:
-                yield Gallery(f"{name}, {kind}", pictures)
+                yield Gallery(f"{title}, {kind}", pictures)
 
 
 def _picture(row: pd.Series, confidence: float, paths: pd.Series) -> Thumbnail | None:
@@ -62,4 +64,4 @@ def _picture(row: pd.Series, confidence: float, paths: pd.Series) -> Thumbnail |
     image.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=82)
-    return Thumbnail(file.getvalue(), [f"said {row['prediction']}", f"confidence {number(confidence, 2)}"])
+    return Thumbnail(file.getvalue(), [f"said {row['said']}", f"confidence {number(confidence, 2)}"])

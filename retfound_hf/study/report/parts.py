@@ -28,6 +28,10 @@ class Table:
     emphasis: frozenset[int] = frozenset()
 
 
+def _address(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
 @dataclass(frozen=True)
 class Chart:
     """A figure: `svg` is its path, `alt` says what it shows to those who cannot see it.
@@ -44,7 +48,7 @@ class Chart:
     @property
     def source(self) -> str:
         """As an address that needs no other file."""
-        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg.read_bytes()).decode()}"
+        return _address("svg+xml", self.svg.read_bytes())
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Thumbnail:
 
     @property
     def source(self) -> str:
-        return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode()}"
+        return _address("jpeg", self.jpeg)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from ...data.splits import SPLITS
 from ..folder import StudyResults
 from ..layout import STUDY_FILE
+from .classes import read_flow
 from .numbers import duration
 from .parts import Block, Chart, Section, Table
 
@@ -14,12 +15,12 @@ def cohorts(found: StudyResults, figures: Path) -> Section | None:
     """Flow charts of the cohorts that data sets name."""
     blocks = []
     for data in found.study.data:
-        flow = Path(data.cohort or "") / "flow.svg"
-        if data.cohort and flow.is_file():
-            stages = json.loads(flow.with_suffix(".json").read_text(encoding="utf-8"))
+        flow = read_flow(found, data.name)
+        if flow:
+            picture = Path(str(data.cohort), "flow.svg")
             caption = "From all images to those that are labelled; each exclusion is counted once."
             alt = f"Flow chart of the cohort of {data.name}; the table below has its numbers"
-            blocks.append(Block(data.name, [Chart(flow, caption, alt, wide=True)], [_flow_table(stages)]))
+            blocks.append(Block(data.name, [Chart(picture, caption, alt, wide=True)], [_flow_table(flow)]))
     lead = "Who was left out, and why, before any model saw an image."
     return Section("cohorts", "Cohorts", lead, blocks) if blocks else None
 

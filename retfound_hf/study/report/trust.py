@@ -14,6 +14,7 @@ from ...evaluation.recalibration import calibration_line
 from ...runs.errors import RetFoundError
 from ..folder import StudyResults
 from ..outcomes import Outcomes
+from .classes import class_titles
 from .measured import result_row, said
 from .numbers import number, share
 from .parts import Block, Chart, Section, Table, chart, file_name
@@ -80,7 +81,7 @@ def operating_points(found: StudyResults, figures: Path) -> Section | None:
     wanted = [("sensitivity", one) for one in reporting.sensitivity]
     wanted += [("specificity", one) for one in reporting.specificity]
     for data, systems in _classifiers(found):
-        shown, cells = drawn(found, systems), []
+        shown, cells, titles = drawn(found, systems), [], class_titles(found, data)
         for system in shown:
             (val, _), (test, _) = outcomes_of(found, system, "val"), outcomes_of(found, system, "test")
             for index, label in _positive_classes(test):
@@ -99,7 +100,7 @@ def operating_points(found: StudyResults, figures: Path) -> Section | None:
                         result_row(system, "test", f"{one}@{place}", value, len(test.labels))
                         for one, value in measured.items()
                     ]
-                    cells.append([system.label, label, f"{criterion} {share(target)}", number(threshold),
+                    cells.append([system.label, titles[label], f"{criterion} {share(target)}", number(threshold),
                                   *(said(value) for value in measured.values())])  # fmt: skip
         if not cells:
             continue

@@ -53,6 +53,7 @@ def test_the_table_is_what_finetune_takes(tables, tmp_path, capsys, monkeypatch)
     flow = json.loads((tmp_path / "out/cohort/flow.json").read_text())
     assert flow["stages"][-1]["images"] == 60 and flow["labels"]["1"] == {"patients": 10, "eyes": 20, "images": 20}
     assert flow["facts"]["patients_who_died"] == 20
+    assert flow["classes"] == {"0": "no stroke within 3 years", "1": "stroke within 3 years"}
     assert xml.etree.ElementTree.parse(tmp_path / "out/cohort/flow.svg").getroot().tag.endswith("svg")
     assert Image.open(tmp_path / "out/cohort/flow.png").width > 1000
 

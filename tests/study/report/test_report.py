@@ -1,6 +1,7 @@
 """The report of a study: every number from its tables, one file that needs no other, whatever the names hold."""
 
 import dataclasses
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -158,6 +159,21 @@ def test_numbers_of_subgroups_and_thresholds_are_those_of_the_predictions(folder
     confidence = test[["prob/amd", "prob/healthy"]].max(axis=1)
     error = expected_calibration_error(confidence, test["prediction"] == test["label_x"])
     assert own["test", "ece"] == pytest.approx(error, abs=1e-7)
+
+
+def test_classes_of_a_cohort_are_called_by_what_they_stand_for(folder, tmp_path):
+    flow = {"stages": [], "classes": {"amd": "no stroke within 3 years", "healthy": "stroke within 3 years"}}
+    (tmp_path / "flow.json").write_text(json.dumps(flow), encoding="utf-8")
+    (tmp_path / "flow.svg").write_text("<svg/>", encoding="utf-8")
+    found = read_study(folder)
+    data = tuple(dataclasses.replace(one, cohort=str(tmp_path)) for one in found.study.data)
+    found = dataclasses.replace(found, study=dataclasses.replace(found.study, data=data))
+    sections = {section.name: section for section in build_sections(found)}
+    points = {row[1] for row in sections["thresholds"].blocks[0].tables[0].rows}
+    assert points == {"stroke within 3 years"}
+    galleries = sections["examples"].blocks[0].galleries
+    assert galleries[0].title == "no stroke within 3 years, right"
+    assert {picture.lines[0] for picture in galleries[0].pictures} == {"said no stroke within 3 years"}
 
 
 def test_names_are_text_whatever_they_hold(folder):
