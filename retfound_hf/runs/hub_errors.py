@@ -35,7 +35,7 @@ def explained(repo_id: str, doing: str) -> Iterator[None]:
     except errors.LocalTokenNotFoundError as error:
         raise RetFoundError(f"there is no token for {repo_id}; log in with {LOGIN}") from error
     except Exception as error:
-        if not _is_connection(error):
+        if not is_connection_error(error):
             raise
         raise RetFoundError(
             f"the connection to {constants.ENDPOINT} broke off ({_cause(error)}); nothing half-done is left there or "
@@ -68,7 +68,7 @@ def _refused(repo_id: str, doing: str, error: Exception) -> str:
     return f"{repo_id} cannot be {doing.split()[0]}: {said}"
 
 
-def _is_connection(error: BaseException | None) -> bool:
+def is_connection_error(error: BaseException | None) -> bool:
     """Whether a broken connection is at the root of an error, whichever HTTP library reported it."""
     while error is not None:
         names = {kind.__name__ for kind in type(error).__mro__}

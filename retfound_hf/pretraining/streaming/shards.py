@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ...data.sources import find_shards
 from ...runs.errors import RetFoundError, one_line
+from ...runs.hub_errors import is_connection_error
 
 READERS = 16  # footers read at once
 # Seconds between tries: a run of weeks outlives a network that is gone for minutes.
@@ -39,18 +40,25 @@ class StreamShard:
     def name(self) -> str:
         return f"{self.source}/{self.path}" if self.source else self.path
 
-    def read(self, convert: Callable[[Path], T]) -> T:
+    def read(
+        self, convert: Callable[[Path], T], folder: Path | None = None, check: Callable[[], None] = lambda: None
+    ) -> T:
         """What `convert` makes of the file, which is downloaded first if it lies on the Hub, and removed after.
+
+        Args:
+            folder: where to download it, if not among the system's temporary files.
+            check: called before each try; what it raises ends them.
 
         Raises:
             RetFoundError: it cannot be had, after several tries.
         """
+        check()
         if not self.source:
             return convert(Path(self.path))
-        with tempfile.TemporaryDirectory(prefix="retfound-shard-") as folder:
-            return convert(self._download(folder))
+        with tempfile.TemporaryDirectory(prefix="retfound-shard-", dir=folder, ignore_cleanup_errors=True) as place:
+            return convert(self._download(place, check))
 
-    def _download(self, folder: str) -> Path:
+    def _download(self, folder: str, check: Callable[[], None]) -> Path:
         from huggingface_hub import hf_hub_download
 
         for wait in (*WAITS, None):
@@ -68,6 +76,7 @@ class StreamShard:
                         "and go on with --resume_from_checkpoint latest"
                     ) from error
             time.sleep(wait)
+            check()
         raise AssertionError("the last try returns or raises")
 
 
@@ -143,9 +152,8 @@ def _rows(open_file: Callable[[], Any], source: str) -> int:
 
 def _may_pass(error: Exception) -> bool:
     """Whether another try may have more luck: a network that is gone, a Hub that is busy."""
-    import httpx
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     if isinstance(error, HfHubHTTPError) and error.response is not None:
         return error.response.status_code in (408, 429) or error.response.status_code >= 500
-    return isinstance(error, (httpx.TransportError, LocalEntryNotFoundError, ConnectionError, TimeoutError))
+    return isinstance(error, LocalEntryNotFoundError) or is_connection_error(error)

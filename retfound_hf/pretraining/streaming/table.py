@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from ...runs.errors import RetFoundError
 from ...runs.files import whole_file
 from .shards import StreamShard
 
@@ -70,16 +71,19 @@ class StreamedTable:
         """Bring a shard here, if it is not; processes that ask at once wait for the first.
 
         Raises:
-            RetFoundError: it cannot be had.
+            RetFoundError: it cannot be had, or the table was closed.
         """
-        path = self.folder / f"{number}.arrow"
-        if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / f"{number}.lock"):
-                if not path.exists():
-                    self.shards[number].read(lambda parquet: _convert(parquet, path, self.shards[number].name))
-        if self.closed:  # meanwhile
-            self.close()
+        path, shard = self.folder / f"{number}.arrow", self.shards[number]
+        self._check_open()
+        try:
+            if not path.exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with FileLock(self.folder / f"{number}.lock"):
+                    if not path.exists():
+                        shard.read(lambda parquet: _convert(parquet, path, shard.name), self.folder, self._check_open)
+        finally:
+            if self.closed:  # meanwhile
+                self.clear()
         return path
 
     def remove(self, number: int) -> None:
@@ -87,7 +91,7 @@ class StreamedTable:
         (self.folder / f"{number}.arrow").unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Remove all that is here, and what is still on its way once it comes."""
+        """Remove all that is here, and what is still on its way once it comes; nothing more is fetched."""
         self.closed = True
         self.clear()
 
@@ -95,6 +99,10 @@ class StreamedTable:
         """Remove all that is here."""
         self._mapped.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RetFoundError("the stream of shards is closed")
 
     def _row(self, row: int) -> dict[str, Any]:
         number = int(np.searchsorted(self.ends, row, side="right"))

@@ -1,15 +1,28 @@
 """Seven shards of uneven size, on this machine and on the loopback Hub."""
 
 import hashlib
+import threading
+import time
 from pathlib import Path
 
 import datasets
 import pytest
 
 from retfound_hf.pretraining.streaming import shards as shards_module
+from retfound_hf.pretraining.streaming.ahead import THREAD
 
 ROWS = (40, 25, 3, 31, 40, 22, 39)
 CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*.parquet\n---\n"
+
+
+@pytest.fixture(autouse=True)
+def no_thread_outlives_its_run(monkeypatch):
+    """One that did would go on fetching, in the next test too."""
+    yield
+    end = time.monotonic() + 20
+    while any(thread.name == THREAD for thread in threading.enumerate()):
+        assert time.monotonic() < end, "a thread still fetches shards for a run that ended"
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")

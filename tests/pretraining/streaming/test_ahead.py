@@ -2,43 +2,64 @@
 
 import threading
 import time
+from collections import Counter
 
 import pytest
 
 from retfound_hf.pretraining.order import Position
-from retfound_hf.pretraining.streaming.ahead import Ahead
+from retfound_hf.pretraining.streaming.ahead import THREAD, Ahead, _Window
 from retfound_hf.pretraining.streaming.order import StreamedOrder
-from retfound_hf.pretraining.streaming.shards import list_shards
+from retfound_hf.pretraining.streaming.shards import StreamShard, list_shards
 from retfound_hf.pretraining.streaming.table import StreamedTable
 
 EPOCHS = 3
 
 
 class Watched(StreamedTable):
-    """Notes what was fetched by the thread and what by the reader, and how many shards were here at once."""
+    """Notes what was fetched by the thread and what by the reader, and how many shards were here at once.
+
+    The thread stands still before its fetch number `hold_at`, until `go_on` is set.
+    """
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        self.fetched: list[int] = []
-        self.fetched_late: list[int] = []
+        self.fetched: list[str] = []
+        self.fetched_late: list[str] = []
         self.most = 0
+        self.listed = 0
+        self.asked = 0
+        self.hold_at = -1
+        self.go_on = threading.Event()
 
     def fetch(self, number: int):
-        if number not in self.present():
-            reads = threading.current_thread() is threading.main_thread()
-            (self.fetched_late if reads else self.fetched).append(number)
+        if threading.current_thread() is not threading.main_thread():
+            self.asked += 1
+            if self.asked == self.hold_at:
+                assert self.go_on.wait(20)
         path = super().fetch(number)
-        self.most = max(self.most, len(self.present()))
+        self.most = max(self.most, len(super().present()))
         return path
+
+    def present(self) -> set[int]:
+        self.listed += 1
+        return super().present()
 
 
 @pytest.fixture
-def made(uneven, tmp_path):
-    def make(mixed: int, batch: int = 4) -> tuple[Watched, StreamedOrder]:
+def made(uneven, tmp_path, monkeypatch):
+    def make(mixed: int, batch: int = 4, epochs: int = EPOCHS) -> tuple[Watched, StreamedOrder]:
         shards = list_shards([str(uneven)])
         rows = tuple(shard.rows for shard in shards)
         table = Watched(shards, tmp_path / "open", limit=2 * mixed + 1)
-        return table, StreamedOrder(200, batch, shard_rows=rows, mixed=mixed, num_epochs=EPOCHS)
+        read = StreamShard.read
+
+        def noted(shard: StreamShard, *arguments):
+            reads = threading.current_thread() is threading.main_thread()
+            (table.fetched_late if reads else table.fetched).append(shard.path)
+            return read(shard, *arguments)
+
+        monkeypatch.setattr(StreamShard, "read", noted)
+        return table, StreamedOrder(200, batch, shard_rows=rows, mixed=mixed, num_epochs=epochs)
 
     return make
 
@@ -92,3 +113,72 @@ def test_a_reader_that_is_faster_than_the_thread_does_not_fill_the_disk(made):
         # One that the reader fetched while the thread was elsewhere.
         until(lambda: len(table.present()) <= table.limit + 1)
     assert len(table.fetched) + len(table.fetched_late) <= 2 * EPOCHS * len(table.shards)
+
+
+@pytest.mark.parametrize("hold_at, until_batch", [(1, 14), (2, 20), (3, 30), (3, 40), (4, 45)])
+def test_a_thread_that_was_held_up_removes_nothing_that_is_read(made, hold_at, until_batch):
+    """It stands still while the reader goes on by itself, through more shards than the limit."""
+    table, order = made(1, epochs=1)
+    table.hold_at = hold_at
+    read = []
+    for number, batch in enumerate(Ahead(table, order, in_flight=1).batches(Position())):
+        if number == until_batch:
+            table._mapped.clear()  # what was read from here on is read from what is here
+            asked = table.asked
+            table.go_on.set()
+            until(lambda asked=asked: table.asked > asked or len(table.present()) <= table.limit)
+            time.sleep(0.1)
+            assert table.shards_of(batch.rows) <= table.present()
+        read += table[list(batch.rows)]["id"]
+    assert sorted(read) == sorted(f"img{row}" for row in range(200))
+    assert set(Counter(table.fetched + table.fetched_late).values()) == {1}, "no shard is fetched again in its epoch"
+
+
+def test_the_folder_is_listed_once_for_each_shard_and_not_for_each_batch(made):
+    table, order = made(1, batch=1)
+    for batch in Ahead(table, order, in_flight=1).batches(Position()):
+        until(lambda batch=batch: table.shards_of(batch.rows) <= StreamedTable.present(table))
+        table[list(batch.rows)]
+    assert table.listed <= EPOCHS * len(table.shards) + 1
+
+
+def test_a_slow_listing_does_not_keep_the_reader_waiting(made, monkeypatch):
+    table, order = made(2, epochs=1)
+    go_on = threading.Event()
+    monkeypatch.setattr(table, "present", lambda: go_on.wait(20) and set())
+    batches = Ahead(table, order, in_flight=1).batches(Position())
+    start = time.monotonic()
+    assert len([table[list(batch.rows)] for batch in batches]) == order.steps_per_epoch
+    assert time.monotonic() - start < 10
+    go_on.set()
+
+
+@pytest.mark.parametrize("how", ["table", "iterator"])
+def test_the_thread_fetches_nothing_after_the_end(made, how):
+    """A run that failed keeps its iterator alive, in the error's traceback; closing the table ends the thread too."""
+    table, order = made(1)
+    table.hold_at = 2
+    batches = Ahead(table, order, in_flight=1).batches(Position())
+    next(batches)
+    until(lambda: table.asked == 2)
+    (thread,) = [each for each in threading.enumerate() if each.name == THREAD]
+    (table if how == "table" else batches).close()
+    table.go_on.set()
+    thread.join(timeout=5)
+    assert not thread.is_alive()
+    assert table.asked == 2 and table.folder.exists() == (how == "iterator")
+
+
+def test_the_window_holds_what_is_read_and_what_fits_in_the_order_in_which_it_comes():
+    batches = [{5}, {5, 2}, {2}, {7, 8}, {7}, {1}, {5}]
+    window = _Window(iter(batches), limit=3)
+    assert window.shards(oldest=-1, newest=0) == [5, 2], "7 and 8 do not fit"
+    assert window.shards(1, 2) == [5, 2]
+    assert window.shards(2, 3) == [2, 7, 8]
+    assert window.shards(3, 4) == [7, 8, 1], "5 comes again, and does not fit yet"
+    assert window.shards(4, 5) == [7, 1, 5]
+    assert window.shards(7, 7) == []
+    held_up = _Window(iter(batches), limit=3)
+    assert held_up.shards(5, 6) == [1, 5], "what the reader is done with is passed over"
+    many_in_flight = _Window(iter(batches), limit=3)
+    assert many_in_flight.shards(0, 5) == [5, 2, 7, 8], "all that may still be read, whatever the limit"

@@ -31,7 +31,7 @@ def state_of(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_that_stopped_goes_on_as_if_nothing_had_happened(start, on_hub, monkeypatch, workers):
+def test_a_run_that_stopped_goes_on_as_if_nothing_had_happened(start, on_hub, fetched, monkeypatch, workers):
     whole = start("whole", dataloader_num_workers=0)
     step = Loop._step
 
@@ -43,9 +43,12 @@ def test_a_run_that_stopped_goes_on_as_if_nothing_had_happened(start, on_hub, mo
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Loop, "_step", step_or_die)
         start("stopped", dataloader_num_workers=workers)
+    fetched()
     stopped = start("stopped", dataloader_num_workers=workers, resume_from_checkpoint="latest")
     assert (whole / "model.safetensors").read_bytes() == (stopped / "model.safetensors").read_bytes()
     assert state_of(whole) == state_of(stopped)
+    # 15 of 30 steps are left, which are one epoch and a quarter of 7 shards; and one is looked at first.
+    assert sum(fetched().values()) <= 7 + 5 + 1
     optimisers = [torch.load(f / f"checkpoint-{STEPS}" / "optimizer.bin", weights_only=True) for f in (whole, stopped)]
     for number, moments in optimisers[0]["state"].items():
         assert all(torch.equal(value, optimisers[1]["state"][number][name]) for name, value in moments.items())
@@ -101,7 +104,7 @@ def test_at_the_end_of_an_epoch_another_order_may_begin(start, on_hub):
     assert start("second", max_steps=14, mixed_shards=3, resume_from_checkpoint=checkpoint) is not None
 
 
-def test_each_process_reads_its_own_shards(on_hub, pretrain_words, tmp_path):
+def test_each_process_reads_its_own_shards(on_hub, fetched, pretrain_words, tmp_path):
     """One epoch in two real processes: no image twice, and no shard in both but where the two meet."""
     options = {**SETTINGS, "streaming": "true", "per_device_train_batch_size": 10, "max_steps": 10, "save_steps": 0}
     words = pretrain_words(tmp_path / "two", **options)
@@ -112,4 +115,6 @@ def test_each_process_reads_its_own_shards(on_hub, pretrain_words, tmp_path):
     ends = np.cumsum(ROWS)
     shards = [set(np.searchsorted(ends, [int(name[3:]) for name in rank], side="right").tolist()) for rank in ranks]
     assert len(shards[0] & shards[1]) <= 1, "no shard in common but the one at the cut"
+    # Besides the one at the cut: both look at the first one, for the side of the images and a preview.
+    assert sum(fetched().values()) <= 7 + 1 + 2
     assert not list((tmp_path / "two").glob(".stream*"))

@@ -64,9 +64,11 @@ def test_one_line_where_there_is_no_shard(on_hub, tmp_path, write_shard, monkeyp
     assert "\n" not in str(found.value)
 
 
-def test_a_download_that_is_cut_off_goes_on(on_hub, uneven, break_off):
+@pytest.mark.parametrize("times", [2, 8])
+def test_a_download_that_is_cut_off_goes_on(on_hub, uneven, break_off, times):
+    """Twice the client goes on by itself; eight times in a row it gives up, and is asked again."""
     shard = list_shards(["org/retinas"])[0]
-    break_off([0], after=20_000, times=2)
+    break_off([0], after=20_000 if times == 2 else 0, times=times)
     original = (uneven / shard.path).read_bytes()
     assert shard.read(lambda path: path.read_bytes()) == original
 

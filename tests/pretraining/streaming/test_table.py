@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from retfound_hf.pretraining.images import open_shards
-from retfound_hf.pretraining.streaming.shards import list_shards
+from retfound_hf.pretraining.streaming.shards import StreamShard, list_shards
 from retfound_hf.pretraining.streaming.table import StreamedTable
+from retfound_hf.runs.errors import RetFoundError
 
 
 @pytest.fixture
@@ -64,11 +65,30 @@ def test_who_asks_at_once_waits_for_the_first(on_hub, fetched, tmp_path):
     assert set(fetched().values()) == {1} and table.present() == {4}
 
 
-def test_closing_removes_all(table):
+def test_closing_removes_all_and_what_is_on_its_way(table, monkeypatch):
     table[[0, 100]]
+    started, go_on = threading.Event(), threading.Event()
+    read = StreamShard.read
+
+    def slow(shard, *arguments):
+        started.set()
+        return go_on.wait(20) and read(shard, *arguments)
+
+    monkeypatch.setattr(StreamShard, "read", slow)
+
+    def fetch() -> None:
+        with pytest.raises(RetFoundError):
+            table.fetch(2)
+
+    thread = threading.Thread(target=fetch)
+    thread.start()
+    started.wait(20)
     table.close()
     assert not table.folder.exists()
-    table.fetch(2)  # of a thread that was on its way
+    go_on.set()
+    thread.join()
+    with pytest.raises(RetFoundError, match="the stream of shards is closed"):
+        table[1]
     assert not table.folder.exists()
 
 
