@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..images.synthetic import CLASSES, Eye, draw_patient, render
+from ..images.synthetic import CLASSES, Camera, Eye, Stage, check_options, draw_patient, render
 from ..runs.errors import RetFoundError
 from ..runs.files import whole_folder
 from .folders import METADATA
@@ -29,6 +29,8 @@ def make_synthetic(
     image_size: int = 256,
     seed: int = 0,
     overwrite: bool = False,
+    stage: Stage = "early",
+    camera: Camera = "clinic",
 ) -> Path:
     """Write `{train,val,test}/<class>/` and `metadata.csv`, whole or not at all; the same seed writes the same bytes.
 
@@ -40,17 +42,20 @@ def make_synthetic(
         modality: "cfp" (JPEG, quality 95) or "oct" (PNG).
         num_patients: at least 13, which puts every class into every split.
         image_size: height of the images in pixels.
+        stage, camera: as in `images.synthetic.render`; patients and their eyes do not depend on them.
 
     Returns:
         `output_dir`.
 
     Raises:
-        RetFoundError: an unknown modality, too few patients, or an output folder that is not free.
+        RetFoundError: an unknown modality, a stage or camera that it does not have, too few patients, or an output
+            folder that is not free.
     """
     from tqdm import tqdm
 
     if modality not in CLASSES:
         raise RetFoundError(f"modality {modality!r} is unknown; choose one of {', '.join(CLASSES)}")
+    check_options(modality, stage, camera)
     if num_patients < MIN_PATIENTS:
         raise RetFoundError(f"num_patients {num_patients} is too small for three splits; give at least {MIN_PATIENTS}")
     sequences = np.random.SeedSequence(seed).spawn(num_patients)
@@ -65,7 +70,7 @@ def make_synthetic(
             path = partial / fact.image
             path.parent.mkdir(parents=True, exist_ok=True)
             rng = np.random.default_rng(fact.render_seed)
-            pixels = render(eye, fact.label, fact.severity, image_size, rng).image
+            pixels = render(eye, fact.label, fact.severity, image_size, rng, stage, camera).image
             if modality == "cfp":
                 Image.fromarray(pixels).save(path, quality=95)
             else:

@@ -14,6 +14,12 @@ class SyntheticArguments:
     modality: Literal["cfp", "oct"] = field(
         default="cfp", metadata={"help": "colour fundus photographs or OCT B-scans"}
     )
+    stage: Literal["early", "advanced"] = field(
+        default="early", metadata={"help": "of the disease; advanced lesions are large and in groups (CFP only)"}
+    )
+    camera: Literal["clinic", "handheld"] = field(
+        default="clinic", metadata={"help": "photographs of a handheld camera are grainy (CFP only)"}
+    )
     num_patients: int = field(default=120, metadata={"help": "patients; each has two eyes, some several photographs"})
     image_size: int = field(default=256, metadata={"help": "height of the images in pixels"})
     seed: int = field(default=0, metadata={"help": "the same seed gives the same files"})
@@ -34,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.image_size,
         arguments.seed,
         arguments.overwrite_output_dir,
+        arguments.stage,
+        arguments.camera,
     )
     write_run_record(folder, "make_synthetic", arguments)
     print(folder)

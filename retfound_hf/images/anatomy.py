@@ -8,6 +8,8 @@ import numpy as np
 from ..runs.errors import RetFoundError
 
 Modality = Literal["cfp", "oct"]
+Stage = Literal["early", "advanced"]
+Camera = Literal["clinic", "handheld"]
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 import math
 
 import numpy as np
+from scipy import ndimage
 
-from .anatomy import Eye, SyntheticImage
+from .anatomy import Camera, Eye, Stage, SyntheticImage
 from .canvas import Canvas
+from .cfp_advanced import with_advanced_retinopathy, with_nerve_fibre_defects
 from .cfp_retina import background, blend, vessel_layers, with_disc
 
 CFP_CLASSES = ("normal", "retinopathy", "glaucoma")
@@ -15,12 +17,24 @@ EXUDATE = np.array([250, 232, 140], dtype=np.float32)
 COTTON_WOOL = np.array([235, 220, 190], dtype=np.float32)
 HAZE = np.array([170, 140, 150], dtype=np.float32)
 
+# Of a handheld camera: standard deviation in grey levels at a brightness of 100, and width in heights of the image.
+GRAIN, GRAIN_WIDTH = (6.0, 24.0), 1 / 256
 
-def render_cfp(eye: Eye, condition: str, severity: float, image_size: int, rng: np.random.Generator) -> SyntheticImage:
+
+def render_cfp(
+    eye: Eye,
+    condition: str,
+    severity: float,
+    image_size: int,
+    rng: np.random.Generator,
+    stage: Stage = "early",
+    camera: Camera = "clinic",
+) -> SyntheticImage:
     """Photograph an eye: a lit disc on a dark, slightly noisy background, 4:3, `image_size` pixels high.
 
     Light, aim, sharpness, dust, colour cast and noise come from `rng` and do not depend on the condition. Retinopathy
-    adds microaneurysms, haemorrhages, hard exudates and cotton-wool spots; glaucoma widens the cup of the disc.
+    adds microaneurysms, haemorrhages, hard exudates and cotton-wool spots; glaucoma widens the cup of the disc. At the
+    advanced stage the lesions of `cfp_advanced` come on top.
     """
     photo_seed, lesion_seed = (int(seed) for seed in rng.integers(2**63, size=2))
     photo, lesions = np.random.default_rng(photo_seed), np.random.default_rng(lesion_seed)
@@ -34,11 +48,19 @@ def render_cfp(eye: Eye, condition: str, severity: float, image_size: int, rng: 
     healthy = diseased = retina(eye.cup_ratio)
     if condition == "glaucoma":
         diseased = retina(glaucomatous_cup(eye.cup_ratio, severity))
+        if stage == "advanced":
+            diseased = with_nerve_fibre_defects(diseased, eye, canvas, severity, lesions)
     elif condition == "retinopathy":
         diseased = _with_retinopathy(healthy, eye, canvas, severity, lesions)
+        if stage == "advanced":
+            diseased = with_advanced_retinopathy(diseased, eye, canvas, severity, lesions)
     lesion_mask = (np.abs(diseased - healthy) > 2).any(axis=2) & (canvas.field_radius < 1)
     healthy[lesion_mask] = diseased[lesion_mask]
-    return SyntheticImage(_expose(healthy, eye, canvas, photo), lesion_mask, condition, float(severity))
+    exposed = _expose(healthy, eye, canvas, photo)
+    if camera == "handheld":
+        exposed = _with_shot_noise(exposed, photo)
+    image = np.clip(np.rint(exposed), 0, 255).astype(np.uint8)
+    return SyntheticImage(image, lesion_mask, condition, float(severity))
 
 
 def glaucomatous_cup(cup_ratio: float, severity: float) -> float:
@@ -94,7 +116,7 @@ def _with_retinopathy(
 
 
 def _expose(scene: np.ndarray, eye: Eye, canvas: Canvas, photo: np.random.Generator) -> np.ndarray:
-    """Light, haze at one edge, dust, colour cast, the field's edge and sensor noise; uint8 (height, width, 3)."""
+    """Light, haze at one edge, dust, colour cast, the field's edge and sensor noise; float32 (height, width, 3)."""
     angle = photo.uniform(0, 2 * np.pi)
     slope = photo.uniform(0, 0.3) * (math.cos(angle) * canvas.x + math.sin(angle) * canvas.y)
     light = 1.02 - photo.uniform(0.1, 0.35) * canvas.field_radius**2 + slope
@@ -117,4 +139,18 @@ def _expose(scene: np.ndarray, eye: Eye, canvas: Canvas, photo: np.random.Genera
     grain = 0.6 * photo.standard_normal((*shape, 3), dtype=np.float32)
     grain += 0.8 * photo.standard_normal((*shape, 1), dtype=np.float32)
     image += np.float32(photo.uniform(1.0, 3.5)) * grain
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return image
+
+
+def _with_shot_noise(image: np.ndarray, photo: np.random.Generator) -> np.ndarray:
+    """What little light leaves on a small sensor: grain that grows with the root of the brightness.
+
+    It is as wide as `GRAIN_WIDTH` of the image's height, as after demosaicing and the camera's own smoothing, so that
+    shrinking the photograph does not average it away.
+    """
+    white = photo.standard_normal(image.shape, dtype=np.float32)
+    white += photo.standard_normal((*image.shape[:2], 1), dtype=np.float32)
+    width = GRAIN_WIDTH * len(image)
+    grain = ndimage.gaussian_filter(white, (width, width, 0))
+    light = np.sqrt(np.clip(image, 0, 255).mean(axis=2, keepdims=True) / 100)
+    return image + np.float32(photo.uniform(*GRAIN) / grain.std()) * light * grain

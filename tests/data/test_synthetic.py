@@ -70,6 +70,18 @@ def test_a_patient_looks_the_same_in_a_larger_set(tmp_path):
     assert all(images[name.split("/", 1)[1]] == value for name, value in small.items() if name.endswith(".jpg"))
 
 
+def test_stage_and_camera_change_the_photographs_and_not_the_patients(tmp_path):
+    usual = contents(make_synthetic(tmp_path / "usual", num_patients=13, image_size=64))
+    main([
+        str(tmp_path / "other"), "--num_patients", "13", "--image_size", "64", "--stage", "advanced",
+        "--camera", "handheld",
+    ])  # fmt: skip
+    other = contents(tmp_path / "other")
+    del other["run.json"]
+    assert usual.keys() == other.keys() and usual["metadata.csv"] == other["metadata.csv"]
+    assert not any(usual[name] == other[name] for name in usual if name.endswith(".jpg"))
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_smallest_set_has_three_patients_of_every_class(seed, tmp_path, monkeypatch):
     monkeypatch.setattr("retfound_hf.data.synthetic.render", lambda *_: pytest.fail("nothing is to be drawn"))
@@ -107,6 +119,8 @@ def test_bad_requests(tmp_path):
         make_synthetic(tmp_path / "set", "mri")
     with pytest.raises(RetFoundError, match="num_patients 5 is too small for three splits; give at least 13"):
         make_synthetic(tmp_path / "set", num_patients=5)
+    with pytest.raises(RetFoundError, match="stage 'advanced' is not known for oct; choose early"):
+        make_synthetic(tmp_path / "set", "oct", stage="advanced")
     (tmp_path / "set").mkdir()
     (tmp_path / "set/mine.txt").write_text("x")
     with pytest.raises(RetFoundError, match="is not empty"):

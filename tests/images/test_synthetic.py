@@ -12,7 +12,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from retfound_hf.images.fundus import crop_field_of_view
-from retfound_hf.images.synthetic import CFP_CLASSES, CLASSES, OCT_CLASSES, SyntheticImage, draw_patient, render
+from retfound_hf.images.synthetic import (
+    CAMERA_TYPES,
+    CFP_CLASSES,
+    CLASSES,
+    OCT_CLASSES,
+    SyntheticImage,
+    draw_patient,
+    render,
+)
 from retfound_hf.images.synthetic_cfp import glaucomatous_cup
 from retfound_hf.images.vessels import FOVEAL_AVASCULAR_RADIUS, grow_vessels
 from retfound_hf.runs.errors import RetFoundError
@@ -20,9 +28,11 @@ from retfound_hf.runs.errors import RetFoundError
 DISEASED = [(modality, condition) for modality in CLASSES for condition in CLASSES[modality][1:]]
 
 
-def take(modality: str, condition: str, severity: float = 0.7, size: int = 160, patient: int = 0, photo: int = 0):
+def take(
+    modality: str, condition: str, severity: float = 0.7, size: int = 160, patient: int = 0, photo: int = 0, **options
+):
     eye = draw_patient(np.random.default_rng(patient), modality)[0]
-    return render(eye, condition, severity, size, np.random.default_rng(photo))
+    return render(eye, condition, severity, size, np.random.default_rng(photo), **options)
 
 
 def test_the_classes():
@@ -117,6 +127,57 @@ def test_glaucoma_widens_the_cup_and_nothing_else():
     assert np.hypot(x - x.mean(), y - y.mean()).max() < 1.3 * eye.disc_radius * 0.55 * 200
 
 
+@pytest.mark.parametrize("camera", CAMERA_TYPES["cfp"])
+@pytest.mark.parametrize("condition", CFP_CLASSES[1:])
+@pytest.mark.parametrize("severity", [0.0, 1.0])
+def test_advanced_disease_covers_more_and_nothing_outside_its_mask(condition, severity, camera):
+    early, late, well = (
+        take("cfp", name, severity, stage=stage, camera=camera)
+        for name, stage in ((condition, "early"), (condition, "advanced"), ("normal", "advanced"))
+    )
+    assert not (late.image != well.image).any(axis=2)[~late.lesion_mask].any()
+    assert late.lesion_mask.sum() > 1.5 * early.lesion_mask.sum()
+    assert np.array_equal(well.image, take("cfp", "normal", severity, camera=camera).image)
+
+
+def test_most_of_an_advanced_lesion_is_wider_than_a_patch():
+    """Of a field of 224 pixels, in patches of 16: what is left by an erosion of 6 pixels was at least 13 wide."""
+    size = 250
+    for condition, share in (("retinopathy", 0.02), ("glaucoma", 0.02)):
+        masks = [take("cfp", condition, 0.5, size, photo=photo, stage="advanced").lesion_mask for photo in range(6)]
+        joined = [ndimage.binary_closing(mask, iterations=5) for mask in masks]
+        assert np.mean([ndimage.binary_erosion(mask, iterations=6).mean() for mask in joined]) > share
+
+
+def test_lost_nerve_fibres_arch_from_the_disc_around_the_macula():
+    for patient in range(4):
+        eye = dataclasses.replace(draw_patient(np.random.default_rng(patient), "cfp")[patient % 2], camera=0.2)
+        made = render(eye, "glaucoma", 1.0, 240, np.random.default_rng(patient), stage="advanced")
+        y, x = np.nonzero(made.lesion_mask)
+        x, y = (x - 160) / (0.46 * 240), (y - 120) / (0.46 * 240)
+        away = np.hypot(x - eye.disc[0], y - eye.disc[1]) > 1.6 * eye.disc_radius
+        assert away.mean() > 0.5
+        side = np.sign(eye.disc[0])
+        assert (side * x[away] < abs(eye.disc[0]) + 0.15).all(), "none on the nasal side of the disc"
+        assert np.hypot(x[away], y[away]).min() > 0.1, "the macula keeps its fibres"
+
+
+def test_grain_of_a_handheld_camera_grows_with_the_root_of_the_light():
+    noise, light = [], []
+    for photo in range(12):
+        clinic, handheld = (take("cfp", "normal", photo=photo, camera=camera).image for camera in CAMERA_TYPES["cfp"])
+        inside = ndimage.binary_erosion(clinic.mean(axis=2) > 40, iterations=3)
+        difference = handheld.astype(float) - clinic
+        bright = clinic.mean(axis=2)
+        halves = [inside & (bright < np.median(bright[inside])), inside & (bright >= np.median(bright[inside]))]
+        noise.append([difference[half].std() for half in halves])
+        light.append([bright[half].mean() for half in halves])
+    noise, light = np.array(noise), np.array(light)
+    assert noise.min() > 4 and noise.max() < 40
+    growth = np.log(noise[:, 1] / noise[:, 0]) / np.log(light[:, 1] / light[:, 0])
+    assert np.median(growth) == pytest.approx(0.5, abs=0.15)
+
+
 def test_vessels_start_at_the_disc_and_spare_the_fovea():
     for seed in range(5):
         disc = (0.62, -0.04) if seed % 2 else (-0.62, -0.04)
@@ -196,6 +257,11 @@ def test_bad_requests_are_refused():
         render(eye, "glaucoma", 1.5, 128, rng)
     with pytest.raises(RetFoundError, match=r"image_size 32 is too small .* at least 64"):
         render(eye, "glaucoma", 0.5, 32, rng)
+    with pytest.raises(RetFoundError, match="stage 'late' is not known for cfp; choose early or advanced"):
+        render(eye, "glaucoma", 0.5, 128, rng, stage="late")
+    scan = draw_patient(rng, "oct")[0]
+    with pytest.raises(RetFoundError, match="camera 'handheld' is not known for oct; choose clinic"):
+        render(scan, "amd", 0.5, 128, rng, camera="handheld")
     with pytest.raises(RetFoundError, match="modality 'mri' is unknown; choose cfp or oct"):
         draw_patient(rng, "mri")
 

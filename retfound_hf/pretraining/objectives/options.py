@@ -6,7 +6,10 @@ from typing import Literal
 from ...runs.errors import RetFoundError
 
 # Those that not every objective has.
-OPTIONS = ("temperature", "teacher_momentum", "num_prototypes", "head_width", "local_crops")
+OPTIONS = ("temperature", "teacher_momentum", "num_prototypes", "head_width", "local_crops", "sinkhorn_epsilon")
+
+# exp(1 / epsilon) must be a float32.
+MIN_EPSILON = 0.0125
 
 
 @dataclass(kw_only=True)
@@ -31,6 +34,10 @@ class ObjectiveArguments:
     local_crops: int | None = field(
         default=None, metadata={"help": "swav, dino: small crops beside the two large ones (6, 8)"}
     )
+    sinkhorn_epsilon: float | None = field(
+        default=None,
+        metadata={"help": "swav: smaller makes assignments sharper, if the loss stays at log(num_prototypes) (0.05)"},
+    )
 
     def __post_init__(self) -> None:
         if self.temperature is not None and not self.temperature > 0:
@@ -43,6 +50,8 @@ class ObjectiveArguments:
             raise RetFoundError(f"--head_width {self.head_width} must be at least 1")
         if self.local_crops is not None and self.local_crops < 0:
             raise RetFoundError(f"--local_crops {self.local_crops} must be at least 0")
+        if self.sinkhorn_epsilon is not None and not self.sinkhorn_epsilon >= MIN_EPSILON:
+            raise RetFoundError(f"--sinkhorn_epsilon {self.sinkhorn_epsilon} must be at least {MIN_EPSILON}")
 
     def refuse_others(self, objective: str, accepted: tuple[str, ...]) -> None:
         """Raise for an option that is set and that `objective` does not have."""

@@ -33,7 +33,9 @@ class SwAV(JointEmbedding):
     """
 
     log_names: ClassVar[tuple[str, ...]] = ("embedding_spread", "assignment_entropy")
-    option_names: ClassVar[tuple[str, ...]] = ("temperature", "num_prototypes", "head_width", "local_crops")
+    option_names: ClassVar[tuple[str, ...]] = (
+        "temperature", "num_prototypes", "head_width", "local_crops", "sinkhorn_epsilon",
+    )  # fmt: skip
     recipe = Recipe(
         base_learning_rate=5e-4, warmup_steps=10 / 100, weight_decay=0.04, final_weight_decay=0.4, max_grad_norm=3.0
     )
@@ -50,6 +52,7 @@ class SwAV(JointEmbedding):
         if model.config.model_type == "resnet":
             self.recipe = RESNET_RECIPE
         self.temperature = options.temperature or 0.1
+        self.epsilon = options.sinkhorn_epsilon or EPSILON
         self.projector = mlp(self.width, options.head_width or 2048, CHANNELS)
         prototypes = torch.empty(options.num_prototypes or 3000, CHANNELS)
         self.prototypes = nn.Parameter(functional.normalize(nn.init.normal_(prototypes), dim=1))
@@ -61,7 +64,7 @@ class SwAV(JointEmbedding):
             units = functional.normalize(projected.float(), dim=1)
             scores = functional.linear(units, self.prototypes).unflatten(0, (-1, batch))
             with torch.no_grad():
-                codes = torch.stack([sinkhorn(view) for view in scores[:2].detach()])
+                codes = torch.stack([sinkhorn(view, self.epsilon) for view in scores[:2].detach()])
             loss = swapped_prediction(codes, scores, self.temperature)
         shares = (scores[:2].detach() / self.temperature).softmax(dim=-1).mean(dim=(0, 1))
         return loss, torch.stack([spread(projected[: 2 * batch]), entropy(shares)])
@@ -87,16 +90,17 @@ def swapped_prediction(codes: Tensor, scores: Tensor, temperature: float) -> Ten
     return (pairs.sum() - pairs.diagonal().sum()) / (terms * codes.shape[1])
 
 
-def sinkhorn(scores: Tensor) -> Tensor:
+def sinkhorn(scores: Tensor, epsilon: float = EPSILON) -> Tensor:
     """Assignments close to the scores that use all prototypes alike, over the images of all processes.
 
     Args:
         scores: (batch, prototypes) of this process, cosines.
+        epsilon: the smaller, the closer to the scores and the sharper.
 
     Returns:
         (batch, prototypes), rows sum to 1.
     """
-    shares = torch.exp(scores / EPSILON)
+    shares = torch.exp(scores / epsilon)
     shares = shares / sum_of_all(shares.sum())
     for _ in range(ITERATIONS):
         shares = shares / sum_of_all(shares.sum(dim=0)) / scores.shape[1]

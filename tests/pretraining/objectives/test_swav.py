@@ -5,7 +5,8 @@ import torch
 from lightly.loss import SwaVLoss
 from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
 
-from retfound_hf.pretraining.objectives.swav import sinkhorn, swapped_prediction
+from retfound_hf.pretraining.objectives.options import MIN_EPSILON
+from retfound_hf.pretraining.objectives.swav import EPSILON, sinkhorn, swapped_prediction
 from retfound_hf.pretraining.order import step_generator
 
 
@@ -16,14 +17,30 @@ def test_assignments_by_hand():
     assert torch.allclose(sinkhorn(clear), (clear + 1) / 2, atol=1e-6)
 
 
-def test_assignments_use_all_prototypes_though_scores_do_not():
+@pytest.mark.parametrize("epsilon", [0.05, MIN_EPSILON])
+def test_assignments_use_all_prototypes_though_scores_do_not(epsilon):
     scores = torch.rand(32, 8, generator=torch.Generator().manual_seed(0)) * 0.2
     scores[:, 0] += 0.3
     assert (scores.argmax(dim=1) == 0).all()
-    codes = sinkhorn(scores)
+    codes = sinkhorn(scores, epsilon)
     torch.testing.assert_close(codes.sum(dim=1), torch.ones(32))
-    assert codes.sum(dim=0).min() > 3 and codes.sum(dim=0).max() < 5
-    torch.testing.assert_close(codes, lightly_sinkhorn(scores), atol=1e-6, rtol=1e-4)
+    assert codes.sum(dim=0).min() > 2 and codes.sum(dim=0).max() < 6
+    torch.testing.assert_close(codes, lightly_sinkhorn(scores, epsilon=epsilon), atol=1e-5, rtol=1e-3)
+
+
+def test_a_smaller_epsilon_makes_assignments_sharper():
+    scores = torch.rand(32, 8, generator=torch.Generator().manual_seed(0)) * 0.2
+    entropies = [torch.special.entr(sinkhorn(scores, epsilon)).sum(dim=1).mean() for epsilon in (0.05, 0.03, 0.02)]
+    assert entropies[0] > 1.1 * entropies[1] > 1.2 * entropies[2]
+
+
+def test_the_option_reaches_the_loss(make_objective, images):
+    losses = []
+    for epsilon in (None, EPSILON, 0.02):
+        objective = make_objective("swav", sinkhorn_epsilon=epsilon)
+        views = objective.views(images, objective.draw(len(images), step_generator(0, 0)))
+        losses.append(objective(views)[0].item())
+    assert losses[0] == losses[1] != pytest.approx(losses[2], abs=1e-4)
 
 
 @pytest.mark.parametrize("small", [0, 3])
