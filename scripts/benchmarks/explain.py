@@ -1,12 +1,13 @@
-"""Do relevance maps find what is there, and what do they cost?
+"""Do relevance maps find what is there, do they tell classes apart, and what do they cost?
 
     python scripts/benchmarks/explain.py --out scripts/benchmarks/results/explain.json --keep my-lesions
 
-Small classifiers learn to find one pale lesion that is planted somewhere in synthetic photographs. On photographs of
-other eyes the maps of every method are measured: how many times more of a map than chance lies in the lesion, for the
-diseased and for the healthy class; the same with random weights; and how fast the probability falls or rises when
-patches are taken out or put in by the map's order. Cost is processor time on one thread, as a multiple of a forward
-pass, of ViT-L and of the small preset. `--keep` stores the first classifier and some photographs with lesions.
+Small classifiers learn to find a pale and a dark lesion, planted anywhere in synthetic photographs. On photographs of
+other eyes, each with both lesions, the maps of every method are measured: how many times more of a finding's map than
+chance lies in its own lesion, and how many times more in the other one; the first with random weights; and how fast
+the probability falls or rises when patches are taken out or put in by the map's order. Cost is processor time on one
+thread, as a multiple of a forward pass, of ViT-L and of the small preset. `--keep` stores the first classifier and
+some photographs with both lesions.
 """
 
 import argparse
@@ -29,13 +30,15 @@ from retfound_hf.images.synthetic import draw_patient, render
 from retfound_hf.runs.files import write_json
 from retfound_hf.runs.record import git_revision, versions
 
-SIZE, CLASSES = 64, ("healthy", "lesion")
-COLOUR = (250, 232, 140)
+SIZE = 64
+FINDINGS = {"pale": (250, 232, 140), "dark": (15, 5, 30)}
 SIZES = {
     "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96, "image_size": SIZE,
     "patch_size": 8,
 }  # fmt: skip
 PROCESSOR = RetFoundImageProcessor.for_image_size(SIZE)
+PLAIN = RetFoundImageProcessor(**{**PROCESSOR.to_dict(), "do_normalize": False, "do_rescale": False})
+Place = tuple[float, float]
 
 
 def photographs(count: int, seed: int, height: int = 128) -> list[np.ndarray]:
@@ -44,51 +47,70 @@ def photographs(count: int, seed: int, height: int = 128) -> list[np.ndarray]:
     return [render(draw_patient(rng, "cfp")[0], "normal", 0.0, height, rng).image for rng in rngs]
 
 
-def with_lesion(photograph: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The photograph with a pale round lesion somewhere in its field, and the lesion's pixels."""
+def two_places(height: int, width: int, rng: np.random.Generator) -> list[Place]:
+    """Two points within the field, a quarter of the height or more apart."""
+    while True:
+        distances, angles = 0.3 * height * rng.uniform(size=2) ** 0.5, rng.uniform(0, 2 * np.pi, size=2)
+        places = [
+            (width / 2 + d * np.cos(a), height / 2 + d * np.sin(a)) for d, a in zip(distances, angles, strict=True)
+        ]
+        if np.hypot(*np.subtract(*places)) > height / 4:
+            return places
+
+
+def with_lesion(photograph: np.ndarray, finding: str, place: Place, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """The photograph with a round lesion, and the lesion's pixels; the radius is a share of the height."""
     height, width = photograph.shape[:2]
     y, x = np.mgrid[:height, :width] + 0.5
-    distance, angle = 0.3 * height * rng.uniform() ** 0.5, rng.uniform(0, 2 * np.pi)
-    centre = width / 2 + distance * np.cos(angle), height / 2 + distance * np.sin(angle)
-    away = np.hypot(x - centre[0], y - centre[1])
-    opacity = 0.85 * np.clip((rng.uniform(0.035, 0.06) * height + 0.5 - away), 0, 1)[..., None]
-    return (photograph + opacity * (np.array(COLOUR) - photograph)).astype(np.uint8), opacity[..., 0] > 0.3
+    opacity = 0.85 * np.clip(radius * height + 0.5 - np.hypot(x - place[0], y - place[1]), 0, 1)[..., None]
+    colour = np.array(FINDINGS[finding])
+    return (photograph + opacity * (colour - photograph)).astype(np.uint8), opacity[..., 0] > 0.3
 
 
-def network_input(photographs: list[np.ndarray]) -> Tensor:
-    return PROCESSOR([Image.fromarray(p) for p in photographs], return_tensors="pt")["pixel_values"]
+def diseased(photograph: np.ndarray, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """An eye with either lesion and with both, and the pixels of each lesion; both have their places throughout."""
+    places, radii = two_places(*photograph.shape[:2], rng), rng.uniform(0.035, 0.06, size=2)
+    lesions = list(zip(FINDINGS, places, radii, strict=True))
+    alone, masks = zip(*(with_lesion(photograph, *lesion) for lesion in lesions), strict=True)
+    both, _ = with_lesion(alone[0], *lesions[1])
+    return {**dict(zip(FINDINGS, alone, strict=True)), "both": both}, list(masks)
 
 
-def pairs(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Healthy and diseased input of the same eyes, and the lesions' pixels on that input (count, size, size)."""
-    healthy, rng = photographs(count, seed), np.random.default_rng(seed)
-    diseased, masks = zip(*(with_lesion(photograph, rng) for photograph in healthy), strict=True)
-    plain = RetFoundImageProcessor(
-        **{**PROCESSOR.to_dict(), "do_normalize": False, "do_rescale": False, "do_fundus_crop": False}
-    )
-    # The lesions take the way of their photograph through the fundus crop.
-    boxes = [PROCESSOR.crop_box(Image.fromarray(photograph)) for photograph in diseased]
-    cut = [Image.fromarray(mask.astype(np.uint8) * 255).crop(box) for mask, box in zip(masks, boxes, strict=True)]
-    lesions = plain(cut, return_tensors="pt")["pixel_values"][:, 0] > 64
-    same = [Image.fromarray(photograph).crop(box) for photograph, box in zip(healthy, boxes, strict=True)]
-    normal = PROCESSOR(same, do_fundus_crop=False, return_tensors="pt")["pixel_values"]
-    return normal, network_input(list(diseased)), lesions
+def network_inputs(count: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Input of the same eyes healthy (`none`), with either lesion and with `both`; the lesions' pixels on it.
+
+    Returns:
+        (count, 3, size, size) by state; bool (findings, count, size, size).
+    """
+    rng, states, masks = np.random.default_rng(seed), [], []
+    for healthy in photographs(count, seed):
+        sick, lesions = diseased(healthy, rng)
+        # One crop for all, lest it tell them apart; the lesions' pixels take the same way.
+        box = PROCESSOR.crop_box(Image.fromarray(healthy))
+        cut = [Image.fromarray(image).crop(box) for image in (healthy, *sick.values())]
+        states.append(PROCESSOR(cut, do_fundus_crop=False, return_tensors="pt")["pixel_values"])
+        cut = [Image.fromarray(mask.astype(np.uint8) * 255).crop(box) for mask in lesions]
+        masks.append(PLAIN(cut, do_fundus_crop=False, return_tensors="pt")["pixel_values"][:, 0] > 64)
+    by_state = dict(zip(("none", *FINDINGS, "both"), torch.stack(states, dim=1), strict=True))
+    return by_state, torch.stack(masks, dim=1)
 
 
-def train(seed: int, steps: int, healthy: Tensor, diseased: Tensor) -> RetFoundForImageClassification:
+def train(seed: int, steps: int, eyes: dict[str, Tensor]) -> RetFoundForImageClassification:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    names = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: index for index, name in enumerate(CLASSES)}}
-    model = RetFoundForImageClassification(RetFoundConfig(**SIZES, **names)).train()
+    names = {"id2label": dict(enumerate(FINDINGS)), "label2id": {name: index for index, name in enumerate(FINDINGS)}}
+    config = RetFoundConfig(**SIZES, **names, problem_type="multi_label_classification")
+    model = RetFoundForImageClassification(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    labels = torch.tensor([[state in (name, "both") for name in FINDINGS] for state in eyes]).float()
     for step in range(steps):
-        chosen = torch.randint(len(healthy), (32,), generator=generator)
-        batch = torch.cat([healthy[chosen], diseased[chosen]])
-        # Both halves alike, so that nothing but the lesion tells them apart.
+        chosen = torch.randint(len(eyes["none"]), (16,), generator=generator)
+        # The same eyes in every state, turned alike, so that nothing but the lesions tells them apart.
+        batch = torch.cat([images[chosen] for images in eyes.values()])
         batch = batch.flip([dim for dim, turn in ((-1, step % 2), (-2, step % 4 > 1)) if turn])
         optimizer.zero_grad()
-        model(batch, labels=torch.arange(64) // 32).loss.backward()
+        model(batch, labels=labels.repeat_interleave(16, dim=0)).loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -111,30 +133,45 @@ def rank_correlation(first: Tensor, second: Tensor) -> float:
     return float(torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(*ranks, strict=True)]).mean())
 
 
-def measured(model: nn.Module, healthy: Tensor, diseased: Tensor, lesions: Tensor) -> dict[str, Any]:
-    """One classifier's numbers by method; `random_order` holds the curves of shuffled maps."""
+def measured(model: nn.Module, eyes: dict[str, Tensor], lesions: Tensor) -> dict[str, Any]:
+    """One classifier's numbers by method, means over eyes and findings; `random_order`: curves of shuffled maps."""
     with torch.no_grad():
-        sick, well = (model(x).logits.softmax(1)[:, 1] for x in (diseased, healthy))
-    found: dict[str, Any] = {"auroc": float((sick[:, None] > well).float().mean())}
-    random, grid = with_random_weights(model), SIZE // SIZES["patch_size"]
-    shuffled = torch.rand(len(healthy), grid, grid, generator=torch.Generator().manual_seed(0))
+        found_right = [
+            (model(images).logits > 0) == torch.tensor([state in (name, "both") for name in FINDINGS])
+            for state, images in eyes.items()
+        ]
+    random, grid, images = with_random_weights(model), SIZE // SIZES["patch_size"], eyes["both"]
+    shuffled = torch.rand(len(images), grid, grid, generator=torch.Generator().manual_seed(0))
+    # What is taken out of the eye with both lesions is replaced by the eye without the explained one.
+    without = [eyes[other] for other in reversed(FINDINGS)]
+    rows: dict[str, list[dict[str, float]]] = {method: [] for method in (*METHODS, "random_order")}
     for method in METHODS:
-        maps, other_class, no_weights = (
-            relevance(network, diseased, target, method).patches
-            for network, target in ((model, 1), (model, 0), (random, 1))
-        )
-        curves = deletion_and_insertion(model, diseased, maps, 1, empty=healthy)
-        found[method] = {
-            "times_chance_in_lesion": float(mass_over_chance(maps, lesions).mean()),
-            "healthy_class": float(mass_over_chance(other_class, lesions).mean()),
-            "random_weights": float(mass_over_chance(no_weights, lesions).mean()),
-            "rank_correlation_with_random_weights": rank_correlation(maps, no_weights),
-            "deletion": curves.deletion_area,
-            "insertion": curves.insertion_area,
-        }
-    curves = deletion_and_insertion(model, diseased, shuffled, 1, empty=healthy)
-    found["random_order"] = {"deletion": curves.deletion_area, "insertion": curves.insertion_area}
-    return found
+        for target in range(len(FINDINGS)):
+            maps, no_weights = (relevance(network, images, target, method).patches for network in (model, random))
+            own, other = (mass_over_chance(maps, lesions[one]) for one in (target, 1 - target))
+            rows[method].append(
+                {
+                    "own_lesion": float(own.nanmean()),
+                    "other_lesion": float(other.nanmean()),
+                    "own_above_other": float((own > other).float().mean()),
+                    "empty_maps": float(own.isnan().float().mean()),
+                    "random_weights": float(mass_over_chance(no_weights, lesions[target]).nanmean()),
+                    "rank_correlation_with_random_weights": rank_correlation(maps, no_weights),
+                    **areas(model, images, maps, target, without[target]),
+                }
+            )
+    for target in range(len(FINDINGS)):
+        rows["random_order"].append(areas(model, images, shuffled, target, without[target]))
+    means = {
+        method: {name: float(np.mean([row[name] for row in each])) for name in each[0]}
+        for method, each in rows.items()
+    }
+    return {"findings_told_right": float(torch.cat(found_right).float().mean()), **means}
+
+
+def areas(model: nn.Module, images: Tensor, maps: Tensor, target: int, empty: Tensor) -> dict[str, float]:
+    curves = deletion_and_insertion(model, images, maps, target, empty=empty)
+    return {"deletion": curves.deletion_area, "insertion": curves.insertion_area}
 
 
 def cost(preset: str, batch: int) -> dict[str, float]:
@@ -164,37 +201,34 @@ def cost(preset: str, batch: int) -> dict[str, float]:
 
 
 def keep(folder: Path, model: RetFoundForImageClassification) -> None:
-    """The classifier as a folder, and photographs of unseen eyes of 480 x 640 pixels, half of them with a lesion."""
+    """The classifier as a folder, and photographs of three unseen eyes, 480 x 640 pixels, with both lesions."""
     model.save_pretrained(folder / "classifier")
     PROCESSOR.save_pretrained(folder / "classifier")
+    (folder / "images").mkdir(exist_ok=True)
     rng = np.random.default_rng(3)
-    for index, photograph in enumerate(photographs(8, seed=3, height=480)):
-        name = CLASSES[index % 2]
-        picture = with_lesion(photograph, rng)[0] if name == "lesion" else photograph
-        path = folder / "images" / name / f"{index}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path, quality=95)
+    for index, photograph in enumerate(photographs(3, seed=3, height=480)):
+        Image.fromarray(diseased(photograph, rng)[0]["both"]).save(folder / "images" / f"{index}.jpg", quality=95)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Sanity and cost of relevance maps.")
     parser.add_argument("--out", required=True, help="JSON file to write")
     parser.add_argument("--keep", help="folder for a classifier and images to explain")
-    parser.add_argument("--seeds", type=int, default=2, help="classifiers to train")
-    parser.add_argument("--steps", type=int, default=250, help="of training, 64 images each")
+    parser.add_argument("--seeds", type=int, default=4, help="classifiers to train")
+    parser.add_argument("--steps", type=int, default=600, help="of training, 64 images each")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    train_pairs, test_pairs = pairs(256, seed=1), pairs(48, seed=2)
+    (learned, _), unseen = network_inputs(256, seed=1), network_inputs(48, seed=2)
     rows = []
     for seed in range(arguments.seeds):
-        model = train(seed, arguments.steps, *train_pairs[:2])
-        rows.append({"seed": seed, **measured(model, *test_pairs)})
+        model = train(seed, arguments.steps, learned)
+        rows.append({"seed": seed, **measured(model, *unseen)})
         print(rows[-1], flush=True)
         if seed == 0 and arguments.keep:
             keep(Path(arguments.keep), model)
     costs = {"retfound-tiny": cost("retfound-tiny", 4), "retfound-cfp": cost("retfound-cfp", 1)}
     record = {
-        "what": "relevance maps of small classifiers of one planted lesion; cost at 224 px in processor time",
+        "what": "relevance maps of small classifiers of two planted lesions; cost at 224 px in processor time",
         "machine": platform.machine(),
         "versions": versions(),
         "git_revision": git_revision(),
