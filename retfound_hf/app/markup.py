@@ -14,6 +14,7 @@ LABELS = {
     "multi_label_classification": "Present for the model",
     "regression": "The model predicts",
 }
+AIMS = {"sensitivity": "a sensitivity of {:.0%}", "specificity": "a specificity of {:.0%}", "youden": "their best sum"}
 
 
 def render(template: str, **facts: Any) -> str:
@@ -52,6 +53,7 @@ def describe(reader: Reader, answer: Answer, name: str, size: tuple[int, int]) -
         headline=headline(reader.problem_type, rows),
         rows=rows,
         calibration=calibration(reader),
+        decisions=decisions(reader, rows),
         quality=quality_facts(answer.quality),
         name=name,
         width=size[0],
@@ -75,6 +77,17 @@ def calibration(reader: Reader) -> str:
     if reader.temperature is None:
         return "Not calibrated: read the numbers as an order, not as chances."
     return f"Calibrated on validation data (temperature {reader.temperature:.2f})."
+
+
+def decisions(reader: Reader, rows: list[tuple[str, float]]) -> list[tuple[str, list[tuple[str, float]]]]:
+    """What the thresholds of the model folder were chosen for, each with the classes that reach theirs and these."""
+    scores = dict(rows)
+    present: dict[str, list[tuple[str, float]]] = {}
+    for point in sorted(reader.points, key=lambda point: -scores[point.label]):
+        reached = present.setdefault(AIMS[point.criterion].format(point.target), [])
+        if scores[point.label] >= point.threshold:
+            reached.append((point.label, point.threshold))
+    return list(present.items())
 
 
 def quality_facts(quality: Quality) -> dict[str, Any]:

@@ -8,11 +8,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..evaluation.operating_points import OperatingPoint
 from ..images.quality import Quality, assess_quality
 from ..inference.batches import SourceSet
 from ..inference.forward import forward_here, to_scores
 from ..inference.loading import load_classifier, load_processor
+from ..inference.operating_points import read_points
 from ..inference.processes import process_state
+from ..inference.report_arguments import ReportArguments
 
 PRESENT = 0.5  # probability from which a label of a multi-label model counts as present, as in predictions.csv
 
@@ -52,6 +55,8 @@ class Reader:
         self.modality: str | None = getattr(config, "modality", None)
         temperature = getattr(config, "calibration_temperature", 1.0)
         self.temperature: float | None = None if temperature == 1 else temperature
+        # Of images: thresholds for the joint score of an eye or a patient say nothing here.
+        self.points: list[OperatingPoint] = read_points(name_or_path, self.class_names, ReportArguments())
 
     @torch.inference_mode()
     def answer(self, image: Image.Image) -> Answer:

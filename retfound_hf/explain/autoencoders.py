@@ -6,24 +6,16 @@ from torchvision.transforms.v2.functional import to_pil_image
 from transformers import PreTrainedModel
 
 from ..images.contact_sheet import contact_sheet
-from ..models.image_processing import RetFoundImageProcessor
-from .arguments import ExplainArguments, ExplainForwardArguments
 from .batches import GoodBatches
 from .outputs import Outputs
 from .painting import COLUMNS, paint, sheet_row
 
 
-def write_reconstructions(
-    model: PreTrainedModel,
-    processor: RetFoundImageProcessor,
-    batches: GoodBatches,
-    outputs: Outputs,
-    arguments: ExplainArguments,
-    options: ExplainForwardArguments,
-) -> None:
+def write_reconstructions(model: PreTrainedModel, batches: GoodBatches, outputs: Outputs) -> None:
     """Hide patches of every image of `batches`, let the model paint them, and hand the pictures to `outputs`."""
+    ratio, seed = batches.arguments.mask_ratio, batches.options.seed
     for pixels, items in batches:
-        found = paint(model, pixels, [item.source.id for item in items], processor, arguments.mask_ratio, options.seed)
+        found = paint(model, pixels, [item.source.id for item in items], batches.processor, ratio, seed)
         for index, item in enumerate(items):
             row = sheet_row(found, index)
             hidden = found.mask[index]

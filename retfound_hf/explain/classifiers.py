@@ -8,8 +8,7 @@ from transformers import PreTrainedModel
 
 from ..images.window import Window
 from ..inference.forward import DTYPES, to_scores
-from ..models.image_processing import RetFoundImageProcessor
-from .arguments import LABEL, PREDICTED, ExplainArguments, ExplainForwardArguments
+from .arguments import LABEL, PREDICTED
 from .batches import GoodBatches
 from .outputs import Outputs
 from .pictures import heat_on_image, overlay, with_scale
@@ -19,18 +18,12 @@ from .sources import Opened
 TITLES = ("image", "relevance")
 
 
-def write_maps(
-    model: PreTrainedModel,
-    processor: RetFoundImageProcessor,
-    batches: GoodBatches,
-    outputs: Outputs,
-    arguments: ExplainArguments,
-    options: ExplainForwardArguments,
-) -> None:
+def write_maps(model: PreTrainedModel, batches: GoodBatches, outputs: Outputs) -> None:
     """Explain every image of `batches` and hand its map to `outputs`."""
+    arguments = batches.arguments
     names = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
     kind = model.config.problem_type or "single_label_classification"
-    precision = DTYPES[options.options["precision"]]
+    precision = DTYPES[batches.options.options["precision"]]
     device = model.device.type
     for pixels, items in batches:
         with torch.autocast(device, dtype=precision or torch.bfloat16, enabled=precision is not None):

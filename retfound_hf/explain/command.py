@@ -35,11 +35,10 @@ def explain(arguments: ExplainArguments, options: ExplainForwardArguments) -> Pa
         from .classifiers import write_maps as write
     model = load_autoencoder(name) if paints else load_classifier(name)
     model = model.to(process_state().device)
-    processor = load_processor(name)
-    batches = GoodBatches(arguments, options, model.config, processor)
+    batches = GoodBatches(arguments, options, model.config, load_processor(name))
     with whole_folder(folder, options.overwrite_output_dir) as partial:
         outputs = Outputs(partial, arguments.sheet_images, titles)
-        write(model, processor, batches, outputs, arguments, options)
+        write(model, batches, outputs)
         outputs.close()
         write_run_record(
             partial,

@@ -25,9 +25,9 @@ def write_points(folder: Path, points: list[OperatingPoint], report: ReportArgum
 
 
 def read_points(folder: str | Path, class_names: tuple[str, ...], report: ReportArguments) -> list[OperatingPoint]:
-    """The thresholds of a model folder; none, with a line in the log, where they were chosen at another level."""
-    path = Path(folder) / POINTS_FILE
-    if not path.is_file():
+    """The thresholds of a model folder or Hub id; none, with a line in the log, where they are of another level."""
+    path = Path(folder) / POINTS_FILE if Path(folder).exists() else _from_hub(str(folder))
+    if path is None or not path.is_file():
         return []
     try:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -42,6 +42,16 @@ def read_points(folder: str | Path, class_names: tuple[str, ...], report: Report
         )  # fmt: skip
         return []
     return [point for point in points if point.label in class_names]
+
+
+def _from_hub(repo_id: str) -> Path | None:
+    """The file of a repository, None if it has none or, without a network, the cache has none of it."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo_id, POINTS_FILE))
+    except (OSError, ValueError):
+        return None
 
 
 def points_table(

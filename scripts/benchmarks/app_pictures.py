@@ -23,7 +23,7 @@ APP = Path(__file__).parents[1] / "app.py"
 PORT = 7898
 CARD = """## Intended use
 
-A demonstration: it tells synthetic photographs with a pale lesion from those without. Of no use for real ones.
+A demonstration: it finds a pale and a dark lesion in synthetic photographs. Of no use for real ones.
 """
 VIEWS = {"app-desktop": (1080, 800, 1), "app-phone": (390, 844, 1)}
 
@@ -57,7 +57,7 @@ def photograph_page(image: str, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pictures of the web page for the README.")
     parser.add_argument("--lesions", type=Path, required=True, help="folder that explain.py --keep has made")
-    parser.add_argument("--image", default="images/lesion/5.jpg", help="photograph in it")
+    parser.add_argument("--image", default="images/0.jpg", help="photograph in it")
     parser.add_argument("--out", type=Path, required=True, help="folder to write app-desktop.png and app-phone.png to")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -214,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Sanity and cost of relevance maps.")
     parser.add_argument("--out", required=True, help="JSON file to write")
     parser.add_argument("--keep", help="folder for a classifier and images to explain")
-    parser.add_argument("--seeds", type=int, default=4, help="classifiers to train")
+    parser.add_argument("--seeds", type=int, default=3, help="classifiers to train")
     parser.add_argument("--steps", type=int, default=600, help="of training, 64 images each")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

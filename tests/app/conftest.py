@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from noise import with_noise
 from PIL import Image
 
 from retfound_hf import (
@@ -48,16 +49,6 @@ Made in a test.
 """
 
 
-def with_noise(model: torch.nn.Module, scale: float) -> torch.nn.Module:
-    """Every parameter off its initial zero or one, so that outputs differ between images."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "pos" not in name:
-                parameter += scale * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
-
-
 @pytest.fixture(scope="session")
 def make_folder(tmp_path_factory) -> Callable[..., Path]:
     """Makes classifier folders with random weights and a card; keyword arguments go to the configuration."""
@@ -90,6 +81,26 @@ def autoencoder_folder(tmp_path_factory) -> Path:
     with_noise(RetFoundForPreTraining(RetFoundConfig(**SIZES)), 0.1).save_pretrained(folder)
     RetFoundImageProcessor.for_image_size(SIZES["image_size"]).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def adapter_folder(autoencoder_folder, tmp_path_factory) -> Path:
+    """A LoRA adapter as the command makes it: on few images, calibrated, with thresholds of its validation split."""
+    from retfound_hf.finetuning.command import main
+
+    folder = tmp_path_factory.mktemp("adapter")
+    for number in range(24):
+        split, label = ("train", "val", "test")[max(0, number // 4 - 3)], CLASSES[number % 2]
+        path = folder / "data" / split / label / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photograph(number, 64).save(path)
+    words = {
+        "model_name_or_path": autoencoder_folder, "data": folder / "data", "method": "lora", "calibrate": True,
+        "augmentation": "light", "num_train_epochs": 1, "dataloader_num_workers": 0, "use_cpu": True,
+        "output_dir": folder / "adapter",
+    }  # fmt: skip
+    main([word for name, value in words.items() for word in (f"--{name}", str(value))])
+    return folder / "adapter"
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import os
 import shutil
 import zipfile
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -36,19 +37,23 @@ def served(serve_page, classifier_folder, autoencoder_folder):
 
 @pytest.fixture
 def page(browser, served):
-    """The page as it opens, with every request and every error of its scripts in `page.asked` and `page.errors`."""
+    with opened(browser, served.url) as page:
+        yield page
+
+
+@contextmanager
+def opened(browser, url: str):
+    """The page as it opens; at the end it has asked nobody else for anything, and no script has failed."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    page.asked, page.errors = [], []
-    page.on("request", lambda request: page.asked.append(request.url))
-    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page, asked, errors = context.new_page(), [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.set_default_timeout(20_000)
-    page.goto(served.url)
+    page.goto(url)
     page.wait_for_selector("#rf-answer .rf-card")
     yield page
-    foreign = [url for url in page.asked if not url.startswith((served.url, "data:", "blob:"))]
-    errors = page.errors
     context.close()
+    foreign = [address for address in asked if not address.startswith((url, "data:", "blob:"))]
     assert foreign == [] and errors == []
 
 
@@ -85,6 +90,15 @@ def test_upload_answer_and_slider(page, served, reader, photographs):
     assert np.abs(none - photo).mean() < 6  # nothing over the photograph
     assert np.abs(full - none).mean() > 3 and np.abs(half - (none + full) / 2).mean() < 1.5
     assert served.files() == []
+
+
+def test_an_adapter(browser, serve_page, adapter_folder, photographs):
+    with opened(browser, serve_page("--model", str(adapter_folder)).url) as page:
+        send(page, photographs[1])
+        page.wait_for_selector(".rf-heat")
+        text = page.inner_text("#rf-answer")
+        assert "Calibrated on validation data" in text
+        assert "chosen on validation data" in text and "for a sensitivity of 90%" in text
 
 
 def test_relevance_for_another_class(page, photographs):

@@ -8,13 +8,19 @@ import torch
 
 from retfound_hf.app.markup import describe, message
 from retfound_hf.app.reader import Answer
+from retfound_hf.evaluation.operating_points import OperatingPoint
 from retfound_hf.images.quality import Quality
 
 
 def html(
-    kind="single_label_classification", names=("a", "b", "c"), scores=(0.2, 0.7, 0.1), quality=None, temperature=None
+    kind="single_label_classification",
+    names=("a", "b", "c"),
+    scores=(0.2, 0.7, 0.1),
+    quality=None,
+    temperature=None,
+    points=(),
 ):
-    reader = SimpleNamespace(problem_type=kind, class_names=names, temperature=temperature)
+    reader = SimpleNamespace(problem_type=kind, class_names=names, temperature=temperature, points=list(points))
     answer = Answer(np.array(scores), torch.zeros(1), quality or Quality("ok"))
     return describe(reader, answer, "eye.png", (640, 480))
 
@@ -32,6 +38,25 @@ def test_bars_are_sorted_and_as_long_as_their_numbers():
 def test_calibration_is_said_either_way():
     assert "Not calibrated" in html()
     assert "Calibrated on validation data (temperature 1.37)" in html(temperature=1.3712)
+
+
+def test_thresholds_decide_beside_the_probabilities():
+    assert "threshold" not in html()
+    points = [
+        OperatingPoint(name, criterion, target, threshold)
+        for name, *thresholds in (("a", 0.2, 0.3, 0.25), ("b", 0.5, 0.6, 0.55), ("c", 0.11, 0.4, 0.2))
+        for (criterion, target), threshold in zip(
+            (("sensitivity", 0.95), ("specificity", 0.9), ("youden", None)), thresholds, strict=True
+        )
+    ]
+    found = dict(re.findall(r"<dt>(.*?)</dt>\s*<dd>(.*?)</dd>", html(points=points), re.S))
+    assert found == {
+        "for a sensitivity of 95%": "b (from 50.0%), a (from 20.0%)",
+        "for a specificity of 90%": "b (from 60.0%)",
+        "for their best sum": "b (from 55.0%)",
+    }
+    alone = html(scores=(0.1, 0.2, 0.7), points=points[:3])
+    assert re.findall(r"<dd>(.*?)</dd>", alone) == ["none"] * 3
 
 
 def test_multi_label_lists_what_is_present():

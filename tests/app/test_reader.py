@@ -2,12 +2,16 @@
 
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from peft import PeftModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from retfound_hf.app.card import NO_CARD, intended_use
 from retfound_hf.app.examples import draw_examples
 from retfound_hf.app.reader import Reader
+from retfound_hf.evaluation.operating_points import OperatingPoint
 from retfound_hf.images.quality import assess_quality
+from retfound_hf.inference.operating_points import write_points
+from retfound_hf.inference.report_arguments import ReportArguments
 from retfound_hf.runs.errors import RetFoundError
 
 
@@ -33,6 +37,29 @@ def test_temperature_and_modality_come_from_the_folder(make_folder):
     reader = Reader(str(make_folder(calibration_temperature=1.5, modality="oct")))
     assert (reader.temperature, reader.modality) == (1.5, "oct")
     assert Reader(str(make_folder())).temperature is None
+
+
+def test_an_adapter_answers_as_peft_does(adapter_folder, autoencoder_folder, photograph):
+    config = AutoConfig.from_pretrained(adapter_folder)
+    base = AutoModelForImageClassification.from_pretrained(autoencoder_folder, config=config)
+    model = PeftModel.from_pretrained(base, adapter_folder).eval()
+    pixels = AutoImageProcessor.from_pretrained(adapter_folder)(photograph(30), return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**pixels).logits.softmax(-1)[0]
+    reader = Reader(str(adapter_folder))
+    assert torch.allclose(torch.from_numpy(reader.answer(photograph(30)).scores).float(), expected, atol=1e-5)
+    assert reader.temperature is not None
+    assert {point.label for point in reader.points} == {"normal", "retinopathy"}
+
+
+def test_thresholds_come_from_the_folder(make_folder):
+    folder = make_folder()
+    assert Reader(str(folder)).points == []
+    points = [OperatingPoint("glaucoma", "sensitivity", 0.9, 0.25)]
+    write_points(folder, points, ReportArguments(), images=40)
+    assert Reader(str(folder)).points == points
+    write_points(folder, points, ReportArguments(level="patient"), images=40)
+    assert Reader(str(folder)).points == []  # the page shows images
 
 
 def test_a_folder_without_a_classifier_is_refused(autoencoder_folder):

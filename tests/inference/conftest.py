@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from noise import with_noise
 from PIL import Image
 
 from retfound_hf import (
@@ -28,16 +29,6 @@ CLASSES = ("mild", "none", "severe")
 def quiet():
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
-
-
-def with_noise(model: torch.nn.Module, scale: float = 0.1) -> torch.nn.Module:
-    """Every parameter off its initial zero or one, so that outputs differ between images."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "pos" not in name:
-                parameter += scale * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
 
 
 @pytest.fixture(scope="session")
