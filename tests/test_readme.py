@@ -216,19 +216,24 @@ def test_maps_table_equals_the_recorded_result():
         if method == "forward_seconds_per_image":
             continue
         cells = next(line for line in table.splitlines() if line.startswith(f"| `{method}`")).split("|")[2:-1]
-        names = ("times_chance_in_lesion", "healthy_class", "random_weights", "deletion", "insertion")
+        names = ("own_lesion", "other_lesion", "random_weights", "deletion", "insertion")
         for cell, name, digits in zip(cells, names, (1, 1, 1, 2, 2), strict=False):
             assert cell.strip() == " / ".join(f"{run[method][name]:.{digits}f}" for run in record["sanity"])
         assert cells[-1].strip() == f"{cost:.1f}"
+    costs = record["cost"]["retfound-cfp"]
+    assert costs["relevance"] < costs["relprop"] < costs["integrated_gradients"]
     for run in record["sanity"]:
-        for method in ("relevance", "rollout", "integrated_gradients"):
+        methods = ("relevance", "relprop", "rollout", "integrated_gradients")
+        # What the README says about them.
+        for method in methods:
             assert run[method]["deletion"] < run["random_order"]["deletion"]
             assert run[method]["insertion"] > run["random_order"]["insertion"]
-        # What the README says about classes.
-        assert (
-            run["integrated_gradients"]["healthy_class"] < 0.2 * run["integrated_gradients"]["times_chance_in_lesion"]
-        )
-        assert run["relevance"]["healthy_class"] > 0.8 * run["relevance"]["times_chance_in_lesion"]
+            assert run[method]["own_lesion"] > 3 * run[method]["random_weights"]
+        rows = [run[method] for method in methods]
+        right, own = ([row[name] for row in rows] for name in ("own_above_other", "own_lesion"))
+        assert right[0] > 0.9 and right[0] > right[1]
+        assert max(own) == own[3]
+        assert rows[2]["own_lesion"] == pytest.approx(rows[2]["other_lesion"])
 
 
 def test_waits_for_the_web_page_equal_the_recorded_result():

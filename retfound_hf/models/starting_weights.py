@@ -115,9 +115,9 @@ def _read(
 def _without_report() -> Iterator[None]:
     """Silence the table of missing and left-out tensors: what matters in it is checked here, and said in one line."""
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    # Not its level, which transformers 5 asks whether to report on tensor parallelism.
+    before, logger.disabled = logger.disabled, True
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.disabled = before

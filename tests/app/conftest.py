@@ -176,7 +176,7 @@ def serve_page(tmp_path_factory) -> Iterator[Callable[..., Served]]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         running.append((process, temporary))
         url = f"http://127.0.0.1:{port}"
-        for _ in range(600):
+        for _ in range(1800):
             if process.poll() is not None:
                 break
             try:

@@ -48,7 +48,7 @@ def opened(browser, url: str):
     page, asked, errors = context.new_page(), [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     page.goto(url)
     page.wait_for_selector("#rf-answer .rf-card")
     yield page

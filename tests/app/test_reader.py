@@ -39,7 +39,7 @@ def test_temperature_and_modality_come_from_the_folder(make_folder):
     assert Reader(str(make_folder())).temperature is None
 
 
-def test_an_adapter_answers_as_peft_does(adapter_folder, autoencoder_folder, photograph):
+def test_an_adapter_answers_as_peft_does(adapter_folder, autoencoder_folder, photograph, capfd):
     config = AutoConfig.from_pretrained(adapter_folder)
     base = AutoModelForImageClassification.from_pretrained(autoencoder_folder, config=config)
     model = PeftModel.from_pretrained(base, adapter_folder).eval()
@@ -47,6 +47,7 @@ def test_an_adapter_answers_as_peft_does(adapter_folder, autoencoder_folder, pho
     with torch.no_grad():
         expected = model(**pixels).logits.softmax(-1)[0]
     reader = Reader(str(adapter_folder))
+    assert "not sharded" not in capfd.readouterr().err  # a report on tensor parallelism that nobody asked for
     assert torch.allclose(torch.from_numpy(reader.answer(photograph(30)).scores).float(), expected, atol=1e-5)
     assert reader.temperature is not None
     assert {point.label for point in reader.points} == {"normal", "retinopathy"}

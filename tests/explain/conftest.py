@@ -110,8 +110,8 @@ def images():
 class Planted:
     """A classifier that learned to find one bright lesion, and photographs that it has not seen.
 
-    healthy, diseased: (32, 3, 64, 64), standardised, the same eyes without and with a lesion.
-    lesions: bool (32, 64, 64), the lesion's pixels.
+    healthy, diseased: (images, 3, 64, 64), standardised, the same eyes without and with a lesion.
+    lesions: bool (images, 64, 64), the lesion's pixels.
     """
 
     model: RetFoundForImageClassification
@@ -146,11 +146,10 @@ def standardised(images: Tensor) -> Tensor:
     return (images - mean) / std
 
 
-@pytest.fixture(scope="session")
-def planted() -> Planted:
+def make_planted(seed: int = 0, images: int = 32) -> Planted:
     """Trained in some 20 seconds."""
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     eyes, labels, steps = healthy_eyes(64, seed=1), torch.arange(64) % 2, 200
     sizes = {**SIZES, "hidden_size": 48, "num_hidden_layers": 4, "intermediate_size": 96, "image_size": 64}
     model = RetFoundForImageClassification(RetFoundConfig(**sizes, num_labels=2)).train()
@@ -166,9 +165,19 @@ def planted() -> Planted:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    unseen = healthy_eyes(32, seed=2)
+    unseen = healthy_eyes(images, seed=2)
     diseased, lesions = plant(unseen, torch.Generator().manual_seed(99))
     return Planted(model.eval(), standardised(unseen), standardised(diseased), lesions)
+
+
+@pytest.fixture(scope="session")
+def planted() -> Planted:
+    return make_planted()
+
+
+@pytest.fixture(scope="session")
+def plant_anew():
+    return make_planted
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from retfound_hf.explain.faithfulness import deletion_and_insertion, mass_over_chance
+from retfound_hf.explain.faithfulness import Curves, deletion_and_insertion, mass_over_chance
 from retfound_hf.explain.relevance import METHODS, relevance
 from retfound_hf.runs.errors import RetFoundError
 
@@ -38,32 +38,64 @@ def test_without_a_lesion_the_map_lies_elsewhere(planted, maps):
     assert mass_over_chance(without, planted.lesions).mean() < 0.4 * MULTIPLE["relevance"]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_random_weights_destroy_the_map(planted, maps, method):
-    """Adebayo et al. 2018, with the weights drawn anew from their own distribution, tensor by tensor."""
-    random = copy.deepcopy(planted.model)
+def with_random_weights(model: nn.Module) -> nn.Module:
+    """The weights drawn anew from their own distribution, tensor by tensor (Adebayo et al. 2018)."""
+    random = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in random.named_parameters():
             if "position" not in name and parameter.std() > 0:
                 drawn = torch.randn(parameter.shape, generator=generator)
                 parameter.copy_(parameter.mean() + parameter.std() * drawn)
-    other = relevance(random, planted.diseased, 1, method, steps=16).patches
+    return random
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_random_weights_destroy_the_map(planted, maps, method):
+    other = relevance(with_random_weights(planted.model), planted.diseased, 1, method, steps=16).patches
     ranks = [values.flatten(1).argsort(1).argsort(1).float() for values in (maps[method], other)]
     correlation = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(*ranks, strict=True)])
     assert correlation.mean() < 0.3
     assert mass_over_chance(other, planted.lesions).mean() < 0.5 * MULTIPLE[method]
 
 
+def areas(planted, maps: Tensor, steps: int = 8) -> tuple[Curves, Curves]:
+    """The curves of maps, and of as many maps in random order."""
+    shuffled = torch.rand(maps.shape, generator=torch.Generator().manual_seed(0))
+    return tuple(
+        deletion_and_insertion(planted.model, planted.diseased, patches, 1, empty=planted.healthy, steps=steps)
+        for patches in (maps, shuffled)
+    )
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_deletion_and_insertion_beat_random_order(planted, maps, method):
-    shuffled = torch.rand(maps[method].shape, generator=torch.Generator().manual_seed(0))
-    ours, random = (
-        deletion_and_insertion(planted.model, planted.diseased, patches, 1, empty=planted.healthy, steps=8)
-        for patches in (maps[method], shuffled)
-    )
+    ours, random = areas(planted, maps[method])
     assert ours.deletion_area < random.deletion_area - 0.15
     assert ours.insertion_area > random.insertion_area + 0.15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_same_over_classifiers_and_more_images(plant_anew, seed):
+    planted = plant_anew(seed, images=96)
+    random = with_random_weights(planted.model)
+    for method in METHODS:
+        maps, without = (
+            relevance(model, planted.diseased, 1, method, steps=16).patches for model in (planted.model, random)
+        )
+        assert mass_over_chance(maps, planted.lesions).mean() > MULTIPLE[method], method
+        assert 0.5 < mass_over_chance(without, planted.lesions).nanmean() < 2, method
+        ours, shuffled = areas(planted, maps, steps=16)
+        assert ours.deletion_area < shuffled.deletion_area - 0.15, method
+        assert ours.insertion_area > shuffled.insertion_area + 0.15, method
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "integrated_gradients"])
+def test_attention_shows_the_lesion_for_the_healthy_class_too(planted, method):
+    """Attention has no sign: that nothing in a lesion speaks for a healthy eye, only integrated gradients say."""
+    healthy = relevance(planted.model, planted.diseased, 0, method).patches
+    assert mass_over_chance(healthy, planted.lesions).nanmean() > 0.5 * MULTIPLE[method]
 
 
 def test_integrated_gradients_tell_the_classes_apart(planted, maps):
