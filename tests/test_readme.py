@@ -263,14 +263,17 @@ def test_matrix_of_versions_equals_the_recorded_result():
 def test_what_the_example_study_took_is_what_was_recorded():
     record = json.loads((ROOT / "scripts/benchmarks/results/study_example.json").read_text())
     said = re.search(
-        r"Its (\d+) jobs took (\d+) seconds of processor time, and\s+(\d+) minutes.*?by ([\d.]+) in AUROC "
-        r"\(p = ([\d.]+); ([\d.]+) after", README, re.S,
+        r"Its (\d+) jobs took (\d+) seconds of processor time, and\s+(\d+) minutes.*?ahead, by ([\d.]+) in AUROC "
+        r"\(([\d.]+) to ([\d.]+); p = ([\d.]+)\), at another clinic\s+by ([\d.]+) \(([\d.]+) to ([\d.]+); "
+        r"p = ([\d.]+)\).*?\(p = ([\d.]+) and ([\d.]+)\)", README, re.S,
     )  # fmt: skip
-    found = record["findings"][0]
+    here, elsewhere, none = record["findings"]
+    numbers = [one[name] for one in (here, elsewhere) for name in ("difference", "low", "high", "p_value")]
     assert said.groups() == (
         str(record["jobs"]), f"{record['processor_seconds']:.0f}", f"{record['wall_seconds'] / 60:.0f}",
-        f"{found['difference']:.2f}", f"{found['p_value']:.2f}", f"{found['p_holm']:.2f}",
+        *(f"{value:.2f}" for value in (*numbers, here["p_holm"], elsewhere["p_holm"])),
     )  # fmt: skip
-    assert (found["data"], found["set"]) == ("Fundus diagnosis", "test")
-    assert record["findings"][2]["data"] == "Vision loss in three years"
-    assert record["findings"][2]["low"] < 0 < record["findings"][2]["high"]
+    assert [(one["data"], one["set"]) for one in (here, elsewhere)] == [
+        ("Fundus diagnosis", "test"), ("Fundus diagnosis", "Other clinic")
+    ]  # fmt: skip
+    assert none["data"] == "Vision loss in three years" and none["low"] < 0 < none["high"]

@@ -65,11 +65,13 @@ def _fit(truth: np.ndarray, design: np.ndarray, offset: np.ndarray | None, group
 
     if truth.all() or not truth.any():
         return None
+    share = truth.mean()
+    # From one probability for all, or the predictions as they are: other starts run away from logits of 16.
+    start = [0.0] if offset is not None else [float(np.log(share / (1 - share))), 0.0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit = GLM(truth.astype(float), design, family=Binomial(), offset=offset).fit(
-            # From predictions that are right as they are: its own start runs away from a logit of 16.
-            start_params=[0.0, 1.0][: design.shape[1]],
+            start_params=start,
             cov_type="cluster",
             cov_kwds={"groups": groups},
         )

@@ -22,7 +22,7 @@ def study_text(study: Study) -> str:
         "reporting": {name: list(value) if isinstance(value, tuple) else value
                       for name, value in vars(study.reporting).items()},
     }  # fmt: skip
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 
 def _data_set(data: DataSet) -> dict[str, Any]:

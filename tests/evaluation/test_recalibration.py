@@ -19,6 +19,8 @@ def test_planted_slope_and_intercept_are_found():
     assert fine.slope.low < 1 < fine.slope.high and fine.intercept.low < 0 < fine.intercept.high
     too_sure = calibration_line(outcome, expit(2 * true))
     assert too_sure.slope.value == pytest.approx(0.5, abs=0.02)
+    far_too_sure = calibration_line(outcome[:500], expit(8 * true[:500]))  # logits of up to 24, cut at 16
+    assert far_too_sure.slope.low < 1 / 8 < far_too_sure.slope.high
     too_high = calibration_line(outcome, expit(true + 0.7))
     assert too_high.intercept.value == pytest.approx(-0.7, abs=0.05)
     assert too_high.slope.value == pytest.approx(1, abs=0.05)

@@ -53,10 +53,8 @@ def test_the_shipped_example_runs_as_the_readme_says(tmp_path):
     assert len(found.finished) == found.planned == 24
     assert set(found.results["set"]) == {"val", "test", "Other clinic"}
     assert found.summary["mean"].between(0, 1).all()
-    told = found.comparisons.query(
-        "data == 'Fundus diagnosis' and set == 'test' and fraction == 1 and metric == 'auroc'"
-    )
-    assert len(told) == 1
-    assert (told["difference"] > 0).all()  # 224 px are ahead of 48
+    told = found.comparisons.query("data == 'Fundus diagnosis' and fraction == 1 and metric == 'auroc'")
+    assert set(told["set"]) == {"test", "Other clinic"}
+    assert (told["low"] > 0).all()  # 224 px are ahead of 48, which hide small lesions
     seconds = sum(job.facts["cpu_seconds"] for job in found.finished)
     assert seconds / 2 < 540  # on two cores, with a minute to spare for imports and tables

@@ -86,6 +86,7 @@ def adaptation(found: StudyResults, figures: Path) -> Section | None:
                         label = short(label_of(found, *key)) if not number_of_run else "_"
                         axes.plot(run[column], run["value"], color=COLOURS[place], linewidth=0.9, label=label)
                 axes.set_xlabel(title)
+                axes.xaxis.get_major_locator().set_params(integer=True)
             figure.axes[0].set_ylabel("Validation AUROC")
             handles, labels = figure.axes[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=2)

@@ -46,13 +46,14 @@ def _galleries(found: StudyResults, system: System, count: int):
     right = (predictions["label"] == predictions["prediction"]).to_numpy()
     for name, title in list(titles.items())[:MOST_CLASSES]:
         of_class = (predictions["label"] == name).to_numpy()
+        both = []
         for kind, chosen in (("right", of_class & right), ("wrong", of_class & ~right)):
             rows = np.flatnonzero(chosen)
             rows = rows[np.argsort(-confidence[rows], kind="stable")][:count]
             pictures = [_picture(predictions.iloc[row], confidence[row], paths) for row in rows]
-            pictures = [picture for picture in pictures if picture is not None]
-            if pictures:
-                yield Gallery(f"{title}, {kind}", pictures)
+            both.append(Gallery(f"{title}, {kind}", [picture for picture in pictures if picture is not None]))
+        if any(gallery.pictures for gallery in both):  # side by side, so that one without pictures keeps its place
+            yield from both
 
 
 def _picture(row: pd.Series, confidence: float, paths: pd.Series) -> Thumbnail | None:

@@ -55,7 +55,7 @@ def failures(found: StudyResults, figures: Path) -> Section | None:
 def settings(found: StudyResults, figures: Path) -> Section:
     """The exact settings, versions and hardware."""
     record = json.loads((found.folder / "run.json").read_text(encoding="utf-8"))
-    versions = [[name, str(version or "–")] for name, version in record["versions"].items()]
+    versions = ", ".join(f"{name} {version or '–'}" for name, version in record["versions"].items())
     seconds = sum(job.seconds or 0 for job in found.finished)
     facts = [
         ["jobs that finished", f"{len(found.finished)} of {found.planned}"], ["time of all jobs", duration(seconds)],
@@ -64,7 +64,7 @@ def settings(found: StudyResults, figures: Path) -> Section:
     ]  # fmt: skip
     blocks = [
         Block("Run", tables=[Table(["", ""], facts, text=2)]),
-        Block("Versions", tables=[Table(["package", "version"], versions, text=2)]),
+        Block("Versions", notes=[f"{versions}."]),
         Block("Study file", code=(found.folder / STUDY_FILE).read_text(encoding="utf-8")),
     ]
     return Section("settings", "Settings and versions", "What another group needs to repeat this study.", blocks)

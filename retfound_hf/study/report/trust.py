@@ -28,26 +28,24 @@ def calibration(found: StudyResults, figures: Path) -> Section | None:
     """Reliability curves, ECE, Brier score, slope and intercept."""
     blocks, rows = [], []
     for data, systems in _classifiers(found):
-        single = found.task(data)["problem_type"] == "single_label_classification"
-        shown = drawn(found, systems)
-        name = file_name("calibration", data)
-        cells = []
-        with chart(figures, name, PAGE * 0.55, 4.2) as figure:
+        shown, cells, name = drawn(found, systems), [], file_name("calibration", data)
+        event = _event(found, data)
+        with chart(figures, name, PAGE / 2, 3.8) as figure:
             axes = figure.add_subplot()
-            unit_square(axes, "Predicted probability" if not single else "Confidence", "Share that is right")
+            if event:
+                unit_square(axes, f"Predicted probability of {short(event, 36)}", "Share that has it")
+            else:
+                unit_square(axes, "Confidence", "Share that is right")
             axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), label="perfect")
             for colour, system in zip(colours_of(found, shown), shown, strict=True):
                 outcomes, _ = outcomes_of(found, system, "test")
-                confidence, correct = _believed(outcomes, single)
-                curve = reliability_curve(confidence, correct, bins=10)
-                filled = curve.count > 0
-                points = curve.confidence[filled], curve.accuracy[filled]
-                axes.plot(*points, color=colour, label=short(system.label))
-                axes.scatter(*points, s=3 + 90 * curve.count[filled] / curve.count.sum(), color=colour)
-                patients = outcomes.patients
-                if not single and patients is not None:  # every label of an image is a row of its own
-                    patients = np.repeat(patients, outcomes.scores.shape[1])
-                line = calibration_line(correct, confidence, patients)
+                predicted, true, patients = _believed(outcomes)
+                bins = min(10, max(3, len(true) // 40))
+                curve = reliability_curve(predicted, true, bins, equal_mass=True)
+                axes.plot(
+                    curve.confidence, curve.accuracy, "o-", color=colour, markersize=3, label=short(system.label)
+                )
+                line = calibration_line(true, predicted, patients)
                 measures = {"calibration_slope": line.slope, "calibration_intercept": line.intercept}
                 cases = len(outcomes.labels)
                 rows += [result_row(system, "test", measure, value, cases) for measure, value in measures.items()]
@@ -56,8 +54,10 @@ def calibration(found: StudyResults, figures: Path) -> Section | None:
                 )
             figure.legend(loc="outside lower center", ncols=2)
         caption = (
-            "Right answers among those of similar confidence; larger points: more; below the line: overconfident."
-        )
+            f"The share with {event} among images of similar predicted probability; below the line: too many warnings."
+            if event
+            else "Right answers among those of similar confidence; below the line: overconfident."
+        ) + " A model's points hold as many images each."
         table = Table(
             ["model", "ECE", "Brier score", "slope (95% CI)", "intercept (95% CI)"], cells,
             "ECE and Brier score are means over trainings (– where the study does not ask for them); slope (1 is "
@@ -109,7 +109,10 @@ def operating_points(found: StudyResults, figures: Path) -> Section | None:
             "Thresholds were chosen on the validation set alone and measured on the test set (95% CI over patients); "
             "predictive values are those at its prevalence. The training whose result is the median."
         )
-        tables = [Table(columns, cells, caption, text=3)]
+        if event := _event(found, data):  # one class to speak of
+            columns, cells = (["model", *columns[2:]], [[row[0], *row[2:]] for row in cells])
+            caption = f"Positive is {event}. {caption}"
+        tables = [Table(columns, cells, caption, text=2 if event else 3)]
         blocks.append(Block(data, _net_benefit(found, data, shown, figures), tables))
     lead = (
         "What happens to patients at a fixed threshold: the share of the ill who are found (sensitivity) and "
@@ -133,8 +136,21 @@ def _truth(outcomes: Outcomes) -> np.ndarray:
     return outcomes.labels[:, None] == np.arange(len(outcomes.class_names))
 
 
-def _believed(outcomes: Outcomes, single: bool) -> tuple[np.ndarray, np.ndarray]:
-    return confidence_and_correctness(_truth(outcomes), outcomes.scores, single)
+def _event(found: StudyResults, data: str) -> str:
+    """Of two exclusive classes the second, as a reader calls it; empty for other tasks."""
+    titles = list(class_titles(found, data).values())
+    single = found.task(data)["problem_type"] == "single_label_classification"
+    return titles[1] if single and len(titles) == 2 else ""
+
+
+def _believed(outcomes: Outcomes) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Probabilities, whether what they speak of is true, and patients: of the second of two exclusive classes, of the
+    class that is said, or of every label."""
+    if outcomes.labels.ndim == 1 and len(outcomes.class_names) == 2:
+        return outcomes.scores[:, 1], outcomes.labels == 1, outcomes.patients
+    predicted, true = confidence_and_correctness(_truth(outcomes), outcomes.scores, outcomes.labels.ndim == 1)
+    patients = outcomes.patients
+    return predicted, true, None if patients is None else np.repeat(patients, len(true) // len(patients))
 
 
 def _positive_classes(outcomes: Outcomes) -> list[tuple[int, str]]:
@@ -151,7 +167,7 @@ def _net_benefit(found: StudyResults, data: str, systems: Sequence[System], figu
     if loaded[0][1].labels.ndim != 1 or len(loaded[0][1].class_names) != 2:
         return []
     name = file_name("net-benefit", data)
-    with chart(figures, name, PAGE * 0.6, 3.2) as figure:
+    with chart(figures, name, PAGE * 0.6, 2.8) as figure:
         axes = figure.add_subplot()
         for colour, (system, outcomes) in zip(colours_of(found, systems), loaded, strict=True):
             curve = decision_curve(outcomes.labels == 1, outcomes.scores[:, 1], THRESHOLDS)

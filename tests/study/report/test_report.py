@@ -169,8 +169,9 @@ def test_classes_of_a_cohort_are_called_by_what_they_stand_for(folder, tmp_path)
     data = tuple(dataclasses.replace(one, cohort=str(tmp_path)) for one in found.study.data)
     found = dataclasses.replace(found, study=dataclasses.replace(found.study, data=data))
     sections = {section.name: section for section in build_sections(found)}
-    points = {row[1] for row in sections["thresholds"].blocks[0].tables[0].rows}
-    assert points == {"stroke within 3 years"}
+    table = sections["thresholds"].blocks[0].tables[0]
+    assert table.caption.startswith("Positive is stroke within 3 years.") and table.columns[1] == "chosen for"
+    assert {row[1] for row in table.rows} == {"sensitivity 90%", "specificity 90%"}
     galleries = sections["examples"].blocks[0].galleries
     assert galleries[0].title == "no stroke within 3 years, right"
     assert {picture.lines[0] for picture in galleries[0].pictures} == {"said no stroke within 3 years"}
