@@ -11,7 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from ..images.quality import assess_quality
-from ..images.reading import UnreadableImageError, read_image
+from ..images.reading import IMAGE_SUFFIXES, UnreadableImageError, read_image
 from ..inference.report import predictions_table
 from ..runs.errors import RetFoundError
 from .archives import Archive, ArchiveLimits, is_archive
@@ -32,18 +32,39 @@ def many_images_tab(reader: Reader, limits: Limits) -> None:
     """Build the tab within the current gradio page."""
     import gradio
 
-    zone = drop_zone(label="A zip, or several images", file_count="multiple", height=150, elem_id="rf-batch-zone")
+    with gradio.Row(equal_height=False):
+        with gradio.Column(scale=6, min_width=320):
+            zone = drop_zone(
+                label="A zip, or several images", file_count="multiple", height=150, elem_id="rf-batch-zone"
+            )
+        with gradio.Column(scale=5, min_width=320):
+            # Browsers let a control ask either for files or for a folder.
+            folder = drop_zone(label="Or a folder", file_count="directory", height=150, elem_id="rf-batch-folder")
     start = gradio.Button("Classify all", variant="primary", elem_id="rf-batch-start")
     result = own_html(
         render("waiting", text="A table with one row per image will be here to download."), elem_id="rf-batch"
     )
 
-    def run(uploads: list[Upload]) -> Iterator[tuple[str, Any]]:
-        for html in classify_all(reader, uploads, limits):
-            yield html, None
+    def run(uploads: list[Upload], of_folder: list[Upload]) -> Iterator[tuple[str, Any, Any]]:
+        for html in classify_all(reader, uploads + images_among(of_folder), limits):
+            yield html, None, None
 
     # One batch at a time: a second one waits, while single images go on.
-    start.click(run, [zone], [result, zone], concurrency_limit=1, show_progress="hidden", api_name="classify_all")
+    start.click(
+        run, [zone, folder], [result, zone, folder], concurrency_limit=1, show_progress="hidden",
+        api_name="classify_all",
+    )  # fmt: skip
+
+
+def images_among(uploads: Sequence[Upload]) -> list[Upload]:
+    """What of a folder is an image by its name; the rest (notes, thumbnails of the system) is removed, as in a zip."""
+    images = []
+    for upload in uploads:
+        if upload.name.lower().endswith(IMAGE_SUFFIXES):
+            images.append(upload)
+        else:
+            upload.discard()
+    return images
 
 
 def classify_all(reader: Reader, uploads: Sequence[Upload], limits: Limits) -> Iterator[str]:

@@ -151,6 +151,22 @@ def test_batch(page, served, reader, photographs, tmp_path: Path):
     assert served.files() == []
 
 
+def test_a_folder(page, served, reader, photographs, tmp_path: Path):
+    (tmp_path / "clinic").mkdir()
+    for path in photographs[:2]:
+        shutil.copy(path, tmp_path / "clinic")
+    (tmp_path / "clinic" / "notes.txt").write_text("Dear doctor")
+    page.get_by_role("tab", name="Many images").click()
+    page.set_input_files("#rf-batch-folder input[type=file]", str(tmp_path / "clinic"))
+    page.wait_for_selector("#rf-batch-folder >> text=eye-1")
+    page.click("#rf-batch-start")
+    with page.expect_download() as download:
+        page.click(".rf-download")
+    table = pd.read_csv(download.value.path())
+    assert sorted(Path(name).name for name in table["id"]) == [path.name for path in photographs[:2]]
+    assert served.files() == []
+
+
 def test_reconstruction(page, photographs):
     page.get_by_role("tab", name="Reconstruction").click()
     page.set_input_files("#rf-paint-zone input[type=file]", str(photographs[0]))

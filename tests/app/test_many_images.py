@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from retfound_hf.app.limits import Limits
-from retfound_hf.app.many_images import CHUNK, classify_all
+from retfound_hf.app.many_images import CHUNK, classify_all, images_among
 from retfound_hf.app.reader import Reader
 from retfound_hf.inference.evaluate_command import main as evaluate
 
@@ -46,6 +46,12 @@ def test_same_table_as_evaluate(kind, make_folder, photographs, upload, tmp_path
     assert list(found) == [name for name in expected if not name.startswith("label")]
     assert found["id"].tolist() == [path.name for path in photographs]
     pd.testing.assert_frame_equal(found.drop(columns="id"), expected[list(found)].drop(columns="id"), rtol=1e-4)
+
+
+def test_of_a_folder_the_images_stay(upload):
+    uploads = [upload(name, b"x") for name in ("eyes/a.JPG", "notes.txt", "b.dcm", "Thumbs.db", "inner.zip")]
+    assert [kept.name for kept in images_among(uploads)] == ["eyes/a.JPG", "b.dcm"]
+    assert [one.path.exists() for one in uploads] == [True, False, True, False, False]
 
 
 def test_zip_and_files_together_with_progress(reader, photographs, upload):

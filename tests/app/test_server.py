@@ -98,14 +98,14 @@ def test_a_batch_keeps_nobody_waiting(served, photographs):
     """A visitor is answered while the batch of another one runs, and both get what is theirs."""
     one, other = Client(served.url, verbose=False), Client(served.url, verbose=False)
     files = [handle_file(path) for path in photographs * 10]
-    batch = other.submit(files, api_name="/classify_all")
+    batch = other.submit(files, None, api_name="/classify_all")
     while "max=" not in str(batch.outputs()[-1:]):
         assert not batch.done()
         time.sleep(0.05)
     html, *_ = one.predict(handle_file(photographs[1]), api_name="/answer")
     assert not batch.done() and f"{photographs[1].name} ·" in html
     assert "40 images classified" in batch.result(timeout=120)[0]
-    counts = [int(number) for html, _ in batch.outputs() for number in re.findall(r'value="(\d+)"', html)]
+    counts = [int(number) for html, *_ in batch.outputs() for number in re.findall(r'value="(\d+)"', html)]
     assert counts == sorted(counts) and len(set(counts)) >= 5
     assert served.files() == []
 
