@@ -146,11 +146,11 @@ def standardised(images: Tensor) -> Tensor:
     return (images - mean) / std
 
 
-def make_planted(seed: int = 0, images: int = 32) -> Planted:
+def make_planted(seed: int = 0, images: int = 32, steps: int = 200) -> Planted:
     """Trained in some 20 seconds."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    eyes, labels, steps = healthy_eyes(64, seed=1), torch.arange(64) % 2, 200
+    eyes, labels = healthy_eyes(64, seed=1), torch.arange(64) % 2
     sizes = {**SIZES, "hidden_size": 48, "num_hidden_layers": 4, "intermediate_size": 96, "image_size": 64}
     model = RetFoundForImageClassification(RetFoundConfig(**sizes, num_labels=2)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
