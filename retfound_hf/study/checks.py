@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -53,6 +54,10 @@ def check_study(study: Study) -> tuple[Task, ...]:
 
 
 def _read_task(study: Study, data: DataSet) -> Task:
+    if data.cohort and not Path(data.cohort, "flow.json").is_file():
+        raise RetFoundError(
+            f"data > {data.name} > cohort: {data.cohort} has no flow.json; give the folder that build_cohort made"
+        )
     data_args = data_arguments(study, data)
     shared = {"image_column": data_args.image_column, "image_root": data_args.image_root}
     labelled = read_labelled(

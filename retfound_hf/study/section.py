@@ -108,4 +108,4 @@ def read_yaml(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except yaml.YAMLError as error:
-        raise RetFoundError(f"study file {path} is not valid YAML: {error}") from error
+        raise RetFoundError(f"study file {path} is not valid YAML: {' '.join(str(error).split())}") from error

@@ -58,6 +58,13 @@ def test_a_key_written_twice_is_refused(tmp_path):
         read_settings(path)
 
 
+def test_what_is_no_yaml_is_said_in_one_line(tmp_path):
+    (tmp_path / "broken.yaml").write_text("models: [retfound\n")
+    with pytest.raises(RetFoundError, match=r"broken\.yaml is not valid YAML: .*line 2, column 1") as caught:
+        read_settings(tmp_path / "broken.yaml")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_study_is_read_back_from_its_own_text(study_file, desk, tmp_path):
     study = read_settings(
         study_file(
@@ -86,6 +93,10 @@ def test_retfound_means_the_weights_of_each_modality(study_file):
     "parts, message",
     [
         ({"data": {"D": "nowhere"}}, "data nowhere does not exist"),
+        (
+            {"data": {"D": {"data": "inside", "cohort": "inside"}}},
+            "data > D > cohort: .*inside has no flow.json; give",
+        ),
         ({"models": {"A": "nowhere"}}, "models > A: .*nowhere"),
         ({"models": {"A": {"config_name": "retfound-small"}}}, "retfound-small"),
         (
