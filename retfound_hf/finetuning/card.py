@@ -11,6 +11,12 @@ from ..runs.record import hardware
 from .job import FinetuneJob
 
 METHODS = {"full": "all weights", "lora": "a LoRA adapter and the head", "linear": "a linear head on frozen features"}
+CHOSEN = {"full": "The epoch", "lora": "The epoch", "linear": "The strength of the regularisation"}
+TARGETS = {
+    "single_label_classification": "One class for each image",
+    "multi_label_classification": "Any number of labels for each image",
+    "regression": "Numbers for each image",
+}
 AGE_COLUMNS, SEX_COLUMNS = ("age", "patient_age"), ("sex", "gender", "patient_sex")
 
 
@@ -19,7 +25,9 @@ def write_finetuned_card(folder: Path, job: FinetuneJob, seconds: float, level: 
     base = job.model_args.model_name_or_path
     start = f"`{Path(base).name if Path(base).exists() else base}`" if base else "random weights"
     start += "" if base else f" (preset `{job.model_args.config_name}`)"
-    is_adapter = job.method_args.method == "lora" and not job.method_args.merge
+    method = job.method_args.method
+    is_adapter = method == "lora" and not job.method_args.merge
+    merged = ", then merged into the weights: it loads without peft" if method == "lora" and not is_adapter else ""
     data, on_hub = _data_of(job)
     metadata: dict[str, Any] = {"pipeline_tag": "image-classification"}
     if base:
@@ -37,17 +45,18 @@ def write_finetuned_card(folder: Path, job: FinetuneJob, seconds: float, level: 
         folder,
         "adapter" if is_adapter else "finetuned",
         metadata,
-        title=f"{folder.name}: RETFound fine-tuned ({job.method_args.method})",
-        description=f"Started from {start}; trained: {METHODS[job.method_args.method]}.",
-        targets=f"{job.labelled.problem_type.replace('_', ' ').capitalize()}: {', '.join(job.labelled.class_names)}.",
+        title=f"{folder.name}: RETFound fine-tuned ({'LoRA' if method == 'lora' else method})",
+        description=f"Started from {start}; trained: {METHODS[method]}{merged}.",
+        problem_type=job.labelled.problem_type,
+        targets=f"{TARGETS[job.labelled.problem_type]}: {', '.join(job.labelled.class_names)}.",
         training_data=_training_data(job, data),
         preprocessing=describe_preprocessing(job.processor),
         evaluation=evaluation_text(folder, f"the test split, {test}"),
         calibration=calibration_text(folder, job.labelled.problem_type),
         cost=cost_text(seconds, hardware()),
         provenance=(
-            f"Epoch or strength chosen on the validation split. Seed {job.args.seed}. `run.json` holds every setting "
-            "and version, and stays with the owner when the folder is published."
+            f"{CHOSEN[method]} was chosen on the validation split. Seed {job.args.seed}. `run.json` holds every "
+            "setting and version, and stays with the owner when the folder is published."
         ),
     )
 

@@ -16,7 +16,8 @@ PUBLISHED = (
     *MODEL_FILES, "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json",
     "adapter_config.json", "adapter_model.safetensors", "metrics.json", "intervals.csv", "subgroups.csv",
     "calibration.csv", "operating_points.csv", "operating_points.json", "history.json", "metrics.jsonl",
-    "plots/*.png", "plots/*.pdf", "validation/metrics.json", "validation/plots/*.png", "LICENSE*",
+    "plots/*.png", "plots/*.pdf", "validation/metrics.json", "validation/intervals.csv", "validation/subgroups.csv",
+    "validation/calibration.csv", "validation/plots/*.png", "LICENSE*",
 )  # fmt: skip
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.h5", "*.msgpack")
 # Why the other files that a run writes are left out.

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,17 @@ INTERVAL = "_ci95"
 INDEXED = ("auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "kappa", "quadratic_kappa", "r2", "mae")
 SUBGROUP_METRICS = ("auroc", "mae")  # the one of classifiers, the one of regression
 MAX_SUBGROUPS = 40  # rows shown
+NUMERIC = re.compile(r"(-?\d[\d.]*( to .*| \(.*)?|undefined)?")
+# Of the names in `metrics.json` that are no words of their own.
+TITLES = {
+    "auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "f1_macro": "F1, mean of classes",
+    "precision_macro": "precision, mean of classes", "recall_macro": "recall, mean of classes",
+    "jaccard": "Jaccard index", "kappa": "Cohen's kappa", "quadratic_kappa": "Cohen's kappa, quadratic weights",
+    "mcc": "Matthews correlation", "hamming": "Hamming loss", "ece": "expected calibration error",
+    "brier": "Brier score", "loss": "log loss", "mae": "mean absolute error", "mse": "mean squared error",
+    "rmse": "root mean squared error", "r2": "R²", "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+}  # fmt: skip
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -29,12 +41,12 @@ def evaluation_text(folder: Path, of_what: str) -> str:
     overall = [name for name in values if "/" not in name and values[name] is not None]
     interval = any(name.endswith(INTERVAL) for name in metrics)
     heading = ["metric", "value", *(["95% interval"] if interval else [])]
-    rows = [[name, number(values[name]), *([_interval(metrics, name)] if interval else [])] for name in overall]
+    rows = [[title(name), number(values[name]), *([_interval(metrics, name)] if interval else [])] for name in overall]
     parts = [f"On {of_what}:", _table(heading, rows)]
     parts += _by_class(metrics, values, interval)
     undefined = [name for name, value in values.items() if value is None]
     if undefined:
-        parts.append(f"Undefined on these images: {', '.join(undefined)}.")
+        parts.append(f"Undefined on these images: {', '.join(map(title, undefined))}.")
     subgroups = Path(folder) / "subgroups.csv"
     if subgroups.is_file():
         parts += ["By group of patients (`subgroups.csv` has every metric):", _subgroups_table(subgroups)]
@@ -83,7 +95,8 @@ def cost_text(seconds: float | None, hardware: str | None) -> str:
     """Measured time on what machine; energy is no part of what is measured."""
     if seconds is None:
         return "Not measured."
-    shown = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+    whole = max(1, round(seconds))
+    shown = f"{whole} second{'s' if whole > 1 else ''}" if seconds < 120 else f"{seconds / 60:.0f} minutes"
     shown = shown if seconds < 7200 else f"{seconds / 3600:.1f} hours"
     return f"Measured: {shown} on {hardware or 'an unnamed machine'}. Power was not measured; no energy is claimed."
 
@@ -91,6 +104,12 @@ def cost_text(seconds: float | None, hardware: str | None) -> str:
 def number(value: float) -> str:
     """A figure as cards show it."""
     return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+def title(name: str) -> str:
+    """A metric as cards name it: `auroc` is AUROC, `auroc/glaucoma` AUROC of glaucoma."""
+    metric, _, label = name.partition("/")
+    return f"{TITLES.get(metric, metric)} of {label}" if label else TITLES.get(metric, metric)
 
 
 def _by_class(metrics: dict[str, Any], values: dict[str, Any], interval: bool) -> list[str]:
@@ -108,7 +127,7 @@ def _by_class(metrics: dict[str, Any], values: dict[str, Any], interval: bool) -
         return number(values[name]) + (f" ({shown})" if shown else "")
 
     rows = [[label, *(cell(f"{column}/{label}") for column in columns)] for label in labels]
-    return ["By class:", _table(["class", *columns], rows)]
+    return ["By class:", _table(["class", *map(title, columns)], rows)]
 
 
 def _interval(metrics: dict[str, Any], name: str) -> str:
@@ -124,8 +143,9 @@ def _subgroups_table(path: Path) -> str:
     for row in found[:MAX_SUBGROUPS]:
         interval = f"{_rounded(row['low'])} to {_rounded(row['high'])}" if row["low"] else ""
         value = _rounded(row["value"]) or "undefined"
-        rows.append([row["column"], row["group"], row["n"], row["metric"], value, interval, _rounded(row["p_value"])])
-    return _table(["column", "group", "patients", "metric", "value", "95% interval", "p of a gap"], rows)
+        metric = title(row["metric"])
+        rows.append([row["column"], row["group"], row["n"], metric, value, interval, _rounded(row["p_value"])])
+    return _table(["by", "group", "patients", "metric", "value", "95% interval", "p of a gap"], rows)
 
 
 def _rounded(cell: str) -> str:
@@ -136,5 +156,9 @@ def _rounded(cell: str) -> str:
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heading, ["---", *(["---:"] * (len(heading) - 1))], *rows]
+    """Markdown; columns of numbers to the right, those without any cell left out."""
+    columns = [column for column in zip(heading, *rows, strict=True) if any(column[1:])]
+    right = [all(NUMERIC.fullmatch(cell) for cell in column[1:]) for column in columns]
+    heading, *rows = zip(*columns, strict=True)
+    lines = [heading, ["---:" if numbers else "---" for numbers in right], *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

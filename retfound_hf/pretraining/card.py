@@ -9,9 +9,12 @@ from ..models.card import describe_preprocessing, hub_id_of, license_of, write_c
 from ..models.card_results import cost_text
 from ..models.image_processing import RetFoundImageProcessor
 from ..runs.record import hardware
-from .arguments import ModelArguments, PretrainingArguments
+from .arguments import DataArguments, ModelArguments, PretrainingArguments
 from .order import Order
 
+OBJECTIVES = {
+    "mae": "masked autoencoding", "simclr": "SimCLR", "swav": "SwAV", "dino": "DINO", "moco_v3": "MoCo v3",
+}  # fmt: skip
 MODALITIES = {"cfp": "colour fundus photographs", "oct": "OCT B-scans", None: "retinal images"}
 
 
@@ -21,6 +24,7 @@ def write_pretrained_card(
     model: PreTrainedModel,
     processor: RetFoundImageProcessor,
     model_args: ModelArguments,
+    data_args: DataArguments,
     args: PretrainingArguments,
     order: Order,
     seconds: float,
@@ -36,6 +40,10 @@ def write_pretrained_card(
     if base:
         metadata |= {"license": license_of(base)}
         metadata |= {"base_model": named, "base_model_relation": "finetune"} if (named := hub_id_of(base)) else {}
+    on_hub = [source for source in data_args.train_data if not Path(source).exists()]
+    if on_hub:
+        metadata["datasets"] = on_hub
+    sources = ", ".join(f"`{source if source in on_hub else Path(source).name}`" for source in data_args.train_data)
     images = MODALITIES[model.config.modality]
     masked = f"mask ratio {model.config.mask_ratio}, " if model_args.objective == "mae" else ""
     return write_card(
@@ -45,12 +53,13 @@ def write_pretrained_card(
         folder_name=name,
         title=f"{name}: RETFound pretrained on {images}",
         description=(
-            f"Self-supervised pretraining ({model_args.objective}) on {order.num_images:,} {images}, from {start}."
+            f"Self-supervised pretraining by {OBJECTIVES[model_args.objective]} on {order.num_images:,} {images}, "
+            f"from {start}."
         ),
         has_decoder=model_args.objective == "mae",
         training_data=(
-            f"{order.num_images:,} {images}, without labels. The shards say nothing of the age, sex or origin of the "
-            "patients."
+            f"{order.num_images:,} {images} of {sources}, without labels. The shards say nothing of the age, sex or "
+            "origin of the patients."
         ),
         preprocessing=describe_preprocessing(processor),
         cost=cost_text(seconds, hardware()),

@@ -110,6 +110,7 @@ def _write_result(loop: Loop, model_args: Any, data_args: Any, seconds: float) -
                 objective.model,
                 loop.checkpoints.processor,
                 model_args,
+                data_args,
                 args,
                 loop.order,
                 seconds,

@@ -53,7 +53,8 @@ def hardware() -> str:
     if torch is not None and torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-    return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} CPU cores"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{cores} CPU core{'s' if cores > 1 else ''}"
 
 
 def write_run_record(output_dir: str | Path, command: str, arguments: Any, **facts: Any) -> Path:

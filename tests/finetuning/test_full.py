@@ -15,6 +15,7 @@ from retfound_hf import RetFoundForImageClassification, RetFoundImageProcessor
 from retfound_hf.finetuning.training import train_network
 from retfound_hf.inference.evaluate_command import main as evaluate_main
 from retfound_hf.inference.forward import predict_logits
+from retfound_hf.models.card_results import title
 
 OVERALL = {
     "auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "precision_macro", "recall_macro", "kappa",
@@ -97,9 +98,9 @@ def test_card_is_filled_from_the_run(finished_run):
     assert "{{" not in card
     assert "}}" not in card
     assert "TODO" not in card
-    numbers = dict(re.findall(r"^\| (\S+) \| ([\d.-]+) \|$", card, flags=re.MULTILINE))
+    numbers = dict(re.findall(r"^\| ([^|]+) \| (-?\d+\.\d+) \|$", card, flags=re.MULTILINE))
     said = {name: f"{value:.3f}" for name, value in finished_run.metrics.items()}
-    assert numbers == {name: value for name, value in said.items() if "/" not in name}
+    assert numbers == {title(name): value for name, value in said.items() if "/" not in name}
     for label in CLASSES:
         assert f"| {label} | {said[f'auroc/{label}']} | {said[f'auprc/{label}']} |" in card
     assert "amd, healthy" in card

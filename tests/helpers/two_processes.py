@@ -32,16 +32,20 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_in_two(program: str, words: Iterable[str], folder: Path, **env: str) -> None:
+def run_in_two(program: str | Path, words: Iterable[str], folder: Path, **env: str) -> str:
     """Run a program in two processes to its end; what they leave behind is ended too.
 
     Args:
-        program: its text, which is put into `folder`.
+        program: its file, or its text, which is put into `folder`.
         words: its arguments.
         env: environment variables that it gets beside those of this process.
+
+    Returns:
+        What both printed.
     """
-    path = folder / "program.py"
-    path.write_text(program, encoding="utf-8")
+    path = program if isinstance(program, Path) else folder / "program.py"
+    if isinstance(program, str):
+        path.write_text(program, encoding="utf-8")
     launcher = [
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1",
         f"--master_port={free_port()}", str(path),
@@ -51,11 +55,12 @@ def run_in_two(program: str, words: Iterable[str], folder: Path, **env: str) -> 
         env={**os.environ, "OMP_NUM_THREADS": "1", **env},
     )  # fmt: skip
     try:
-        _, errors = process.communicate(timeout=300)
+        printed, errors = process.communicate(timeout=300)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
     assert process.returncode == 0, errors[-3000:]
+    return printed
 
 
 def pretrain_in_two(words: Iterable[str], folder: Path, env: Mapping[str, str] | None = None) -> list[list[list[str]]]:

@@ -14,7 +14,8 @@ from retfound_hf import RetFoundConfig, RetFoundImageProcessor
 from retfound_hf.hub.card_checks import check_card, numbers_of, read_card, sections_of
 from retfound_hf.hub.contents import Contents
 from retfound_hf.hub.publishing import publish
-from retfound_hf.models.card_results import calibration_text, cost_text, evaluation_text
+from retfound_hf.models.card import write_card
+from retfound_hf.models.card_results import calibration_text, cost_text, evaluation_text, title
 from retfound_hf.models.conversion.card import write_converted_card
 from retfound_hf.models.conversion.reading import OfficialCheckpoint
 
@@ -47,6 +48,24 @@ def test_every_snippet_runs_as_printed(hub_here, workshop, image):
         assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.parametrize(
+    "problem_type, scores, called",
+    [
+        ("single_label_classification", "probabilities = {}.softmax(-1)\n", 'classify("image.jpg")'),
+        ("multi_label_classification", "probabilities = {}.sigmoid()\n", 'classify("image.jpg")'),
+        ("regression", "values = {}\n", 'classify("image.jpg", function_to_apply="none")'),
+    ],
+)
+def test_snippets_read_the_outputs_as_the_model_means_them(tmp_path, problem_type, scores, called):
+    names = ("title", "description", "targets", "training_data", "preprocessing", "evaluation", "calibration", "cost")
+    facts = {**dict.fromkeys((*names, "provenance"), "Said."), "problem_type": problem_type}
+    codes = snippets(write_card(tmp_path, "adapter", None, **facts).read_text())
+    logits = 'model(**processor("image.jpg", return_tensors="pt")).logits'
+    assert len(codes) == 2 and all(code.endswith(scores.format(logits)) for code in codes)
+    codes = snippets(write_card(tmp_path, "finetuned", None, **facts).read_text())
+    assert len(codes) == 2 and all(code.endswith(f"print({called})\n") for code in codes)
+
+
 @pytest.mark.parametrize("name", ["base", "classifier", "adapter"])
 def test_the_hub_takes_the_metadata(hub_here, workshop, name):
     card = ModelCard.load(workshop / name / "README.md")
@@ -63,8 +82,8 @@ def test_figures_have_their_intervals(workshop):
     name = next(key for key in metrics if key.endswith("_ci95") and "/" not in key).removesuffix("_ci95")
     low, high = metrics[f"{name}_ci95"]
     text = sections_of((workshop / "classifier" / "README.md").read_text())["Evaluation"]
-    assert f"| {name} | {metrics[name]:.3f} | {low:.3f} to {high:.3f} |" in text
-    assert "| class | auroc | auprc |" in text and "stage 3" in text
+    assert f"| {title(name)} | {metrics[name]:.3f} | {low:.3f} to {high:.3f} |" in text
+    assert "| class | AUROC | AUPRC |" in text and "stage 3" in text
 
 
 def test_training_data_are_counted(workshop):
@@ -81,10 +100,12 @@ def test_subgroups_and_temperature_are_shown(tmp_path):
     rows += ["age,60+,20,auroc,,,,15,1,", "age,60+,20,brier,0.3,0.2,0.4,15,0,"]
     (tmp_path / "subgroups.csv").write_text("\n".join(rows) + "\n")
     text = evaluation_text(tmp_path, "the test split, 40 images")
-    assert "| age | 40-60 | 15 | auroc | 0.812 | 0.700 to 0.900 |  |" in text
-    assert "| age | 40-60 - 60+ | 30 | auroc | 0.100 | -0.050 to 0.250 | 0.040 |" in text
-    assert "| age | 60+ | 15 | auroc | undefined |  |  |" in text and "0.300" not in text
-    assert "Undefined on these images: f1_macro." in text
+    assert "| by | group | patients | metric | value | 95% interval | p of a gap |" in text
+    assert "| --- | --- | ---: | --- | ---: | ---: | ---: |" in text
+    assert "| age | 40-60 | 15 | AUROC | 0.812 | 0.700 to 0.900 |  |" in text
+    assert "| age | 40-60 - 60+ | 30 | AUROC | 0.100 | -0.050 to 0.250 | 0.040 |" in text
+    assert "| age | 60+ | 15 | AUROC | undefined |  |  |" in text and "0.300" not in text
+    assert "Undefined on these images: F1, mean of classes." in text
     assert "temperature of 1.500" in calibration_text(tmp_path, "single_label_classification")
     assert calibration_text(tmp_path, "regression").startswith("Not applicable")
 
@@ -94,7 +115,16 @@ def test_cost_is_time_on_a_machine():
         "Measured: 90 seconds on 2 CPU cores. Power was not measured; no energy is claimed."
     )
     assert "30 minutes on 8 x A" in cost_text(1800, "8 x A") and "3.0 hours" in cost_text(10800, "8 x A")
-    assert cost_text(None, None) == "Not measured."
+    assert "1 second on" in cost_text(0.3, "1 CPU core") and cost_text(None, None) == "Not measured."
+
+
+def test_columns_without_a_cell_are_left_out(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps({"auroc": 0.75}))
+    rows = ["column,group,rows,metric,value,low,high,n,undefined,p_value", "sex,F,20,auroc,0.81234,,,15,0,"]
+    (tmp_path / "subgroups.csv").write_text("\n".join(rows) + "\n")
+    text = evaluation_text(tmp_path, "the test split, 40 images")
+    assert "| by | group | patients | metric | value |\n" in text
+    assert text.endswith("| sex | F | 15 | AUROC | 0.812 |")
 
 
 @pytest.mark.parametrize("name", ["retfound-cfp", "retfound-oct"])

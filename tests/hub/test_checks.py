@@ -84,8 +84,8 @@ def test_a_number_that_no_result_holds_is_named(folder):
     place = folder("classifier")
     card = place / "README.md"
     auroc = json.loads((place / "metrics.json").read_text())["auroc"]
-    assert f"| auroc | {auroc:.3f} |" in card.read_text()
-    card.write_text(card.read_text().replace(f"| auroc | {auroc:.3f} |", "| auroc | 0.987 |"))
+    assert f"| AUROC | {auroc:.3f} |" in card.read_text()
+    card.write_text(card.read_text().replace(f"| AUROC | {auroc:.3f} |", "| AUROC | 0.987 |"))
     assert "`## Evaluation`" in refused(place) and "says 0.987, which is in none of the results" in refused(place)
 
 

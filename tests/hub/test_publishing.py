@@ -186,6 +186,35 @@ def test_an_adapter_loads_onto_its_published_base(published, workshop, image):
     assert "base_model: org/base\n" in card and "base_model_relation: adapter\n" in card
 
 
+def test_a_merged_adapter_is_a_model_whose_card_says_so(published, workshop, tmp_path):
+    from transformers import AutoModelForImageClassification
+
+    from retfound_hf.finetuning.command import main as finetune
+
+    words = ["--model_name_or_path", str(workshop / "base"), "--data", str(workshop / "images"), "--method", "lora"]
+    words += ["--merge", "true", "--num_train_epochs", "1", "--lora_rank", "2", "--disable_tqdm", "true"]
+    finetune([*words, "--dataloader_num_workers", "0", "--output_dir", str(tmp_path / "merged")])
+    publish(tmp_path / "merged", "org/merged", base_model="org/base")
+    files = published.repo("org/merged").at("main").files
+    assert "model.safetensors" in files and not [name for name in files if "adapter" in name]
+    card = files["README.md"].content.decode()
+    assert "trained: a LoRA adapter and the head, then merged into the weights" in card
+    assert "base_model: org/base\n" in card and "base_model_relation: finetune\n" in card
+    own = RetFoundForImageClassification.from_pretrained(tmp_path / "merged").state_dict()
+    found = AutoModelForImageClassification.from_pretrained("org/merged").state_dict()
+    assert own.keys() == found.keys() and all(torch.equal(own[name], value) for name, value in found.items())
+
+
+def test_the_thresholds_come_with_the_model(published, workshop, tmp_path):
+    from retfound_hf.inference.evaluate_command import main as evaluate
+
+    words = ["--data", str(workshop / "images"), "--dataloader_num_workers", "0"]
+    for model, folder in ((str(workshop / "classifier"), "here"), ("org/classifier", "hub")):
+        evaluate(["--model_name_or_path", model, *words, "--output_dir", str(tmp_path / folder)])
+    here, hub = ((tmp_path / folder / "operating_points.csv").read_text() for folder in ("here", "hub"))
+    assert here == hub and "youden" in here
+
+
 @pytest.mark.parametrize(
     ("token", "message"),
     [

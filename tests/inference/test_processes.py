@@ -1,26 +1,13 @@
 """Two processes write what one process writes."""
 
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from two_processes import run_in_two
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-def launched(command: list[str]) -> subprocess.CompletedProcess:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1",
-        f"--master_port={port}",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=300, env=environment)
 
 
 def test_evaluate_in_two_processes(classifier_folder, labelled_table, tmp_path):
@@ -33,9 +20,8 @@ def test_evaluate_in_two_processes(classifier_folder, labelled_table, tmp_path):
             "--per_device_eval_batch_size", "1",
         ]  # fmt: skip
 
-    done = launched([str(SCRIPTS / "evaluate.py"), *words("two")])
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("balanced_accuracy") == 1
+    printed = run_in_two(SCRIPTS / "evaluate.py", words("two"), tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert printed.count("balanced_accuracy") == 1
     main(words("one"))
     for name in ("metrics.json", "predictions.csv"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
@@ -51,8 +37,7 @@ def test_embed_in_two_processes(encoder_folder, images_folder, tmp_path):
             str(tmp_path / name), "--dataloader_num_workers", "0", "--part_size", "5",
         ]  # fmt: skip
 
-    done = launched([str(SCRIPTS / "embed.py"), *words("two")])
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_two(SCRIPTS / "embed.py", words("two"), tmp_path, CUDA_VISIBLE_DEVICES="")
     main(words("one"))
     contents = [(tmp_path / name / "features.parquet").read_bytes() for name in ("one", "two")]
     assert contents[0] == contents[1]

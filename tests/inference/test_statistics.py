@@ -121,7 +121,8 @@ def test_thresholds_are_stored_read_and_measured(tmp_path, predicted, caplog):
     assert read_points(tmp_path, CLASSES, report) == [point]
     assert read_points(tmp_path, CLASSES, ReportArguments(level="eye")) == []
     assert "chosen for the level image" in caplog.text
-    assert read_points(tmp_path / "absent", CLASSES, report) == []
+    (tmp_path / "without").mkdir()
+    assert read_points(tmp_path / "without", CLASSES, report) == []
     written(tmp_path, predicted, points=[point])
     (row,) = pd.read_csv(tmp_path / "operating_points.csv").to_dict("records")
     expected = measure_threshold(targets == 1, scores[:, 1], 0.4, rows["patient_id"])

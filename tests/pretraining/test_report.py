@@ -149,18 +149,19 @@ def test_a_restored_window_has_the_numbers_to_the_bit(clock):
     assert found.speed()["images_per_second"] == 4  # images of before are not counted over the time since
 
 
-def test_the_card_tells_the_run(make_loop, tiny_arguments, tmp_path):
+def test_the_card_tells_the_run(make_loop, tiny_arguments, shards, tmp_path):
     loop, _ = make_loop(gradient_accumulation_steps=2, seed=11)
     loop.report.close()
-    model_args, *_ = tiny_arguments(gradient_accumulation_steps=2, seed=11)
-    processor = loop.checkpoints.processor
-    path = write_pretrained_card(
-        tmp_path, "my-model", loop.objective.model, processor, model_args, loop.args, loop.order, 12.0
-    )
+    model_args, data_args, _ = tiny_arguments(gradient_accumulation_steps=2, seed=11)
+    data_args.train_data = [*data_args.train_data, "org/retinas"]
+    given = (loop.objective.model, loop.checkpoints.processor, model_args, data_args, loop.args, loop.order)
+    path = write_pretrained_card(tmp_path, "my-model", *given, 12.0)
     text = path.read_text(encoding="utf-8")
     for part in (
         "# my-model: RETFound pretrained on colour fundus photographs",
-        "Self-supervised pretraining (mae) on 203 colour fundus photographs, from the weights of",
+        "Self-supervised pretraining by masked autoencoding on 203 colour fundus photographs, from the weights of",
+        f"203 colour fundus photographs of `{shards.name}`, `org/retinas`, without labels.",
+        "datasets:\n- org/retinas\n",
         "6 steps of 16 images; mask ratio 0.75, peak learning rate 0.00187, weight decay 0.05, seed 11.",
         "pipeline_tag: image-feature-extraction",
     ):

@@ -32,7 +32,7 @@ images = load_dataset("{source}", split="train")  # add streaming=True to read w
 | images | |
 |---|---|
 | in the source | {images:,} |
-| in the shards | {count:,} ({megabytes:,.0f} MB in {units:,} units of {shard_size:,} source images) |
+| in the shards | {count:,} ({megabytes:,.0f} MB, from {units} of up to {shard_size:,} source images) |
 | rejected, see `rejected.csv` | {rejected:,} |
 | exact duplicates, kept, see `duplicates.csv` | {duplicates:,} |
 
@@ -91,7 +91,7 @@ def _text(summary: Summary, options: dict[str, Any], name: str) -> str:
         kept="".join(f"| `{name}` | as in the source |\n" for name in options["keep_columns"]),
         images=summary.images,
         megabytes=summary.shard_bytes / 1e6,
-        units=summary.units,
+        units=f"{summary.units:,} unit{'s' if summary.units != 1 else ''}",
         shard_size=options["shard_size"],
         rejected=summary.rejected,
         duplicates=summary.duplicates,

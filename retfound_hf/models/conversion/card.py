@@ -71,6 +71,7 @@ def write_converted_card(
             "targets": "The classes are those of `config.json`, in the order of the head.",
             "evaluation": "Not evaluated since the conversion, which changes no weight: `retfound evaluate` does it.",
             "calibration": "Not measured.",
+            "problem_type": config.problem_type or "single_label_classification",
         }
         return write_card(folder, "finetuned", metadata, **facts)
     return write_card(folder, "pretrained", metadata, has_decoder=kind == "autoencoder", **facts)
