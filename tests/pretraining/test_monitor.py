@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from transformers import ResNetConfig, ResNetModel
 
 from retfound_hf.pretraining.loading import make_loader
 from retfound_hf.pretraining.monitor import LinearProbeMonitor, Previews
@@ -49,6 +50,18 @@ def test_the_probe_finds_what_was_planted(make_loop, sets, planted, low, high):
     assert loop.probe.auroc(loop.objective) == auroc
     assert all(module.training for module in loop.objective.modules())
     assert all(torch.equal(values, before[name]) for name, values in loop.objective.state_dict().items())
+
+
+def test_a_resnet_is_probed_too(make_loop, sets, tmp_path):
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1])
+    ResNetModel(config).save_pretrained(tmp_path / "resnet")
+    options = {"model_name_or_path": str(tmp_path / "resnet"), "image_size": 32, "objective": "simclr"}
+    loop, _ = make_loop(probe_data=sets[True], **options)
+    loop.report.close()
+    assert loop.probe.auroc(loop.objective) > 0.98
+    # Statistics of batch norms are those of training, which the probe does not touch.
+    assert not loop.objective.encoder.embedder.embedder.normalization.running_mean.any()
 
 
 def test_the_probe_is_of_the_encoder_as_it_is(make_loop, sets):
