@@ -264,15 +264,16 @@ def test_what_the_example_study_took_is_what_was_recorded():
     record = json.loads((ROOT / "scripts/benchmarks/results/study_example.json").read_text())
     said = re.search(
         r"Its (\d+) jobs took (\d+) seconds of processor time, and\s+(\d+) minutes.*?ahead, by ([\d.]+) in AUROC "
-        r"\(([\d.]+) to ([\d.]+); p = ([\d.]+)\), at another clinic\s+by ([\d.]+) \(([\d.]+) to ([\d.]+); "
-        r"p = ([\d.]+)\).*?\(p = ([\d.]+) and ([\d.]+)\)", README, re.S,
+        r"\(([\d.]+) to ([\d.]+)\), at another clinic by ([\d.]+)\s+\(([\d.]+) to ([\d.]+)\), both with p < 0.001",
+        README, re.S,
     )  # fmt: skip
     here, elsewhere, none = record["findings"]
-    numbers = [one[name] for one in (here, elsewhere) for name in ("difference", "low", "high", "p_value")]
+    numbers = [one[name] for one in (here, elsewhere) for name in ("difference", "low", "high")]
     assert said.groups() == (
         str(record["jobs"]), f"{record['processor_seconds']:.0f}", f"{record['wall_seconds'] / 60:.0f}",
-        *(f"{value:.2f}" for value in (*numbers, here["p_holm"], elsewhere["p_holm"])),
+        *(f"{value:.2f}" for value in numbers),
     )  # fmt: skip
+    assert max(here["p_holm"], elsewhere["p_holm"]) < 0.001
     assert [(one["data"], one["set"]) for one in (here, elsewhere)] == [
         ("Fundus diagnosis", "test"), ("Fundus diagnosis", "Other clinic")
     ]  # fmt: skip

@@ -50,7 +50,7 @@ def test_the_shipped_example_runs_as_the_readme_says(tmp_path):
         line = line.replace("scripts/", f"{ROOT}/scripts/").replace("python ", f"{sys.executable} ", 1)
         subprocess.run(line, shell=True, cwd=tmp_path, check=True, capture_output=True)
     found = read_study(tmp_path / "my-study")
-    assert len(found.finished) == found.planned == 24
+    assert len(found.finished) == found.planned == 40
     assert set(found.results["set"]) == {"val", "test", "Other clinic"}
     assert found.summary["mean"].between(0, 1).all()
     told = found.comparisons.query("data == 'Fundus diagnosis' and fraction == 1 and metric == 'auroc'")
