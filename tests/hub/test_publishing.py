@@ -12,6 +12,8 @@ from PIL import Image
 from retfound_hf import RetFoundError, RetFoundForImageClassification, RetFoundForPreTraining, RetFoundImageProcessor
 from retfound_hf.hub.publish_command import main
 from retfound_hf.hub.publishing import publish
+from retfound_hf.inference.operating_points import read_points
+from retfound_hf.inference.report_arguments import ReportArguments
 from retfound_hf.runs.arguments import run_command
 
 # Without the package: every class by name, from what the Hub gives.
@@ -57,6 +59,13 @@ def published(hub_here, workshop):
     for name in ("base", "classifier"):
         publish(workshop / name, f"org/{name}")
     return hub_here
+
+
+def test_thresholds_come_with_the_model(published, workshop):
+    names, report = ("normal", "stage 3"), ReportArguments()
+    chosen = read_points(workshop / "classifier", names, report)
+    assert chosen and read_points("org/classifier", names, report) == chosen
+    assert read_points("org/base", names, report) == []
 
 
 def test_load_by_name_in_a_fresh_process_then_offline(published, workshop, image, tmp_path):
