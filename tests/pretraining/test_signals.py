@@ -59,13 +59,16 @@ def assert_goes_on(folder: Path, uninterrupted: Path, arguments) -> None:
 
 
 def signal_at(monkeypatch, step: int, *numbers: signal.Signals) -> None:
-    """This process gets the signals while it takes the step after `step`."""
+    """This process gets the signals while it takes the step after `step`.
+
+    Each is raised in this thread and handled before the next: two of `os.kill` may arrive as one.
+    """
     taken = Loop._step
 
     def interrupted(self: Loop, batches) -> None:
         if self.position.step == step:
             for number in numbers:
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
         taken(self, batches)
 
     monkeypatch.setattr(Loop, "_step", interrupted)
