@@ -5,16 +5,13 @@ and the scars of laser treatment. Glaucoma: dark wedges where bundles of nerve f
 patch of 16 pixels, so that a part of them tells what the rest must look like.
 """
 
-import math
-
 import numpy as np
 
 from .anatomy import Eye
 from .canvas import Canvas
-from .cfp_retina import blend
+from .cfp_retina import EXUDATE, blend
 
 BLOOD = np.array([88, 12, 12], dtype=np.float32)
-EXUDATE = np.array([250, 232, 140], dtype=np.float32)
 COTTON_WOOL = np.array([236, 222, 194], dtype=np.float32)
 SCAR = np.array([232, 206, 150], dtype=np.float32)
 PIGMENT = np.array([52, 30, 24], dtype=np.float32)
@@ -95,7 +92,7 @@ def _ring(rng: np.random.Generator) -> np.ndarray:
 
 def _disc(count: int, reach: float, rng: np.random.Generator) -> np.ndarray:
     """Points (count, 2), even over a disc around the fovea."""
-    r, angle = reach * np.sqrt(rng.uniform(0, 1, count)), rng.uniform(0, 2 * math.pi, count)
+    r, angle = reach * np.sqrt(rng.uniform(0, 1, count)), rng.uniform(0, 2 * np.pi, count)
     return np.stack([r * np.cos(angle), r * np.sin(angle)], axis=1)
 
 

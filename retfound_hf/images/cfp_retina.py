@@ -12,6 +12,7 @@ from .vessels import grow_vessels
 BLOND = np.array([238, 150, 92], dtype=np.float32)
 DARK = np.array([140, 64, 36], dtype=np.float32)
 DRUSEN = np.array([250, 225, 140], dtype=np.float32)
+EXUDATE = np.array([250, 232, 140], dtype=np.float32)
 RIM = np.array([240, 172, 108], dtype=np.float32)
 CUP = np.array([255, 240, 202], dtype=np.float32)
 ABSORPTION = np.array([0.35, 0.72, 0.72], dtype=np.float32)

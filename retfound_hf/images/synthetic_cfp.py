@@ -8,12 +8,11 @@ from scipy import ndimage
 from .anatomy import Camera, Eye, Stage, SyntheticImage
 from .canvas import Canvas
 from .cfp_advanced import with_advanced_retinopathy, with_nerve_fibre_defects
-from .cfp_retina import background, blend, vessel_layers, with_disc
+from .cfp_retina import EXUDATE, background, blend, vessel_layers, with_disc
 
 CFP_CLASSES = ("normal", "retinopathy", "glaucoma")
 
 BLOOD = np.array([95, 14, 12], dtype=np.float32)
-EXUDATE = np.array([250, 232, 140], dtype=np.float32)
 COTTON_WOOL = np.array([235, 220, 190], dtype=np.float32)
 HAZE = np.array([170, 140, 150], dtype=np.float32)
 

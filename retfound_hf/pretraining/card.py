@@ -12,7 +12,7 @@ from ..runs.record import hardware
 from .arguments import DataArguments, ModelArguments, PretrainingArguments
 from .order import Order
 
-OBJECTIVES = {
+TITLES = {
     "mae": "masked autoencoding", "simclr": "SimCLR", "swav": "SwAV", "dino": "DINO", "moco_v3": "MoCo v3",
 }  # fmt: skip
 MODALITIES = {"cfp": "colour fundus photographs", "oct": "OCT B-scans", None: "retinal images"}
@@ -53,7 +53,7 @@ def write_pretrained_card(
         folder_name=name,
         title=f"{name}: RETFound pretrained on {images}",
         description=(
-            f"Self-supervised pretraining by {OBJECTIVES[model_args.objective]} on {order.num_images:,} {images}, "
+            f"Self-supervised pretraining by {TITLES[model_args.objective]} on {order.num_images:,} {images}, "
             f"from {start}."
         ),
         has_decoder=model_args.objective == "mae",
