@@ -1,5 +1,6 @@
 """An answer and its map, for every kind of model, and where the map lies."""
 
+import asyncio
 import base64
 import re
 from io import BytesIO
@@ -52,7 +53,10 @@ def test_the_layer_lies_where_the_network_looked(reader, photograph):
 
 
 def test_a_folder_of_pretraining_shows_its_reconstructions_alone(autoencoder_folder):
-    page = build_page(None, Painter(str(autoencoder_folder)), Limits())
+    async def build():
+        return build_page(None, Painter(str(autoencoder_folder)), Limits())
+
+    page = asyncio.run(build())  # without a running loop gradio makes some and leaves them open
     assert [block.label for block in page.blocks.values() if isinstance(block, gradio.Tab)] == ["Reconstruction"]
 
 

@@ -12,6 +12,8 @@ from retfound_hf.runs.errors import RetFoundError
 
 FILES = ["roc.png", "precision_recall.png", "confusion_matrix.png", "reliability.png", "decision_curve.png"]
 LONG = "a class with a name that is much longer than any axis has room for"
+# Those of drawing; not ResourceWarning, which comes from whatever object happens to be collected meanwhile.
+no_warnings = pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning", "error::DeprecationWarning")
 
 
 def widths(paths):
@@ -36,7 +38,7 @@ def test_column_wide_figures(single_label, tmp_path, classes):
     assert widths(paths) == pytest.approx([COLUMN] * 5, abs=0.01)
 
 
-@pytest.mark.filterwarnings("error")
+@no_warnings
 def test_39_classes_some_absent(single_label, tmp_path):
     labels, scores = single_label(400, 39)
     labels[labels == 7] = 0
@@ -45,14 +47,14 @@ def test_39_classes_some_absent(single_label, tmp_path):
     assert widths(paths) == pytest.approx([COLUMN, COLUMN, PAGE, COLUMN, COLUMN], abs=0.01)
 
 
-@pytest.mark.filterwarnings("error")
+@no_warnings
 def test_one_class_present_is_a_note_not_a_crash(single_label, tmp_path):
     _, scores = single_label(20, 2)
     paths = plot_classification(np.ones(20, int), scores, ["a", "b"], "single_label_classification", tmp_path)
     assert all(path.stat().st_size > 5000 for path in paths)
 
 
-@pytest.mark.filterwarnings("error")
+@no_warnings
 def test_multi_label(multi_label, tmp_path):
     labels, scores = multi_label(60, 3)
     labels[:, 2] = 0
@@ -60,7 +62,7 @@ def test_multi_label(multi_label, tmp_path):
     assert len(plot_classification(labels[:, :1], scores[:, :1], ["a"], "multi_label_classification", tmp_path)) == 5
 
 
-@pytest.mark.filterwarnings("error")
+@no_warnings
 def test_regression(tmp_path):
     rng = np.random.default_rng(0)
     labels = rng.normal(60, 10, size=(100, 2))

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForImageClassification, AutoModelFo
 from retfound_hf import RetFoundModel
 from retfound_hf.finetuning.models import build_classifier
 from retfound_hf.inference.loading import load_encoder
-from retfound_hf.pretraining.card import OBJECTIVES
+from retfound_hf.pretraining.card import TITLES
 from retfound_hf.pretraining.loading import make_loader
 from retfound_hf.pretraining.order import step_generator
 from retfound_hf.pretraining.run import pretrain
@@ -94,7 +94,7 @@ def test_the_result_is_an_encoder_folder(run, joint, shards, tmp_path):
     record = json.loads((folder / "run.json").read_text())["arguments"]
     assert record["weight_decay"] is not None and record["warmup_steps"] == 0.2
     card = (folder / "README.md").read_text()
-    assert f"by {OBJECTIVES[joint]} on" in card and "mask ratio" not in card and "None" not in card
+    assert f"by {TITLES[joint]} on" in card and "mask ratio" not in card and "None" not in card
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert all(0 < line["embedding_spread"] < 1.5 for line in lines)
 
