@@ -25,6 +25,7 @@ TITLES = (
     ("could not be read", "reject"),
     ("are not fit to be judged", "reject"),
     ("are of doubtful quality", "doubtful"),
+    ("share their name with another", "doubtful"),
 )
 
 
@@ -90,9 +91,9 @@ def _classify(reader: Reader, uploads: Sequence[Upload], total: int, limits: Lim
     ids: list[str] = []
     scores: list[np.ndarray] = []
     faults: dict[str, list[tuple[str, str]]] = {title: [] for title, _ in TITLES}
-    unreadable, unfit, doubtful = faults.values()
+    unreadable, unfit, doubtful, renamed = faults.values()
     yield render("batch", done=0, total=total, table=None)
-    contents, done = _contents(uploads, limits), 0
+    contents, done = _told_apart(_contents(uploads, limits), renamed), 0
     while chunk := list(islice(contents, CHUNK)):
         images: list[Image.Image] = []
         for name, content in chunk:
@@ -142,6 +143,20 @@ def _contents(uploads: Sequence[Upload], limits: Limits) -> Iterator[tuple[str, 
             upload.discard()
         else:
             yield upload.name, upload.take()
+
+
+def _told_apart(contents: Iterator[tuple[str, bytes]], renamed: list[tuple[str, str]]) -> Iterator[tuple[str, bytes]]:
+    """The same with names that are unique, lest rows of the table share an id; browsers send files without folders."""
+    given: set[str] = set()
+    for name, content in contents:
+        unique, count = name, 1
+        while unique in given:
+            count += 1
+            unique = f"{name} ({count})"
+        if unique != name:
+            renamed.append((unique, f"an image before it is called {name} too; a zip keeps the folders"))
+        given.add(unique)
+        yield unique, content
 
 
 def _of_archives(limits: Limits) -> ArchiveLimits:

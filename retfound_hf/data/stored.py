@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..runs.errors import RetFoundError, one_line
+from ..runs.hub_lookup import look_up_data_set
 from .checks import ACCEPTED_DATA, listed
 from .folders import normalise_split
 
@@ -64,6 +65,8 @@ def load_splits(data: str, accepted: str = ACCEPTED_DATA) -> dict[str, "datasets
 
     saved = any(os.path.isfile(os.path.join(data, name)) for name in ("dataset_dict.json", "state.json"))
     try:
+        if not os.path.exists(data):
+            look_up_data_set(data)
         if os.path.isfile(data):
             loaded = datasets.Dataset.from_parquet(data)
         else:

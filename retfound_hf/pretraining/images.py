@@ -12,6 +12,7 @@ from torch import Tensor
 from ..data.sources import find_shards
 from ..images.reading import UnreadableImageError
 from ..runs.errors import RetFoundError, one_line
+from ..runs.hub_lookup import look_up_data_set
 from .decoding import decode, encoded_bytes
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def open_shards(sources: Sequence[str], cache_dir: str | None = None) -> "datase
             if path.exists():
                 table = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=cache_dir)
             else:
+                look_up_data_set(source)
                 table = datasets.load_dataset(source, split="train", cache_dir=cache_dir)
         except Exception as error:  # loading runs through many readers, each with its own errors
             raise RetFoundError(

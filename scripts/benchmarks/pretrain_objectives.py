@@ -7,7 +7,7 @@ the probe; `prepare_images` makes shards of 128 x 128 pixels, `pretrain` trains 
 the budget below, on one core. The probe is a linear head on frozen features, fitted on the probe set's training split,
 its strength chosen on the validation split, its AUROC measured on the test split, every 250 steps. Speed is counted in
 seconds of the processor, decoding and views included, so that what else the machine does falls out; memory is the peak
-of the process. A finished run in `work_dir` is taken up.
+of the process. A finished run in `work_dir` is taken up; one that was stopped begins anew.
 """
 
 import argparse
@@ -102,13 +102,16 @@ def make_data(work_dir: Path) -> tuple[Path, Path, Path]:
 def learn(objective: str, work_dir: Path, data: tuple[Path, Path, Path]) -> dict[str, Any]:
     shards, labelled, start = data
     out, cost = work_dir / f"run-{objective}", work_dir / f"cost-{objective}.json"
-    if not cost.exists():
+    model = out / "model.safetensors"
+    if not (cost.exists() and model.exists()):
         flags = [word for pair in {**BUDGET, **OPTIONS[objective]}.items() for word in pair]
         run(
             "-c", WATCHED, str(cost), "--objective", objective, "--model_name_or_path", str(start), "--train_data",
             str(shards), "--probe_data", str(labelled), "--cache_dir", str(work_dir / "cache"), "--output_dir",
             str(out), "--overwrite_output_dir", *flags,
         )  # fmt: skip
+        if not model.exists():
+            sys.exit(f"{objective} was stopped before its last step; the same command begins it anew")
     spent = json.loads(cost.read_text())
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     curve = [[line["step"], round(line["probe_auroc"], 4)] for line in lines if "probe_auroc" in line]

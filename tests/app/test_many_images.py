@@ -89,6 +89,17 @@ def test_faults_are_named_and_the_rest_goes_on(reader, photograph, photographs, 
     assert "1 are not fit to be judged" in last and "too small" in last
 
 
+def test_files_of_one_name_have_rows_of_their_own(reader, photographs, upload):
+    names = ["left/eye.png", "eye.png (2)", "eye.png", "eye.png", "eye.png"]
+    contents = [photographs[index % 4].read_bytes() for index in range(5)]
+    uploads = [upload("a.zip", zipped({names[0]: contents[0]}))]
+    uploads += [upload(name, content) for name, content in zip(names[1:], contents[1:], strict=True)]
+    last = list(classify_all(reader, uploads, Limits()))[-1]
+    expected = ["left/eye.png", "eye.png (2)", "eye.png", "eye.png (3)", "eye.png (4)"]
+    assert table_of(last)["id"].tolist() == expected
+    assert "2 share their name with another" in last and "a zip keeps the folders" in last
+
+
 def test_large_images_are_refused_before_they_are_decoded(reader, photographs, upload):
     limits = Limits(pixels=10_000)
     last = list(classify_all(reader, [upload("a.png", photographs[0].read_bytes())], limits))[-1]
