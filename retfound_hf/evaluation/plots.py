@@ -16,6 +16,7 @@ from .estimate import CONFIDENCE
 from .figure_style import COLOURS, COLUMN, GREY, figure, unit_square
 from .inputs import ProblemType, check_classification, check_regression
 from .metrics import THRESHOLD
+from .positive_class import positive_class
 from .regression_plot import plot_predicted_vs_true
 
 
@@ -24,8 +25,8 @@ def plot_classification(
 ) -> list[Path]:
     """Write `roc.png`, `precision_recall.png`, `confusion_matrix.png`, `reliability.png` and `decision_curve.png`.
 
-    At 300 dpi. Of two exclusive classes the ROC and the decision curve of the second are drawn. A curve that
-    the labels leave undefined is left out and named in the figure.
+    At 300 dpi. Of two exclusive classes the ROC and the decision curve of the positive one are drawn
+    (`positive_class`). A curve that the labels leave undefined is left out and named in the figure.
 
     Args:
         labels, probabilities, class_names, problem_type: as in `metrics.classification_metrics`.
@@ -37,17 +38,16 @@ def plot_classification(
     labels, probabilities, truth = check_classification(labels, probabilities, class_names, problem_type)
     single = problem_type == "single_label_classification"
     output_dir = Path(output_dir)
-    drawn = slice(1, None) if single and len(class_names) == 2 else slice(None)
+    drawn = [positive_class(class_names)] if single and len(class_names) == 2 else list(range(len(class_names)))
+    names = [class_names[index] for index in drawn]
     predicted = probabilities.argmax(axis=1) if single else (probabilities >= THRESHOLD).astype(np.int64)
     confidence, correct = confidence_and_correctness(truth, probabilities, single)
     return [
-        plot_roc(truth[:, drawn], probabilities[:, drawn], class_names[drawn], output_dir / "roc.png"),
+        plot_roc(truth[:, drawn], probabilities[:, drawn], names, output_dir / "roc.png"),
         plot_precision_recall(truth, probabilities, class_names, output_dir / "precision_recall.png"),
         plot_confusion(labels, predicted, class_names, output_dir / "confusion_matrix.png", single),
         plot_reliability(confidence, correct, output_dir / "reliability.png", single),
-        plot_decision_curves(
-            truth[:, drawn], probabilities[:, drawn], class_names[drawn], output_dir / "decision_curve.png"
-        ),
+        plot_decision_curves(truth[:, drawn], probabilities[:, drawn], names, output_dir / "decision_curve.png"),
     ]
 
 

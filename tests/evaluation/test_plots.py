@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from retfound_hf.evaluation import figure_style
+from retfound_hf.evaluation import figure_style, plots
 from retfound_hf.evaluation.curve_plots import _step
 from retfound_hf.evaluation.figure_style import COLUMN, PAGE, figure, short
 from retfound_hf.evaluation.plots import plot_classification, plot_regression
@@ -108,3 +108,13 @@ def test_long_names_keep_both_ends():
     assert len(name) <= 30 and name.startswith("a class with") and name.endswith("room for")
     assert short("mild", 30) == "mild"
     assert figure_style.listed(list("abcde"), 2) == "a, b and 3 more"
+
+
+def test_of_two_classes_the_one_that_is_not_health_is_drawn(single_label, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "plot_roc", lambda truth, scores, names, path: drawn.append((truth, scores, names)))
+    labels, scores = single_label(50, 2)
+    plot_classification(labels, scores, ["glaucoma", "normal"], "single_label_classification", tmp_path)
+    ((truth, probabilities, names),) = drawn
+    assert names == ["glaucoma"]
+    assert np.array_equal(truth[:, 0], labels == 0) and np.array_equal(probabilities[:, 0], scores[:, 0])

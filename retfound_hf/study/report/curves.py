@@ -130,11 +130,11 @@ def external(found: StudyResults, figures: Path) -> Section | None:
         name = file_name("external", data.name)
         with chart(figures, name, min(PAGE, 2.4 + 1.1 * len(sets)), 0.9 + 0.3 * len(shown)) as figure:
             axes = figure.add_subplot()
-            axes.imshow(
-                values, cmap="Blues", aspect="auto", vmin=np.nanmin(values) - 0.05, vmax=np.nanmax(values) + 0.1
-            )
+            low, high = np.nanmin(values) - 0.05, np.nanmax(values) + 0.1
+            axes.imshow(values, cmap="Blues", aspect="auto", vmin=low, vmax=high)
             for (row, column), value in np.ndenumerate(values):
-                axes.text(column, row, number(value), ha="center", va="center")
+                colour = "white" if (value - low) / (high - low) > 0.55 else "black"  # of Blues, the darker half
+                axes.text(column, row, number(value), ha="center", va="center", color=colour)
             axes.set_xticks(range(len(sets)), ["test set", *(short(one, 18) for one in sets[1:])])
             axes.set_yticks(range(len(shown)), [short(one.label) for one in shown])
             axes.tick_params(length=0)

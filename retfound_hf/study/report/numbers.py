@@ -44,9 +44,11 @@ def share(value: float) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """Such as `48 s`, `12 min`, `3.5 h`."""
+    """Such as `0.4 s`, `48 s`, `12 min`, `3.5 h`."""
     if is_missing(seconds):
         return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

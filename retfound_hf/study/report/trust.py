@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...evaluation.calibration import confidence_and_correctness, reliability_curve
+from ...evaluation.calibration import reliability_curve
 from ...evaluation.decision_curve import decision_curve
 from ...evaluation.estimate import Estimate
 from ...evaluation.figure_style import GREY, PAGE, short, unit_square
@@ -13,14 +13,13 @@ from ...evaluation.operating_points import choose_threshold, measure_threshold
 from ...evaluation.recalibration import calibration_line
 from ...runs.errors import RetFoundError
 from ..folder import StudyResults
-from ..outcomes import Outcomes
 from .classes import class_titles
+from .events import believed, event_of, is_either_or, positive, positive_classes, truth
 from .measured import result_row, said
 from .numbers import number, share
 from .parts import Block, Chart, Section, Table, chart, file_name
 from .systems import System, colours_of, drawn, outcomes_of, systems_of
 
-MOST_CLASSES = 6
 THRESHOLDS = np.arange(1, 91) / 100
 
 
@@ -29,7 +28,7 @@ def calibration(found: StudyResults, figures: Path) -> Section | None:
     blocks, rows = [], []
     for data, systems in _classifiers(found):
         shown, cells, name = drawn(found, systems), [], file_name("calibration", data)
-        event = _event(found, data)
+        event = event_of(found, data)
         with chart(figures, name, PAGE / 2, 3.8) as figure:
             axes = figure.add_subplot()
             if event:
@@ -39,7 +38,7 @@ def calibration(found: StudyResults, figures: Path) -> Section | None:
             axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), label="perfect")
             for colour, system in zip(colours_of(found, shown), shown, strict=True):
                 outcomes, _ = outcomes_of(found, system, "test")
-                predicted, true, patients = _believed(outcomes)
+                predicted, true, patients = believed(outcomes)
                 bins = min(10, max(3, len(true) // 40))
                 curve = reliability_curve(predicted, true, bins, equal_mass=True)
                 axes.plot(
@@ -84,14 +83,14 @@ def operating_points(found: StudyResults, figures: Path) -> Section | None:
         shown, cells, titles = drawn(found, systems), [], class_titles(found, data)
         for system in shown:
             (val, _), (test, _) = outcomes_of(found, system, "val"), outcomes_of(found, system, "test")
-            for index, label in _positive_classes(test):
+            for index, label in positive_classes(test):
                 for criterion, target in wanted:
                     try:
-                        threshold = choose_threshold(_truth(val)[:, index], val.scores[:, index], criterion, target)
+                        threshold = choose_threshold(truth(val)[:, index], val.scores[:, index], criterion, target)
                     except RetFoundError:  # validation has one outcome only
                         continue
                     measured = measure_threshold(
-                        _truth(test)[:, index], test.scores[:, index], threshold, test.patients
+                        truth(test)[:, index], test.scores[:, index], threshold, test.patients
                     )
                     place = f"{criterion}={target:g}/{label}"
                     chosen = Estimate(threshold, None, None, 0, "chosen on validation")
@@ -109,7 +108,7 @@ def operating_points(found: StudyResults, figures: Path) -> Section | None:
             "Thresholds were chosen on the validation set alone and measured on the test set (95% CI over patients); "
             "predictive values are those at its prevalence. The training whose result is the median."
         )
-        if event := _event(found, data):  # one class to speak of
+        if event := event_of(found, data):  # one class to speak of
             columns, cells = (["model", *columns[2:]], [[row[0], *row[2:]] for row in cells])
             caption = f"Positive is {event}. {caption}"
         tables = [Table(columns, cells, caption, text=2 if event else 3)]
@@ -129,48 +128,17 @@ def _classifiers(found: StudyResults) -> Iterator[tuple[str, list[System]]]:
             yield data.name, systems
 
 
-def _truth(outcomes: Outcomes) -> np.ndarray:
-    """(cases, classes) bool."""
-    if outcomes.labels.ndim == 2:
-        return outcomes.labels.astype(bool)
-    return outcomes.labels[:, None] == np.arange(len(outcomes.class_names))
-
-
-def _event(found: StudyResults, data: str) -> str:
-    """Of two exclusive classes the second, as a reader calls it; empty for other tasks."""
-    titles = list(class_titles(found, data).values())
-    single = found.task(data)["problem_type"] == "single_label_classification"
-    return titles[1] if single and len(titles) == 2 else ""
-
-
-def _believed(outcomes: Outcomes) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Probabilities, whether what they speak of is true, and patients: of the second of two exclusive classes, of the
-    class that is said, or of every label."""
-    if outcomes.labels.ndim == 1 and len(outcomes.class_names) == 2:
-        return outcomes.scores[:, 1], outcomes.labels == 1, outcomes.patients
-    predicted, true = confidence_and_correctness(_truth(outcomes), outcomes.scores, outcomes.labels.ndim == 1)
-    patients = outcomes.patients
-    return predicted, true, None if patients is None else np.repeat(patients, len(true) // len(patients))
-
-
-def _positive_classes(outcomes: Outcomes) -> list[tuple[int, str]]:
-    """Of two exclusive classes the second; of many the most frequent ones."""
-    if outcomes.labels.ndim == 1 and len(outcomes.class_names) == 2:
-        return [(1, outcomes.class_names[1])]
-    frequent = np.argsort(-_truth(outcomes).sum(axis=0), kind="stable")[:MOST_CLASSES]
-    return [(int(index), outcomes.class_names[index]) for index in sorted(frequent)]
-
-
 def _net_benefit(found: StudyResults, data: str, systems: Sequence[System], figures: Path) -> list[Chart]:
     """Decision curves of a task of two classes."""
     loaded = [(system, outcomes_of(found, system, "test")[0]) for system in systems]
-    if loaded[0][1].labels.ndim != 1 or len(loaded[0][1].class_names) != 2:
+    if not is_either_or(loaded[0][1]):
         return []
     name = file_name("net-benefit", data)
     with chart(figures, name, PAGE * 0.6, 2.8) as figure:
         axes = figure.add_subplot()
         for colour, (system, outcomes) in zip(colours_of(found, systems), loaded, strict=True):
-            curve = decision_curve(outcomes.labels == 1, outcomes.scores[:, 1], THRESHOLDS)
+            scores, true = positive(outcomes)
+            curve = decision_curve(true, scores, THRESHOLDS)
             axes.plot(curve.thresholds, curve.model, color=colour, label=short(system.label))
         axes.plot(curve.thresholds, curve.treat_all, color=GREY, linewidth=0.9, label="treat all")
         axes.axhline(0, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), label="treat none")

@@ -150,19 +150,19 @@ def test_numbers_of_subgroups_and_thresholds_are_those_of_the_predictions(folder
         expected = roc_auc_score(rows["label_x"] == "healthy", rows["prob/healthy"])
         assert own["test", f"auroc[eye={eye}]"] == pytest.approx(expected)
     val = found.predictions(one.job.id, "val")
-    threshold = own["val", "threshold@sensitivity=0.9/healthy"]
-    ill = (val["label"] == "healthy").to_numpy()
-    called = (val["prob/healthy"] >= threshold).to_numpy()
+    threshold = own["val", "threshold@sensitivity=0.9/amd"]
+    ill = (val["label"] == "amd").to_numpy()
+    called = (val["prob/amd"] >= threshold).to_numpy()
     assert called[ill].mean() >= 0.9
-    hits = (test["prob/healthy"] >= threshold)[test["label_x"] == "healthy"]
-    assert own["test", "sensitivity@sensitivity=0.9/healthy"] == pytest.approx(hits.mean())
+    hits = (test["prob/amd"] >= threshold)[test["label_x"] == "amd"]
+    assert own["test", "sensitivity@sensitivity=0.9/amd"] == pytest.approx(hits.mean())
     confidence = test[["prob/amd", "prob/healthy"]].max(axis=1)
     error = expected_calibration_error(confidence, test["prediction"] == test["label_x"])
     assert own["test", "ece"] == pytest.approx(error, abs=1e-7)
 
 
 def test_classes_of_a_cohort_are_called_by_what_they_stand_for(folder, tmp_path):
-    flow = {"stages": [], "classes": {"amd": "no stroke within 3 years", "healthy": "stroke within 3 years"}}
+    flow = {"stages": [], "classes": {"amd": "stroke within 3 years", "healthy": "no stroke within 3 years"}}
     (tmp_path / "flow.json").write_text(json.dumps(flow), encoding="utf-8")
     (tmp_path / "flow.svg").write_text("<svg/>", encoding="utf-8")
     found = read_study(folder)
@@ -173,8 +173,8 @@ def test_classes_of_a_cohort_are_called_by_what_they_stand_for(folder, tmp_path)
     assert table.caption.startswith("Positive is stroke within 3 years.") and table.columns[1] == "chosen for"
     assert {row[1] for row in table.rows} == {"sensitivity 90%", "specificity 90%"}
     galleries = sections["examples"].blocks[0].galleries
-    assert galleries[0].title == "no stroke within 3 years, right"
-    assert {picture.lines[0] for picture in galleries[0].pictures} == {"said no stroke within 3 years"}
+    assert galleries[0].title == "stroke within 3 years, right"
+    assert {picture.lines[0] for picture in galleries[0].pictures} == {"said stroke within 3 years"}
 
 
 def test_names_are_text_whatever_they_hold(folder):
