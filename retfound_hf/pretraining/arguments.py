@@ -140,7 +140,17 @@ class PretrainingArguments:
             raise RetFoundError("--fp16 needs a GPU, and there is none here; leave it out")
 
     def with_recipe(self, recipe: "Recipe") -> "PretrainingArguments":
-        """The same with the recipe's value for whatever is not set; a decay that is set stays as it is."""
+        """The same with the recipe's value for whatever is not set; a decay that is set stays as it is.
+
+        Raises:
+            RetFoundError: another optimiser than the recipe's, and no learning rate or weight decay for it.
+        """
+        has_rate = self.learning_rate is not None or self.base_learning_rate is not None
+        if self.optim not in (None, recipe.optim) and (not has_rate or self.weight_decay is None):
+            raise RetFoundError(
+                f"--optim {self.optim} is not the recipe's, whose learning rate and weight decay are for "
+                f"{recipe.optim}; give --base_learning_rate (or --learning_rate) and --weight_decay too"
+            )
         own = dict(vars(recipe))
         if self.weight_decay is not None:
             own["final_weight_decay"] = None

@@ -9,6 +9,7 @@ from retfound_hf.pretraining.arguments import DataArguments, ModelArguments, Pre
 from retfound_hf.pretraining.command import main
 from retfound_hf.pretraining.objectives import find_objective
 from retfound_hf.pretraining.objectives.base import Recipe
+from retfound_hf.pretraining.objectives.simclr import RESNET_RECIPE
 from retfound_hf.runs.arguments import run_command
 from retfound_hf.runs.errors import RetFoundError
 
@@ -96,7 +97,7 @@ def test_a_file_takes_the_place_of_flags(quick_options, pretrain_words, tmp_path
 
 def test_the_defaults_are_the_recipe():
     args = PretrainingArguments(output_dir="x").with_recipe(find_objective("mae").recipe)
-    assert args.peak_learning_rate(8 * args.per_device_train_batch_size) == pytest.approx(7e-3)
+    assert args.peak_learning_rate(8 * args.per_device_train_batch_size) == pytest.approx(1e-3)
     assert args.warmup_steps * args.num_train_epochs == pytest.approx(15)
     assert (args.adam_beta1, args.adam_beta2, args.weight_decay, args.max_grad_norm) == (0.9, 0.95, 0.05, 0)
     assert args.final_weight_decay is None
@@ -112,6 +113,16 @@ def test_flags_override_the_recipe():
     assert (filled.weight_decay, filled.warmup_steps, filled.max_grad_norm) == (0.0, 0.0, 1.0)
     # A decay that was asked for does not rise to the recipe's.
     assert filled.final_weight_decay is None and filled.adam_beta2 == 0.999
+
+
+@pytest.mark.parametrize(("optim", "recipe"), [("adamw", RESNET_RECIPE), ("lars", Recipe(5e-4, 0.1, 0.04))])
+def test_another_optimiser_does_not_take_the_rate_of_the_recipes(optim, recipe):
+    with pytest.raises(RetFoundError, match=f"--optim {optim} is not the recipe's, whose learning rate"):
+        PretrainingArguments(output_dir="x", optim=optim).with_recipe(recipe)
+    for rate in ({"learning_rate": 1e-3}, {"base_learning_rate": 1e-3}):
+        given = PretrainingArguments(output_dir="x", optim=optim, weight_decay=0.1, **rate)
+        assert given.with_recipe(recipe).optim == optim
+    assert PretrainingArguments(output_dir="x", optim=recipe.optim).with_recipe(recipe).optim == recipe.optim
 
 
 def test_help_names_every_option(capsys):

@@ -10,18 +10,21 @@ from .across import mean_of_all, num_processes
 def synchronize(network: nn.Module, device: torch.device) -> nn.Module:
     """Let every batch norm within see the images of all processes; weights, statistics and their names stay.
 
-    On one process the network stays as it is. torch has the layer for accelerators, ours is for CPUs.
+    On one process the network stays as it is. The norms of heads, and all on a CPU, become `BatchNormOfAll`, which
+    never makes the host wait. Those of a ResNet on an accelerator become torch's, which does at every layer, but keeps
+    one activation where ours keeps three.
     """
     if num_processes() == 1:
         return network
-    if device.type != "cpu":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, _BatchNorm):
+            if isinstance(child, nn.BatchNorm1d) or (isinstance(child, _BatchNorm) and device.type == "cpu"):
                 norm = BatchNormOfAll(child.num_features, child.eps, child.momentum, child.affine)
                 norm.load_state_dict(child.state_dict())
-                setattr(parent, name, norm.requires_grad_(next(child.parameters(), norm.running_mean).requires_grad))
+                norm.requires_grad_(next(child.parameters(), norm.running_mean).requires_grad)
+                setattr(parent, name, norm)
+            elif isinstance(child, _BatchNorm):
+                setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
     return network
 
 

@@ -46,8 +46,8 @@ class MaskedAutoencoding(Objective):
     preview_titles: ClassVar[tuple[str, ...]] = ("original", "masked", "reconstructed")
     has_decoder: ClassVar[bool] = True
     adds_up: ClassVar[bool] = True
-    # Zhou et al. (2023), Methods; He et al. (2022), code.
-    recipe = Recipe(base_learning_rate=1e-3, warmup_steps=15 / 800, weight_decay=0.05, adam_beta2=0.95)
+    # Zhou et al. (2023), Methods: warm-up of 15 of 800 epochs to 1e-3, at 1,792 images a step; else He et al. (2022).
+    recipe = Recipe(base_learning_rate=1e-3 * 256 / 1792, warmup_steps=15 / 800, weight_decay=0.05, adam_beta2=0.95)
 
     def __init__(self, model: RetFoundForPreTraining, side: int, options: ObjectiveArguments | None = None):
         super().__init__()
