@@ -10,15 +10,16 @@ from .contents import Contents, read_json
 OFFICIAL_PREFIX = f"{OFFICIAL_ORGANISATION}/RETFound"
 
 
-def carried_licence(contents: Contents, card: dict[str, Any]) -> tuple[str, str] | None:
+def carried_licence(contents: Contents, card: dict[str, Any], base_model: str | None = None) -> tuple[str, str] | None:
     """The licence that the weights bring along and how that is known, or None where nothing tells.
 
     Args:
         card: metadata of the folder's card.
+        base_model: what the model was made from, beside what the folder says of it.
     """
-    if stated := contents.config.get("weights_license"):
+    if stated := _stated(contents.config):
         return stated, "config.json says so (weights_license)"
-    for base in _bases(contents, card):
+    for base in [*([base_model] if base_model else []), *_bases(contents, card)]:
         if base.startswith(OFFICIAL_PREFIX):
             return OFFICIAL_LICENSE, f"it is made from {base}"
         if Path(base).is_dir():
@@ -28,13 +29,13 @@ def carried_licence(contents: Contents, card: dict[str, Any]) -> tuple[str, str]
     return None
 
 
-def check_licence(contents: Contents, card: dict[str, Any]) -> str:
-    """The card's licence.
+def check_licence(contents: Contents, card: dict[str, Any], base_model: str | None = None) -> str:
+    """The card's licence; arguments as of `carried_licence`.
 
     Raises:
         RetFoundError: the card has none, or another than the weights carry on.
     """
-    stated, carried = card.get("license"), carried_licence(contents, card)
+    stated, carried = card.get("license"), carried_licence(contents, card, base_model)
     if carried is not None and stated != carried[0]:
         raise RetFoundError(
             f"the card of {contents.folder} says license: {stated or 'nothing'}, and the weights carry on "
@@ -62,4 +63,9 @@ def _bases(contents: Contents, card: dict[str, Any]) -> list[str]:
 
 def _of_folder(folder: Path) -> str | None:
     config = folder / "config.json"
-    return read_json(config).get("weights_license") if config.is_file() else None
+    return _stated(read_json(config)) if config.is_file() else None
+
+
+def _stated(config: dict[str, Any]) -> str | None:
+    """A head around a stock encoder keeps what the encoder came with one level down."""
+    return config.get("weights_license") or (config.get("encoder_config") or {}).get("weights_license")

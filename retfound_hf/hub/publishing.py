@@ -47,7 +47,7 @@ def publish(
     if space and not contents.is_classifier:
         raise RetFoundError(f"--space: the page shows a classifier, and {folder} is none; leave --space out")
     metadata, text = read_card(contents.folder)
-    licence = check_licence(contents, metadata | ({"base_model": base_model} if base_model else {}))
+    licence = check_licence(contents, metadata, base_model)
     check_card(contents, metadata, text)
     with staged(contents, repo_id, base_model) as stage:
         read_card(stage)

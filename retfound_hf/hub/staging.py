@@ -30,6 +30,8 @@ def staged(contents: Contents, repo_id: str, base_model: str | None = None) -> I
         for path in contents.files:
             (stage / path).parent.mkdir(parents=True, exist_ok=True)
             _link_or_copy(contents.folder / path, stage / path)
+        for path in stage.glob("*config.json"):
+            write_json(path, _without_paths(read_json(path)))
         _add_code(contents, stage)
         if contents.kind == "adapter":
             _name_base(stage, base_model)
@@ -47,6 +49,13 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def _without_paths(value: Any) -> Any:
+    """A configuration without the places, on this machine, that it and those within it were loaded from."""
+    if isinstance(value, dict):
+        return {key: _without_paths(item) for key, item in value.items() if key != "_name_or_path"}
+    return [_without_paths(item) for item in value] if isinstance(value, list) else value
+
+
 def _add_code(contents: Contents, stage: Path) -> None:
     """Name the code files in the configurations and write them, as far as the classes are not stock ones."""
     entries = []
@@ -59,7 +68,7 @@ def _add_code(contents: Contents, stage: Path) -> None:
         entries += needed
         lacking = {"AutoModelForPreTraining"} if contents.config.get("encoder_only") else set()
         classes = {auto: name for auto, name in classes.items() if auto not in lacking}
-        write_json(stage / "config.json", contents.config | {"auto_map": classes})
+        write_json(stage / "config.json", read_json(stage / "config.json") | {"auto_map": classes})
     for name, text in bundle(entries).items():
         (stage / name).write_text(text, encoding="utf-8")
 

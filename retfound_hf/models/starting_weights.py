@@ -4,6 +4,7 @@ Stock ViT and ViT-MAE are RetFound's architecture, and their tensors bear the sa
 models. DINOv2, DINOv3 and ResNet keep their encoders (`stock`).
 """
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +47,9 @@ def network_config(stored: PreTrainedConfig, **options: Any) -> RetFoundConfig |
     """
     kind = stored.model_type
     if kind in STOCK_ENCODERS:
-        return StockEncoderConfig(encoder_config=stored, **options)
+        encoder = copy.deepcopy(stored)
+        encoder.name_or_path = ""  # a path of this machine, which a nested configuration would be saved with
+        return StockEncoderConfig(encoder_config=encoder, **options)
     if kind == "vit":
         own = {key: getattr(stored, key) for key in VIT_KEYS} | {"encoder_only": True}
     elif kind in ("retfound", "vit_mae", StockEncoderConfig.model_type):

@@ -71,6 +71,26 @@ def workshop(tmp_path_factory) -> Path:
     return place
 
 
+@pytest.fixture(scope="session")
+def stock_workshop(workshop, tmp_path_factory) -> Path:
+    """The same on a DINOv2 encoder, whose configuration lies within ours: `base`, `classifier` and `adapter`."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    from retfound_hf.finetuning.command import main
+
+    place = tmp_path_factory.mktemp("stock-workshop")
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 56, "patch_size": 14}
+    config = Dinov2Config(**sizes, weights_license="cc-by-nc-4.0", modality="cfp")
+    Dinov2Model(config).save_pretrained(place / "base")
+    RetFoundImageProcessor.for_image_size(56).save_pretrained(place / "base")
+    common = ["--model_name_or_path", str(place / "base"), "--data", str(workshop / "images")]
+    common += ["--dataloader_num_workers", "0", "--disable_tqdm", "true"]
+    main([*common, "--method", "linear", "--output_dir", str(place / "classifier")])
+    lora = ["--method", "lora", "--num_train_epochs", "1", "--lora_rank", "2"]
+    main([*common, *lora, "--output_dir", str(place / "adapter")])
+    return place
+
+
 @pytest.fixture
 def folder(workshop, tmp_path):
     """Makes a copy of one of the workshop's folders, to be spoilt."""
