@@ -66,14 +66,13 @@ def aggregate(
     """
     labels, scores = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     count = int(units.max()) + 1
-    high, low = _over(np.maximum, labels, units), _over(np.minimum, labels, units)
-    disagree = (high != low).reshape(count, -1).any(axis=1)
-    if disagree.any() and conflicts == "error":
+    if conflicts == "error" and (conflicting := count_conflicts(labels, units)):
         raise RetFoundError(
-            f"the images of {int(disagree.sum())} of {count} units have different labels; choose a level at which "
+            f"the images of {conflicting} of {count} units have different labels; choose a level at which "
             "they agree, such as --level eye, or pass --label_conflicts max to take the highest label (of classes: "
             "the last in their order)"
         )
+    high = _over(np.maximum, labels, units)
     if how == "max":
         merged = _over(np.maximum, scores, units)
         if problem_type == "single_label_classification":
@@ -82,6 +81,13 @@ def aggregate(
     sums = np.zeros((count, *scores.shape[1:]))
     np.add.at(sums, units, scores)
     return high, sums / np.bincount(units).reshape(-1, *[1] * (scores.ndim - 1))
+
+
+def count_conflicts(labels: Any, units: np.ndarray) -> int:
+    """Number of units whose images have different labels; arguments as `aggregate`."""
+    labels = np.asarray(labels)
+    differ = _over(np.maximum, labels, units) != _over(np.minimum, labels, units)
+    return int(differ.reshape(len(differ), -1).any(axis=1).sum())
 
 
 def _over(choose: np.ufunc, values: np.ndarray, units: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 from ..data.fractions import keep_fraction
 from ..data.labelled import read_labelled
 from ..data.labelled_set import LabelledSet
+from ..evaluation.levels import count_conflicts, units_of
 from ..inference.loading import is_adapter, read_config
 from ..runs.errors import RetFoundError, nearest
 from .options import data_arguments, job_options, parse_options
@@ -115,6 +116,15 @@ def _check_cases(study: Study, task: Task) -> None:
                 raise RetFoundError(
                     f"reporting > level: {level} needs the column {column} in {task.data.name} ({name})"
                 )
+        if level == "image" or study.reporting.label_conflicts == "max":
+            continue
+        units = units_of(level, rows["patient_id"], rows.get("eye"))
+        if conflicts := count_conflicts(labelled.targets(split), units):
+            raise RetFoundError(
+                f"reporting > level: the images of {conflicts} of {units.max() + 1} {level}s in {task.data.name} "
+                f"({name}) have different labels; choose a level at which they agree, or set reporting > "
+                "label_conflicts: max to take the highest label (of classes: the last in their order)"
+            )
 
 
 def _check_fractions(study: Study, task: Task) -> None:

@@ -70,7 +70,8 @@ def _work(*facts: object) -> None:
 def _result(process: BaseProcess, job: Job, folder: Path) -> JobResult:
     process.join()
     found = read_job(folder, job.id)
-    if process.exitcode == 0 and found is not None:
+    # What is finished stays so, whatever befell the process after its training: the tables look again at the rest.
+    if found is not None and (process.exitcode == 0 or found.status == "finished"):
         return found
     code = process.exitcode or 0
     how = f"signal {-code}" if code < 0 else f"exit status {code}"

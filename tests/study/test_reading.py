@@ -1,5 +1,6 @@
 """The study file: unknown keys are refused at every level, values checked, paths absolute."""
 
+import pandas as pd
 import pytest
 
 from retfound_hf.runs.errors import RetFoundError
@@ -128,3 +129,18 @@ def test_classes_of_an_external_set_must_be_known(study_file, desk, tmp_path):
     parts = {"data": {"D": {"data": "inside", "external": {"Odd": str(tmp_path / "odd")}}}}
     with pytest.raises(RetFoundError, match="other"):
         check_study(read_settings(study_file(**parts)))
+
+
+def test_a_patient_with_one_healthy_eye_is_refused_before_anything_runs(study_file, desk, tmp_path):
+    """At the level of patients; by eye, or with the rule for conflicts, the same table is accepted."""
+    rows = pd.read_csv(desk / "inside" / "metadata.csv")
+    rows["split"], rows["label"] = rows["image"].str.split("/").str[0], rows["image"].str.split("/").str[1]
+    rows.loc[(rows["patient_id"] == "p028") & (rows["eye"] == "L"), "label"] = "healthy"
+    rows["image"] = [str(desk / "inside" / name) for name in rows["image"]]
+    rows.to_csv(tmp_path / "eyes.csv", index=False)
+    data = {"Eyes": str(tmp_path / "eyes.csv")}
+    reason = r"1 of 10 patients in Eyes \(test\) have .*reporting > label_conflicts: max"
+    with pytest.raises(RetFoundError, match=reason):
+        check_study(read_settings(study_file(data=data, reporting={"level": "patient"})))
+    check_study(read_settings(study_file(data=data, reporting={"level": "patient", "label_conflicts": "max"})))
+    check_study(read_settings(study_file(data=data, reporting={"level": "eye"})))

@@ -1,6 +1,7 @@
 """Studies in real processes: skipped, killed, failed, in parts; their tables are the same in the end."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -250,3 +251,20 @@ def test_a_dry_run_shows_the_jobs_and_writes_nothing(study_file, tmp_path, capsy
     said = capsys.readouterr().out
     assert "6 jobs" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_training_outlives_what_follows_it(study_file, tmp_path, monkeypatch):
+    """A process that fails after its folder is in place leaves predictions, log and the status `finished`."""
+    from retfound_hf.study import processes, worker
+
+    def training_then_failure(*facts):
+        monkeypatch.setattr(worker, "resampled", lambda *_: sys.exit(1))
+        worker.work(worker.Work(*facts))
+
+    monkeypatch.setattr(processes, "_work", training_then_failure)
+    monkeypatch.setattr(processes, "_context", lambda: multiprocessing.get_context("fork"))
+    path = study_file(fractions=[1.0], seeds=[0], models={"First": "first"}, reporting={"resamples": 100})
+    (job,) = run(path, tmp_path / "out")
+    assert job.status == "finished"
+    folder = tmp_path / "out" / "jobs" / job.id
+    assert (folder / "test" / "predictions.csv").is_file() and (folder / "log.txt").is_file()
