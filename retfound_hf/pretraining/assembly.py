@@ -61,7 +61,7 @@ def prepare(
 ) -> tuple[Loop, ImageReader]:
     """Put the run's parts together; every mistake of the user shows here, before the first step."""
     output_dir = Path(args.output_dir)
-    images = open_training_images(data_args, args, accelerator)
+    images = open_training_images(data_args, args, accelerator, checkpoint)
     reader, order = images.reader, images.order
     set_seed(args.seed)
     objective = synchronize(build_objective(model_args, args, reader.side), accelerator.device)

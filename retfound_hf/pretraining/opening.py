@@ -10,10 +10,12 @@ from accelerate.utils import broadcast_object_list
 
 from ..runs.errors import RetFoundError
 from .arguments import DataArguments, PretrainingArguments
+from .checkpoints import read_state
 from .images import ImageReader, fingerprint, open_shards
 from .order import Order
+from .streaming.listing import fingerprint_of, list_shards
 from .streaming.order import StreamedOrder
-from .streaming.shards import list_shards
+from .streaming.places import place_of
 from .streaming.table import StreamedTable
 
 T = TypeVar("T")
@@ -33,9 +35,12 @@ class TrainingImages:
 
 
 def open_training_images(
-    data_args: DataArguments, args: PretrainingArguments, accelerator: Accelerator
+    data_args: DataArguments, args: PretrainingArguments, accelerator: Accelerator, checkpoint: Path | None = None
 ) -> TrainingImages:
     """Open the images of `--train_data`.
+
+    Args:
+        checkpoint: that the run goes on from; a stream takes the commits of its data sets.
 
     Raises:
         RetFoundError: they cannot be read, or are too few for a step.
@@ -52,15 +57,17 @@ def open_training_images(
     }
     if data_args.streaming:
         mixed = data_args.mixed_shards
-        shards = _on_main(accelerator, lambda: list_shards(data_args.train_data))
-        folder = Path(data_args.cache_dir or args.output_dir) / f".stream-{accelerator.process_index}"
+        revisions = read_state(checkpoint).get("revisions", {}) if checkpoint is not None else {}
+        shards = _on_main(accelerator, lambda: list_shards(data_args.train_data, revisions))
+        root, output_dir = Path(data_args.cache_dir or args.output_dir), Path(args.output_dir)
+        folder = place_of(root, output_dir, fingerprint_of(shards), accelerator.process_index, processes)
         # The mixed shards, the next ones, and one at the cut between two processes.
         table = StreamedTable(shards, folder, limit=2 * mixed + 1)
-        table.clear()  # of a run that was killed
         rows = tuple(shard.rows for shard in shards)
         order: Order = StreamedOrder(len(table) // processes * processes, shard_rows=rows, mixed=mixed, **shape)
         facts = {
-            "fingerprint": table.fingerprint,
+            "fingerprint": fingerprint_of(shards),
+            "revisions": {shard.source: shard.revision for shard in shards if shard.source},
             "stream": {"processes": processes, "mixed_shards": mixed},
         }
     else:

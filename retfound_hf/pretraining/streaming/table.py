@@ -1,6 +1,5 @@
 """Rows of shards that are opened when they are asked for."""
 
-import hashlib
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -48,11 +47,6 @@ class StreamedTable:
             return self._row(int(rows))
         found = [self._row(row) for row in rows]
         return {name: [row[name] for row in found] for name in ("image", "id")}
-
-    @property
-    def fingerprint(self) -> str:
-        """Tells whether a resumed run sees the same images in the same order."""
-        return hashlib.sha256(repr(self.shards).encode()).hexdigest()[:16]
 
     @property
     def rows_at_hand(self) -> int:

@@ -8,8 +8,9 @@ import pytest
 
 from retfound_hf.pretraining.order import Position
 from retfound_hf.pretraining.streaming.ahead import THREAD, Ahead, _Window
+from retfound_hf.pretraining.streaming.listing import list_shards
 from retfound_hf.pretraining.streaming.order import StreamedOrder
-from retfound_hf.pretraining.streaming.shards import StreamShard, list_shards
+from retfound_hf.pretraining.streaming.shards import StreamShard
 from retfound_hf.pretraining.streaming.table import StreamedTable
 
 EPOCHS = 3

@@ -1,5 +1,6 @@
 """Whole runs from a stream: resumed as if never killed, each process with its own shards, nothing left behind."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,41 @@ def test_in_the_middle_of_an_epoch_another_order_is_refused(start, on_hub, uneve
         options = {**options, "train_data": [str(uneven)]}
     with pytest.raises(RetFoundError, match=said):
         start("second", max_steps=10, resume_from_checkpoint=str(folder / "checkpoint-5"), **options)
+
+
+def test_a_run_goes_on_with_the_same_shards_from_another_folder(start, uneven, tmp_path):
+    """As a job finds them that stages them anew at every start."""
+    folders = [shutil.copytree(uneven, tmp_path / job / "shards") for job in ("job-1", "job-2")]
+    whole = start("whole", train_data=[str(folders[0])], max_steps=8)
+    shutil.rmtree(folders[0])
+    shutil.copytree(whole / "checkpoint-5", tmp_path / "stopped" / "checkpoint-5")
+    stopped = start("stopped", train_data=[str(folders[1])], max_steps=8, resume_from_checkpoint="latest")
+    assert (whole / "model.safetensors").read_bytes() == (stopped / "model.safetensors").read_bytes()
+
+
+def test_a_run_goes_on_with_the_images_that_it_began_with_whatever_the_hub_has_now(start, on_hub, uneven, tmp_path):
+    whole, repo = start("whole", max_steps=8), on_hub.repo("org/retinas", "dataset")
+    revision = repo.at("main").oid
+    repo.add_files({"README.md": (uneven / "README.md").read_text(encoding="utf-8") + "Retinas.\n"})
+    repo.add_files({"data/train-00004.parquet": (uneven / "data" / "train-00000.parquet").read_bytes()})
+    shutil.copytree(whole / "checkpoint-5", tmp_path / "stopped" / "checkpoint-5")
+    stopped = start("stopped", max_steps=8, resume_from_checkpoint="latest")
+    assert (whole / "model.safetensors").read_bytes() == (stopped / "model.safetensors").read_bytes()
+    assert read_state(stopped / "checkpoint-8")["revisions"] == {"org/retinas": revision}
+
+
+@pytest.mark.parametrize("source", ["hub", "folder"])
+def test_other_images_are_refused(start, on_hub, uneven, tmp_path, source):
+    """On the Hub where the history was squashed, so that the commit is gone."""
+    staged = shutil.copytree(uneven, tmp_path / "shards")
+    data = ["org/retinas"] if source == "hub" else [str(staged)]
+    folder, repo = start("first", max_steps=5, train_data=data), on_hub.repo("org/retinas", "dataset")
+    other = (uneven / "data" / "train-00000.parquet").read_bytes()
+    repo.add_files({"data/train-00004.parquet": other})
+    del repo.commits[:-1]
+    (staged / "data" / "train-00004.parquet").write_bytes(other)
+    with pytest.raises(RetFoundError, match="the shards are not the same: give the same --train_data"):
+        start("second", train_data=data, resume_from_checkpoint=str(folder / "checkpoint-5"))
 
 
 def test_at_the_end_of_an_epoch_another_order_may_begin(start, on_hub):

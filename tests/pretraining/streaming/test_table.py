@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from retfound_hf.pretraining.images import open_shards
-from retfound_hf.pretraining.streaming.shards import StreamShard, list_shards
+from retfound_hf.pretraining.streaming.listing import list_shards
+from retfound_hf.pretraining.streaming.shards import StreamShard
 from retfound_hf.pretraining.streaming.table import StreamedTable
 from retfound_hf.runs.errors import RetFoundError
 
@@ -90,12 +91,6 @@ def test_closing_removes_all_and_what_is_on_its_way(table, monkeypatch):
     with pytest.raises(RetFoundError, match="the stream of shards is closed"):
         table[1]
     assert not table.folder.exists()
-
-
-def test_the_fingerprint_tells_other_shards(table, uneven, tmp_path):
-    same = StreamedTable(list_shards([str(uneven)]), tmp_path / "elsewhere", limit=1)
-    fewer = StreamedTable(list_shards([str(uneven)])[1:], tmp_path / "elsewhere", limit=1)
-    assert table.fingerprint == same.fingerprint != fewer.fingerprint
 
 
 def test_a_folder_that_datasets_loads_is_one_that_streams(uneven, table):
