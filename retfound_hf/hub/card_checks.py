@@ -73,10 +73,15 @@ def sections_of(text: str) -> dict[str, str]:
 
 
 def numbers_of(text: str, labels: list[str]) -> Iterator[str]:
-    """The numbers that a text states; those in code and in the names of classes are none."""
+    """The numbers that a text states; those in code and in names of classes and groups are none.
+
+    A name that is a number itself, such as a grade, is one only where it opens a row of a table.
+    """
     text = re.sub(r"```.*?```|`[^`]*`|\(https?:[^)]*\)", " ", text, flags=re.S)
-    for label in sorted(labels, key=len, reverse=True):
-        text = text.replace(label, " ")
+    for label in sorted(filter(None, labels), key=len, reverse=True):
+        name = re.escape(label)
+        whole = rf"^\| {name} (?=\|)" if NUMBER.fullmatch(label) else rf"(?<![\w.]){name}(?!\w|\.\d)"
+        text = re.sub(whole, " ", text, flags=re.M)
     for found in NUMBER.finditer(text):
         if found[0].strip() not in CONFIDENCE:
             yield found[0].strip()

@@ -107,9 +107,9 @@ def number(value: float) -> str:
 
 
 def title(name: str) -> str:
-    """A metric as cards name it: `auroc` is AUROC, `auroc/glaucoma` AUROC of glaucoma."""
+    """A metric as cards name it: `auroc` is AUROC, `auroc/3` AUROC of `3`, whose marks tell a grade from a figure."""
     metric, _, label = name.partition("/")
-    return f"{TITLES.get(metric, metric)} of {label}" if label else TITLES.get(metric, metric)
+    return f"{TITLES.get(metric, metric)} of `{label}`" if label else TITLES.get(metric, metric)
 
 
 def _by_class(metrics: dict[str, Any], values: dict[str, Any], interval: bool) -> list[str]:

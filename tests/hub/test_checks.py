@@ -1,10 +1,15 @@
 """What is not published, and why: one line each, and every check passes on what the commands make."""
 
+import itertools
 import json
 import re
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from retfound_hf import RetFoundError
 from retfound_hf.hub.card_checks import is_known, numbers_of
@@ -150,6 +155,49 @@ def test_a_bad_name_is_refused(workshop, name):
 def test_what_counts_as_a_number():
     text = "AUROC 0.912 (0.880 to 0.941) at 95% on 1,200 images of stage 3; `top5 0.5`, f1_macro, v1.0.2, 12.5%"
     assert list(numbers_of(text, ["stage 3"])) == ["0.912", "0.880", "0.941", "1,200", "12.5%"]
+
+
+@pytest.mark.parametrize("labels", [["0", "1"], ["1", "2", "3"], ["0", "1", "2", "3", "4"], ["a", "I", "1.0"]])
+def test_no_name_takes_digits_out_of_a_figure(labels):
+    text = "On 71 images, all of Ia: AUROC 0.193, 0.871, ece 1.012, stage 3\n\n| class | AUROC |\n| --- | ---: |\n"
+    text += "".join(f"| {label} | 0.50{index} |\n" for index, label in enumerate(labels))
+    figures = [f"0.50{index}" for index in range(len(labels))]
+    assert list(numbers_of(text, labels)) == ["71", "0.193", "0.871", "1.012", "3", *figures]
+
+
+@pytest.fixture(scope="module")
+def grades(workshop, tmp_path_factory):
+    """A classifier of the grades 0 to 4, as `finetune` makes it; in the test split is none of grade 4."""
+    from retfound_hf.finetuning.command import main
+
+    place = tmp_path_factory.mktemp("grades")
+    rng = np.random.default_rng(0)
+    rows = ["image,label,split"]
+    for split, count, classes in (("train", 4, 5), ("val", 2, 5), ("test", 3, 4)):
+        for grade, number in itertools.product(range(classes), range(count)):
+            name = f"{split}-{grade}-{number}.png"
+            Image.fromarray(rng.integers(0, 60 + 40 * grade, (64, 64, 3)).astype(np.uint8)).save(place / name)
+            rows.append(f"{name},{grade},{split}")
+    (place / "table.csv").write_text("\n".join(rows) + "\n")
+    words = ["--model_name_or_path", str(workshop / "base"), "--data", str(place / "table.csv"), "--method", "linear"]
+    words += ["--confidence_intervals", "true", "--resamples", "100", "--dataloader_num_workers", "0"]
+    main([*words, "--output_dir", str(place / "grades")])
+    return place / "grades"
+
+
+def test_the_card_of_numbered_classes_passes(grades):
+    text = (grades / "README.md").read_text()
+    assert "| 3 | " in text and "AUROC of `4`" in text
+    assert publish(grades, "org/name", dry_run=True) is None
+
+
+@pytest.mark.parametrize("said", ["0.123", "0.023", "1.04", "40"])
+def test_a_forged_figure_is_seen_among_numbered_classes(grades, tmp_path, said):
+    place = Path(shutil.copytree(grades, tmp_path / "grades"))
+    card = place / "README.md"
+    text, changed = re.subn(r"^\| AUROC \| [\d.]+ \|", f"| AUROC | {said} |", card.read_text(), flags=re.M)
+    card.write_text(text)
+    assert changed == 1 and f"says {said}, which is in none of the results" in refused(place)
 
 
 def test_a_number_is_known_as_it_is_rounded():
