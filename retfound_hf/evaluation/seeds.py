@@ -66,10 +66,11 @@ def compare_seeds(first: Sequence[float | None], second: Sequence[float | None],
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's adjusted p values (1979) of a family of comparisons; undefined ones (None) stay so and do not count."""
+    """Holm's adjusted p values (1979) of a family of comparisons; undefined ones (None, NaN) are None, uncounted."""
+    p_values = [None if value is None or np.isnan(value) else value for value in p_values]
     known = [index for index, value in enumerate(p_values) if value is not None]
     if len(known) < 2:  # nothing to correct, and statsmodels' clearing of memory takes a second beside torch
-        return list(p_values)
+        return p_values
     from statsmodels.stats.multitest import multipletests
 
     adjusted: list[float | None] = [None] * len(p_values)

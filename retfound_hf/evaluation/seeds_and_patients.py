@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..runs.errors import RetFoundError
+from .bootstrap import MIN_DEFINED
 from .estimate import CONFIDENCE, Comparison, Estimate
 
 TEST = "t-test, variance over patients (bootstrap) + seeds"
@@ -28,18 +29,25 @@ def compare_over_both(
         paired: the trainings belong together one by one (same training patients, same order).
 
     Returns:
-        mean of first - mean of second. Without interval and p value where nothing varies.
+        mean of first - mean of second. Without interval and p value where nothing varies, and where fewer than 100
+        draws are defined (a metric that has none, no resampling): what seeds alone say is nothing about other
+        patients. None where a training left the metric undefined.
     """
     one, other = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if paired and len(one) != len(other):
         raise RetFoundError(f"{len(one)} and {len(other)} trainings cannot be paired; give one of each per seed")
     difference = float(one.mean() - other.mean())
+    if not np.isfinite(difference):
+        return Comparison(Estimate(None, None, None, patients, TEST), None, TEST)
     drawn = drawn[np.isfinite(drawn)]
-    terms = [(float(drawn.var(ddof=1)) if len(drawn) > 1 else 0.0, patients - 1)]
+    without = Comparison(Estimate(difference, None, None, patients, TEST), None, TEST)
+    if len(drawn) < MIN_DEFINED:
+        return without
+    terms = [(float(drawn.var(ddof=1)), patients - 1)]
     terms += [_mean_variance(one - other)] if paired else [_mean_variance(one), _mean_variance(other)]
     variance = sum(term for term, _ in terms)
     if variance < 1e-24:
-        return Comparison(Estimate(difference, None, None, patients, TEST), None, TEST)
+        return without
     from scipy.stats import t
 
     freedom = variance**2 / sum(term**2 / degrees for term, degrees in terms if term > 0)

@@ -13,7 +13,7 @@ from ..evaluation.levels import count_conflicts, units_of
 from ..inference.loading import is_adapter, read_config
 from ..runs.errors import RetFoundError, nearest
 from .options import data_arguments, job_options, parse_options
-from .reading import CLASSIFICATION_METRICS, REGRESSION_METRICS
+from .reading import accepted_metrics
 from .settings import DataSet, ExternalSet, Study
 
 
@@ -97,8 +97,7 @@ def read_external(external: ExternalSet, trained: LabelledSet) -> LabelledSet:
 
 
 def _check_metrics(study: Study, task: Task) -> None:
-    regression = task.labelled.problem_type == "regression"
-    accepted = REGRESSION_METRICS if regression else CLASSIFICATION_METRICS
+    accepted = accepted_metrics(task.labelled.problem_type)
     if not set(study.metrics) & set(accepted):
         raise RetFoundError(
             f"metrics: none of {', '.join(study.metrics)} exists for {task.data.name} "

@@ -47,7 +47,7 @@ from .layout import (
     read_predictions,
     read_task,
 )
-from .reading import read_settings
+from .reading import accepted_metrics, read_settings
 from .settings import Study
 
 __all__ = ["COMPARISON_COLUMNS", "CURVE_COLUMNS", "RESULT_COLUMNS", "SUMMARY_COLUMNS", "JobResult", "StudyResults",
@@ -66,7 +66,8 @@ class JobResult:
         images, patients: number by split; patients are None where unknown.
         efficiency: `epochs`, `best_epoch`, `final` (validation metric of the weights that were kept), `epochs_to_95`,
             `seconds_to_95` (until validation first reached 95% of it); empty for a linear head.
-        facts: `device`, `threads`, `cpu_seconds`, `parameters` (of the whole model), `versions`.
+        facts: `device`, `threads`, `cpu_seconds`, `parameters` (of the whole model), `versions`,
+            `git_revision`.
     """
 
     id: str
@@ -109,6 +110,11 @@ class StudyResults:
     def finished(self) -> tuple[JobResult, ...]:
         """The jobs that came to a result."""
         return tuple(job for job in self.jobs if job.status == "finished")
+
+    def metrics(self, data: str) -> tuple[str, ...]:
+        """Those of the study's metrics that exist for a data set; the first is its main one."""
+        accepted = accepted_metrics(self.task(data)["problem_type"])
+        return tuple(name for name in self.study.metrics if name in accepted)
 
     def predictions(self, job_id: str, evaluated: str) -> pd.DataFrame:
         """`predictions.csv` of a job on `val`, `test` or an external set; ids, patients and classes are text."""

@@ -21,8 +21,8 @@ SUMMARY_COLUMNS = (
     "p_value", "p_holm", "p_seeds",
 )  # fmt: skip
 # `difference` is `model` (the reference) minus `other`; `best` marks the best competitor. `p_value` is of `test`, over
-# patients and seeds; `p_holm` is corrected for all comparisons of the metric in the study; `p_seeds` is the paper's
-# t-test over seeds.
+# patients and seeds; it is empty, as are `low` and `high`, where no patients are drawn (ECE, `resamples: 0`). `p_holm`
+# is corrected for all comparisons of the metric in the study; `p_seeds` is the paper's t-test over seeds.
 COMPARISON_COLUMNS = (
     "data", "set", "method", "fraction", "metric", "model", "other", "best", "difference", "low", "high", "p_value",
     "test", "p_holm", "p_seeds",

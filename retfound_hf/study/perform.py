@@ -20,7 +20,7 @@ from ..inference.forward import predict_logits, to_scores
 from ..inference.report import write_report
 from ..inference.sets import PreparedSplit, prepare_split
 from ..runs.files import write_json
-from ..runs.record import versions
+from ..runs.record import git_revision, versions
 from .checks import read_external
 from .efficiency import adaptation
 from .features import cached_features
@@ -105,4 +105,5 @@ def _facts(model: Any) -> dict[str, Any]:
         "cpu_seconds": round(time.process_time(), 2),  # of this job's process alone, whatever else the machine does
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "versions": versions(),
+        "git_revision": git_revision(),
     }

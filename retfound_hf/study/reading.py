@@ -24,6 +24,11 @@ PATH_OPTIONS = ("image_root", "cache_dir")
 RESERVED_SETS = ("val", "test", "train")
 
 
+def accepted_metrics(problem_type: str) -> tuple[str, ...]:
+    """The metrics that exist for classes, or for numbers."""
+    return REGRESSION_METRICS if problem_type == "regression" else CLASSIFICATION_METRICS
+
+
 def read_settings(path: str | Path) -> Study:
     """Read a study file; relative paths in it start at its folder, see `here`.
 

@@ -111,7 +111,7 @@ class Study:
 
     Attributes:
         fractions: of the training patients, ascending; 1 is all.
-        metrics: as in `metrics.json`; the first is the main one.
+        metrics: as in `metrics.json`; the first that exists for a data set is its main one.
         finetune: options of the command `finetune` for all jobs. Those of a data set override them, those of a method
             override both, those of a model all others.
         keep_models: whether the trained weights stay in the folders of the jobs.

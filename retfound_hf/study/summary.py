@@ -93,12 +93,11 @@ def _compare(study: Study, models: Sequence[Trained], metric: str) -> list[dict[
     reference = next((one for one in models if one.model == study.reporting.reference), None)
     if reference is None:
         return []
-    found = [_pair(reference, other) for other in models if other is not reference]
+    others = [one for one in models if one is not reference]
     sign = -1 if metric in LOWER_IS_BETTER else 1
-    best = max((sign * one.mean for one in models if one is not reference and not np.isnan(one.mean)), default=None)
-    for pair, other in zip(found, (one for one in models if one is not reference), strict=True):
-        pair["best"] = sign * other.mean == best
-    return found
+    defined = [one for one in others if not np.isnan(one.mean)]
+    best = max(defined, key=lambda one: sign * one.mean, default=None)  # of equal ones the first
+    return [{**_pair(reference, other), "best": other is best} for other in others]
 
 
 def _pair(first: Trained, second: Trained) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def test_holm_by_hand():
     # 0.01 x 3, 0.02 x 2, 0.03 x 1 raised to the one before it; None is no comparison.
     assert holm([0.02, None, 0.03, 0.01]) == pytest.approx([0.04, None, 0.04, 0.03])
     assert holm([None]) == [None] and holm([]) == []
+    assert holm([0.02, 0.03, float("nan"), None]) == [0.04, 0.04, None, None]
 
 
 def test_proportions():

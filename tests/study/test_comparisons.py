@@ -1,5 +1,6 @@
 """The comparison of models finds what is there, and what is not there in about 5% of all cases."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,10 +58,14 @@ class World:
 
 def compare(world: World, seed: int, resamples: int = 200, metric: str = "auroc"):
     """Summary and comparisons of a study that came out as `world` draws it."""
-    predictions = world.draw(np.random.default_rng(seed))
+    return compared(world.draw(np.random.default_rng(seed)), resamples, metric)
+
+
+def compared(predictions: dict[str, list[Outcomes]], resamples: int = 200, metric: str = "auroc"):
+    """Summary and comparisons of models of such predictions."""
     study = Study(
         "simulation", tuple(Model(name, "model_name_or_path", {"any": name}) for name in predictions),
-        (Method("full", "full"),), (DataSet("D", "d"),), (1.0,), tuple(range(world.seeds)), (metric,),
+        (Method("full", "full"),), (DataSet("D", "d"),), (1.0,), tuple(range(len(predictions["A"]))), (metric,),
         Reporting("A", resamples=resamples),
     )  # fmt: skip
     jobs, table = [], {}
@@ -148,3 +153,34 @@ def test_holm_is_over_all_competitors_and_the_best_one_is_named():
     assert row["competitor"] == "B"
     assert row["difference_low"] < row["difference"] < row["difference_high"]
     assert summary.loc[summary["model"] == "B", "competitor"].isna().all()
+
+
+def test_of_equal_competitors_the_first_is_the_best_and_no_row_is_doubled():
+    predictions = World(seeds=2).draw(np.random.default_rng(0))
+    predictions["C"] = predictions["B"]
+    summary, comparisons = compared(predictions)
+    assert not summary.duplicated(["data", "set", "method", "fraction", "model", "metric"]).any()
+    own = comparisons[(comparisons["set"] == "test") & (comparisons["metric"] == "auroc")]
+    assert dict(zip(own["other"], own["best"], strict=True)) == {"B": True, "C": False}
+    assert set(summary.loc[summary["competitor"].notna(), "competitor"]) == {"B"}
+
+
+def test_cases_of_one_class_have_no_auroc_to_compare():
+    predictions = World(seeds=2).draw(np.random.default_rng(0))
+    alike = {model: [dataclasses.replace(one, labels=np.ones_like(one.labels)) for one in found]
+             for model, found in predictions.items()}  # fmt: skip
+    summary, comparisons = compared(alike)
+    row = comparisons[comparisons["metric"] == "auroc"].iloc[0]
+    assert row[["difference", "low", "high", "p_value", "p_holm", "p_seeds"]].isna().all() and not row["best"]
+    assert summary["mean"].isna().all()
+
+
+@pytest.mark.parametrize(("metric", "resamples"), [("ece", 200), ("auroc", 0)])
+def test_where_no_patients_are_drawn_nothing_is_said_of_other_patients(metric, resamples):
+    """The difference stands, with what the seeds alone say under its own name."""
+    summary, comparisons = compare(World(training=0.2), 0, resamples, metric)
+    assert comparisons[["low", "high", "p_value", "p_holm"]].isna().all(axis=None)
+    assert comparisons["difference"].notna().all() and comparisons["p_seeds"].between(0, 1).all()
+    own = summary[summary["metric"] == metric]
+    assert own[["low", "high", "difference_low", "p_value"]].isna().all(axis=None)
+    assert (own["seeds_low"] < own["mean"]).all()

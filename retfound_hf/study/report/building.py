@@ -8,7 +8,7 @@ from ...runs.files import whole_file
 from ..folder import StudyResults, read_study
 from ..layout import RESULT_COLUMNS
 from ..tables import write_table
-from .comparison import comparison
+from .comparison import comparison, trainings
 from .curves import adaptation, external, label_efficiency
 from .examples import examples
 from .groups import subgroups
@@ -57,7 +57,10 @@ def render(found: StudyResults, sections: list[Section]) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    return environment.get_template("report.html").render(study=found.study, sections=sections, style=style)
+    count = "" if found.summary.empty else trainings(found.summary)
+    return environment.get_template("report.html").render(
+        study=found.study, trainings=count, sections=sections, style=style
+    )
 
 
 def _add_rows(found: StudyResults, sections: list[Section]) -> None:

@@ -8,15 +8,13 @@ import pandas as pd
 from ...evaluation.figure_style import COLOURS, GREY, PAGE, short
 from ..folder import StudyResults
 from ..reading import LOWER_IS_BETTER
-from .numbers import interval, is_missing, metric_name, number, p_value
+from .numbers import interval, is_missing, metric_name, number, p_value, share, span
 from .parts import Block, Chart, Section, Table, chart, file_name
 from .systems import label_of
 
 LEAD = (
-    "How well each model tells the classes apart on patients whom it has never seen. {metric} is {meaning}. "
-    "The numbers "
-    "are means over {seeds} repeated trainings; the first interval says how much they would vary with other patients, "
-    "the second how much with another training."
+    "How well each model does on patients whom it has never seen. {meanings} The numbers are means over {trainings}; "
+    "the first interval says how much they would vary with other patients, the second how much with another training."
 )
 MEANINGS = {
     "auroc": "the chance that an image with the condition is ranked above one without: 0.5 is guessing, 1 is perfect",
@@ -26,30 +24,44 @@ MEANINGS = {
 }
 
 
-def comparison(found: StudyResults, figures: Path) -> Section:
+def comparison(found: StudyResults, figures: Path) -> Section | None:
     """The main result."""
-    study, metric = found.study, found.study.metrics[0]
+    study = found.study
     cells = _of_largest_fraction(found)
-    blocks = []
+    blocks, main = [], []
     for data in study.data:
         rows = cells[cells["data"] == data.name]
         if rows.empty:
             continue
-        task = found.task(data.name)
+        task, (metric, *others) = found.task(data.name), found.metrics(data.name)
+        main.append(metric)
         test = rows[rows["set"] == "test"]
         tables = [_main_table(found, test, metric)]
-        if len(study.metrics) > 1:
-            tables.append(_other_metrics(found, test))
+        if others:
+            tables.append(_other_metrics(found, test, others))
         sizes = ", ".join(
             f"{name} {images:,} images" + (f" of {patients:,} patients" if patients else "")
             for name, images in task["images"].items()
             for patients in (task["patients"].get(name),)
         )
         own = rows[rows["metric"] == metric]
-        blocks.append(Block(data.name, [_forest(own, found, data.name, figures)], tables, notes=[f"Sizes: {sizes}."]))
-    meaning = MEANINGS.get(metric, "better when lower" if metric in LOWER_IS_BETTER else "better when higher")
-    lead = LEAD.format(metric=metric_name(metric), meaning=meaning, seeds=len(study.seeds))
+        charts = [_forest(own, found, data.name, metric, figures)]
+        blocks.append(Block(data.name, charts, tables, notes=[f"Sizes: {sizes}."]))
+    if not blocks:
+        return None
+    meanings = " ".join(f"{metric_name(metric)} is {_meaning(metric)}." for metric in dict.fromkeys(main))
+    lead = LEAD.format(meanings=meanings, trainings=trainings(cells))
     return Section("summary", "Models side by side", lead, blocks)
+
+
+def trainings(summary: pd.DataFrame) -> str:
+    """How many trainings the means of a summary are over: a model on some data may have fewer than the study seeds."""
+    count = span(summary["seeds"])
+    return f"{count} training" + ("" if count == "1" else "s")
+
+
+def _meaning(metric: str) -> str:
+    return MEANINGS.get(metric, "better when lower" if metric in LOWER_IS_BETTER else "better when higher")
 
 
 def _of_largest_fraction(found: StudyResults) -> pd.DataFrame:
@@ -70,26 +82,25 @@ def _main_table(found: StudyResults, test: pd.DataFrame, metric: str) -> Table:
             difference += f" ({interval(row.difference_low, row.difference_high)})"
         cells.append(
             [
-                label_of(found, row.model, row.method), number(row.mean), interval(row.low, row.high),
+                label_of(found, row.model, row.method), number(row.mean), f"{row.seeds}", interval(row.low, row.high),
                 interval(row.seeds_low, row.seeds_high), against, difference, p_value(row.p_value),
                 p_value(row.p_holm),
             ]
         )  # fmt: skip
     columns = [
-        "model", metric_name(metric), "95% CI, patients", "95% CI, trainings", "against", "difference (95% CI)", "p",
-        "p, Holm",
+        "model", metric_name(metric), "trainings", "95% CI, patients", "95% CI, trainings", "against",
+        "difference (95% CI)", "p", "p, Holm",
     ]  # fmt: skip
+    fraction = max(found.study.fractions)
+    labels = "all training labels" if fraction == 1 else f"{share(fraction)} of the training labels"
     caption = (
-        f"Test set, all training labels. {reference}, in bold, is tested against the best of the other models "
-        f"trained by "
-        "the same method: two-sided, over patients and trainings; Holm's correction is for all comparisons of "
-        "the study."
+        f"Test set, {labels}. {reference}, in bold, is tested against the best of the other models trained by the "
+        "same method: two-sided, over patients and trainings; Holm's correction is for all comparisons of the study."
     )
     return Table(columns, cells, caption, emphasis=frozenset(emphasis))
 
 
-def _other_metrics(found: StudyResults, test: pd.DataFrame) -> Table:
-    metrics = found.study.metrics[1:]
+def _other_metrics(found: StudyResults, test: pd.DataFrame, metrics: Sequence[str]) -> Table:
     means = test.pivot_table(index=["model", "method"], columns="metric", values="mean", sort=False)
     rows = [
         [label_of(found, *key), *(number(row.get(metric)) for metric in metrics)]
@@ -98,9 +109,9 @@ def _other_metrics(found: StudyResults, test: pd.DataFrame) -> Table:
     return Table(["model", *map(metric_name, metrics)], rows, "Further metrics on the test set, means over trainings.")
 
 
-def _forest(rows: pd.DataFrame, found: StudyResults, data: str, figures: Path) -> Chart:
+def _forest(rows: pd.DataFrame, found: StudyResults, data: str, metric: str, figures: Path) -> Chart:
     """Points with their intervals over patients, a panel for each evaluated set."""
-    metric, sets = found.study.metrics[0], list(dict.fromkeys(rows["set"]))
+    sets = list(dict.fromkeys(rows["set"]))
     test = rows[rows["set"] == "test"].sort_values("mean", ascending=metric in LOWER_IS_BETTER)
     keys = [(row.model, row.method) for row in test.itertuples()]
     methods = [method.label for method in found.study.methods]

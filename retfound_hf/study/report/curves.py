@@ -14,12 +14,13 @@ from .systems import drawn, label_of, systems_of
 
 def label_efficiency(found: StudyResults, figures: Path) -> Section | None:
     """The main metric against the share of the training labels."""
-    study, metric = found.study, found.study.metrics[0]
+    study = found.study
     if len(study.fractions) < 2:
         return None
     summary = found.summary
     blocks = []
     for data in study.data:
+        metric = found.metrics(data.name)[0]
         rows = summary[(summary["data"] == data.name) & (summary["set"] == "test") & (summary["metric"] == metric)]
         if rows.empty:
             continue
@@ -113,10 +114,11 @@ def _time_table(found: StudyResults, data: str) -> Table:
 
 def external(found: StudyResults, figures: Path) -> Section | None:
     """Internal and external sets beside each other, as a matrix of colours."""
-    study, metric = found.study, found.study.metrics[0]
+    study = found.study
     summary = found.summary
     blocks = []
     for data in study.data:
+        metric = found.metrics(data.name)[0]
         sets = ["test", *(one.name for one in data.external)]
         systems = systems_of(found, data.name)
         if len(sets) < 2 or not systems:

@@ -14,10 +14,10 @@ from .systems import drawn, outcomes_of, systems_of
 
 def subgroups(found: StudyResults, figures: Path) -> Section | None:
     """The main metric by groups of patients and images."""
-    columns, metric = found.study.reporting.subgroups, found.study.metrics[0]
+    columns = found.study.reporting.subgroups
     blocks, rows = [], []
     for data in found.study.data:
-        tables = []
+        tables, metric = [], found.metrics(data.name)[0]
         for column in columns:
             cells = []
             for system in drawn(found, systems_of(found, data.name)):

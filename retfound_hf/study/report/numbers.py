@@ -1,6 +1,7 @@
 """Numbers as a reader takes them in: three decimals, an interval in brackets, small p values by their bound."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 METRICS = {
@@ -41,6 +42,12 @@ def p_value(value: Any) -> str:
 def share(value: float) -> str:
     """Such as `30%`."""
     return f"{100 * value:g}%"
+
+
+def span(counts: Iterable[int]) -> str:
+    """Such as `5`, or `1 to 5`."""
+    low, high = min(found := [int(count) for count in counts]), max(found)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def duration(seconds: Any) -> str:

@@ -1,6 +1,8 @@
 """Where the numbers come from: who is in the cohorts, what failed, settings, versions, machine."""
 
 import json
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from ...data.splits import SPLITS
@@ -53,18 +55,29 @@ def failures(found: StudyResults, figures: Path) -> Section | None:
 
 
 def settings(found: StudyResults, figures: Path) -> Section:
-    """The exact settings, versions and hardware."""
+    """The exact settings, and the versions and hardware of the jobs, which may have run on several machines."""
     record = json.loads((found.folder / "run.json").read_text(encoding="utf-8"))
-    versions = ", ".join(f"{name} {version or '–'}" for name, version in record["versions"].items())
+    known = [job.facts for job in found.finished]
+    packages = dict.fromkeys(name for facts in known for name in facts["versions"])
+    versions = ", ".join(f"{name} {_each(facts['versions'].get(name) for facts in known)}" for name in packages)
+    hardware = (f"{facts['device']}, {facts['threads']} CPU thread{'s'[: facts['threads'] > 1]}" for facts in known)
     seconds = sum(job.seconds or 0 for job in found.finished)
     facts = [
         ["jobs that finished", f"{len(found.finished)} of {found.planned}"], ["time of all jobs", duration(seconds)],
-        ["git revision", str(record["git_revision"] or "–")], ["hardware", str(record.get("hardware") or "–")],
-        ["written", record["finished"]],
+        ["git revision", _each(facts.get("git_revision") for facts in known)], ["hardware", _each(hardware)],
+        ["last call ended", record["finished"]],
     ]  # fmt: skip
     blocks = [
         Block("Run", tables=[Table(["", ""], facts, text=2)]),
-        Block("Versions", notes=[f"{versions}."]),
+        Block("Versions", notes=[f"{versions or '–'}."]),
         Block("Study file", code=(found.folder / STUDY_FILE).read_text(encoding="utf-8")),
     ]
     return Section("settings", "Settings and versions", "What another group needs to repeat this study.", blocks)
+
+
+def _each(values: Iterable[str | None]) -> str:
+    """What all jobs share, or every value with the number of its jobs."""
+    counts = Counter(value or "–" for value in values)
+    if len(counts) < 2:
+        return next(iter(counts), "–")
+    return ", ".join(f"{value} ({count} job{'s'[: count > 1]})" for value, count in counts.items())

@@ -34,7 +34,7 @@ class System:
 
 def systems_of(found: StudyResults, data: str) -> list[System]:
     """The systems of a data set that have finished jobs, the best one first."""
-    study, metric = found.study, found.study.metrics[0]
+    study, metric = found.study, found.metrics(data)[0]
     results = found.results
     chosen = results[
         (results["data"] == data) & (results["set"] == "test") & (results["metric"] == metric)

@@ -194,3 +194,31 @@ def test_a_study_without_results_says_what_is_missing(folder):
     none = dataclasses.replace(found, jobs=(failed,), planned=1)
     assert [section.name for section in build_sections(none)] == ["failures", "settings"]
     assert "out of memory" in render(none, build_sections(none))
+
+
+def test_the_report_tells_how_many_trainings_and_labels_its_means_are_of(folder):
+    """A linear head on all labels is trained once, whatever the number of seeds."""
+    found = read_study(folder)
+    summary = build_sections(found)[0]
+    assert "means over 1 to 3 trainings;" in summary.lead
+    table = summary.blocks[0].tables[0]
+    assert {row[0].split(", ")[1]: row[2] for row in table.rows} == {"linear": "1", "full": "3"}
+    assert table.caption.startswith("Test set, all training labels.")
+    assert "1 data set, 1 to 3 trainings each," in render(found, [])
+    half = dataclasses.replace(found, study=dataclasses.replace(found.study, fractions=(0.5,)))
+    summary = build_sections(half)[0]
+    assert "means over 3 trainings;" in summary.lead
+    assert summary.blocks[0].tables[0].caption.startswith("Test set, 50% of the training labels.")
+
+
+def test_hardware_and_versions_are_those_of_the_jobs(folder):
+    found = read_study(folder)
+    first, *others = found.jobs
+    facts = {**first.facts, "device": "NVIDIA H100", "versions": {**first.facts["versions"], "torch": "9.9"}}
+    mixed = dataclasses.replace(found, jobs=(dataclasses.replace(first, facts=facts), *others))
+    run, versions = build_sections(mixed)[-1].blocks[:2]
+    rows, count = dict(run.tables[0].rows), len(others)
+    assert "NVIDIA H100, " in rows["hardware"] and "(1 job), cpu, " in rows["hardware"]
+    own = first.facts["versions"]
+    assert f"torch 9.9 (1 job), {own['torch']} ({count} jobs), " in versions.notes[0]
+    assert f"numpy {own['numpy']}" in versions.notes[0]
