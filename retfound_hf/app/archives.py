@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
-from ..images.reading import IMAGE_SUFFIXES
 from ..runs.errors import RetFoundError
+from .kinds import ACCEPTED, HEAD, is_image_name, is_scan, listed
 
 # Deflate reaches 1,000 on zeros; photographs stay below 2, empty scans below 20.
 MAX_RATIO = 100
 MAX_ENTRIES = 100_000
+UNREADABLE = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError, ValueError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,26 @@ class Archive:
             raise RetFoundError(
                 f"the zip has {len(self.zip.filelist):,} entries; at most {MAX_ENTRIES:,} are accepted"
             )
-        self.entries = [entry for entry in self.zip.infolist() if _is_image(entry)]
-        if not self.entries:
-            raise RetFoundError(f"the zip holds no image; accepted: {', '.join(IMAGE_SUFFIXES)}")
-        if len(self.entries) > limits.images:
-            raise RetFoundError(f"the zip holds {len(self.entries):,} images; at most {limits.images:,} are accepted")
         for entry in self.zip.infolist():
             self._check(entry)
+        self.entries: list[zipfile.ZipInfo] = []
+        self.passed_over: list[str] = []
+        for entry in self.zip.infolist():
+            if self._is_image(entry):
+                self.entries.append(entry)
+            elif not entry.is_dir() and not _is_hidden(entry):
+                self.passed_over.append(entry.filename)
+        if not self.entries:
+            rest = f"; passed over: {listed(self.passed_over)}" if self.passed_over else ""
+            raise RetFoundError(f"the zip holds no image; accepted: {ACCEPTED}{rest}")
+        if len(self.entries) > limits.images:
+            raise RetFoundError(f"the zip holds {len(self.entries):,} images; at most {limits.images:,} are accepted")
         if sum(entry.file_size for entry in self.entries) > limits.bytes_all:
             raise RetFoundError(f"the zip unpacks to more than {_size(limits.bytes_all)}; send it in parts")
 
     def _check(self, entry: zipfile.ZipInfo) -> None:
         path = PurePosixPath(entry.filename.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or path.parts[0].endswith(":"):
+        if path.is_absolute() or ".." in path.parts or "".join(path.parts[:1]).endswith(":"):
             raise RetFoundError(f"the zip holds the path {entry.filename!r}, which leads out of it; pack it anew")
         if entry.flag_bits & 0x1:
             raise RetFoundError("the zip is encrypted; send it without a password")
@@ -66,6 +74,17 @@ class Archive:
             raise RetFoundError(f"{entry.filename} unpacks to more than {_size(self.limits.bytes_each)}")
         if entry.file_size > 2**20 and entry.file_size > MAX_RATIO * max(entry.compress_size, 1):
             raise RetFoundError(f"{entry.filename} is packed more than {MAX_RATIO} times, as only zip bombs are")
+
+    def _is_image(self, entry: zipfile.ZipInfo) -> bool:
+        if entry.is_dir() or _is_hidden(entry):
+            return False
+        if is_image_name(entry.filename):
+            return True
+        try:
+            with self.zip.open(entry) as file:
+                return is_scan(entry.filename, file.read(HEAD))
+        except UNREADABLE:
+            return False
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -78,17 +97,16 @@ class Archive:
                     # The table of contents may lie about the size; a read that stops cannot be fooled.
                     content = file.read(entry.file_size + 1)
                 yield entry.filename, content if len(content) == entry.file_size else b""
-            except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError, ValueError, zlib.error):
+            except UNREADABLE:
                 yield entry.filename, b""
 
     def close(self) -> None:
         self.zip.close()
 
 
-def _is_image(entry: zipfile.ZipInfo) -> bool:
-    path = PurePosixPath(entry.filename)
-    is_hidden = any(part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in path.parts)
-    return not entry.is_dir() and not is_hidden and path.suffix.lower() in IMAGE_SUFFIXES
+def _is_hidden(entry: zipfile.ZipInfo) -> bool:
+    parts = PurePosixPath(entry.filename).parts
+    return not parts or any(part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in parts)
 
 
 def _size(count: int) -> str:

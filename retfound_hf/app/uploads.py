@@ -5,12 +5,14 @@ import os
 import secrets
 import shutil
 import tempfile
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 FOLDER = "GRADIO_TEMP_DIR"
+ARRIVALS = "arrivals"
 
 
 @dataclass(frozen=True)
@@ -33,21 +35,50 @@ class Upload:
             self.discard()
 
     def discard(self) -> None:
-        """Remove the file and its folder, if they are still there."""
-        self.path.unlink(missing_ok=True)
-        with suppress(OSError):  # another file lies in it, or it is gone
-            self.path.parent.rmdir()
+        """Remove the file and its folder, if they are still there.
+
+        Raises nothing: what cannot be removed now goes with the folder that holds it.
+        """
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+            self.path.parent.rmdir()  # stays where another file lies in it
 
 
 def private_folder() -> Path:
-    """A folder that this user alone may read, for gradio to put uploads into; removed when the process ends.
+    """A folder that this user alone may read; removed when the process ends.
 
-    Call it before gradio is imported: gradio reads the place once.
+    Gradio puts uploads into one within it. Call it before gradio is imported: gradio reads the place once.
     """
     folder = Path(tempfile.mkdtemp(prefix="retfound-app-"))
-    os.environ[FOLDER] = str(folder)
+    os.environ[FOLDER] = str(folder / ARRIVALS)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def claimed(uploads: Sequence[Upload]) -> Iterator[list[Upload]]:
+    """The uploads beside gradio's folder, where it sweeps nothing; whatever is left of them at the end is removed.
+
+    Gradio removes what lies in its own folder for some minutes, though a batch may wait or run for longer. An upload
+    that is gone by now keeps its place in the list; reading it raises FileNotFoundError.
+    """
+    from gradio.utils import get_upload_folder
+
+    folder = Path(tempfile.mkdtemp(prefix="batch-", dir=Path(get_upload_folder()).parent))
+    try:
+        yield [_moved(upload, folder / str(number)) for number, upload in enumerate(uploads)]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for upload in uploads:
+            upload.discard()
+
+
+def _moved(upload: Upload, path: Path) -> Upload:
+    with suppress(OSError):
+        shutil.move(upload.path, path)
+        upload.discard()
+        return replace(upload, path=path)
+    return upload
 
 
 def place_uploads_apart() -> None:

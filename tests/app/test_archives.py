@@ -27,6 +27,22 @@ def test_images_come_in_order_without_hidden_ones_and_other_files():
     assert list(archive) == [("a/1.jpg", b"1"), ("b/2.PNG", b"2"), ("c/scan.dcm", b"3")] and len(archive) == 3
 
 
+def test_scans_without_a_suffix_are_images_and_the_rest_is_told():
+    scan = bytes(128) + b"DICM" + bytes(99)
+    entries = {"CD/IM000001": scan, "CD/1.2.840.78": scan, "DICOMDIR": scan, "README": b"x", "__MACOSX/._1": scan}
+    archive = Archive(zipped(entries), ArchiveLimits())
+    assert [name for name, _ in archive] == ["CD/1.2.840.78", "CD/IM000001"]
+    assert archive.passed_over == ["DICOMDIR", "README"]
+    with pytest.raises(RetFoundError, match=r"or DICOM of any name; passed over: README$"):
+        Archive(zipped({"README": b"x"}), ArchiveLimits())
+
+
+@pytest.mark.parametrize("name", ["./", ".", "././"])
+def test_an_entry_for_the_folder_itself_is_passed_over(name):
+    archive = Archive(zipped({name: b"", "./a.png": b"x"}), ArchiveLimits())
+    assert list(archive) == [("./a.png", b"x")] and archive.passed_over == []
+
+
 @pytest.mark.parametrize("name", ["../up.png", "/etc/up.png", "a/../../up.png", "..\\up.png", "C:\\up.png"])
 def test_paths_that_lead_out_are_refused(name):
     with pytest.raises(RetFoundError, match="leads out of it"):

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shutil
 import zipfile
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from retfound_hf.app.contents import images_among
 from retfound_hf.app.limits import Limits
-from retfound_hf.app.many_images import CHUNK, classify_all, images_among
+from retfound_hf.app.many_images import CHUNK, classify_all, in_turn
 from retfound_hf.app.reader import Reader
+from retfound_hf.app.turns import Turns
 from retfound_hf.inference.evaluate_command import main as evaluate
 
 
@@ -48,10 +51,28 @@ def test_same_table_as_evaluate(kind, make_folder, photographs, upload, tmp_path
     pd.testing.assert_frame_equal(found.drop(columns="id"), expected[list(found)].drop(columns="id"), rtol=1e-4)
 
 
+def dicom_head(rest: bytes = b"") -> bytes:
+    return bytes(128) + b"DICM" + rest
+
+
 def test_of_a_folder_the_images_stay(upload):
-    uploads = [upload(name, b"x") for name in ("b.dcm", "notes.txt", "a.JPG", "Thumbs.db", "inner.zip")]
-    assert [kept.name for kept in images_among(uploads)] == ["a.JPG", "b.dcm"]
-    assert [one.path.exists() for one in uploads] == [True, False, True, False, False]
+    """By name, or as DICOM by content, as hospital media hold it: without a suffix, or with a number for one."""
+    names = ("b.dcm", "notes.txt", "a.JPG", "Thumbs.db", "inner.zip")
+    uploads = [upload(name, b"x") for name in names]
+    uploads += [upload(name, dicom_head()) for name in ("IM000001", "1.2.840.78", "DICOMDIR")]
+    kept, passed_over = images_among(uploads)
+    assert [one.name for one in kept] == ["1.2.840.78", "IM000001", "a.JPG", "b.dcm"]
+    assert passed_over == ["DICOMDIR", "Thumbs.db", "inner.zip", "notes.txt"]
+    assert {one.name for one in uploads if one.path.exists()} == {one.name for one in kept}
+
+
+def test_what_was_passed_over_is_said(reader, photographs, upload):
+    archive = zipped({"a/1.png": photographs[0].read_bytes(), "a/list.csv": b"x"})
+    last = list(classify_all(reader, [upload("a.zip", archive)], Limits(), ["<i>notes</i>.txt"]))[-1]
+    assert len(table_of(last)) == 1 and "2 were passed over" in last
+    assert "<strong>a/list.csv</strong>" in last and "&lt;i&gt;notes&lt;/i&gt;.txt" in last
+    (said,) = classify_all(reader, [], Limits(), [f"{number}.txt" for number in range(7)])
+    assert "None of the 7 files is an image" in said and "passed over: 0.txt" in said and "and 2 more" in said
 
 
 def test_zip_and_files_together_with_progress(reader, photographs, upload):
@@ -134,3 +155,46 @@ def test_a_visitor_who_leaves_half_way_leaves_nothing(reader, photographs, uploa
     next(steps), next(steps)
     steps.close()
     assert not any(one.path.exists() for one in uploads)
+
+
+def test_an_upload_that_is_gone_is_named_and_the_rest_goes_on(reader, photographs, upload, monkeypatch):
+    archive = zipped({"1.png": photographs[0].read_bytes()})
+    uploads = [upload("swept.png", b"x"), upload("swept.zip", archive), upload("kept.zip", archive)]
+    uploads += [upload("locked.png", b"x"), upload("kept.png", photographs[1].read_bytes())]
+    uploads[0].discard(), uploads[1].discard(), uploads[3].discard()
+    uploads[3].path.mkdir(parents=True)  # reads as an error of the disk
+    last = list(classify_all(reader, uploads, Limits()))[-1]
+    assert table_of(last)["id"].tolist() == ["1.png", "kept.png"] and "3 could not be read" in last
+    assert last.count("send it again") == 2 and "the server&#39;s disk does not give it" in last
+
+
+def test_batches_wait_in_order_and_their_uploads_out_of_the_sweep(reader, photographs, upload, monkeypatch, tmp_path):
+    """The second batch begins when the first ends; neither needs what lies where gradio sweeps."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    monkeypatch.setattr("retfound_hf.app.many_images.LOOKS_EVERY", 0)
+    turns = Turns(2)
+    batches = []
+    for number in range(2):
+        uploads = [upload(f"{number}-{index}.png", photographs[index % 4].read_bytes()) for index in range(2 * CHUNK)]
+        batches.append(in_turn(turns, reader, uploads, [upload("notes.txt", b"x")], Limits()))
+    first, second = batches
+    assert 'value="0"' in next(first) and "Waiting for 1 batch sent before" in next(second)
+    shutil.rmtree(tmp_path / "uploads")
+    (full,) = in_turn(turns, reader, [upload("late.png", b"x")], [], Limits())
+    assert "2 batches are running or waiting" in full
+    assert "8 images classified" in list(first)[-1] and "Waiting" not in next(second)
+    assert "8 images classified" in list(second)[-1]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [] and not list(tmp_path.glob("batch-*"))
+
+
+def test_a_visitor_who_leaves_while_he_waits_gives_his_place_away(reader, photographs, upload, monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    turns = Turns(3)
+    batches = [in_turn(turns, reader, [upload("a.png", photographs[0].read_bytes())], [], Limits()) for _ in range(3)]
+    said = [next(batch) for batch in batches]
+    assert "Waiting for 2 batches sent before" in said[2]
+    batches[1].close()
+    assert "Waiting for 1 batch sent before" in next(batches[2])
+    batches[0].close()
+    assert "1 image classified" in list(batches[2])[-1]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

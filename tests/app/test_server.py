@@ -6,6 +6,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -164,6 +165,35 @@ def test_a_password_is_asked_for(serve_page, classifier_folder, monkeypatch):
     with pytest.raises(Exception, match=r"[Ll]ogin|[Aa]uth|credentials"):
         Client(served.url, auth=("eye", "wrong"), verbose=False)
     Client(served.url, auth=("eye", "open sesame"), verbose=False)
+
+
+def test_batches_outlast_the_sweep_of_uploads(classifier_folder, photographs, free_port, monkeypatch, tmp_path):
+    """Uploads are swept after a second: a batch that runs for longer, and one that waits for it, lose none."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("retfound_hf.app.page.SWEPT_EVERY", 0.2)
+    monkeypatch.setattr("retfound_hf.app.page.SWEPT_AFTER", 1)
+    scores = Reader.scores
+    monkeypatch.setattr(Reader, "scores", lambda *words: time.sleep(0.4) or scores(*words))
+    with zipfile.ZipFile(tmp_path / "eyes.zip", "w") as archive:
+        for number in range(12):
+            archive.write(photographs[number % 4], f"{number}.png")
+    page = serve(str(classifier_folder), port=free_port(), wait=False)
+    try:
+        one, other = (Client(page.local_url, verbose=False) for _ in range(2))
+        files = [handle_file(path) for path in photographs * 5]
+        runs = one.submit(files, None, api_name="/classify_all")
+        while "max=" not in str(runs.outputs()[-1:]):
+            time.sleep(0.05)
+        waits = other.submit([handle_file(tmp_path / "eyes.zip")], None, api_name="/classify_all")
+        for batch, said in ((runs, "20 images classified"), (waits, "12 images classified")):
+            last = batch.result(timeout=120)[0]
+            assert said in last and "could not be read" not in last
+        assert "Waiting for 1 batch sent before" in str(waits.outputs()[0])
+        assert [path for path in tmp_path.glob("retfound-app-*/**/*") if path.is_file()] == []
+        assert list(tmp_path.glob("retfound-app-*/batch-*")) == []
+    finally:
+        page.close(verbose=False)
 
 
 def test_an_upload_that_nobody_asks_about_is_removed(classifier_folder, photographs, free_port, monkeypatch):
