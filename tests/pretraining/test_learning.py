@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def stated_margin(modality: str) -> float:
     said = re.search(
-        r"lifts the AUROC of a linear probe by at least (.*?) over the same model untrained", README, re.S
+        r"lifts the\s+AUROC of a linear probe by at least (.*?) over the same model untrained", README, re.S
     )
     return float(re.search(rf"(0\.\d+)\s+\({modality.upper()}\)", said[1])[1])
 
