@@ -58,27 +58,39 @@ def hardware() -> str:
 
 
 def write_run_record(output_dir: str | Path, command: str, arguments: Any, **facts: Any) -> Path:
-    """Write `run.json` into `output_dir`.
+    """Write `run.json` into `output_dir`; the values of arguments whose names end in `_token` are left out of it.
 
     Args:
         command: name of the command, such as `finetune`.
         arguments: a dataclass, several of them in a list, or a dict; stored by field name.
         facts: anything else worth keeping, such as `seconds` or `rejected_images`.
     """
+    plain = _plain(arguments)
+    secrets = {value: f"<{name.upper()}>" for name, value in plain.items() if _is_secret(name, value)}
     record = {
         "command": command,
-        "arguments": _plain(arguments),
-        "seed": _plain(arguments).get("seed"),
+        "arguments": {name: secrets[value] if _is_secret(name, value) else value for name, value in plain.items()},
+        "seed": plain.get("seed"),
         "versions": versions(),
         "hardware": hardware(),
         "git_revision": git_revision(),
-        "command_line": sys.argv,
+        "command_line": [_masked(word, secrets) for word in sys.argv],
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **facts,
     }
     path = Path(output_dir) / "run.json"
     write_json(path, record)
     return path
+
+
+def _is_secret(name: str, value: Any) -> bool:
+    return name.endswith("_token") and isinstance(value, str) and value != ""
+
+
+def _masked(word: str, secrets: dict[str, str]) -> str:
+    """A word of the command line, which may be `--name=value`."""
+    name, equals, value = word.partition("=")
+    return name + equals + secrets[value] if value in secrets else secrets.get(word, word)
 
 
 def _plain(arguments: Any) -> dict[str, Any]:

@@ -48,6 +48,22 @@ def test_record_holds_arguments_versions_seed_and_revision(tmp_path, monkeypatch
     )
 
 
+@dataclass
+class Secret(Training):
+    hub_token: str | None = None
+    push_to_hub_token: str | None = None
+
+
+@pytest.mark.parametrize("words", [["--hub_token", "hf_abc"], ["--hub_token=hf_abc"], ["--hub-token", "hf_abc"]])
+def test_tokens_are_not_recorded(tmp_path, monkeypatch, words):
+    monkeypatch.setattr(sys, "argv", ["finetune", "--seed", "3", *words])
+    path = write_run_record(tmp_path, "finetune", [Data(Path("a"), []), Secret(hub_token="hf_abc")])
+    assert "hf_abc" not in path.read_text()
+    found = written(tmp_path)
+    assert found["arguments"]["hub_token"] == "<HUB_TOKEN>" and found["arguments"]["push_to_hub_token"] is None
+    assert found["command_line"] == ["finetune", "--seed", "3", *(w.replace("hf_abc", "<HUB_TOKEN>") for w in words)]
+
+
 @pytest.mark.parametrize("arguments", [{"data": "x", "depth": {1: (2, None)}}, Data(Path("x"), [])])
 def test_record_of_a_command_without_seed(tmp_path, arguments):
     write_run_record(tmp_path, "embed", arguments)
