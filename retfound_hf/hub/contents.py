@@ -19,6 +19,7 @@ PUBLISHED = (
     "plots/*.png", "plots/*.pdf", "validation/metrics.json", "validation/intervals.csv", "validation/subgroups.csv",
     "validation/calibration.csv", "validation/plots/*.png", "LICENSE*",
 )  # fmt: skip
+CODE = "*retfound*.py"  # as `remote_code` names its files
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.h5", "*.msgpack")
 # Why the other files that a run writes are left out.
 PRIVATE = {
@@ -91,6 +92,11 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RetFoundError(f"{path} is not valid JSON: {error}") from error
+
+
+def may_be_published(path: str) -> bool:
+    """Whether a path of a repository is one that publishing may have put there."""
+    return any(_matches(path, pattern) for pattern in (*PUBLISHED, CODE))
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -1,8 +1,6 @@
 """A finished folder to the Hub, in one commit."""
 
-import tempfile
 from pathlib import Path
-from typing import Any
 
 from ..runs.errors import RetFoundError
 from ..runs.hub_errors import explained
@@ -10,9 +8,7 @@ from .card_checks import check_card, read_card
 from .contents import Contents, read_contents
 from .licences import check_licence
 from .staging import is_hub_id, staged
-
-# Of an earlier version: what the new one lacks must not stay beside it and be taken for a part of it.
-REPLACED = ["*.safetensors", "*.safetensors.index.json", "adapter_config.json", "*retfound*.py", "*.csv"]
+from .uploading import check_private, client, space_id, upload_model, upload_page
 
 
 def publish(
@@ -23,17 +19,19 @@ def publish(
     revision: str | None = None,
     base_model: str | None = None,
     space: bool = False,
+    token: str | None = None,
 ) -> str | None:
     """Check a folder and upload it.
 
     Args:
         folder: a model or adapter folder with its card.
         repo_id: `ORG/NAME`.
-        private: make the repository private when it is new; a public one that exists is refused.
+        private: make the repository, and the Space, private when new; a public one that exists is refused.
         dry_run: check, build and list what would be uploaded, without any connection.
         revision: tag of this version, which must be new.
         base_model: Hub id of what the model was made from, where its card names a folder.
         space: put the web page of the model up too, as the Space `repo_id`-page.
+        token: of the Hub; that of the environment or the login without one.
 
     Returns:
         The address of the version, or None for a dry run.
@@ -56,31 +54,13 @@ def publish(
             also = f", and its page to the Space {space_id(repo_id)}" if space else ""
             print(f"\nDry run: nothing was sent. Without --dry_run this goes to {repo_id}{also}.")
             return None
-        with explained(repo_id, "published"):
-            url = _upload(stage, repo_id, private, revision)
+        api = client(token)
+        with explained(repo_id, "published", token):
+            private = check_private(api, repo_id, private, space)
+            url = upload_model(api, stage, repo_id, private, revision)
     if space:
-        print(publish_space(repo_id, licence, private))
+        print(upload_page(api, repo_id, licence, private))
     return url
-
-
-def space_id(repo_id: str) -> str:
-    """The Space of a model's web page."""
-    return f"{repo_id}-page"
-
-
-def publish_space(repo_id: str, licence: str, private: bool = False) -> str:
-    """Put the web page of a published model up as a Space, and return its address."""
-    from huggingface_hub import HfApi
-
-    from ..app.space import write_space
-
-    name = space_id(repo_id)
-    with tempfile.TemporaryDirectory() as folder, explained(name, "published"):
-        write_space(folder, repo_id, license=licence)
-        api: Any = HfApi(library_name="retfound_hf")
-        url = api.create_repo(name, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
-        api.upload_folder(repo_id=name, repo_type="space", folder_path=folder, commit_message=f"Page of {repo_id}")
-        return str(url)
 
 
 def listing(contents: Contents, stage: Path) -> str:
@@ -106,24 +86,3 @@ def size_text(size: int) -> str:
         if size >= scale:
             return f"{size / scale:.2f} {unit}"
     return f"{size} B"
-
-
-def _upload(stage: Path, repo_id: str, private: bool, revision: str | None) -> str:
-    from huggingface_hub import HfApi
-
-    api: Any = HfApi(library_name="retfound_hf")
-    url = api.create_repo(repo_id, private=private or None, exist_ok=True)
-    if private and not api.repo_info(repo_id).private:
-        raise RetFoundError(f"{repo_id} exists and is public, and --private was given; nothing was sent")
-    if revision is not None and revision in {tag.name for tag in api.list_repo_refs(repo_id).tags}:
-        raise RetFoundError(f"{repo_id} has a version {revision} already, which stays as it is; choose another name")
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        folder_path=stage,
-        commit_message=f"Publish {revision or stage.parent.name}",
-        delete_patterns=REPLACED,
-    )
-    if revision is None:
-        return str(url)
-    api.create_tag(repo_id, tag=revision, revision=commit.oid)
-    return f"{url}/tree/{revision}"

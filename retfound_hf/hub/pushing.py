@@ -10,14 +10,17 @@ from .publishing import publish
 class HubPublisher:
     """Publishes the folder of a run; the repository is the user's own unless an organisation is named."""
 
-    def check(self) -> None:
-        """Raise RetFoundError without a connection or a token that the Hub knows."""
-        _user()
+    def check(self, token: str | None = None) -> None:
+        """Raise RetFoundError without a connection or a token that the Hub knows: `--hub_token`, or the login's."""
+        _user(token)
 
-    def push(self, folder: str, repo_id: str | None, private: bool | None = None) -> str | None:
+    def push(
+        self, folder: str, repo_id: str | None, private: bool | None = None, token: str | None = None
+    ) -> str | None:
         """Publish `folder` as `repo_id` (`--hub_model_id`), by default under the folder's name."""
         repo_id = repo_id or Path(folder).resolve().name
-        return publish(folder, repo_id if "/" in repo_id else f"{_user()}/{repo_id}", private=bool(private))
+        repo_id = repo_id if "/" in repo_id else f"{_user(token)}/{repo_id}"
+        return publish(folder, repo_id, private=bool(private), token=token)
 
 
 def finetune(argv: Sequence[str] | None = None) -> None:
@@ -27,8 +30,8 @@ def finetune(argv: Sequence[str] | None = None) -> None:
     main(argv, publisher=HubPublisher())
 
 
-def _user() -> str:
+def _user(token: str | None) -> str:
     from huggingface_hub import HfApi
 
-    with explained("the run", "published"):
-        return HfApi().whoami()["name"]
+    with explained("the run", "published", token):
+        return HfApi(token=token).whoami()["name"]

@@ -9,8 +9,12 @@ LOGIN = "`hf auth login`, or the environment variable HF_TOKEN"
 
 
 @contextmanager
-def explained(repo_id: str, doing: str) -> Iterator[None]:
-    """Turn errors of the Hub within the block into `RetFoundError`: "`repo_id` cannot be `doing`: ..."."""
+def explained(repo_id: str, doing: str, token: str | None = None) -> Iterator[None]:
+    """Turn errors of the Hub within the block into `RetFoundError`: "`repo_id` cannot be `doing`: ...".
+
+    Args:
+        token: the one that the block uses, where it is not that of the environment or the login.
+    """
     from huggingface_hub import constants, errors
 
     try:
@@ -31,7 +35,7 @@ def explained(repo_id: str, doing: str) -> Iterator[None]:
             "HF_ENDPOINT"
         ) from error
     except errors.HfHubHTTPError as error:
-        raise RetFoundError(_refused(repo_id, doing, error)) from error
+        raise RetFoundError(_refused(repo_id, doing, error, token)) from error
     except errors.LocalTokenNotFoundError as error:
         raise RetFoundError(f"there is no token for {repo_id}; log in with {LOGIN}") from error
     except Exception as error:
@@ -55,13 +59,13 @@ def _gated(repo_id: str, error: Exception) -> str:
     )
 
 
-def _refused(repo_id: str, doing: str, error: Exception) -> str:
+def _refused(repo_id: str, doing: str, error: Exception, token: str | None) -> str:
     from huggingface_hub import get_token
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     said = getattr(error, "server_message", None) or str(error).splitlines()[0]
     if status == 401:
-        fix = "the token is not valid" if get_token() else "there is no token"
+        fix = "the token is not valid" if token or get_token() else "there is no token"
         return f"{repo_id} cannot be {doing.split()[0]}: {fix}; log in with {LOGIN}"
     if status == 403:
         return f"{repo_id} cannot be {doing.split()[0]}: the token lacks the right to ({said}); use one that may write"

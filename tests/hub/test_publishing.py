@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -159,6 +160,19 @@ def test_push_to_hub_is_refused_before_training(hub_here, workshop, tmp_path, mo
     assert not (tmp_path / "pushed").exists()
 
 
+def test_push_to_hub_uses_the_token_that_it_is_given(hub_here, workshop, tmp_path, monkeypatch, capsys):
+    from retfound_hf.hub.pushing import finetune
+
+    words = ["--model_name_or_path", str(workshop / "base"), "--data", str(workshop / "images"), "--method", "linear"]
+    words += ["--dataloader_num_workers", "0", "--output_dir", str(tmp_path / "pushed"), "--push_to_hub", "true"]
+    monkeypatch.setenv("HF_TOKEN", "")
+    assert run_command(finetune, [*words, "--hub_token", "hf_wrong"]) == 2
+    assert "the token is not valid" in capsys.readouterr().err and not (tmp_path / "pushed").exists()
+    assert run_command(finetune, [*words, "--hub_token", "hf_writer"]) == 0
+    assert "metrics.json" in hub_here.repo("writer/pushed").at("main").files
+    assert "hf_writer" not in (tmp_path / "pushed" / "run.json").read_text()
+
+
 def test_the_page_goes_up_as_a_space(hub_here, workshop, capsys):
     assert run_command(main, [str(workshop / "classifier"), "--repo_id", "org/mine", "--space"]) == 0
     space = hub_here.repo("org/mine-page", "space").at("main").files
@@ -173,6 +187,45 @@ def test_what_a_new_version_lacks_does_not_stay(hub_here, workshop):
     publish(workshop / "adapter", "org/mine", base_model="org/base")
     files = hub_here.repo("org/mine").at("main").files
     assert "adapter_model.safetensors" in files and "model.safetensors" not in files
+
+
+def test_thresholds_and_reports_of_an_earlier_version_do_not_stay(hub_here, workshop, folder):
+    publish(workshop / "classifier", "org/mine", revision="v1")
+    repo = hub_here.repo("org/mine")
+    foreign = {"notes/metrics.json", "docs/plots/roc.png", "examples.csv", ".gitattributes", "handler.py"}
+    repo.add_files(dict.fromkeys(foreign, "the owner's"))
+    place = folder("classifier")
+    (place / "operating_points.json").unlink()
+    (place / "operating_points.csv").unlink()
+    shutil.rmtree(place / "validation")
+    shutil.rmtree(place / "plots")
+    publish(place, "org/mine", revision="v2")
+    first, second = set(repo.at("v1").files), set(repo.at("v2").files)
+    assert {path for path in first if path.startswith(("validation/", "plots/", "operating_points"))} == first - second
+    assert len(first - second) > 4 and second - first == foreign
+    assert len(repo.commits) == 4  # the first one, v1, the owner's, v2
+    assert read_points("org/mine", ("normal", "stage 3"), ReportArguments()) == []
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_page_of_a_private_model_does_not_go_into_a_public_space(hub_here, workshop, asked):
+    if not asked:
+        hub_here.create("org/mine", private=True)
+    space = hub_here.create("org/mine-page", "space")
+    with pytest.raises(RetFoundError, match="the Space org/mine-page exists and is public, and org/mine is private"):
+        publish(workshop / "classifier", "org/mine", private=asked, space=True)
+    assert space.at("main").files == {}
+    assert asked != (("model", "org/mine") in hub_here.store.repos)
+    assert asked or hub_here.repo("org/mine").at("main").files == {}
+
+
+def test_the_page_of_a_private_model_is_private(hub_here, workshop):
+    publish(workshop / "classifier", "org/asked", private=True, space=True)
+    hub_here.create("org/before", private=True)
+    publish(workshop / "classifier", "org/before", space=True)
+    publish(workshop / "classifier", "org/public", space=True)
+    private = {name: hub_here.repo(f"org/{name}-page", "space").private for name in ("asked", "before", "public")}
+    assert private == {"asked": True, "before": True, "public": False}
 
 
 def test_private_is_not_published_into_a_public_repository(hub_here, workshop):
