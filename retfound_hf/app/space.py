@@ -1,13 +1,20 @@
-"""The page as a Hugging Face Space: the files that a Space is made of."""
+"""The page as a Hugging Face Space: the files that a Space is made of.
+
+A Space carries the code of this package: installed by name, it would be whatever an index has under that name.
+"""
 
 import re
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..models.card import PACKAGE, TEMPLATES
 from ..runs.errors import RetFoundError
 from ..runs.files import whole_file
 
-PACKAGE = "retfound-hf[app,dicom]"
+NAME = "retfound-hf"
+EXTRAS = ("app", "dicom")
+CODE = (".py", ".css", ".html", ".yaml")  # no other file that happens to lie in a checkout
 APP = '''"""The page of {model_id}."""
 
 from retfound_hf.app.server import serve
@@ -30,22 +37,23 @@ def write_space(
     model_id: str,
     title: str | None = None,
     license: str | None = None,
-    package: str = PACKAGE,
+    package: str | None = None,
     sdk_version: str | None = None,
 ) -> list[Path]:
-    """Write `app.py`, `requirements.txt` and `README.md` of a Space that shows a model of the Hub.
+    """Write `app.py`, `requirements.txt`, `README.md` and `retfound_hf/` of a Space that shows a model of the Hub.
 
     Args:
         model_id: `ORG/NAME` of a fine-tuned model; a private one needs the secret HF_TOKEN in the Space's settings.
         title: shown on the Space; the model's name without one.
-        package: requirement that installs this package, such as `retfound-hf[app,dicom] @ git+https://...`.
+        package: requirement that installs this package, such as `retfound-hf[app,dicom] @ git+https://...`; without
+            one the Space gets the code that runs here, and the requirements of that.
         sdk_version: of gradio; the installed one, or the oldest that works where none is.
 
     Returns:
-        The three files.
+        The files.
 
     Raises:
-        RetFoundError: a model that is not named as on the Hub.
+        RetFoundError: a model that is not named as on the Hub, or a package whose requirements are not known.
     """
     import yaml
 
@@ -61,18 +69,43 @@ def write_space(
     header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     contents = {
         "app.py": APP.format(model_id=model_id),
-        "requirements.txt": f"{package}\n",
+        "requirements.txt": "".join(f"{line}\n" for line in ([package] if package else _requirements())),
         "README.md": f"---\n{header}---\n{TEXT.format(title=title, model_id=model_id)}",
     }
+    if package is None:
+        contents |= _code()
     for name, content in contents.items():
         with whole_file(Path(folder) / name) as partial:
             partial.write_text(content, encoding="utf-8")
     return [Path(folder) / name for name in contents]
 
 
-def _installed_gradio() -> str:
-    from importlib import metadata
+def _code() -> dict[str, str]:
+    """This package as files of a Space: paths and texts."""
+    paths = {path.relative_to(PACKAGE): path for path in PACKAGE.rglob("*") if path.suffix in CODE}
+    templates = next(path for path in TEMPLATES if path.is_dir())
+    paths |= {Path("model_cards") / path.name: path for path in templates.glob("*.md")}
+    found = {f"retfound_hf/{inside.as_posix()}": paths[inside].read_text(encoding="utf-8") for inside in sorted(paths)}
+    if text := metadata.distribution(NAME).read_text("licenses/LICENSE"):
+        found["retfound_hf/LICENSE"] = text
+    return found
 
+
+def _requirements() -> list[str]:
+    """What this package and its page need, as it was installed."""
+    try:
+        stated = metadata.requires(NAME) or []
+    except metadata.PackageNotFoundError as error:
+        raise RetFoundError(
+            f"{NAME} is not installed, so that the Space cannot be told what it needs; run `pip install -e .` in the "
+            "checkout"
+        ) from error
+    wanted = {"", *(f'extra == "{extra}"' for extra in EXTRAS)}
+    split = [line.partition(";") for line in stated]
+    return [requirement.strip() for requirement, _, marker in split if marker.strip() in wanted]
+
+
+def _installed_gradio() -> str:
     try:
         return metadata.version("gradio")
     except metadata.PackageNotFoundError:

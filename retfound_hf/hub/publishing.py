@@ -1,6 +1,7 @@
 """A finished folder to the Hub, in one commit."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ..runs.errors import RetFoundError
 from ..runs.hub_errors import explained
@@ -47,8 +48,12 @@ def publish(
     metadata, text = read_card(contents.folder)
     licence = check_licence(contents, metadata, base_model)
     check_card(contents, metadata, text)
-    with staged(contents, repo_id, base_model) as stage:
+    with staged(contents, repo_id, base_model) as stage, TemporaryDirectory() as page:
         read_card(stage)
+        if space:
+            from ..app.space import write_space
+
+            write_space(page, repo_id, license=licence)
         print(listing(contents, stage))
         if dry_run:
             also = f", and its page to the Space {space_id(repo_id)}" if space else ""
@@ -58,9 +63,9 @@ def publish(
         with explained(repo_id, "published", token):
             private = check_private(api, repo_id, private, space)
             url = upload_model(api, stage, repo_id, private, revision)
-    if space:
-        print(upload_page(api, repo_id, licence, private))
-    return url
+        if space:
+            print(upload_page(api, Path(page), repo_id, private))
+        return url
 
 
 def listing(contents: Contents, stage: Path) -> str:

@@ -1,6 +1,5 @@
 """What goes to the Hub and what of an earlier version leaves it, in one commit; and who may see it."""
 
-import tempfile
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -57,15 +56,18 @@ def upload_model(api: Any, stage: Path, repo_id: str, private: bool, revision: s
     return f"{url}/tree/{revision}"
 
 
-def upload_page(api: Any, repo_id: str, licence: str, private: bool) -> str:
-    """Put the web page of a published model up as a Space, and return its address."""
-    from ..app.space import write_space
-
+def upload_page(api: Any, page: Path, repo_id: str, private: bool) -> str:
+    """Put the web page of a published model, written to the folder `page`, up as a Space; return its address."""
     name = space_id(repo_id)
-    with tempfile.TemporaryDirectory() as folder, explained(name, "published", api.token):
-        write_space(folder, repo_id, license=licence)
+    with explained(name, "published", api.token):
         url = api.create_repo(name, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
-        api.upload_folder(repo_id=name, repo_type="space", folder_path=folder, commit_message=f"Page of {repo_id}")
+        api.upload_folder(
+            repo_id=name,
+            repo_type="space",
+            folder_path=page,
+            commit_message=f"Page of {repo_id}",
+            delete_patterns=["retfound_hf/*"],
+        )
         return str(url)
 
 

@@ -1,11 +1,34 @@
-"""The files of a Space."""
+"""The files of a Space, and that they run where the package is not installed."""
 
 import ast
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 import yaml
 
+from retfound_hf import RetFoundError
 from retfound_hf.app.space import write_space
+
+ROOT = Path(__file__).parents[2]
+# Nothing but the Space's folder may know the package: its installation for development is taken out.
+ALONE = """
+import importlib.util, runpy, sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+sys.path[:] = [path for path in sys.path if path and "editable" not in path]
+assert importlib.util.find_spec("retfound_hf") is None, importlib.util.find_spec("retfound_hf")
+space = sys.argv[1]
+sys.path.insert(0, space)
+runpy.run_path(f"{space}/app.py", run_name="__main__")
+"""
 
 
 def test_the_space_serves_the_model(tmp_path):
@@ -28,6 +51,61 @@ def test_its_program_calls_what_exists(tmp_path, monkeypatch):
     monkeypatch.setattr("retfound_hf.app.server.serve", lambda *words, **options: calls.append((words, options)))
     exec(compile(ast.parse((tmp_path / "app.py").read_text()), "app.py", "exec"), {})
     assert calls == [(("org/my-classifier",), {"host": "0.0.0.0", "port": 7860})]
+
+
+def test_the_space_installs_nothing_of_the_projects_name(tmp_path):
+    write_space(tmp_path, "org/my-classifier")
+    lines = (tmp_path / "requirements.txt").read_text().splitlines()
+    names = [re.split(r"[<>=~! \[;@]", line)[0] for line in lines]
+    stated = configparser.ConfigParser()
+    stated.read(ROOT / "setup.cfg")
+    wanted = [stated["options"]["install_requires"]]
+    wanted += [stated["options.extras_require"][extra] for extra in ("dicom", "app")]
+    assert sorted(names) == sorted(re.findall(r"^([\w-]+)", "\n".join(wanted), re.M))
+    assert not [line for line in lines if "retfound" in line or ";" in line]
+
+
+def test_the_space_carries_code_and_nothing_that_lies_beside_it(tmp_path, monkeypatch):
+    package = Path(shutil.copytree(ROOT / "retfound_hf", tmp_path / "retfound_hf"))
+    (package / "patients.csv").write_text("P0001")
+    monkeypatch.setattr("retfound_hf.app.space.PACKAGE", package)
+    files = [path.relative_to(tmp_path / "space") for path in write_space(tmp_path / "space", "org/mine")]
+    assert {path.suffix for path in files} <= {".py", ".css", ".html", ".yaml", ".md", ".txt", ""}
+    assert Path("retfound_hf/LICENSE") in files and Path("retfound_hf/model_cards/finetuned.md") in files
+    for path in (ROOT / "retfound_hf").rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            assert (tmp_path / "space" / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
+
+
+def test_the_space_runs_where_the_package_is_not_installed(tmp_path, classifier_folder, free_port):
+    write_space(tmp_path / "space", "org/my-classifier")
+    shutil.copytree(classifier_folder, tmp_path / "org" / "my-classifier")  # read from here, for want of a Hub
+    port, app = free_port(), tmp_path / "space" / "app.py"
+    app.write_text(app.read_text().replace("7860", str(port)).replace("0.0.0.0", "127.0.0.1"))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", ALONE, str(tmp_path / "space")]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(1200):
+            if process.poll() is not None or f"http://127.0.0.1:{port}" in (tmp_path / "log").read_text():
+                break
+            time.sleep(0.1)
+        assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=20) as answer:
+            assert answer.status == 200 and "my-classifier" in answer.read().decode()
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def test_requirements_that_are_not_known_are_said_to_be_missing(tmp_path, monkeypatch):
+    def absent(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("retfound_hf.app.space.metadata.requires", absent)
+    with pytest.raises(RetFoundError, match=r"retfound-hf is not installed.*pip install -e"):
+        write_space(tmp_path, "org/my-classifier")
 
 
 @pytest.mark.parametrize("name", ['a"b', "no slash", "a/b/c", "a/b\n"])

@@ -176,7 +176,12 @@ def test_push_to_hub_uses_the_token_that_it_is_given(hub_here, workshop, tmp_pat
 def test_the_page_goes_up_as_a_space(hub_here, workshop, capsys):
     assert run_command(main, [str(workshop / "classifier"), "--repo_id", "org/mine", "--space"]) == 0
     space = hub_here.repo("org/mine-page", "space").at("main").files
-    assert set(space) == {"app.py", "requirements.txt", "README.md"}
+    own = {path for path in space if not path.startswith("retfound_hf/")}
+    assert own == {"app.py", "requirements.txt", "README.md"} and "retfound_hf/app/server.py" in space
+    assert b"retfound" not in space["requirements.txt"].content
+    hub_here.repo("org/mine-page", "space").add_files({"retfound_hf/gone.py": "", "notes.md": "the owner's"})
+    publish(workshop / "classifier", "org/mine", space=True)
+    assert set(hub_here.repo("org/mine-page", "space").at("main").files) == {*space, "notes.md"}
     assert b"org/mine" in space["app.py"].content and b"license: cc-by-nc-4.0" in space["README.md"].content
     assert f"{hub_here.url}/spaces/org/mine-page" in capsys.readouterr().out
     assert run_command(main, [str(workshop / "base"), "--repo_id", "org/base", "--space"]) == 2
