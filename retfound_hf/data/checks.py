@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ ACCEPTED_DATA = (
     "or the id of a data set on the Hugging Face Hub"
 )
 HASHED_BYTES_LIMIT = 256 * 2**20
+PATIENTS = re.compile(r"(patient|subject|person|participant|pat)s?[ _.-]?(id|identifier|nr|no|num|number|code)?", re.I)
 
 
 def listed(names: Iterable[object], limit: int = 5) -> str:
@@ -34,6 +36,19 @@ def check_columns(table: pd.DataFrame, wanted: Sequence[str], source: object, op
                 f"{source} has no column {name!r}; its columns are {listed(columns, 20)}; name the right one with "
                 f"{option}{nearest(name, columns)}"
             )
+
+
+def check_patients(table: pd.DataFrame, patients: pd.Series, label_columns: Sequence[str], data: object) -> None:
+    """Raise if the patients stand in a column of another name; warn where some images have none."""
+    others = [name for name in table.columns if PATIENTS.fullmatch(str(name)) and name not in label_columns]
+    if "patient_id" not in table and others:
+        raise RetFoundError(
+            f"{data} has no column patient_id, but {listed(map(repr, others))}: call it patient_id, so that no "
+            "patient lies in two splits, or remove it if it is none"
+        )
+    unknown = int((patients.isna() | (patients == "")).sum())
+    if 0 < unknown < len(table):
+        logger.warning("%s: %d of %d images have no patient_id; each counts as a patient", data, unknown, len(table))
 
 
 def check_needed_splits(table: pd.DataFrame, need_splits: Sequence[str], data: object) -> None:

@@ -57,6 +57,8 @@ def read_labelled(
     if class_names is not None and kind != "single_label_classification":
         label_columns = _in_models_order(label_columns, class_names, kind, data)
     patients = as_text(table["patient_id"]) if "patient_id" in table else pd.Series(None, table.index, dtype=object)
+    if need_splits:
+        checks.check_patients(table, patients, label_columns, data)
     table = table.assign(patient_id=patients.where(patients != "", None))
     if "split" in table:
         table["split"] = _normalised_splits(table, data)

@@ -15,7 +15,7 @@ from ..images.reading import IMAGE_SUFFIXES, UnreadableImageError, read_image
 from ..images.resizing import resize
 from ..images.window import Window
 from ..inference.batches import EvaluationPixels
-from ..inference.evaluate_command import split_of_training
+from ..inference.training_split import split_of_training
 from ..models.image_processing import RetFoundImageProcessor
 from ..runs.errors import RetFoundError
 from .arguments import LABEL, ExplainArguments

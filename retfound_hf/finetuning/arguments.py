@@ -136,7 +136,7 @@ class FinetuneTrainingArguments(TrainingArguments):
     )
     lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "schedule, stepped every batch"})
     lr_scheduler_kwargs: dict | str | None = field(
-        default_factory=lambda: {"min_lr": 1e-6}, metadata={"help": "options of the schedule"}
+        default=None, metadata={"help": "options of the schedule; default: of cosine_with_min_lr a min_lr of 1e-6"}
     )
     warmup_steps: float = field(default=0.2, metadata={"help": "warm-up: steps, or below 1 a share of all"})
     weight_decay: float = field(default=0.05, metadata={"help": "of matrices; biases, norms, positions have none"})
@@ -169,6 +169,8 @@ class FinetuneTrainingArguments(TrainingArguments):
             raise RetFoundError("--fp16 needs a GPU, and there is none here; leave it out")
         if "tensorboard" in (self.report_to or ()) and find_spec("tensorboard") is None:
             raise RetFoundError("--report_to tensorboard: it is not installed; pip install tensorboard")
+        if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "cosine_with_min_lr":
+            self.lr_scheduler_kwargs = {"min_lr": 1e-6}
         # Before Trainer's own default, which is the loss.
         self.metric_for_best_model = self.metric_for_best_model or "selection"
         # accelerate joins processes on CPUs only when it is told.
@@ -178,5 +180,6 @@ class FinetuneTrainingArguments(TrainingArguments):
     def resolve_learning_rate(self, method: str, base: float | None) -> None:
         """Set `learning_rate`, unless it is given, from the base rate and the effective batch (Goyal et al. 2017)."""
         if self.learning_rate is None:
-            batch = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+            # `train_batch_size` is that of a process, which may drive several GPUs.
+            batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
             self.learning_rate = (BASE_LEARNING_RATES[method] if base is None else base) * batch / 256

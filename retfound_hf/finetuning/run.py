@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..evaluation.table import format_table
 from ..inference.forward import predict_logits, to_scores
 from ..inference.processes import process_state
 from ..inference.report import write_report
 from ..inference.report_arguments import ReportArguments
+from ..inference.training_split import write_splits
 from ..runs.errors import RetFoundError
 from ..runs.files import move_into, refuse_existing, write_json
 from ..runs.record import write_run_record
@@ -35,7 +35,7 @@ def finetune(
     """Fine-tune and evaluate; `arguments`, `decision` and `inference.report_arguments` say what can be asked.
 
     Writes into `args.output_dir` the model folder (or adapter), `metrics.json`, `predictions.csv` and `plots/` of the
-    test split, `validation/` with the same of the validation split, `history.json`, a card and `run.json`.
+    test split, `validation/` with the same of the validation split, `splits.csv`, `history.json`, a card, `run.json`.
     For classes also `operating_points.json`, thresholds chosen on the validation split, and `operating_points.csv`,
     what they reach on the test split.
 
@@ -95,6 +95,7 @@ def _write(
         )
         for split, folder in (("val", output_dir / "validation"), ("test", output_dir))
     }
+    write_splits(output_dir, job.labelled)
     write_json(output_dir / "history.json", history)
     write_finetuned_card(output_dir, job, seconds, report.level)
     write_run_record(
@@ -130,10 +131,11 @@ def checkpoint_to_resume(args: FinetuneTrainingArguments) -> str | None:
     if asked in (None, "", "False", "false"):
         return None
     if asked in ("latest", "True", "true"):
-        found = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-        if found is None:
+        # Trainer writes its state last: a checkpoint without it was cut off.
+        found = [path.parent for path in Path(args.output_dir).glob("checkpoint-*/trainer_state.json")]
+        if not found:
             raise RetFoundError(f"--resume_from_checkpoint {asked}: there is no checkpoint in {args.output_dir}")
-        return found
+        return str(max(found, key=lambda path: int(path.name.removeprefix("checkpoint-"))))
     if not Path(asked).is_dir():
         raise RetFoundError(f"--resume_from_checkpoint {asked} is no folder; give a checkpoint folder or latest")
     return asked

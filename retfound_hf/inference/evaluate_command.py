@@ -1,6 +1,5 @@
 """The command `evaluate`: a fine-tuned folder on any labelled set."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from .processes import process_state
 from .report import write_report
 from .report_arguments import ReportArguments
 from .sets import prepare_split, warn_of_modality
+from .training_split import refuse_trained_images, split_of_training
 
 
 @dataclass
@@ -64,6 +64,8 @@ def evaluate(
         **split_of_training(arguments.model_name_or_path, forward_arguments.seed),
         need_splits=() if arguments.split == "all" else (arguments.split,),
     )
+    if arguments.split == "test":
+        refuse_trained_images(arguments.model_name_or_path, labelled, arguments.data)
     report.check_columns(labelled.table.columns, arguments.data)
     points = read_points(arguments.model_name_or_path, class_names, report)
     processor = load_processor(arguments.model_name_or_path)
@@ -103,20 +105,6 @@ def evaluate(
         )
     state.wait_for_everyone()
     return metrics
-
-
-def split_of_training(model_folder: str, seed: int) -> dict[str, Any]:
-    """How a set without splits is split: as the run that made the model split it.
-
-    Another seed or other shares would put training images into the test split.
-    """
-    record = Path(model_folder) / "run.json"
-    if not record.is_file():
-        return {"seed": seed}
-    trained = json.loads(record.read_text(encoding="utf-8"))["arguments"]
-    if "split_fractions" not in trained:
-        return {"seed": seed}
-    return {"seed": trained["split_seed"], "split_fractions": tuple(trained["split_fractions"])}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,7 +16,7 @@ def infer_problem_type(num_labels: int, labels: Tensor) -> str:
 
 
 def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig) -> Tensor:
-    """Mean loss over a batch.
+    """Mean loss over a batch, of which each image counts by the weight of its class, if there are such.
 
     Args:
         logits: (batch, num_labels).
@@ -36,7 +36,9 @@ def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig
     smoothing = getattr(config, "label_smoothing", 0.0) or 0.0
     weights = _row(getattr(config, "class_weights", None), logits)
     if problem == "single_label_classification":
-        return functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+        # Over the number of images, not the sum of their weights: a batch that lacks the rare class weighs less.
+        total = functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing, reduction="sum")
+        return total / len(logits)
     labels = labels.to(logits.dtype).view_as(logits)
     if problem == "multi_label_classification":
         smoothed = labels * (1 - smoothing) + smoothing / 2

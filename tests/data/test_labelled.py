@@ -1,9 +1,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from retfound_hf.data.labelled import read_labelled
 from retfound_hf.data.splits import SPLITS
+from retfound_hf.runs.errors import RetFoundError
 
 
 def test_folder_with_metadata(class_folder):
@@ -175,3 +177,30 @@ def test_other_columns_are_left_alone(divided, save_table):
     expected = table.sort_values("image")
     np.testing.assert_allclose(found["acuity"], expected["acuity"])
     assert list(found["camera"]) == ["A"] * 24
+
+
+@pytest.mark.parametrize("name", ["Patient_ID", "PatientID", "patient", "subject_id", "Participant No"])
+def test_patients_in_a_column_of_another_name_are_no_images(table_of_patients, name):
+    table, data = table_of_patients
+    table.rename(columns={"patient_id": name}).to_csv(data, index=False)
+    with pytest.raises(RetFoundError, match=f"no column patient_id, but '{name}': call it patient_id"):
+        read_labelled(data)
+    read_labelled(data, need_splits=())  # nothing is split
+
+
+def test_images_without_a_patient_are_counted(table_of_patients, caplog):
+    table, data = table_of_patients
+    table.loc[:4, "patient_id"] = None
+    table.to_csv(data, index=False)
+    read_labelled(data)
+    assert "5 of 30 images have no patient_id; each counts as a patient" in caplog.text
+
+
+@pytest.fixture
+def table_of_patients(tmp_path):
+    """30 images of 15 patients, and where to write the table."""
+    rows = []
+    for number in range(30):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "label": "ab"[number // 2 % 2], "patient_id": f"P{number // 2}"})
+    return pd.DataFrame(rows), str(tmp_path / "set.csv")

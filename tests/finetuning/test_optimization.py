@@ -147,6 +147,22 @@ def test_learning_rate_follows_the_batch(tmp_path):
     assert resolved(learning_rate=7e-4) == 7e-4
 
 
+def test_learning_rate_counts_all_gpus_of_a_process(tmp_path):
+    args = FinetuneTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    args._n_gpu = 2
+    args.resolve_learning_rate("full", None)
+    assert args.learning_rate == pytest.approx(2 * 3.125e-4)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "polynomial", "constant_with_warmup", "cosine_with_min_lr"])
+def test_other_schedules_take_no_option_of_the_default_one(tmp_path, kind):
+    args = FinetuneTrainingArguments(output_dir=str(tmp_path), use_cpu=True, lr_scheduler_type=kind)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    schedule = get_scheduler(kind, optimizer, 2, 10, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
+    assert schedule.get_last_lr() == [0.0]
+    assert args.lr_scheduler_kwargs == ({"min_lr": 1e-6} if kind == "cosine_with_min_lr" else None)
+
+
 class Recorder(TrainerCallback):
     """Learning rates of all groups, as the optimiser used them at each step."""
 

@@ -109,6 +109,16 @@ def test_a_killed_run_goes_on(arguments, encoder_folder, planted, cache_dir, tmp
     assert (folder / "predictions.csv").read_bytes() == (tmp_path / "whole" / "predictions.csv").read_bytes()
 
 
+def test_a_checkpoint_that_was_cut_off_is_passed_over(arguments, tmp_path):
+    _, _, _, args, *_ = arguments(resume_from_checkpoint="latest")
+    for step, names in ((9, ["model.safetensors", "trainer_state.json"]), (12, ["model.safetensors"])):
+        for name in names:
+            path = Path(args.output_dir) / f"checkpoint-{step}" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    assert Path(checkpoint_to_resume(args)).name == "checkpoint-9"
+
+
 def test_nothing_to_resume_is_refused(arguments, tmp_path):
     _, _, _, args, *_ = arguments(resume_from_checkpoint="latest")
     with pytest.raises(RetFoundError, match="--resume_from_checkpoint latest: there is no checkpoint in"):

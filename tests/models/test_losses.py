@@ -36,15 +36,18 @@ def test_label_smoothing_by_hand(small_config):
 
 
 def test_class_weights_by_hand(small_config):
-    """The weighted mean: each image counts by the weight of its class."""
+    """Each image counts by the weight of its class, whatever else is in the batch."""
     weights = [1.0, 3.0, 0.5]
     rows = [log_softmax(row) for row in LOGITS.tolist()]
     labels = CLASSES.tolist()
-    expected = -sum(weights[label] * row[label] for row, label in zip(rows, labels, strict=True)) / sum(
-        weights[i] for i in labels
-    )
-    loss = classification_loss(LOGITS, CLASSES, settings(small_config, class_weights=weights))
+    expected = -sum(weights[label] * row[label] for row, label in zip(rows, labels, strict=True)) / len(labels)
+    config = settings(small_config, class_weights=weights)
+    loss = classification_loss(LOGITS, CLASSES, config)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
+    each = [classification_loss(LOGITS[i : i + 1], CLASSES[i : i + 1], config) for i in range(len(labels))]
+    torch.testing.assert_close(torch.stack(each).mean(), loss)
+    hard = functional.one_hot(CLASSES, 3).float()
+    torch.testing.assert_close(classification_loss(LOGITS, hard, config), loss)
 
 
 def test_soft_labels_by_hand_and_as_hard_ones(small_config):
