@@ -24,6 +24,7 @@ PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", 
 # Why the other files that a run writes are left out.
 PRIVATE = {
     "predictions*.csv": "names of images and patients",
+    "splits.csv": "names of images and patients",
     "run.json": "paths of this machine",
     "rejected.csv": "names of images",
     "previews/*": "pictures made from the training images",
