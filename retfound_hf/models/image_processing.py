@@ -37,8 +37,9 @@ class RetFoundImageProcessor(TorchvisionBackend):
     """Fundus crop, resize to 256 x 256 (bicubic, antialiased), centre crop to 224, ImageNet mean and deviation.
 
     That is RETFound's evaluation transform (reference code, `util/datasets.py`) behind the crop of its
-    preprocessing, but for images that are not square: they are squeezed, as all were for pretraining. Accepts
-    what every image processor accepts, and paths and bytes; grayscale, palette, RGBA, CMYK, 16-bit and EXIF-rotated images come out as upright 8-bit RGB.
+    preprocessing, but for images that are not square: they are squeezed, as all were for pretraining. Accepts what
+    every image processor accepts, and paths and bytes; grayscale, palette, RGBA, CMYK, 16-bit and EXIF-rotated images
+    come out as upright 8-bit RGB.
     """
 
     valid_kwargs = RetFoundImagesKwargs
