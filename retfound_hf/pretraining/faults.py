@@ -19,6 +19,8 @@ NON_FINITE_FILE = "non_finite-step-{}.json"
 FEWEST = 10_000
 # Skipped steps in a row that end a run: it learns nothing any more.
 MOST_IN_A_ROW = 10
+# The same for steps whose scaled gradients overflowed (fp16): of a loss scale of 65,536 nothing is left after 16.
+MOST_OVERFLOWS = 50
 NAMED = 8
 
 
@@ -37,6 +39,8 @@ class NonFinite:
         self.skipped = 0
         self.in_a_row = 0
         self.most_in_a_row = min(MOST_IN_A_ROW, total_steps)
+        self.overflows = 0
+        self.most_overflows = min(MOST_OVERFLOWS, total_steps)
 
     def check(self, shared: Tensor, own: Tensor, ids: list[list[str]], last_step: int) -> list[int]:
         """Look at steps that were not looked at before, on every process.
@@ -52,7 +56,7 @@ class NonFinite:
 
         Raises:
             RetFoundError: names the first such step and its images, unless they are skipped; also where too many
-                steps in a row, or all of the run, were not finite.
+                steps in a row, or all of the run, were not finite, or overflowed (fp16).
         """
         # Overflow of scaled gradients is everyday work of the fp16 scaler; a loss that is not finite never is.
         looked_at = shared[:, :1] if self.accelerator.scaler is not None else shared[:, :2]
@@ -72,7 +76,20 @@ class NonFinite:
                     f"none of the {self.in_a_row} steps up to {last_step - len(finite) + 1 + index} had a finite loss "
                     "and gradient; lower --learning_rate, or use --bf16 in place of --fp16"
                 )
+        if self.accelerator.scaler is not None:
+            self._check_overflows(shared[:, 1].isfinite().tolist(), last_step)
         return [index for index, fine in enumerate(finite) if fine]
+
+    def _check_overflows(self, finite: list[bool], last_step: int) -> None:
+        """The scaler passes over a step that overflows and halves its scale, also where no scale helps any more."""
+        for step, fine in enumerate(finite, last_step - len(finite) + 1):
+            self.overflows = 0 if fine else self.overflows + 1
+            if self.overflows >= self.most_overflows:
+                raise RetFoundError(
+                    f"none of the {self.overflows} steps up to {step} had a finite gradient, whatever the loss scale, "
+                    f"which is {self.accelerator.scaler.get_scale():g} now; go on from the last checkpoint with "
+                    "--bf16 in place of --fp16, or lower --learning_rate"
+                )
 
     def _report(self, step: int, loss: float, norm: float, ids: list[str], fatal: bool) -> None:
         path = self.output_dir / NON_FINITE_FILE.format(step)

@@ -20,7 +20,7 @@ from .optimization import gradient_norm, guarded_step, learning_rate_factor, war
 from .order import Order, Position
 from .report import Report
 from .stopping import StopSignal
-from .window import Window
+from .window import Window, storable
 
 
 @dataclass
@@ -181,7 +181,7 @@ class Loop:
         state = {
             **self.facts,
             "position": vars(self.position),
-            "window": rows.tolist(),
+            "window": storable(rows),
             "rejected": self.rejected.reasons,
             "skipped_steps": self.non_finite.skipped,
         }

@@ -1,5 +1,6 @@
 """What happened since the last log line; kept on the device, so that the host waits for it only when it logs."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,9 +36,10 @@ class Window:
         """(steps, columns) on the device."""
         return torch.stack(self.rows)
 
-    def restore(self, rows: list[list[float]], device: torch.device) -> None:
+    def restore(self, rows: list[list[float | None]], device: torch.device) -> None:
         """Put back the steps that a checkpoint found between two log lines; their time is not known any more."""
-        self.rows = [torch.tensor(row, dtype=torch.float32, device=device) for row in rows]
+        filled = [[math.nan if value is None else value for value in row] for row in rows]
+        self.rows = [torch.tensor(row, dtype=torch.float32, device=device) for row in filled]
         self.ids = [[] for _ in rows]
 
     @contextmanager
@@ -61,3 +63,8 @@ class Window:
             "images_per_second": round(self.images / seconds, 2),
             "data_wait_fraction": round(min(self._waited / seconds, 1.0), 4),
         }
+
+
+def storable(rows: Tensor) -> list[list[float | None]]:
+    """Rows as JSON takes them and `Window.restore` reads them: norms of gradients that overflowed (fp16) are None."""
+    return [[value if math.isfinite(value) else None for value in row] for row in rows.tolist()]

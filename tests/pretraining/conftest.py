@@ -10,11 +10,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 from transformers import ViTMAEConfig
 
 from retfound_hf import RetFoundConfig, RetFoundForPreTraining, RetFoundImageProcessor
+from retfound_hf.pretraining import run
 from retfound_hf.pretraining.arguments import DataArguments, ModelArguments, PretrainingArguments
 from retfound_hf.pretraining.assembly import make_accelerator, prepare
 
@@ -168,6 +170,21 @@ def tiny_arguments(quick_options, tmp_path) -> Callable[..., tuple]:
         return tuple(made)
 
     return make
+
+
+@pytest.fixture
+def half_precision_here(monkeypatch) -> torch.amp.GradScaler:
+    """Runs scale their losses as with --fp16, by the scaler that torch has for CPUs; it is that of the next run."""
+    scaler = torch.amp.GradScaler("cpu")
+
+    def make(args: PretrainingArguments, output_dir: Path) -> Accelerator:
+        accelerator = make_accelerator(args, output_dir)
+        accelerator.scaler, accelerator.native_amp = scaler, True
+        accelerator.state._mixed_precision = "fp16"
+        return accelerator
+
+    monkeypatch.setattr(run, "make_accelerator", make)
+    return scaler
 
 
 @pytest.fixture

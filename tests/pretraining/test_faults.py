@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from retfound_hf.pretraining import loop as loop_module
+from retfound_hf.pretraining.faults import NonFinite
 from retfound_hf.pretraining.loading import make_loader
 from retfound_hf.pretraining.loop import Loop
 from retfound_hf.pretraining.objectives.mae import MaskedAutoencoding
@@ -133,6 +135,64 @@ def test_a_run_that_only_skips_stops(start, monkeypatch):
         start("out", on_non_finite="skip", logging_steps=1, save_steps=0)
     with pytest.raises(RetFoundError, match="none of the 3 steps up to 3 had a finite loss and gradient"):
         start("short", on_non_finite="skip", max_steps=3, save_steps=0)
+
+
+def norms(*values: float) -> torch.Tensor:
+    """Steps of a finite loss and these gradient norms."""
+    return torch.tensor([[1.0, value] for value in values])
+
+
+@pytest.fixture
+def scaled(tmp_path):
+    """What looks for faults in a run with --fp16 whose loss scale is 2 ** -60."""
+    accelerator = SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: 2.0**-60), is_main_process=True)
+    return lambda total_steps=1000, skip=False: NonFinite(accelerator, tmp_path, skip, total_steps)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_isolated_overflows_are_everyday_work(scaled, skip):
+    found = scaled(skip=skip)
+    for first in range(0, 400, 40):
+        rows = norms(*[float("inf")] * 16, *[1.0] * 7, float("nan"), *[1.0] * 16)
+        assert found.check(rows, rows, [["a"]] * 40, first + 40) == list(range(40)), "their losses are finite"
+    assert (found.skipped, found.in_a_row) == (0, 0)
+
+
+def test_overflows_that_never_end_stop_the_run_in_one_line(scaled):
+    found = scaled(skip=True)
+    for last in range(10, 51, 10):
+        found.check(norms(1.0, *[float("inf")] * 9), norms(*[1.0] * 10), [["a"]] * 10, last)
+    found.check(norms(*[float("inf")] * 40), norms(*[1.0] * 40), [["a"]] * 40, 90)
+    with pytest.raises(
+        RetFoundError, match=r"^none of the 50 steps up to 91 had a finite gradient, .* is 8\.67"
+    ) as error:
+        found.check(norms(float("inf"), 1.0), norms(1.0, 1.0), [["a"]] * 2, 92)
+    assert "\n" not in str(error.value) and "--bf16" in str(error.value)
+    with pytest.raises(RetFoundError, match="none of the 3 steps up to 3"):
+        scaled(total_steps=3).check(norms(*[float("nan")] * 3), norms(*[1.0] * 3), [["a"]] * 3, 3)
+
+
+def test_a_run_whose_scaled_gradients_always_overflow_stops(start, half_precision_here, monkeypatch, tmp_path):
+    forward, finite_from = MaskedAutoencoding.forward, [3]
+
+    def overflowing(self, views):
+        loss, logs = forward(self, views)
+        finite_from[0] -= 1
+        loss.register_hook(lambda gradient: gradient * (1.0 if finite_from[0] < 0 else float("inf")))
+        return loss, logs
+
+    monkeypatch.setattr(MaskedAutoencoding, "forward", overflowing)
+    folder = start("mended")
+    assert half_precision_here.get_scale() == 65536 / 2**3
+    assert "skipped_steps" not in lines(folder)[-1]
+    assert lines(folder)[0]["grad_norm"] > 0, "of the step that did not overflow"
+    # The checkpoint of step 3 lies between two log lines.
+    resumed = start("resumed", resume_from_checkpoint=str(folder / "checkpoint-3"))
+    assert lines(resumed)[0]["grad_norm"] == pytest.approx(lines(folder)[0]["grad_norm"])
+    finite_from[0] = 10_000
+    with pytest.raises(RetFoundError, match="none of the 50 steps up to 50 had a finite gradient"):
+        start("collapsed", max_steps=60, save_steps=0, logging_steps=5)
+    assert not (tmp_path / "collapsed" / "config.json").exists()
 
 
 @pytest.fixture(scope="module")
