@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from multiprocessing.synchronize import Event
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..runs.errors import RetFoundError
 from .images import ImageReader
 from .objectives.base import Draw
 from .order import MicroBatch, Order, Position, step_generator
@@ -70,6 +72,15 @@ def make_loader(
         prefetch_factor=PREFETCH if num_workers else None,
         worker_init_fn=partial(_start_worker, closing),
     )
+
+
+def next_batch(batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """The next item of a loader, or the error of its worker in one line."""
+    try:
+        return next(batches)
+    except RetFoundError as error:
+        # A loader worker's error arrives with the worker's traceback as its message.
+        raise RetFoundError(str(error).rstrip().rsplit(f"{RetFoundError.__name__}: ", 1)[-1]) from error
 
 
 def _start_worker(closing: Event, number: int) -> None:

@@ -10,15 +10,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..runs.errors import RetFoundError
 from .arguments import PretrainingArguments
 from .checkpoints import Checkpoints
 from .faults import NonFinite, Rejected
+from .loading import next_batch
 from .monitor import LinearProbeMonitor, Previews
 from .objectives.base import Objective
 from .optimization import gradient_norm, guarded_step, learning_rate_factor, warmup_share, weight_decay_at
 from .order import Order, Position
 from .report import Report
+from .running_statistics import RunningStatistics
 from .stopping import StopSignal
 from .window import Window, storable
 
@@ -52,6 +53,7 @@ class Loop:
     def __post_init__(self) -> None:
         # Steps of the window that are known to be finite, as those of a checkpoint are.
         self._settled = len(self.window.rows)
+        self._statistics = RunningStatistics(self.network)
 
     def train(self, batches: Iterator[dict[str, Any]]) -> str | None:
         """Train to the end, which writes a checkpoint too; returns the name of the signal that ended it before."""
@@ -85,9 +87,10 @@ class Loop:
         ids: list[str] = []
         progress = self.order.progress(self.position)
         self.objective.before_step(progress, self._epochs())
+        self._statistics.keep()
         for number in range(accumulation):
             with self.window.waiting():
-                batch = _next(batches)
+                batch = next_batch(batches)
             device = accelerator.device
             images = batch["images"].to(device, non_blocking=True)
             draws = {name: values.to(device, non_blocking=True) for name, values in batch["draws"].items()}
@@ -110,6 +113,7 @@ class Loop:
             group["lr"] = rate
             group["weight_decay"] = decay if group["weight_decay"] else 0.0
         guarded_step(accelerator, self.optimizer, norm.isfinite())
+        self._statistics.put_back(loss, norm)
         self.optimizer.zero_grad()
         self.position = self.order.after(self.position)
         self.objective.after_step(self.order.progress(self.position))
@@ -187,11 +191,3 @@ class Loop:
         }
         with self.window.paused():
             self.checkpoints.save(self.position.step, state)
-
-
-def _next(batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return next(batches)
-    except RetFoundError as error:
-        # A loader worker's error arrives with the worker's traceback as its message.
-        raise RetFoundError(str(error).rstrip().rsplit(f"{RetFoundError.__name__}: ", 1)[-1]) from error
