@@ -18,6 +18,8 @@ IMAGE_SIZE = 224
 def build_encoder(args: ModelArguments) -> PreTrainedModel:
     """The encoder in training mode, float32.
 
+    A ViT becomes a `RetFoundModel`, whose positions do not train: those that a stock ViT learned stay as they come.
+
     Raises:
         RetFoundError: weights of another architecture, or without some of the encoder's.
     """

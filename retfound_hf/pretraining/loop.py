@@ -16,7 +16,14 @@ from .faults import NonFinite, Rejected
 from .loading import next_batch
 from .monitor import LinearProbeMonitor, Previews
 from .objectives.base import Objective
-from .optimization import gradient_norm, guarded_step, learning_rate_factor, warmup_share, weight_decay_at
+from .optimization import (
+    gradient_norm,
+    guarded_step,
+    learning_rate_factor,
+    set_schedule,
+    warmup_share,
+    weight_decay_at,
+)
 from .order import Order, Position
 from .report import Report
 from .running_statistics import RunningStatistics
@@ -109,9 +116,7 @@ class Loop:
         norm = gradient_norm(accelerator, self.network, self.args.max_grad_norm)
         rate = self.learning_rate()
         decay = weight_decay_at(progress, self.args.weight_decay, self.args.final_weight_decay)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-            group["weight_decay"] = decay if group["weight_decay"] else 0.0
+        set_schedule(self.optimizer, rate, decay)
         guarded_step(accelerator, self.optimizer, norm.isfinite())
         self._statistics.put_back(loss, norm)
         self.optimizer.zero_grad()

@@ -11,7 +11,10 @@ from .lars import Lars
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: with weight decay, and vectors (biases, norms) without, as in MAE's code."""
+    """Trainable parameters in two groups: with weight decay, and vectors (biases, norms) without, as in MAE's code.
+
+    `set_schedule` knows them by their order, which checkpoints keep.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
@@ -48,6 +51,13 @@ def warmup_share(warmup_steps: float, total_steps: int) -> float:
 def weight_decay_at(progress: float, start: float, end: float | None) -> float:
     """Weight decay on its way from `start` to `end` by half a cosine (Caron et al. 2021); constant for None."""
     return start if end is None else end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def set_schedule(optimizer: Any, learning_rate: float, weight_decay: float) -> None:
+    """What the coming step of an optimiser of `parameter_groups` has; vectors have no decay, whatever it is."""
+    decayed, plain = optimizer.param_groups
+    decayed.update(lr=learning_rate, weight_decay=weight_decay)
+    plain.update(lr=learning_rate)
 
 
 def gradient_norm(accelerator: Accelerator, model: nn.Module, max_grad_norm: float) -> Tensor:

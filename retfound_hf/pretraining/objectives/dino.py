@@ -28,7 +28,8 @@ class DINO(JointEmbedding):
 
     65,536 outputs; teacher momentum 0.996, by half a cosine to 1; centre momentum 0.9; weight decay 0.04 to 0.4; the
     last layer rests for the first epoch; 8 small crops. The model of the run is the teacher's encoder, as published.
-    Left out is the student's drop path, whose random numbers no draw could hold.
+    Left out is the student's drop path, whose random numbers no draw could hold. The norm of all gradients together is
+    clipped at 3, where the released code clips that of each parameter's at 3.
 
     Args:
         options: `temperature` is the one that the teacher's comes to.

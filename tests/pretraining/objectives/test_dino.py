@@ -128,8 +128,11 @@ def test_signs_of_collapse(stepped):
     assert entropy == pytest.approx(0, abs=1e-4)
 
 
-def test_weight_decay_rises_by_half_a_cosine_and_spares_vectors(make_loop, small_options):
-    options = {"weight_decay": None, "max_steps": 8, **small_options["dino"]}
+@pytest.mark.parametrize("given", [None, 0.0])
+def test_weight_decay_rises_by_half_a_cosine_and_spares_vectors(make_loop, small_options, given):
+    """Also from none."""
+    end = {} if given is None else {"final_weight_decay": 0.4}
+    options = {"weight_decay": given, **end, "max_steps": 8, **small_options["dino"]}
     loop, reader = make_loop(objective="dino", **options)
     batches = iter(make_loader(reader, loop.objective.draw, loop.order, loop.position, 0, pin_memory=False))
     found = []
@@ -137,10 +140,11 @@ def test_weight_decay_rises_by_half_a_cosine_and_spares_vectors(make_loop, small
         loop._step(batches)
         found.append([group["weight_decay"] for group in loop.optimizer.param_groups])
     loop.report.close()
-    expected = [0.4 + (0.04 - 0.4) * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
+    start = 0.04 if given is None else given
+    expected = [0.4 + (start - 0.4) * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
     assert [decay for decay, _ in found] == pytest.approx(expected)
     assert {decay for _, decay in found} == {0.0}
-    assert expected[0] == pytest.approx(0.04)
+    assert expected[0] == pytest.approx(start)
 
 
 def test_the_last_layer_rests_for_an_epoch_of_a_run(make_loop, small_options):
