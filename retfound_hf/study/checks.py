@@ -1,11 +1,15 @@
 """The study file against the disk: data, classes, models and fractions, all before the first job starts."""
 
+import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
+from ..data.checks import listed
 from ..data.fractions import keep_fraction
 from ..data.labelled import read_labelled
 from ..data.labelled_set import LabelledSet
@@ -15,6 +19,8 @@ from ..runs.errors import RetFoundError, nearest
 from .options import data_arguments, job_options, parse_options
 from .reading import accepted_metrics
 from .settings import DataSet, ExternalSet, Study
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,16 +76,32 @@ def _read_task(study: Study, data: DataSet) -> Task:
         **shared,
     )
     external = {one.name: read_external(one, labelled) for one in data.external}
-    learned = set(labelled.table.loc[labelled.table["split"] != "test", "image"])
-    for name, other in external.items():
-        split = next(one.split for one in data.external if one.name == name)
-        shared_images = other.rows(split)["image"].isin(learned).sum()
-        if shared_images:
-            raise RetFoundError(
-                f"data > {data.name} > external > {name}: {shared_images} of its images are in the train or val split "
-                f"of {data.name}; an external set must be unseen"
-            )
+    for one in data.external:
+        place = f"data > {data.name} > external > {one.name}"
+        _check_unseen(place, data.name, labelled, external[one.name].rows(one.split))
     return Task(data, labelled, external)
+
+
+def _check_unseen(place: str, trained: str, labelled: LabelledSet, tested: pd.DataFrame) -> None:
+    """Refuse images that a model learns from; warn of patients, since ids of two clinics may be alike by chance."""
+    learned = labelled.table[labelled.table["split"] != "test"]
+    shared = tested["image"].map(_resolved).isin(set(learned["image"].map(_resolved))).sum()
+    if shared:
+        raise RetFoundError(
+            f"{place}: {shared} of its images are in the train or val split of {trained}; an external set must be "
+            "unseen"
+        )
+    patients = sorted(set(tested["patient_id"].dropna()) & set(learned["patient_id"].dropna()))
+    if patients:
+        logger.warning(
+            "%s: %d of its patients bear ids of train or val patients of %s (%s); if they are the same people, leave "
+            "them out: an external set must be unseen", place, len(patients), trained, listed(patients),
+        )  # fmt: skip
+
+
+def _resolved(image: str | bytes) -> str | bytes:
+    """The one path of a file that tables may reach in several ways, such as `/a/x.png` and `/a/b/../x.png`."""
+    return os.path.realpath(image) if isinstance(image, str) else image
 
 
 def read_external(external: ExternalSet, trained: LabelledSet) -> LabelledSet:

@@ -1,5 +1,8 @@
 """The study file: unknown keys are refused at every level, values checked, paths absolute."""
 
+import os
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -144,3 +147,34 @@ def test_a_patient_with_one_healthy_eye_is_refused_before_anything_runs(study_fi
         check_study(read_settings(study_file(data=data, reporting={"level": "patient"})))
     check_study(read_settings(study_file(data=data, reporting={"level": "patient", "label_conflicts": "max"})))
     check_study(read_settings(study_file(data=data, reporting={"level": "eye"})))
+
+
+def test_an_image_is_known_by_whatever_way_leads_to_it(study_file, desk, tmp_path):
+    """Tables in two folders spell a file differently; a link is the file that it leads to."""
+    rows = pd.read_csv(desk / "inside" / "metadata.csv")
+    rows["split"], rows["label"] = rows["image"].str.split("/").str[0], rows["image"].str.split("/").str[1]
+    (tmp_path / "linked").symlink_to(desk / "inside")
+    for folder, way in (("A", Path(os.path.relpath(desk / "inside", tmp_path / "A"))), ("B", Path("../linked"))):
+        (tmp_path / folder).mkdir()
+        table = rows.assign(image=[(way / name).as_posix() for name in rows["image"]])
+        table.to_csv(tmp_path / folder / "cohort.csv", index=False)
+    data = {"D": {"data": str(tmp_path / "A/cohort.csv"), "external": {"E": str(tmp_path / "B/cohort.csv")}}}
+    with pytest.raises(RetFoundError, match="external > E: 56 of its images are in the train or val split of D"):
+        check_study(read_settings(study_file(data=data)))
+    data["D"]["external"]["E"] = {"data": str(tmp_path / "B/cohort.csv"), "split": "test"}
+    check_study(read_settings(study_file(data=data)))
+
+
+def test_patients_of_an_external_set_who_may_have_been_seen_are_named_once(study_file, desk, tmp_path, caplog):
+    rows = pd.read_csv(desk / "outside" / "metadata.csv")
+    rows["label"] = rows["image"].str.split("/").str[1]
+    rows["image"] = [str(desk / "outside" / name) for name in rows["image"]]
+    for first, said in ((20, "4 of its patients bear ids of train or val patients of D (p024, p025, p026, p027)"),
+                        (28, None)):  # fmt: skip
+        caplog.clear()
+        renamed = rows["patient_id"].map({f"p{number:03d}": f"p{number + first + 4:03d}" for number in range(24)})
+        rows.assign(patient_id=renamed).to_csv(tmp_path / "other.csv", index=False)
+        data = {"D": {"data": "inside", "external": {"E": str(tmp_path / "other.csv")}}}
+        check_study(read_settings(study_file(data=data)))
+        found = [record.getMessage() for record in caplog.records if "bear ids" in record.getMessage()]
+        assert len(found) == (said is not None) and all(said in message for message in found)
