@@ -102,13 +102,16 @@ def check_spelling(names: Iterable[str], data: object) -> None:
     """Raise if two classes differ in nothing but case, spaces, hyphens or underscores."""
     seen: dict[str, str] = {}
     for name in sorted(set(names)):
-        plain = "".join(name.casefold().replace("_", " ").replace("-", " ").split()) or name
-        if plain in seen:
+        if (other := seen.setdefault(bare_name(name), name)) != name:
             raise RetFoundError(
-                f"{data}: classes {seen[plain]!r} and {name!r} look like one class spelled in two ways; "
+                f"{data}: classes {other!r} and {name!r} look like one class spelled in two ways; "
                 "give it one name in all splits"
             )
-        seen[plain] = name
+
+
+def bare_name(name: str) -> str:
+    """A name without what two spellings of it differ in: case, spaces, hyphens, underscores."""
+    return "".join(name.casefold().replace("_", " ").replace("-", " ").split()) or name
 
 
 def check_class_coverage(counts: pd.DataFrame, need_splits: Sequence[str], data: object) -> None:

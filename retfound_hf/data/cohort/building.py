@@ -137,5 +137,5 @@ def _facts(registry: Registry, table: pd.DataFrame) -> dict[str, int]:
     return {
         "patients_with_follow_up_from_last_record": int((~own["follow_up_given"]).sum()),
         "patients_who_died": int(own[DEATH].notna().sum()),
-        "patients_without_images": len(set(registry.events["patient_id"]) - set(registry.images["patient_id"])),
+        **{f"patients_without_images_in_{table}": count for table, count in registry.without_images.items()},
     }

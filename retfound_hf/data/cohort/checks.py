@@ -28,6 +28,30 @@ def check_offsets(offsets: dict[str, str | None]) -> None:
         )
 
 
+def check_patients(told: pd.Series, photographed: pd.Series, source: object, image_source: object) -> int:
+    """Number of patients of a table of whom there is no image.
+
+    Raises:
+        RetFoundError: that holds of all of them, or ids of the two tables differ in leading zeros alone, which a
+            spreadsheet drops.
+    """
+    known, here = set(photographed), set(told)
+    absent = here - known
+    padded = {name.lstrip("0"): name for name in known}
+    for name in sorted(absent):
+        if (other := padded.get(name.lstrip("0"))) is not None:
+            raise RetFoundError(
+                f"{source}: patient_id {name!r} is not in {image_source}, which has {other!r}; write it alike in both "
+                "tables (a spreadsheet drops leading zeros)"
+            )
+    if absent == here:
+        raise RetFoundError(
+            f"{source}: none of its {len(here)} patients is in {image_source}, whose patient_id is such as "
+            f"{min(known)!r} and here {min(here)!r}; write them alike in both tables"
+        )
+    return len(absent)
+
+
 def check_duplicates(events: pd.DataFrame, source: object) -> None:
     """Raise if an event of a patient and eye is listed twice for one day."""
     repeated = events.duplicated(["patient_id", "eye", "event", "date"], keep=False)

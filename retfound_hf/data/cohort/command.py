@@ -134,6 +134,9 @@ def _say(cohort: Any, out: Path) -> None:
     for split, counts in cohort.flow.as_dict()["splits"].items():
         with_event = counts["labels"].get("1", {"images": 0})["images"]
         print(f"{split}: {said(counts)}, {with_event:,} images with the event")
+    for table in ("events", "patients"):
+        if unseen := cohort.facts.get(f"patients_without_images_in_{table}"):
+            print(f"{unseen:,} patients of the {table} table have no image")
     inferred = cohort.facts["patients_with_follow_up_from_last_record"]
     if inferred:
         print(f"follow-up of {inferred:,} patients ends with their last record, as none is given")

@@ -27,10 +27,20 @@ class DateReader:
             without a time), since 03/04/2019 is two days of the year.
         time_zone: where the days are those of the clinic; times with an offset are converted to it. Without it all
             offsets must be alike.
+
+    Raises:
+        RetFoundError: a time zone beside a format without an offset (`%z`), which it could not change.
     """
 
     date_format: str | None = None
     time_zone: tzinfo | None = None
+
+    def __post_init__(self) -> None:
+        if self.time_zone is not None and self.date_format and not re.search("%[zZ]", self.date_format):
+            raise RetFoundError(
+                f"--time_zone converts times with an offset, and --date_format {self.date_format} has none; add %z, "
+                "or leave out --time_zone"
+            )
 
     def read(self, values: pd.Series, name: str) -> pd.Series:
         """Days (datetime64) for `values`; missing values stay missing.
@@ -70,7 +80,11 @@ class DateReader:
 
     def _formatted(self, text: pd.Series, name: str) -> pd.Series:
         try:
-            days = pd.to_datetime(text, format=self.date_format, errors="coerce")
+            if self.time_zone is not None:
+                days = pd.to_datetime(text, format=self.date_format, errors="coerce", utc=True)
+                days = days.dt.tz_convert(self.time_zone)
+            else:
+                days = pd.to_datetime(text, format=self.date_format, errors="coerce")
             return days.dt.tz_localize(None).dt.normalize()
         except (ValueError, AttributeError) as error:  # a format that is none, or offsets of several zones
             raise RetFoundError(f"{name} cannot be read with --date_format {self.date_format}: {error}") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from ...runs.errors import RetFoundError, nearest
-from ..checks import check_columns, listed
+from ..checks import bare_name, check_columns, listed
 from ..labels import as_text
 from ..tables import read_table, table_images
 from . import checks
@@ -28,11 +28,13 @@ class Registry:
         events: `patient_id`, `eye` ("R", "L", "both", or None for the person), `event`, `date`; deaths are events too.
         patients: by patient: `birth_date`, `sex`, `death`, `follow_up_end` (the last day on which an event would have
             been seen), `follow_up_given` (false where it is the day of the patient's last record).
+        without_images: number of patients of the tables `events` and `patients` of whom there is no image.
     """
 
     images: pd.DataFrame
     events: pd.DataFrame
     patients: pd.DataFrame
+    without_images: dict[str, int]
 
 
 def read_registry(
@@ -67,6 +69,11 @@ def read_registry(
         check_columns(table, ["patient_id"], name, "its header")
         checks.refuse(table["patient_id"].isna(), name, "name no patient")
     photographs = _images(tables[str(images)], Path(images), reader, image_column, image_root)
+    without_images = {
+        kind: checks.check_patients(tables[str(path)]["patient_id"], photographs["patient_id"], path, images)
+        for kind, path in (("events", events), ("patients", patients))
+        if path is not None
+    }
     happened = _events(tables[str(events)], str(events), reader)
     if reader.time_zone is None and reader.date_format is None:
         checks.check_offsets({name: offset_of(table["date"]) for name, table in list(tables.items())[:2]})
@@ -81,7 +88,7 @@ def read_registry(
     everyone = pd.Index(pd.unique(pd.concat([photographs["patient_id"], happened["patient_id"]])), name="patient_id")
     facts = facts.reindex(everyone)
     checks.check_order(photographs, happened, facts, images, events)
-    return _closed(photographs, happened, facts, reader, follow_up_end)
+    return Registry(*_closed(photographs, happened, facts, reader, follow_up_end), without_images)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -136,8 +143,8 @@ def _told(table: pd.DataFrame, name: str, reader: DateReader) -> pd.DataFrame:
 
 def _closed(
     images: pd.DataFrame, events: pd.DataFrame, facts: pd.DataFrame, reader: DateReader, follow_up_end: str | None
-) -> Registry:
-    """The registry with the end of every patient's follow-up."""
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Images, events and patients of the registry, with the end of every patient's follow-up."""
     deaths = facts[DEATH].dropna()
     events = pd.concat([events, pd.DataFrame({"patient_id": deaths.index, "eye": None, "event": DEATH,
                                               "date": deaths.to_numpy()})], ignore_index=True)  # fmt: skip
@@ -154,14 +161,14 @@ def _closed(
     patients = facts[["birth_date", "sex", DEATH]].assign(
         follow_up_end=end.fillna(last_record.reindex(facts.index)), follow_up_given=given
     )
-    return Registry(images, events.reset_index(drop=True), patients)
+    return images, events.reset_index(drop=True), patients
 
 
 def known_events(events: pd.DataFrame, names: Sequence[str], source: object) -> pd.DataFrame:
     """The rows of `events` whose event is one of `names`.
 
     Raises:
-        RetFoundError: a name that does not occur.
+        RetFoundError: a name that does not occur, or of which the table has a spelling that is not among `names`.
     """
     present = sorted(events["event"].unique())
     for name in names:
@@ -169,4 +176,10 @@ def known_events(events: pd.DataFrame, names: Sequence[str], source: object) -> 
             raise RetFoundError(
                 f"{source} holds no event {name!r}{nearest(name, present)}; its events are {listed(present, 20)}"
             )
+        for other in present:
+            if other not in names and bare_name(other) == bare_name(name):
+                raise RetFoundError(
+                    f"{source}: events {name!r} and {other!r} look like one event spelled in two ways; give it one "
+                    "name in the table, or ask for both"
+                )
     return events[events["event"].isin(names)]

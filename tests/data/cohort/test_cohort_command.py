@@ -53,6 +53,7 @@ def test_the_table_is_what_finetune_takes(tables, tmp_path, capsys, monkeypatch)
     flow = json.loads((tmp_path / "out/cohort/flow.json").read_text())
     assert flow["stages"][-1]["images"] == 60 and flow["labels"]["1"] == {"patients": 10, "eyes": 20, "images": 20}
     assert flow["facts"]["patients_who_died"] == 20
+    assert flow["facts"]["patients_without_images_in_events"] == 0
     assert flow["classes"] == {"0": "no stroke within 3 years", "1": "stroke within 3 years"}
     assert xml.etree.ElementTree.parse(tmp_path / "out/cohort/flow.svg").getroot().tag.endswith("svg")
     assert Image.open(tmp_path / "out/cohort/flow.png").width > 1000
@@ -124,3 +125,12 @@ def test_no_text_of_a_chart_leaves_its_box(tmp_path, monkeypatch):
             box for box in boxes if box.x0 <= text.x0 and text.x1 <= box.x1 and box.y0 <= text.y0 and text.y1 <= box.y1
         ]
         assert len(inside) == 1
+
+
+def test_patients_of_a_table_who_have_no_image_are_said(tables, tmp_path, capsys):
+    people = pd.DataFrame({"patient_id": [1, 2, 900, 901], "sex": ["M", "F", "F", "F"]})
+    people.to_csv(tmp_path / "patients.csv", index=False)
+    main([*tables, str(tmp_path / "out"), *QUESTION, "--patients", str(tmp_path / "patients.csv")])
+    assert "2 patients of the patients table have no image" in capsys.readouterr().out.splitlines()
+    facts = json.loads((tmp_path / "out/flow.json").read_text())["facts"]
+    assert (facts["patients_without_images_in_events"], facts["patients_without_images_in_patients"]) == (0, 2)

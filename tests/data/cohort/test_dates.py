@@ -115,3 +115,14 @@ def test_horizons_in_words():
         "18 months",
         "1 day",
     ]
+
+
+def test_a_format_with_an_offset_is_brought_to_the_clinic_too():
+    """23:30 in Greenwich is half past midnight of London's summer."""
+    zone = ZoneInfo("Europe/London")
+    values = ["30/06/2011 23:30 +0000", "30/01/2011 23:30 +0000", "01/07/2011 03:30 +0530", None]
+    expected = [date(2011, 7, 1), date(2011, 1, 30), date(2011, 6, 30), None]
+    assert days(values, date_format="%d/%m/%Y %H:%M %z", time_zone=zone) == expected
+    assert days(["2011-06-30T23:30+00:00"], time_zone=zone) == expected[:1]
+    with pytest.raises(RetFoundError, match="--date_format %d/%m/%Y has none; add %z, or leave out --time_zone"):
+        DateReader("%d/%m/%Y", zone)

@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 import pytest
 
-from retfound_hf.data.cohort.registry import read_registry
+from retfound_hf.data.cohort.registry import known_events, read_registry
 from retfound_hf.runs.errors import RetFoundError
 
 IMAGES = pd.DataFrame(
@@ -171,3 +171,35 @@ def test_parquet_tables_keep_their_dates(tmp_path):
     found = read_registry(tmp_path / "images.parquet", tmp_path / "events.parquet")
     assert found.images["date"].tolist() == images["date"].tolist()
     assert found.events["date"].max() == pd.Timestamp("2020-01-01")
+
+
+def test_an_event_in_two_spellings_is_refused_unless_both_are_asked_for(registry, build):
+    """Otherwise those whose event is spelled in the other way would be controls."""
+    events = pd.concat([EVENTS, pd.DataFrame([("p1", None, "Stroke", "2020-05-01")], columns=EVENTS.columns)])
+    found = registry(IMAGES, events)
+    with pytest.raises(RetFoundError, match="events 'stroke' and 'Stroke' look like one event spelled in two ways"):
+        build(found, "stroke")
+    assert set(known_events(found.events, ("stroke", "Stroke"), "events")["patient_id"]) == {"p1", "p2"}
+    other = registry(IMAGES, events.replace({"event": {"Stroke": "wet-amd"}}))
+    with pytest.raises(RetFoundError, match="events 'wet AMD' and 'wet-amd' look like one event"):
+        build(other, "stroke", exclude_prior=("wet AMD",))
+
+
+def test_patients_of_whom_there_is_no_image_are_counted_or_refused(registry):
+    images = IMAGES.replace({"patient_id": {"p1": "031", "p2": "131"}})
+    events = EVENTS.replace({"patient_id": {"p1": "031", "p2": "131"}})
+    alike = {"patient_id": ["031", "777", "778"], "death": ["2020-06-01", None, None]}
+    found = registry(images, pd.concat([events, events.iloc[[3]].assign(patient_id="900")]), pd.DataFrame(alike))
+    assert found.without_images == {"events": 1, "patients": 2}
+    for ids, reason in (
+        (
+            ["31", "131"],
+            "patient_id '31' is not in .*images.csv, which has '031'; .*drops leading zeros",
+        ),
+        (["A7", "A8"], "patients.csv: none of its 2 patients is in .*images.csv, whose .* '031' and here 'A7'"),
+    ):
+        people = pd.DataFrame({"patient_id": ids, "death": ["2020-06-01", None]})
+        with pytest.raises(RetFoundError, match=reason):
+            registry(images, events, people, follow_up_end="2021-01-01")
+    with pytest.raises(RetFoundError, match=r"events\.csv: none of its 2 patients is in"):
+        registry(IMAGES, events)
