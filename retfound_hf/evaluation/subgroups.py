@@ -9,7 +9,7 @@ import numpy as np
 
 from ..runs.errors import RetFoundError
 from .bands import in_order
-from .bootstrap import RESAMPLES, bootstrap
+from .bootstrap import MIN_DEFINED, RESAMPLES, bootstrap
 from .estimate import CONFIDENCE, Comparison, Estimate
 from .inputs import ProblemType
 from .logit_jackknife import is_skewed
@@ -35,12 +35,19 @@ class Group:
 
 @dataclass(frozen=True)
 class Gap:
-    """The difference between two groups that stands out most: `first` minus `second`, p of no group differing."""
+    """The difference between two groups that stands out most: `first` minus `second`, p of no group differing.
+
+    Attributes:
+        comparison: without value and p value, and `first` and `second` empty, where too few resamples define two of
+            the groups at once, as the method of its difference says.
+        left_out: groups that were not compared, so that enough resamples define all others at once.
+    """
 
     metric: str
     first: str
     second: str
     comparison: Comparison
+    left_out: tuple[str, ...] = ()
 
 
 def subgroup_metrics(
@@ -136,6 +143,12 @@ def _gap(metric: str, found: dict[str, dict[str, Estimate]], drawn: Values, pati
     names = [name for name, of in found.items() if of[metric].interval is not None]
     if len(names) < 2:
         return None
+    resamples, compared = len(drawn[metric, names[0]]), _defined_together(names, metric, drawn)
+    left_out = tuple(name for name in names if name not in compared)
+    if len(compared) < 2:
+        none = Estimate(None, None, None, patients, f"no gap: fewer than {MIN_DEFINED} resamples define two groups")
+        return Gap(metric, "", "", Comparison(none, None, TEST), left_out)
+    names = compared
     values = np.array([found[name][metric].value for name in names])
     sample = np.array([drawn[metric, name] for name in names])
     sample = sample[:, ~np.isnan(sample).any(axis=0)]
@@ -149,8 +162,17 @@ def _gap(metric: str, found: dict[str, dict[str, Estimate]], drawn: Values, pati
     one, other = pairs[best] if differences[best] >= 0 else pairs[best][::-1]
     difference, half = abs(differences[best]), np.quantile(largest, CONFIDENCE) * errors[best]
     p_value = (np.sum(largest >= difference / errors[best]) + 1) / (len(largest) + 1)
-    undefined = 1 - sample.shape[1] / len(drawn[metric, names[0]])
+    undefined = 1 - sample.shape[1] / resamples
     estimate = Estimate(
         float(difference), float(difference - half), float(difference + half), patients, TEST, undefined
     )
-    return Gap(metric, names[one], names[other], Comparison(estimate, float(p_value), TEST))
+    return Gap(metric, names[one], names[other], Comparison(estimate, float(p_value), TEST), left_out)
+
+
+def _defined_together(names: Sequence[str], metric: str, drawn: Values) -> list[str]:
+    """The groups without those most often undefined, until at least 100 resamples define all that are left."""
+    undefined = {name: np.isnan(drawn[metric, name]) for name in names}
+    kept = list(names)
+    while kept and (~np.any([undefined[name] for name in kept], axis=0)).sum() < MIN_DEFINED:
+        kept.remove(max(kept, key=lambda name: undefined[name].sum()))
+    return kept

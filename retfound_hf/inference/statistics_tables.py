@@ -65,7 +65,8 @@ def subgroups_table(
                 found.append({"column": column, "group": group.name, "rows": group.rows, "metric": metric,
                               **_cells(estimate), "p_value": None})  # fmt: skip
         for gap in gaps:
-            found.append({"column": column, "group": f"{gap.first} - {gap.second}", "rows": len(rows),
+            group = f"{gap.first} - {gap.second}" if gap.first else gap.comparison.difference.method
+            found.append({"column": column, "group": group, "rows": len(rows),
                           "metric": gap.metric, **_cells(gap.comparison.difference),
                           "p_value": gap.comparison.p_value})  # fmt: skip
     return pd.DataFrame(found)

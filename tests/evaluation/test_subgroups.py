@@ -99,3 +99,35 @@ def test_regression():
     found, gaps = subgroup_metrics("regression", labels, scores, ["age"], groups, resamples=300)
     assert list(found[0].metrics) == ["mae", "rmse"]
     assert (gaps[0].first, gaps[0].second) == ("y", "x") and gaps[0].comparison.p_value < 0.01
+
+
+def small_groups(count, patients):
+    """Groups of so many patients with one eye each, a tenth of them ill and at least two."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat([f"site {number:02d}" for number in range(count)], patients).astype(object)
+    ill = (np.arange(len(groups)) % patients < max(2, patients // 10)).astype(int)
+    probability = expit(rng.normal(size=len(ill)) + ill)
+    return ill, np.c_[1 - probability, probability], groups
+
+
+@pytest.mark.parametrize(("count", "patients"), [(12, 12), (40, 12)])
+def test_groups_too_often_undefined_are_left_out_of_the_gap(count, patients):
+    labels, scores, groups = small_groups(count, patients)
+    found, (gap,) = subgroup_metrics(SINGLE, labels, scores, ["no", "yes"], groups, None, ["accuracy"], 400)
+    assert not gap.left_out and len(found) == count  # accuracy is defined wherever a group has a patient
+    found, (gap,) = subgroup_metrics(SINGLE, labels, scores, ["no", "yes"], groups, None, ["kappa"], 400)
+    difference = gap.comparison.difference
+    assert 0 < len(gap.left_out) < count - 1 and not {gap.first, gap.second} & set(gap.left_out)
+    assert (1 - difference.undefined) * 400 >= 100
+    values = {group.name: group.metrics["kappa"].value for group in found}
+    assert difference.value == pytest.approx(values[gap.first] - values[gap.second])
+
+
+def test_two_groups_that_are_seldom_defined_together_have_no_gap(monkeypatch):
+    from retfound_hf.evaluation import subgroups
+
+    labels, scores, groups = small_groups(2, 20)
+    monkeypatch.setattr(subgroups, "MIN_DEFINED", 399)
+    (gap,) = subgroup_metrics(SINGLE, labels, scores, ["no", "yes"], groups, None, ["kappa"], 400)[1]
+    assert (gap.comparison.difference.value, gap.comparison.p_value) == (None, None)
+    assert gap.comparison.difference.method.startswith("no gap: fewer than")

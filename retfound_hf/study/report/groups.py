@@ -1,15 +1,17 @@
 """Does the model serve all alike: the main metric by groups of patients and images."""
 
 from pathlib import Path
+from typing import Any
 
 from ...evaluation.bands import column_groups
 from ...evaluation.bootstrap import RESAMPLES
-from ...evaluation.subgroups import subgroup_metrics
+from ...evaluation.estimate import Estimate
+from ...evaluation.subgroups import Gap, subgroup_metrics
 from ..folder import StudyResults
 from .measured import result_row
 from .numbers import interval, metric_name, number, p_value
 from .parts import Block, Section, Table
-from .systems import drawn, outcomes_of, systems_of
+from .systems import System, drawn, outcomes_of, systems_of
 
 
 def subgroups(found: StudyResults, figures: Path) -> Section | None:
@@ -35,16 +37,8 @@ def subgroups(found: StudyResults, figures: Path) -> Section | None:
                     cells.append([system.label, group.name, f"{group.rows:,}", number(estimate.value),
                                   interval(estimate.low, estimate.high), ""])  # fmt: skip
                 for gap in gaps:
-                    difference = gap.comparison.difference
-                    rows.append(
-                        result_row(
-                            system, "test", f"{metric}[{column}: {gap.first} - {gap.second}]", difference, len(images)
-                        )
-                    )
-                    cells.append(
-                        [system.label, f"{gap.first} less {gap.second}", "", number(difference.value),
-                         interval(difference.low, difference.high), p_value(gap.comparison.p_value)]
-                    )  # fmt: skip
+                    rows += _gap_rows(system, column, gap, len(images))
+                    cells.append(_gap_cells(system, gap))
             if cells:
                 heading = ["model", column, "cases", metric_name(metric), "95% CI", "p of the gap"]
                 tables.append(Table(heading, cells, text=2))
@@ -56,3 +50,24 @@ def subgroups(found: StudyResults, figures: Path) -> Section | None:
         "most; its p value allows for their having been picked out."
     )
     return Section("subgroups", "Subgroups", lead, blocks, rows) if blocks else None
+
+
+def _gap_rows(system: System, column: str, gap: Gap, cases: int) -> list[dict[str, Any]]:
+    """The difference, and its p value under a name of its own; none where there is no gap."""
+    difference, p = gap.comparison.difference, gap.comparison.p_value
+    if difference.value is None:
+        return []
+    place = f"{column}: {gap.first} - {gap.second}"
+    tested = Estimate(p, None, None, difference.n, gap.comparison.test)
+    return [
+        result_row(system, "test", f"{gap.metric}[{place}]", difference, cases),
+        result_row(system, "test", f"p_value[{gap.metric}, {place}]", tested, cases),
+    ]
+
+
+def _gap_cells(system: System, gap: Gap) -> list[str]:
+    difference = gap.comparison.difference
+    without = f" (without {', '.join(gap.left_out)}: too often undefined)" if gap.left_out else ""
+    what = difference.method if difference.value is None else f"{gap.first} less {gap.second}{without}"
+    return [system.label, what, "", number(difference.value), interval(difference.low, difference.high),
+            p_value(gap.comparison.p_value)]  # fmt: skip
