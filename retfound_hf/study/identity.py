@@ -10,6 +10,7 @@ from typing import Any
 from ..data.labelled_set import LabelledSet
 
 MODEL_FILES = ("config.json", "adapter_config.json", "preprocessor_config.json")
+WEIGHTS = ("*.safetensors", "*model*.bin")  # of other .bin files, such as the Trainer's, no result depends
 CHUNK = 2**24
 
 
@@ -19,7 +20,8 @@ def model_identity(option: str, start: str) -> str:
     if option == "config_name" or not folder.is_dir():
         return f"{option}={start}"
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted([*folder.glob("*.safetensors"), *(folder / name for name in MODEL_FILES)]):
+    weights = (path for pattern in WEIGHTS for path in folder.glob(pattern))
+    for path in sorted([*weights, *(folder / name for name in MODEL_FILES)]):
         if path.is_file():
             digest.update(path.name.encode())
             _add_file(digest, path)

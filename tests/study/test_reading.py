@@ -8,6 +8,7 @@ import pytest
 
 from retfound_hf.runs.errors import RetFoundError
 from retfound_hf.study.checks import check_study
+from retfound_hf.study.identity import model_identity
 from retfound_hf.study.reading import read_settings
 from retfound_hf.study.text import study_text
 
@@ -178,3 +179,16 @@ def test_patients_of_an_external_set_who_may_have_been_seen_are_named_once(study
         check_study(read_settings(study_file(data=data)))
         found = [record.getMessage() for record in caplog.records if "bear ids" in record.getMessage()]
         assert len(found) == (said is not None) and all(said in message for message in found)
+
+
+def test_weights_of_either_format_tell_models_apart(tmp_path):
+    """And what the Trainer leaves beside them does not."""
+    (tmp_path / "config.json").write_text("{}")
+    found = [model_identity("model_name_or_path", str(tmp_path))]
+    for name in ("pytorch_model.bin", "adapter_model.bin", "model.safetensors"):
+        for content in (b"one", b"other"):
+            (tmp_path / name).write_bytes(content)
+            found.append(model_identity("model_name_or_path", str(tmp_path)))
+    assert len(set(found)) == 7
+    (tmp_path / "training_args.bin").write_bytes(b"of this run")
+    assert model_identity("model_name_or_path", str(tmp_path)) == found[-1]

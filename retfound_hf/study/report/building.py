@@ -1,5 +1,6 @@
 """From a study's folder to its report."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +22,8 @@ SECTIONS = (
     failures, settings,
 )  # fmt: skip
 TEMPLATES = Path(__file__).parent / "templates"
-OWN_MARKS = ("calibration_", "@", "[")
+# A class may hold any sign in its name, after the metric and a slash: `auroc/DR [mild]` is not the report's own.
+OWN_NAME = re.compile(r"calibration_|[a-z0-9_]+[@\[]")
 
 
 def write_report(folder: str | Path) -> Path:
@@ -65,7 +67,7 @@ def render(found: StudyResults, sections: list[Section]) -> str:
 
 def _add_rows(found: StudyResults, sections: list[Section]) -> None:
     """Numbers that only the report computes: those of thresholds, calibration and subgroups."""
-    own = found.results["metric"].map(lambda name: any(mark in str(name) for mark in OWN_MARKS))
+    own = found.results["metric"].map(lambda name: OWN_NAME.match(str(name)) is not None).astype(bool)
     rows = pd.DataFrame([row for part in sections for row in part.rows], columns=list(RESULT_COLUMNS), dtype=object)
     table = pd.concat([found.results[~own].astype(object), rows])
     for name in ("seed", "cases", "patients"):  # whole numbers, some of which are absent

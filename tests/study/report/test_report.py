@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -222,3 +223,26 @@ def test_hardware_and_versions_are_those_of_the_jobs(folder):
     own = first.facts["versions"]
     assert f"torch 9.9 (1 job), {own['torch']} ({count} jobs), " in versions.notes[0]
     assert f"numpy {own['numpy']}" in versions.notes[0]
+
+
+def test_the_p_value_of_a_gap_is_in_the_results(folder, page):
+    results = read_study(folder).results
+    own = results[results["metric"].str.startswith("p_value[auroc, eye: ")]
+    gaps = results[results["metric"].str.startswith("auroc[eye: ")]
+    assert len(own) == len(gaps) > 0 and own["value"].between(0, 1).all()
+    said = [word for word in page.numbers if re.fullmatch(r"\d\.\d{3}", word)]
+    assert all(f"{value:.3f}" in said for value in own["value"] if value >= 0.001)
+
+
+def test_rows_of_classes_with_signs_in_their_names_stay(folder, tmp_path):
+    """The report replaces its own rows alone."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    results = read_csv(copy / "results.csv")
+    odd = results[results["metric"] == "auroc/amd"]
+    names = ("auroc/DR [mild]", "auroc/seen@home")
+    pd.concat([results, *(odd.assign(metric=name) for name in names)]).to_csv(copy / "results.csv", index=False)
+    write_report(copy)
+    after = read_csv(copy / "results.csv")["metric"].value_counts()
+    assert [after[name] for name in names] == [len(odd)] * 2
+    assert after.drop(list(names)).to_dict() == results["metric"].value_counts().to_dict()
