@@ -1,16 +1,20 @@
 """The image in a DICOM file, and nothing else of it: no name, number or date of a patient is read or kept."""
 
-from io import BytesIO
+from io import SEEK_CUR, BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from ..runs.errors import missing_extra
+from .codestreams import CodestreamError, check_run_lengths, jpeg2000_size, jpeg_size
+from .strips import by_strips
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 PREAMBLE, MAGIC = 128, b"DICM"
+PIXEL_DATA = b"\xe0\x7f\x10\x00"
+OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 # What turns stored values into a picture, beside what pydicom takes along by itself.
 DISPLAY_TAGS = (
     "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction",
@@ -56,21 +60,73 @@ def read_dicom(source: str | Path | bytes, max_pixels: int | None = None) -> Ima
         raise missing_extra("pydicom", "dicom") from error
 
     def file() -> Any:
-        return BytesIO(source) if isinstance(source, bytes) else str(source)
+        return BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
-    size = pydicom.dcmread(file(), stop_before_pixels=True, specific_tags=["Rows", "Columns", "NumberOfFrames"])
-    if "Rows" not in size or "Columns" not in size:
-        raise DicomError("this DICOM file holds no image (a report or a document, perhaps)")
-    if max_pixels is not None and size.Rows * size.Columns > max_pixels:
-        raise DicomError(f"it has {size.Columns} x {size.Rows} pixels, more than the {max_pixels:,} allowed")
+    with file() as opened:
+        _check_syntax(opened)
+        frame = _check_size(opened, max_pixels)
     header = pydicom.Dataset()
     tags = [pydicom.tag.Tag(name) for name in DISPLAY_TAGS]
     try:
-        frame = int(size.get("NumberOfFrames") or 1) // 2
-        values = pixel_array(file(), ds_out=header, specific_tags=tags, index=frame)
+        with file() as opened:
+            values = pixel_array(opened, ds_out=header, specific_tags=tags, index=frame)
     except (AttributeError, RuntimeError, NotImplementedError) as error:
         raise DicomError(f"its image cannot be decoded: {' '.join(str(error).split())}") from error
     return _picture(values, header)
+
+
+def _check_syntax(file: BinaryIO) -> None:
+    """Refuse a file that is deflated as a whole: whoever reads its first element has unpacked it all."""
+    from pydicom.filereader import read_dataset, read_preamble
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    read_preamble(file, force=False)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        raise DicomError("it is deflated as a whole (transfer syntax 1.2.840.10008.1.2.1.99); store it unpacked")
+    file.seek(0)
+
+
+def _check_size(file: BinaryIO, max_pixels: int | None) -> int:
+    """Index of the central frame, which is as large as the header says and no larger than allowed."""
+    import pydicom
+
+    names = ["Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", *OFFSETS]
+    header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=names)
+    if "Rows" not in header or "Columns" not in header:
+        raise DicomError("this DICOM file holds no image (a report or a document, perhaps)")
+    if max_pixels is not None and header.Rows * header.Columns > max_pixels:
+        raise DicomError(f"it has {header.Columns} x {header.Rows} pixels, more than the {max_pixels:,} allowed")
+    frames = int(header.get("NumberOfFrames") or 1)
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if syntax is not None and not syntax.is_private and syntax.is_encapsulated and file.read(4) == PIXEL_DATA:
+        file.seek(8, SEEK_CUR)  # its representation and length
+        offsets = tuple(header[name].value for name in OFFSETS) if all(name in header for name in OFFSETS) else None
+        encoded = pydicom.encaps.get_frame(file, frames // 2, number_of_frames=frames, extended_offsets=offsets)
+        try:
+            _check_frame(encoded, syntax, header)
+        except CodestreamError as error:
+            raise DicomError(str(error)) from error
+    return frames // 2
+
+
+def _check_frame(encoded: bytes, syntax: Any, header: Any) -> None:
+    """Refuse a frame that unpacks to another size than the header's, by which the decoder would not be bound."""
+    from pydicom import uid
+
+    if syntax == uid.RLELossless:
+        check_run_lengths(encoded, header.Rows * header.Columns)
+        return
+    if syntax in uid.JPEG2000TransferSyntaxes:
+        found = jpeg2000_size(encoded)
+    elif syntax in uid.JPEGTransferSyntaxes or syntax in uid.JPEGLSTransferSyntaxes:
+        found = jpeg_size(encoded)
+    else:
+        return  # pydicom has no decoder for it
+    expected = (header.Columns, header.Rows, header.get("SamplesPerPixel", 1))
+    if found != expected:
+        sizes = [f"{width} x {height} pixels of {samples}" for width, height, samples in (found, expected)]
+        raise DicomError(f"its compressed image has {sizes[0]} samples, though the header says {sizes[1]}")
 
 
 def _picture(values: np.ndarray, header: Any) -> Image.Image:
@@ -89,26 +145,33 @@ def _picture(values: np.ndarray, header: Any) -> Image.Image:
     return _monochrome(values, header, inverted=kind == "MONOCHROME1")
 
 
-def _monochrome(values: np.ndarray, header: Any, inverted: bool) -> Image.Image:
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+def _monochrome(stored: np.ndarray, header: Any, inverted: bool) -> Image.Image:
+    from pydicom.pixels import apply_voi_lut
 
-    stored = values
-    values = apply_modality_lut(values, header)
     if header.get("VOILUTSequence"):
-        values, low, high = apply_voi_lut(values, header), 0, 2 ** int(header.VOILUTSequence[0].LUTDescriptor[2]) - 1
+        low, high = 0, 2 ** int(header.VOILUTSequence[0].LUTDescriptor[2]) - 1
     elif header.get("WindowWidth") is not None and header.get("WindowCenter") is not None:
         # The darkest and the brightest value that the window can give.
         low, high = apply_voi_lut(np.array([-1e12, 1e12]), header)
-        values = apply_voi_lut(values, header)
     elif stored.dtype == np.uint8 and header.BitsStored == 8:
         return Image.fromarray(255 - stored if inverted else stored)
     else:
         # Nothing says how bright to show it: the rule for deep images of any format decides.
-        values = stored.astype(np.int32) - min(int(stored.min()), 0)
-        return Image.fromarray(2 ** int(header.BitsStored) - 1 - values if inverted else values)
+        values = stored.astype(np.int32)
+        values -= min(int(values.min()), 0)
+        return Image.fromarray(
+            np.subtract(2 ** int(header.BitsStored) - 1, values, out=values) if inverted else values
+        )
+    return Image.fromarray(by_strips(stored, lambda strip: _windowed(strip, header, low, high, inverted)))
+
+
+def _windowed(stored: np.ndarray, header: Any, low: float, high: float, inverted: bool) -> np.ndarray:
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    values = apply_voi_lut(apply_modality_lut(stored, header), header)
     shares = ((values.astype(np.float64) - low) / max(high - low, 1e-12)).clip(0, 1)
-    return Image.fromarray(np.rint(255 * (1 - shares if inverted else shares)).astype(np.uint8))
+    return np.rint(255 * (1 - shares if inverted else shares)).astype(np.uint8)
 
 
 def _eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
-    return values.astype(np.uint8) if bits <= 8 else (values.astype(np.uint32) >> (bits - 8)).astype(np.uint8)
+    return values.astype(np.uint8) if bits <= 8 else np.right_shift(values, bits - 8).astype(np.uint8)

@@ -9,6 +9,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..runs.errors import RetFoundError
 from .dicom import DICOM_SUFFIXES, DicomError, is_dicom, read_dicom
+from .strips import by_strips
 
 IMAGE_SUFFIXES: tuple[str, ...] = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm",
@@ -115,11 +116,15 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 def _deep_to_rgb(values: np.ndarray) -> Image.Image:
     is_unit = values.dtype.kind == "f"
-    values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
-    largest = values.max(initial=0)
+    largest = np.where(np.isfinite(values), values, 0).max(initial=0) if is_unit else values.max(initial=0)
     ranges = [1] * is_unit + [2**bits - 1 for bits in SENSOR_BITS]
-    white = next((limit for limit in ranges if largest <= limit), largest)
-    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert("RGB")
+    white = float(next((limit for limit in ranges if largest <= limit), largest))
+
+    def scaled(strip: np.ndarray) -> np.ndarray:
+        finite = np.nan_to_num(strip.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        return np.rint(finite.clip(min=0) * (255 / white)).astype(np.uint8)
+
+    return Image.fromarray(by_strips(values, scaled)).convert("RGB")
 
 
 def _reason(error: Exception, source: object) -> str:
