@@ -17,6 +17,7 @@ TARGETS = {
     "multi_label_classification": "Any number of labels for each image",
     "regression": "Numbers for each image",
 }
+OLDEST = 89  # years that may be told; HIPAA's safe harbour wants all above as one group
 AGE_COLUMNS, SEX_COLUMNS = ("age", "patient_age"), ("sex", "gender", "patient_sex")
 
 
@@ -88,10 +89,16 @@ def _training_data(job: FinetuneJob, data: str) -> str:
 
 def _population(rows: pd.DataFrame) -> str:
     found = []
-    if age := next((name for name in AGE_COLUMNS if name in rows), None):
-        ages = pd.to_numeric(rows[age], errors="coerce").dropna()
-        found += [f"Age of the patients, by image: mean {ages.mean():.1f}, {ages.min():.0f} to {ages.max():.0f}."]
+    age = next((name for name in AGE_COLUMNS if name in rows), None)
+    ages = pd.to_numeric(rows[age], errors="coerce").dropna() if age else pd.Series(dtype=float)
+    if len(ages):
+        span = f"{_age(ages.min())} to {_age(ages.max())}" if ages.min() <= OLDEST else _age(ages.max())
+        found += [f"Age of the patients, by image: mean {_age(ages.mean(), decimals=1)}, {span}."]
     if sex := next((name for name in SEX_COLUMNS if name in rows), None):
         counts = rows[sex].fillna("unknown").astype(str).value_counts()
         found += [f"Sex, by image: {', '.join(f'{name} {count}' for name, count in counts.items())}."]
     return " ".join(found)
+
+
+def _age(years: float, decimals: int = 0) -> str:
+    return f"{years:.{decimals}f}" if years <= OLDEST else f"{OLDEST + 1}+"

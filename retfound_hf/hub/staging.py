@@ -14,6 +14,9 @@ from ..runs.files import write_json
 from .contents import Contents, read_json
 from .remote_code import MODEL_CODE, PROCESSOR_MAP, bundle
 
+# Where a snippet loads a folder by its name, which need not be the folder's any more; ids of the Hub have a slash.
+LOADED = re.compile(r"""(\bfrom_pretrained\((?:\w+, *)?|\bload_\w+\(|\bmodel=)(["'])[^"'/\n]+\2""")
+
 
 @contextmanager
 def staged(contents: Contents, repo_id: str, base_model: str | None = None) -> Iterator[Path]:
@@ -89,7 +92,7 @@ def _rewrite_card(contents: Contents, stage: Path, repo_id: str, base_model: str
     from huggingface_hub import ModelCard
 
     path = stage / "README.md"
-    text = path.read_text(encoding="utf-8").replace(f'"{contents.folder.resolve().name}"', f'"{repo_id}"')
+    text = LOADED.sub(rf'\1"{repo_id}"', path.read_text(encoding="utf-8"))
     card = ModelCard(text, ignore_metadata_errors=True)
     bases = _ids(base_model or card.data.to_dict().get("base_model"))
     if contents.kind == "adapter":

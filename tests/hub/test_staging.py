@@ -1,6 +1,7 @@
 """The folder that is uploaded holds nothing of the machine it was made on."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,23 @@ def test_no_path_of_this_machine_is_sent(request, place, name):
         assert not [text for text in texts if str(place) in text or Path(text).is_absolute()]
         for path in (*stage.glob("*.md"), *stage.glob("*.csv"), *stage.glob("*.py")):
             assert str(place) not in path.read_text(), path.name
+
+
+@pytest.mark.parametrize("name", ["base", "classifier", "adapter"])
+@pytest.mark.parametrize("renamed", ["another", "image-classification"])
+def test_the_snippets_of_a_renamed_folder_load_what_is_published(workshop, tmp_path, name, renamed):
+    place = Path(shutil.copytree(workshop / name, tmp_path / renamed))
+    card = place / "README.md"
+    card.write_text(
+        f"{card.read_text()}\n`AutoModel.from_pretrained('{name}')`, not `from_pretrained(\"org/other\")`.\n"
+    )
+    before = card.read_text()
+    with staged(read_contents(place), "org/name", "org/base") as stage:
+        text = (stage / "README.md").read_text()
+    loads = re.compile(r"""(?:from_pretrained\((?:model, )?|load_\w+\(|model=)["']([^"']+)["']""")
+    expected = ["org/other" if found == "org/other" else "org/name" for found in loads.findall(before)]
+    assert len(expected) > 3 and loads.findall(text) == expected
+    assert text.count('pipeline("image-classification"') == before.count('pipeline("image-classification"')
 
 
 @pytest.mark.parametrize("name", ["classifier", "adapter"])
