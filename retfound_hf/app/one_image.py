@@ -7,17 +7,18 @@ from PIL import Image
 from torch import Tensor
 
 from ..images.reading import read_image
+from ..images.window import Window
 from ..runs.errors import RetFoundError
 from .examples import Example
 from .limits import Limits
 from .markup import describe, message, own_html, render
 from .pictures import Photo, data_uri, photo_of
 from .reader import Reader
-from .relevance import relevance_layer
+from .relevance import input_window, relevance_layer
+from .sessions import remembered
 from .uploads import Upload, drop_zone
 
 OPACITY = 80
-KEPT_SECONDS = 900
 NO_PICTURE = "The image will be here, with what the model looked at laid over it."
 NO_ANSWER = "The answer will be here."
 PICK = """
@@ -37,18 +38,24 @@ element.addEventListener("input", event => {
 
 @dataclass(frozen=True)
 class Seen:
-    """What a session keeps of its last image, in memory, so that maps for other classes can be made."""
+    """What a session keeps of its last image, in memory, so that maps for other classes can be made.
 
-    image: Image.Image
-    pixel_values: Tensor
+    Attributes:
+        photo: the image as it is shown.
+        window: where on the photo the network's input lies.
+        pixel_values: (1, 3, height, width), that input.
+    """
+
     photo: Photo
+    window: Window
+    pixel_values: Tensor
 
 
 def one_image_tab(reader: Reader, limits: Limits, examples: list[Example], use: str) -> None:
     """Build the tab within the current gradio page; `use` is the card's word on intended use."""
     import gradio
 
-    seen = gradio.State(None, time_to_live=KEPT_SECONDS)
+    seen = remembered()
     with gradio.Row(equal_height=False):
         with gradio.Column(scale=6, min_width=320):
             zone = drop_zone(label="Image: JPEG, PNG, TIFF or DICOM", height=140, elem_id="rf-zone")
@@ -108,14 +115,16 @@ def look(reader: Reader, image: Image.Image, name: str) -> tuple[str, Seen, str]
     """The answer as HTML, what is kept for maps, and the class that they first speak of."""
     answer = reader.answer(image)
     target = reader.class_names[int(answer.scores.argmax())]
-    return describe(reader, answer, name, image.size), Seen(image, answer.pixel_values, photo_of(image)), target
+    photo = photo_of(image)
+    kept = Seen(photo, input_window(reader, image, photo.size), answer.pixel_values)
+    return describe(reader, answer, name, image.size), kept, target
 
 
 def explained(reader: Reader, kept: Seen, target: str) -> str:
     """The picture with its relevance layer as HTML, or with the reason why there is none."""
     facts = {"photo": kept.photo.uri, "target": target, "opacity": OPACITY}
     try:
-        layer, top = relevance_layer(reader, kept.image, kept.pixel_values, target, kept.photo.size)
+        layer, top = relevance_layer(reader, kept.pixel_values, kept.window, target, kept.photo.size)
     except RetFoundError as error:
         return render("picture", **facts, heat="", note=f"No relevance map: {error}")
     return render("picture", **facts, heat=data_uri(layer, "PNG"), top=top)

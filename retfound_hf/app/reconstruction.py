@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ..explain.painting import COLUMNS, paint, sheet_row
@@ -14,6 +15,7 @@ from ..runs.errors import RetFoundError
 from .limits import Limits
 from .markup import message, own_html, render
 from .pictures import data_uri
+from .sessions import remembered
 from .uploads import Upload, drop_zone
 
 SHOWN = 448  # pixels, whatever the network's input is
@@ -37,9 +39,12 @@ class Painter:
         self.processor = load_processor(name_or_path)
         self.mask_ratio: float = self.model.config.mask_ratio
 
-    def paint(self, image: Image.Image, mask_ratio: float, seed: int) -> tuple[list[Image.Image], float]:
+    def prepared(self, image: Image.Image) -> Tensor:
+        """The network's input (1, 3, height, width)."""
+        return self.processor(image, return_tensors="pt")["pixel_values"]
+
+    def paint(self, pixel_values: Tensor, mask_ratio: float, seed: int) -> tuple[list[Image.Image], float]:
         """The pictures named in `COLUMNS`, and the mean error of the hidden patches as the loss counts it."""
-        pixel_values = self.processor(image, return_tensors="pt")["pixel_values"]
         found = paint(self.model, pixel_values, ["page"], self.processor, mask_ratio, seed)
         hidden = found.mask[0]
         loss = float(found.error[0][hidden].mean()) if hidden.any() else 0.0
@@ -51,7 +56,7 @@ def reconstruction_tab(painter: Painter, limits: Limits) -> None:
     """Build the tab within the current gradio page."""
     import gradio
 
-    kept = gradio.State(None, time_to_live=900)
+    kept = remembered()
     with gradio.Row(equal_height=False):
         with gradio.Column(scale=6, min_width=320):
             zone = drop_zone(label="Image: JPEG, PNG, TIFF or DICOM", height=140, elem_id="rf-paint-zone")
@@ -67,13 +72,15 @@ def reconstruction_tab(painter: Painter, limits: Limits) -> None:
         if not uploads:
             return gradio.skip(), gradio.skip(), None
         try:
-            image = read_image(uploads[0].take(), max_pixels=limits.pixels)
+            pixel_values = painter.prepared(read_image(uploads[0].take(), max_pixels=limits.pixels))
         except RetFoundError as error:
             return message(error, uploads[0].name), None, None
-        return show(image, share, number), image, None
+        return show(pixel_values, share, number), pixel_values, None
 
-    def show(image: Image.Image | None, share: float, number: float) -> str:
-        return gradio.skip() if image is None else describe_painting(painter, image, share, int(number or 0))
+    def show(pixel_values: Tensor | None, share: float, number: float) -> str:
+        if pixel_values is None:
+            return gradio.skip()
+        return describe_painting(painter, pixel_values, share, int(number or 0))
 
     options = {"concurrency_limit": 2, "concurrency_id": "paint", "show_progress": "minimal"}
     zone.upload(receive, [zone, ratio, seed], [painted, kept, zone], show_progress_on=painted, **options)
@@ -81,9 +88,9 @@ def reconstruction_tab(painter: Painter, limits: Limits) -> None:
     seed.change(show, [kept, ratio, seed], painted, **options)
 
 
-def describe_painting(painter: Painter, image: Image.Image, mask_ratio: float, seed: int) -> str:
+def describe_painting(painter: Painter, pixel_values: Tensor, mask_ratio: float, seed: int) -> str:
     """The three pictures side by side, as HTML."""
-    pictures, loss = painter.paint(image, mask_ratio, seed)
+    pictures, loss = painter.paint(pixel_values, mask_ratio, seed)
     scale = max(1, SHOWN // pictures[0].width)
     rows = []
     for name, picture in zip(COLUMNS, pictures, strict=True):

@@ -5,26 +5,31 @@ from torch import Tensor
 
 from ..explain.pictures import colour_layer, heat_on_image
 from ..explain.relevance import relevance
+from ..images.window import Window
 from .reader import Reader
 
 
+def input_window(reader: Reader, image: Image.Image, size: tuple[int, int]) -> Window:
+    """Where the network's input lies on an image that is shown at `size`."""
+    window = reader.processor.input_window(image, reader.processor.crop_box(image))
+    return window.scaled(size[0] / image.width, size[1] / image.height)
+
+
 def relevance_layer(
-    reader: Reader, image: Image.Image, pixel_values: Tensor, target: str, size: tuple[int, int]
+    reader: Reader, pixel_values: Tensor, window: Window, target: str, size: tuple[int, int]
 ) -> tuple[Image.Image, float]:
     """A transparent layer of colour that lies on the image shown at `size`, and what its hottest colour stands for.
 
     The layer shows what lies above the average of the image's patches; the hottest colour is so many times that.
 
     Args:
-        image: as it was read; its field of view tells where the network's input lies in it.
-        pixel_values: (1, 3, height, width), the network's input made from it.
+        pixel_values: (1, 3, height, width), the network's input made from the image.
+        window: its `input_window` at that size.
         target: name of the class that the map speaks of.
 
     Raises:
         RetFoundError: an architecture of which no map can be made.
     """
     maps = relevance(reader.model, pixel_values, reader.class_names.index(target))
-    window = reader.processor.input_window(image, reader.processor.crop_box(image))
-    on_shown = window.scaled(size[0] / image.width, size[1] / image.height)
-    heat = heat_on_image(maps.patches[0].numpy(), on_shown, size)
+    heat = heat_on_image(maps.patches[0].numpy(), window, size)
     return colour_layer(heat.values, opacity=1.0), heat.top

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..runs.errors import RetFoundError, missing_extra
 from .limits import Limits
+from .sessions import forget_sessions
 from .uploads import place_uploads_apart, private_folder
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -81,6 +82,7 @@ def serve(
     from .theme import theme
 
     place_uploads_apart()
+    forget_sessions()
     limits = limits or Limits()
     is_autoencoder = "ForPreTraining" in str(read_config(model).architectures)
     reader = None if is_autoencoder else Reader(model)

@@ -15,7 +15,7 @@ from retfound_hf.app.one_image import explained, look
 from retfound_hf.app.page import build_page
 from retfound_hf.app.reader import Reader
 from retfound_hf.app.reconstruction import Painter
-from retfound_hf.app.relevance import relevance_layer
+from retfound_hf.app.relevance import input_window, relevance_layer
 from retfound_hf.explain.relevance import relevance
 
 
@@ -39,7 +39,9 @@ def test_the_layer_lies_where_the_network_looked(reader, photograph):
     """The hottest place of the layer is the hottest patch, through crop, resize and the page's own reduction."""
     image = photograph(2, 1200)
     answer = reader.answer(image)
-    layer, top = relevance_layer(reader, image, answer.pixel_values, "glaucoma", (800, 600))
+    layer, top = relevance_layer(
+        reader, answer.pixel_values, input_window(reader, image, (800, 600)), "glaucoma", (800, 600)
+    )
     alpha = np.asarray(layer)[..., 3]
     assert layer.size == (800, 600) and top >= 3
     # Nothing is claimed about the surround, of which the network saw no more than the corners of its square.
