@@ -32,8 +32,9 @@ def test_what_the_commands_make_passes_offline(workshop, name, capsys):
 def test_names_of_patients_and_paths_stay_at_home(workshop, capsys):
     publish(workshop / "classifier", "org/name", dry_run=True)
     listed, left_out = capsys.readouterr().out.split("files ", 1)
-    assert "predictions.csv" not in listed and "run.json" not in listed
-    assert "left out (names of images and patients): predictions.csv, validation/predictions.csv" in left_out
+    assert not [name for name in ("predictions.csv", "splits.csv", "run.json") if name in listed]
+    names = "predictions.csv, splits.csv, validation/predictions.csv"
+    assert f"left out (names of images and patients): {names}" in left_out
     assert "left out (paths of this machine): run.json" in left_out
 
 
