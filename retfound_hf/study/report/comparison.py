@@ -73,6 +73,7 @@ def _main_table(found: StudyResults, test: pd.DataFrame, metric: str) -> Table:
     rows = test[test["metric"] == metric].sort_values("mean", ascending=metric in LOWER_IS_BETTER)
     reference = found.study.reporting.reference
     cells, emphasis = [], set()
+    counted = rows["seeds"].nunique() > 1  # else the lead says it
     for place, row in enumerate(rows.itertuples()):
         if row.model == reference:
             emphasis.add(place)
@@ -82,14 +83,14 @@ def _main_table(found: StudyResults, test: pd.DataFrame, metric: str) -> Table:
             difference += f" ({interval(row.difference_low, row.difference_high)})"
         cells.append(
             [
-                label_of(found, row.model, row.method), number(row.mean), f"{row.seeds}", interval(row.low, row.high),
-                interval(row.seeds_low, row.seeds_high), against, difference, p_value(row.p_value),
-                p_value(row.p_holm),
+                label_of(found, row.model, row.method), number(row.mean), *([f"{row.seeds}"] if counted else []),
+                interval(row.low, row.high), interval(row.seeds_low, row.seeds_high), against, difference,
+                p_value(row.p_value), p_value(row.p_holm),
             ]
         )  # fmt: skip
     columns = [
-        "model", metric_name(metric), "trainings", "95% CI, patients", "95% CI, trainings", "against",
-        "difference (95% CI)", "p", "p, Holm",
+        "model", metric_name(metric), *(["trainings"] if counted else []), "95% CI, patients", "95% CI, trainings",
+        "against", "difference (95% CI)", "p", "p, Holm",
     ]  # fmt: skip
     fraction = max(found.study.fractions)
     labels = "all training labels" if fraction == 1 else f"{share(fraction)} of the training labels"
