@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
+from ..data.checks import listed
 from ..runs.errors import RetFoundError
-from .kinds import ACCEPTED, HEAD, is_image_name, is_scan, listed
+from .kinds import ACCEPTED, HEAD, is_image_name, is_scan
 
 # Deflate reaches 1,000 on zeros; photographs stay below 2, empty scans below 20.
 MAX_RATIO = 100

@@ -1,6 +1,5 @@
 """Which of many files are images: by name, or as DICOM by content, which hospital media name without a suffix."""
 
-from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from ..images.dicom import MAGIC, PREAMBLE, is_dicom
@@ -9,7 +8,6 @@ from ..images.reading import IMAGE_SUFFIXES
 HEAD = PREAMBLE + len(MAGIC)
 INDEX = "DICOMDIR"  # DICOM too, with the medium's table of contents and no image
 ACCEPTED = f"{', '.join(IMAGE_SUFFIXES)}, or DICOM of any name"
-LISTED = 5
 
 
 def is_image_name(name: str) -> bool:
@@ -19,9 +17,3 @@ def is_image_name(name: str) -> bool:
 def is_scan(name: str, head: bytes) -> bool:
     """Whether a file of which `head` is the start (`HEAD` bytes) is DICOM that may hold an image."""
     return is_dicom(head) and PurePosixPath(name).name.upper() != INDEX
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names as part of a sentence."""
-    more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more

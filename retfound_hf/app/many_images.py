@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from ..data.checks import listed
 from ..images.quality import assess_quality
 from ..images.reading import UnreadableImageError, read_image
 from ..inference.report import predictions_table
 from ..runs.errors import RetFoundError
 from .contents import contents, count, images_among, told_apart
-from .kinds import ACCEPTED, listed
+from .kinds import ACCEPTED
 from .limits import Limits
 from .markup import message, own_html, render
 from .reader import Reader

@@ -24,7 +24,7 @@ PATIENTS = re.compile(r"(patient|subject|person|participant|pat)s?[ _.-]?(id|ide
 def listed(names: Iterable[object], limit: int = 5) -> str:
     """The first `limit` names, and how many more there are."""
     names = [str(name) for name in names]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
 
 
 def check_columns(table: pd.DataFrame, wanted: Sequence[str], source: object, option: str) -> None:
