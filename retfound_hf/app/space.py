@@ -86,20 +86,26 @@ def _code() -> dict[str, str]:
     templates = next(path for path in TEMPLATES if path.is_dir())
     paths |= {Path("model_cards") / path.name: path for path in templates.glob("*.md")}
     found = {f"retfound_hf/{inside.as_posix()}": paths[inside].read_text(encoding="utf-8") for inside in sorted(paths)}
-    if text := metadata.distribution(NAME).read_text("licenses/LICENSE"):
+    installed = _installed()
+    if text := installed and installed.read_text("licenses/LICENSE"):
         found["retfound_hf/LICENSE"] = text
     return found
 
 
+def _installed() -> metadata.Distribution | None:
+    """This package as pip installed it; a Python started in a checkout sees its egg-info first, which may be old."""
+    return next((known for known in metadata.distributions(name=NAME) if known.read_text("WHEEL")), None)
+
+
 def _requirements() -> list[str]:
     """What this package and its page need, as it was installed."""
-    try:
-        stated = metadata.requires(NAME) or []
-    except metadata.PackageNotFoundError as error:
+    installed = _installed()
+    if installed is None:
         raise RetFoundError(
             f"{NAME} is not installed, so that the Space cannot be told what it needs; run `pip install -e .` in the "
             "checkout"
-        ) from error
+        )
+    stated = installed.requires or []
     wanted = {"", *(f'extra == "{extra}"' for extra in EXTRAS)}
     split = [line.partition(";") for line in stated]
     return [requirement.strip() for requirement, _, marker in split if marker.strip() in wanted]

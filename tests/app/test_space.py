@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -66,6 +65,10 @@ def test_the_space_installs_nothing_of_the_projects_name(tmp_path):
 
 
 def test_the_space_carries_code_and_nothing_that_lies_beside_it(tmp_path, monkeypatch):
+    egg = tmp_path / "checkout" / "retfound_hf.egg-info"
+    egg.mkdir(parents=True)
+    (egg / "PKG-INFO").write_text("Name: retfound-hf\nVersion: 0\n")
+    monkeypatch.syspath_prepend(egg.parent)
     package = Path(shutil.copytree(ROOT / "retfound_hf", tmp_path / "retfound_hf"))
     (package / "patients.csv").write_text("P0001")
     monkeypatch.setattr("retfound_hf.app.space.PACKAGE", package)
@@ -100,10 +103,7 @@ def test_the_space_runs_where_the_package_is_not_installed(tmp_path, classifier_
 
 
 def test_requirements_that_are_not_known_are_said_to_be_missing(tmp_path, monkeypatch):
-    def absent(name):
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr("retfound_hf.app.space.metadata.requires", absent)
+    monkeypatch.setattr("retfound_hf.app.space.metadata.distributions", lambda **wanted: [])
     with pytest.raises(RetFoundError, match=r"retfound-hf is not installed.*pip install -e"):
         write_space(tmp_path, "org/my-classifier")
 
