@@ -15,6 +15,7 @@ from ..inference.report_arguments import ReportArguments
 from ..inference.units import to_level
 from ..runs.errors import RetFoundError
 from .job import FinetuneJob
+from .lora import trained_head
 
 
 @dataclass
@@ -66,9 +67,7 @@ def fold_temperature(model: nn.Module, temperature: float) -> None:
     `config.calibration_temperature` records the division; transformers refuses the plain name in models of images.
     """
     network = model.base_model.model if hasattr(model, "peft_config") else model
-    head = network.classifier
-    if hasattr(head, "modules_to_save"):
-        head = head.modules_to_save[model.active_adapter]
+    head = trained_head(model)
     head.weight.div_(temperature)
     head.bias.div_(temperature)
     earlier = getattr(network.config, "calibration_temperature", 1.0)

@@ -13,6 +13,7 @@ from ..models.image_processing import RetFoundImageProcessor
 from ..runs.errors import RetFoundError
 from .arguments import DataArguments, FinetuneTrainingArguments, MethodArguments, ModelArguments
 from .models import build_classifier
+from .target_scale import TargetScale
 from .targets import label_options
 
 PRECISIONS = {(True, False): "fp16", (False, True): "bf16", (False, False): "no"}
@@ -75,12 +76,11 @@ def make_job(
         targets, labelled.class_names, labelled.problem_type, method_args.class_weights, args.label_smoothing_factor
     )
     drop_path = method_args.drop_path if method_args.method == "full" else 0.0
+    # Predicted numbers start at the mean: a head near zero would first spend epochs on reaching it.
+    scale = TargetScale.of(targets) if labelled.problem_type == "regression" else None
     model = build_classifier(
-        model_args.model_name_or_path, model_args.config_name, options, drop_path, model_args.image_size
+        model_args.model_name_or_path, model_args.config_name, options, drop_path, model_args.image_size, scale
     )
-    if labelled.problem_type == "regression":
-        # Predictions start at the mean: a head near zero would first spend epochs on reaching it.
-        model.classifier.bias.data.copy_(model.classifier.bias.new_tensor(targets.reshape(len(targets), -1).mean(0)))
     processor = _processor(model_args, model)
     prepared = {
         split: prepare_split(

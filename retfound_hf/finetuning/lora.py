@@ -29,6 +29,12 @@ def add_lora(
     )
 
 
+def trained_head(model: nn.Module) -> nn.Linear:
+    """The last linear layer: of a network, or that which an adapter trains."""
+    head = model.base_model.model.classifier if hasattr(model, "peft_config") else model.classifier
+    return head.modules_to_save[model.active_adapter] if hasattr(head, "modules_to_save") else head
+
+
 def save_adapter(model: nn.Module, processor: RetFoundImageProcessor, folder: str | Path) -> None:
     """Write the adapter with its head, the labels' configuration and the preprocessing."""
     config = model.peft_config[model.active_adapter]

@@ -11,6 +11,7 @@ from ..models.modeling import RetFoundForImageClassification
 from ..models.starting_points import resolve
 from ..models.starting_weights import load_network, network_config
 from ..runs.errors import RetFoundError
+from .target_scale import TargetScale
 
 
 def build_classifier(
@@ -19,6 +20,7 @@ def build_classifier(
     labels: dict[str, Any],
     drop_path: float = 0.0,
     image_size: int | None = None,
+    target_scale: TargetScale | None = None,
 ) -> PreTrainedModel:
     """A classifier with a head for `labels`, everything else from the folder, or from scratch for a preset.
 
@@ -29,6 +31,7 @@ def build_classifier(
         labels: `num_labels`, `id2label`, `label2id`, `problem_type`, and `label_smoothing`, `class_weights`,
             `target_scale` for the loss.
         image_size: of a preset that is trained from scratch; trained positions are interpolated instead.
+        target_scale: of a regression: a fresh head predicts the mean.
 
     Raises:
         RetFoundError: weights of the encoder that are missing, or an adapter in place of a model.
@@ -39,7 +42,9 @@ def build_classifier(
             config = RetFoundConfig.from_preset(config_name, **labels, **size, drop_path_rate=drop_path)
         except ValueError as error:
             raise RetFoundError(f"--config_name {config_name}: {error}") from error
-        return RetFoundForImageClassification(config)
+        model = RetFoundForImageClassification(config)
+        _scale_fresh_head(model, target_scale)
+        return model
     name_or_path = resolve(name_or_path)
     if is_adapter(name_or_path):
         raise RetFoundError(f"{name_or_path} is a LoRA adapter; fine-tune from a folder written with --merge")
@@ -51,6 +56,7 @@ def build_classifier(
     model, is_whole = load_network(name_or_path, stored, network_config(stored, **options), classifier=True)
     if not (has_head and is_whole):
         reset_head(model)
+        _scale_fresh_head(model, target_scale)
     return model
 
 
@@ -59,3 +65,8 @@ def reset_head(model: PreTrainedModel) -> None:
     nn.init.trunc_normal_(model.classifier.weight, std=2e-5)
     nn.init.zeros_(model.classifier.bias)
     model.fc_norm.reset_parameters()
+
+
+def _scale_fresh_head(model: PreTrainedModel, target_scale: TargetScale | None) -> None:
+    if target_scale is not None:
+        target_scale.put_into(model.classifier)

@@ -7,6 +7,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from ..runs.errors import RetFoundError
+from .target_scale import TargetScale
 
 
 def label_options(
@@ -30,8 +31,7 @@ def label_options(
     if problem_type == "regression":
         if class_weights != "none":
             raise RetFoundError("--class_weights balanced needs classes, and the targets are numbers")
-        scale = targets.reshape(len(targets), -1).std(axis=0)
-        options["target_scale"] = [float(value) or 1.0 for value in scale]
+        options["target_scale"] = TargetScale.of(targets).scale.tolist()
     elif class_weights == "balanced":
         options["class_weights"] = _balanced(targets, len(class_names), problem_type).tolist()
     return options

@@ -17,6 +17,7 @@ from ..models.image_processing import RetFoundImageProcessor
 from ..models.losses import classification_loss
 from .arguments import FinetuneTrainingArguments
 from .optimization import layer_decay_groups
+from .target_scale import TargetScale
 
 # A loss of some units moves AUROC by less than one pair out of 100,000 would.
 TIE_BREAK = 1e-6
@@ -40,6 +41,7 @@ class FinetuneTrainer(Trainer):
         evaluation_collator: turns images into batches without augmentation.
         sampler: of the training set; None shuffles.
         layer_decay: learning-rate factor between layers; None leaves Trainer's own optimiser.
+        target_scale: of a regression, whose head gives standard deviations while it is trained.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class FinetuneTrainer(Trainer):
         evaluation_collator: Collator,
         sampler: Sampler | None = None,
         layer_decay: float | None = None,
+        target_scale: TargetScale | None = None,
         **kwargs: Any,
     ):
         model, args = kwargs["model"], kwargs["args"]
@@ -58,6 +61,7 @@ class FinetuneTrainer(Trainer):
         super().__init__(**kwargs, callbacks=[Clock()])
         self.evaluation_collator = evaluation_collator
         self.sampler = sampler
+        self.target_scale = target_scale
         # The loss below is a batch mean, which Trainer divides by the accumulation steps.
         self.model_accepts_loss_kwargs = False
 
@@ -98,6 +102,8 @@ class FinetuneTrainer(Trainer):
         """The classifier's own loss, for stock models too, whose classes know no weights and no soft labels."""
         labels = inputs["labels"]
         outputs = model(pixel_values=inputs["pixel_values"])
+        if self.target_scale:
+            outputs.logits = self.target_scale.to_units(outputs.logits)
         loss = classification_loss(outputs.logits, labels, self.accelerator.unwrap_model(model).config)
         return (loss, outputs) if return_outputs else loss
 

@@ -10,7 +10,8 @@ from ..inference.forward import head_inputs
 from .augmentation import Mix, TrainingPixels
 from .job import FinetuneJob
 from .linear import fit_head
-from .lora import add_lora
+from .lora import add_lora, trained_head
+from .target_scale import TargetScale
 from .targets import balanced_sampler
 from .trainer import make_trainer
 
@@ -26,10 +27,13 @@ def train_network(job: FinetuneJob, checkpoint: str | None = None) -> tuple[Any,
     """
     method = job.method_args
     model, layer_decay = job.model, method.layer_decay
+    train, val = job.prepared["train"], job.prepared["val"]
+    scale = TargetScale.of(train.targets) if job.labelled.problem_type == "regression" else None
+    if scale:
+        scale.take_from(model.classifier)
     if method.method == "lora":
         model = add_lora(model, method.lora_rank, method.lora_alpha, method.lora_dropout, method.lora_targets)
         layer_decay = None
-    train, val = job.prepared["train"], job.prepared["val"]
     sampler = None
     if method.sampler == "balanced":
         sampler = balanced_sampler(train.targets, job.labelled.problem_type, job.args.seed)
@@ -52,11 +56,14 @@ def train_network(job: FinetuneJob, checkpoint: str | None = None) -> tuple[Any,
         job.labelled.class_names,
         sampler=sampler,
         layer_decay=layer_decay,
+        target_scale=scale,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if method.method == "lora" and method.merge:
         model = model.merge_and_unload()
+    if scale:
+        scale.put_into(trained_head(model))
     return model, trainer.state.log_history
 
 

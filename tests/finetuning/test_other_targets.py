@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from retfound_hf import RetFoundForImageClassification
 from retfound_hf.inference.evaluate_command import main as evaluate_main
 
 
@@ -52,6 +53,43 @@ def test_numbers(run, table_set, tmp_path):
     assert done.metrics["r2"] > 0.4
     assert evaluated(done.folder, table_set, tmp_path / "evaluation", "--label_columns", "level") == done.metrics
     assert list((done.folder / "plots").glob("*.png"))
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_unit_of_a_number_changes_nothing(run, table_set, tmp_path, method):
+    source = pd.read_csv(table_set)
+    units = {"level": (1, 0), "small": (1e-3, 0), "large": (1000, 5e5)}
+    for name, (factor, offset) in units.items():
+        source[name] = factor * source["level"] + offset
+    source["image"] = [str(table_set.parent / image) for image in source["image"]]
+    source.to_csv(tmp_path / "units.csv", index=False)
+    found = {}
+    for name, (factor, offset) in units.items():
+        done = run(
+            data=str(tmp_path / "units.csv"), label_columns=[name], problem_type="regression", method=method,
+            num_train_epochs=3, learning_rate=3e-3, output_dir=str(tmp_path / name),
+        )  # fmt: skip
+        found[name] = done, (done.predictions["prediction"] - offset) / factor, done.history
+    _, plain, history = found["level"]
+    assert plain.std() > 0.1  # the head has moved
+    for done, back, other in (found["small"], found["large"]):
+        assert back.to_numpy() == pytest.approx(plain.to_numpy(), abs=0.02)
+        losses = [[entry["loss"] for entry in log if "loss" in entry] for log in (history, other)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+        assert done.metrics["r2"] == pytest.approx(found["level"][0].metrics["r2"], abs=0.01)
+
+
+def test_a_trained_regression_goes_on_from_what_it_knows(run, job, table_set, tmp_path):
+    data = {"data": str(table_set), "label_columns": ["level"], "problem_type": "regression"}
+    first = run(**data, num_train_epochs=20, learning_rate=5e-3, layer_decay=0.9)
+    model = job(**data, model_name_or_path=str(first.folder)).model
+    known = RetFoundForImageClassification.from_pretrained(first.folder)
+    assert model.classifier.bias.item() == known.classifier.bias.item()
+    again = run(
+        **data, model_name_or_path=str(first.folder), num_train_epochs=1, learning_rate=1e-8,
+        output_dir=str(tmp_path / "again"),
+    )  # fmt: skip
+    assert again.metrics["mae"] == pytest.approx(first.metrics["mae"], rel=1e-3)
 
 
 def test_several_numbers(run, table_set):
