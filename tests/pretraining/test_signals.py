@@ -92,8 +92,13 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_bit(
 
 def test_a_second_sigint_stops_at_once(tiny_arguments, monkeypatch, tmp_path):
     signal_at(monkeypatch, 9, signal.SIGINT, signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(*tiny_arguments(tmp_path / "stopped", **OPTIONS))
+    # A shell starts what it puts into the background with SIGINT ignored, and so these tests too.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(*tiny_arguments(tmp_path / "stopped", **OPTIONS))
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert not list((tmp_path / "stopped").glob("checkpoint-*"))
 
 
