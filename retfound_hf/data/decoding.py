@@ -42,6 +42,13 @@ class Decoder:
         image.save(png, "PNG", compress_level=1)
         return {"image": {"bytes": png.getvalue(), "path": None}, "reason": ""}
 
+    def can_decode(self, source: str | bytes) -> bool:
+        try:
+            self.decode(source)
+        except UnreadableImageError:
+            return False
+        return True
+
     def decode(self, source: str | bytes | Image.Image) -> Image.Image:
         """The prepared image, 8-bit RGB."""
         side = min(self.size.values())

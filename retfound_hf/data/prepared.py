@@ -52,7 +52,8 @@ def prepare_images(
     """Read, crop and resize every image of a labelled set once.
 
     The result lies in a folder of `cache_dir` named after the images (path, size and time of change, or bytes) and
-    the options. It appears there whole or not at all, and another call with the same images and options takes it.
+    the options. It appears there whole or not at all, and another call with the same images and options takes it,
+    unless a file that could not be read then can be read now: a share that was away for a moment is no bad image.
 
     Args:
         rows: columns `id` and `image` (path or bytes), as in `LabelledSet.table`.
@@ -80,11 +81,12 @@ def prepare_images(
         raise RetFoundError("no images to prepare; the split is empty")
     cache = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "retfound"
     folder = cache / f"images-{fingerprint(rows, sorted(size.items()), crop, exact)}"
-    if not folder.is_dir():
+    decoder = Decoder(dict(size), crop, exact, is_worker=num_workers > 0)
+    if not _is_done(folder, rows, decoder):
         with one_at_a_time(folder):  # of several runs on the same images one decodes
-            if not folder.is_dir():
-                _write(folder, rows, Decoder(dict(size), crop, exact, is_worker=num_workers > 0), num_workers)
-    rejected = [tuple(entry) for entry in json.loads((folder / "rejected.json").read_text(encoding="utf-8"))]
+            if not _is_done(folder, rows, decoder):
+                _write(folder, rows, decoder, num_workers)
+    rejected = _rejected(folder)
     if rejected:
         named = listed(f"{path}: {reason}" for path, reason in rejected)
         if on_bad_image == "error":
@@ -96,6 +98,18 @@ def prepare_images(
             raise RetFoundError(f"none of the {len(rows)} images can be read ({named})")
         logger.warning("%d of %d images cannot be read and are left out (%s)", len(rejected), len(rows), named)
     return PreparedImages(datasets.load_from_disk(str(folder / "images")), rejected)
+
+
+def _rejected(folder: Path) -> list[tuple[str, str]]:
+    return [tuple(entry) for entry in json.loads((folder / "rejected.json").read_text(encoding="utf-8"))]
+
+
+def _is_done(folder: Path, rows: pd.DataFrame, decoder: Decoder) -> bool:
+    """Whether the images lie there, and none of the rejected files can be read after all."""
+    if not folder.is_dir():
+        return False
+    files = {image for image in rows["image"] if isinstance(image, str)}
+    return not any(decoder.can_decode(name) for name, _ in _rejected(folder) if name in files)
 
 
 def _write(folder: Path, rows: pd.DataFrame, decoder: Decoder, num_workers: int) -> None:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from retfound_hf.data import decoding
 from retfound_hf.data.prepared import prepare_images
+from retfound_hf.images.reading import UnreadableImageError
 from retfound_hf.models.image_processing import RetFoundImageProcessor
 from retfound_hf.runs.errors import RetFoundError
 
@@ -162,11 +163,30 @@ def test_bad_images_can_be_left_out(prepare, damaged, caplog, num_workers):
     assert "7 of 10 images cannot be read and are left out" in caplog.text
 
 
-def test_refused_images_are_not_decoded_again_to_skip_them(prepare, damaged, monkeypatch):
+def test_good_images_are_not_decoded_again_to_skip_the_others(prepare, damaged, monkeypatch):
+    reading, done = decoding.read_image, []
     with pytest.raises(RetFoundError):
         prepare(damaged)
-    monkeypatch.setattr(decoding, "read_image", lambda *_, **__: pytest.fail("decoded again"))
+    monkeypatch.setattr(decoding, "read_image", lambda *words, **more: done.append(reading(*words, **more)))
     assert len(prepare(damaged, on_bad_image="skip").images) == 3
+    assert done == []
+
+
+def test_a_file_that_could_not_be_read_for_a_moment_is_read_later(prepare, rows, monkeypatch):
+    reading = decoding.read_image
+
+    def away(source, **options):
+        if str(source) == rows["image"][1]:
+            raise UnreadableImageError(f"cannot read {source}: the share is away")
+        return reading(source, **options)
+
+    monkeypatch.setattr(decoding, "read_image", away)
+    assert prepare(on_bad_image="skip").images["row"][:] == [0, 2]
+    with pytest.raises(RetFoundError, match=r"1 of 3 images cannot be read .*the share is away"):
+        prepare()
+    monkeypatch.undo()
+    prepared = prepare()
+    assert prepared.images["row"][:] == [0, 1, 2] and prepared.rejected == []
 
 
 def test_nothing_left(prepare, damaged):
