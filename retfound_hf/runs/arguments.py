@@ -144,4 +144,6 @@ def _parser(types: Sequence[type], description: str) -> Any:
 
 def _unknown_option(word: str, known: Sequence[str]) -> str:
     name = word.split("=")[0]
-    return f"unknown option {name}{nearest(name, known) or '; --help lists the options'}"
+    # Without the dashes, which make every option look like every other.
+    near = nearest(name.removeprefix("--"), [option.removeprefix("--") for option in known])
+    return f"unknown option {name}{near.replace('mean ', 'mean --', 1) or '; --help lists the options'}"

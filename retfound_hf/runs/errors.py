@@ -23,5 +23,5 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 def nearest(name: str, accepted: Iterable[str]) -> str:
     """`; did you mean X?` for a mistyped name, or an empty string when none is near."""
-    found = difflib.get_close_matches(name, list(accepted), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name, list(accepted), n=1)
     return f"; did you mean {found[0]}?" if found else ""
