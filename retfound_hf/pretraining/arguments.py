@@ -114,6 +114,8 @@ class PretrainingArguments:
     def __post_init__(self) -> None:
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             raise RetFoundError(f"--num_train_epochs {self.num_train_epochs} must be above 0")
+        if not 0 <= self.seed < 2**32:
+            raise RetFoundError(f"--seed {self.seed} must be at least 0 and below 2**32")
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
             if getattr(self, name) < 1:
                 raise RetFoundError(f"--{name} {getattr(self, name)} must be at least 1")

@@ -3,11 +3,14 @@
 import errno
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from ..runs.errors import RetFoundError, one_line
-from ..runs.files import move_into, refuse_existing
+from ..runs.files import move_into, only_writer, refuse_existing
 from ..runs.record import write_run_record
 from .arguments import DataArguments, ModelArguments, PretrainingArguments
 from .assembly import make_accelerator, prepare
@@ -38,6 +41,22 @@ def pretrain(model_args: ModelArguments, data_args: DataArguments, args: Pretrai
     if checkpoint is None and (args.resume_from_checkpoint is None or (output_dir / "config.json").exists()):
         refuse_existing(output_dir, args.overwrite_output_dir)
     accelerator = make_accelerator(args, output_dir)
+    with only_writer(output_dir) if accelerator.is_main_process else nullcontext():
+        accelerator.wait_for_everyone()
+        # Another run may have written a later one before it let go of the folder.
+        checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
+        return _pretrain(model_args, data_args, args, accelerator, checkpoint, started)
+
+
+def _pretrain(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: PretrainingArguments,
+    accelerator: Accelerator,
+    checkpoint: Path | None,
+    started: float,
+) -> Path | None:
+    output_dir = Path(args.output_dir)
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         remove_leftovers(output_dir)

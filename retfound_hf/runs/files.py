@@ -18,6 +18,7 @@ MODEL_FILES = {
     "adapter_config.json",
     "adapter_model.safetensors",
 }
+PATIENCE = 20  # a killed run's loader processes, which inherit its lock, and one that saves its last steps
 
 
 @contextmanager
@@ -96,6 +97,33 @@ def one_at_a_time(path: str | Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keep a folder to the process that writes it, however that ends.
+
+    Raises:
+        RetFoundError: another process has it, and does not end within `PATIENCE` seconds.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=PATIENCE)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RetFoundError(
+            f"output folder {folder}: another run writes there; wait for its end, stop it, or choose another folder"
+        ) from None
+    except NotImplementedError:  # a network file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def open_to_all(folder: Path) -> None:

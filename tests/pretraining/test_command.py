@@ -36,6 +36,8 @@ from retfound_hf.runs.errors import RetFoundError
         ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size 0 must be at least 1"),
         ({"per_device_train_batch_size": 300}, "has 203 images, and one step takes 300 .*; give a smaller --per"),
         ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps 0 must be at least 1"),
+        ({"seed": -1}, r"--seed -1 must be at least 0 and below 2\*\*32"),
+        ({"seed": 2**32}, "--seed 4294967296 must be at least 0"),
         ({"logging_steps": 0}, "--logging_steps 0 must be at least 1"),
         ({"save_steps": -1}, "--save_steps -1 must be at least 0"),
         ({"save_total_limit": -1}, "--save_total_limit -1 must be at least 0"),

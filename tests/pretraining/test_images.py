@@ -194,7 +194,19 @@ def test_the_fingerprint_of_many_rows_looks_at_some_and_counts_all():
     ids = [str(number) for number in range(5000)]
 
     def of(ids: list[str]) -> str:
-        return fingerprint(datasets.Dataset.from_dict({"id": ids}))
+        return fingerprint(datasets.Dataset.from_dict({"id": ids, "image": [None] * len(ids)}))
 
     assert of(["same"] * 5000) != of(["same"] * 5001)
     assert of(ids) == of(list(ids)) != of(ids[1:] + ids[:1])
+
+
+def test_the_fingerprint_tells_other_pixels_under_the_same_names():
+    def table(*contents: bytes) -> datasets.Dataset:
+        rows = {"id": [f"{row}" for row in range(len(contents))], "image": [{"bytes": one} for one in contents]}
+        features = datasets.Features({"id": datasets.Value("string"), "image": datasets.Image(decode=False)})
+        return datasets.Dataset.from_dict(rows, features=features)
+
+    assert fingerprint(table(b"a", b"b")) == fingerprint(table(b"a", b"b"))
+    assert (
+        len({fingerprint(table(*contents)) for contents in ((b"a", b"b"), (b"a", b"c"), (b"a",), (b"b", b"a"))}) == 4
+    )

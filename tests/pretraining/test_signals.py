@@ -162,6 +162,20 @@ def test_a_signalled_process_group_ends_with_status_0(pretrain_words, uninterrup
     assert_goes_on(folder, uninterrupted, tiny_arguments)
 
 
+def test_a_run_whose_launcher_is_gone_stops_with_a_checkpoint(pretrain_words, uninterrupted, tiny_arguments, tmp_path):
+    """For one process `accelerate launch` dies of a signal and hands it on to nobody."""
+    folder = tmp_path / "stopped"
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    with Started(tmp_path, pretrain_words(folder, **OPTIONS), launcher) as started:
+        (training,) = started.descendants
+        started.process.terminate()
+        started.process.wait(timeout=60)
+        assert psutil.wait_procs([training], timeout=60)[1] == []
+        output, _ = started.process.communicate(timeout=60)
+    assert "stopped by the end of its launcher after step" in output.splitlines()[-1]
+    assert_goes_on(folder, uninterrupted, tiny_arguments)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["launcher", "worker", "all"])
 def test_two_processes_stop_together(pretrain_words, tiny_arguments, tmp_path, who):

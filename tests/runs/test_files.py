@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from retfound_hf import RetFoundError
-from retfound_hf.runs.files import move_into, whole_file, whole_folder, write_json
+from retfound_hf.runs.files import move_into, only_writer, whole_file, whole_folder, write_json
 
 
 def names(folder) -> set[str]:
@@ -218,3 +218,21 @@ def test_one_process_at_a_time_makes_a_file(tmp_path):
     said = [process.communicate(timeout=600)[0] for process in started]
     assert sorted(said) == ["", "made\n"]
     assert [found.name for found in path.parent.iterdir()] == ["made.txt"]
+
+
+def test_a_folder_has_one_writer_until_it_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("retfound_hf.runs.files.PATIENCE", 0.2)
+    folder = tmp_path / "out"
+    code = (
+        "import sys, time; from pathlib import Path; from retfound_hf.runs.files import only_writer\n"
+        "with only_writer(Path(sys.argv[1])):\n"
+        "    print('mine', flush=True); time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "mine\n"
+        with pytest.raises(RetFoundError, match="another run writes there"), only_writer(folder):
+            pass
+        other.kill()
+    with only_writer(folder):
+        pass
+    assert list(tmp_path.iterdir()) == []
