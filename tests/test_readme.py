@@ -236,6 +236,8 @@ def test_maps_table_equals_the_recorded_result():
             assert cell.strip() == " / ".join(f"{run[method][name]:.{digits}f}" for run in record["sanity"])
         assert cells[-1].strip() == f"{cost:.1f}"
     costs = record["cost"]["retfound-cfp"]
+    said = re.search(r"forward pass of ViT-L, which is \*\*([\d.]+)\*\* s an image", README)[1]
+    assert said == f"{costs['forward_seconds_per_image']:.2f}"
     assert costs["relevance"] < costs["relprop"] < costs["integrated_gradients"]
     for run in record["sanity"]:
         methods = ("relevance", "relprop", "rollout", "integrated_gradients")
