@@ -1,8 +1,9 @@
 """The jobs of a study: every cell once, under an id that tells what it is and hashes what its result depends on."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..runs.errors import RetFoundError
@@ -76,7 +77,7 @@ def plan_jobs(study: Study, tasks: Sequence[Task]) -> tuple[Job, ...]:
                             )
                         )
     _check_distinct(jobs)
-    return tuple(jobs)
+    return _told_apart(jobs)
 
 
 def part_of(jobs: Sequence[Job], part: str | None) -> tuple[Job, ...]:
@@ -116,3 +117,18 @@ def _check_distinct(jobs: Sequence[Job]) -> None:
                 "the same weights and options; leave one of them out"
             )
         seen[digest] = job
+
+
+def _told_apart(jobs: Sequence[Job]) -> tuple[Job, ...]:
+    """Jobs with ids of their own.
+
+    The same images under two names that begin alike (`Set A`, `set-a`) give the same id: there the labels enter the
+    digest. All other ids stay, since finished jobs are found by them.
+    """
+    count = Counter(job.id for job in jobs)
+    return tuple(replace(job, id=_with_labels(job)) if count[job.id] > 1 else job for job in jobs)
+
+
+def _with_labels(job: Job) -> str:
+    name, digest = job.id.rsplit("-", 1)
+    return f"{name}-{digest_of({'digest': digest, 'labels': [job.data, job.model, job.method]})}"
