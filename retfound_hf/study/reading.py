@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.bootstrap import MIN_DEFINED
 from ..runs.errors import RetFoundError
 from .options import FINETUNE_OPTIONS, TRAINING_OPTIONS
 from .section import Section, one_of, read_yaml
@@ -135,6 +136,11 @@ def _reporting(file: Section, models: tuple[Model, ...]) -> Reporting:
     for name, value in whole.items():
         if value < 0:
             raise RetFoundError(f"{section.at(name)}: {value} must be at least 0")
+    if 0 < whole["resamples"] < MIN_DEFINED:
+        raise RetFoundError(
+            f"{section.at('resamples')}: {whole['resamples']} are too few for a 95% interval; give at least "
+            f"{MIN_DEFINED}, or 0 for no intervals over patients"
+        )
     return Reporting(
         reference=section.choice("reference", labels, labels[0]),
         level=section.choice("level", ("image", "eye", "patient"), "image"),

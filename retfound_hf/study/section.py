@@ -43,11 +43,13 @@ class Section:
         return one_of(self.values.get(key, default), accepted, self.at(key)) if key in self.values else default
 
     def items(self, key: str, kind: type | tuple[type, ...], default: Sequence[Any] = ()) -> tuple[Any, ...]:
-        """A list without repetitions; a single value stands for a list of one."""
+        """A list without repetitions; a single value stands for a list of one. It is empty only if `default` is."""
         value = self.values.get(key)
         if value is None:
             return tuple(default)
         listed = tuple(value if isinstance(value, list) else [value])
+        if default and not listed:
+            raise RetFoundError(f"{self.at(key)}: the list is empty; name at least one, or leave {key} out")
         for item in listed:
             if not isinstance(item, kind) or isinstance(item, bool):
                 raise RetFoundError(f"{self.at(key)}: {item!r} is not accepted in this list")
@@ -59,20 +61,21 @@ class Section:
         """Numbers above 0 and up to 1, in ascending order."""
         found = tuple(sorted(float(value) for value in self.items(key, (int, float), default)))
         wrong = [value for value in found if not 0 < value <= 1]
-        if wrong or not found:
-            raise RetFoundError(f"{self.at(key)}: {wrong or 'an empty list'} is not accepted; give shares such as 0.1")
+        if wrong:
+            raise RetFoundError(f"{self.at(key)}: {wrong} is not accepted; give shares such as 0.1")
         return found
 
     def named(self, key: str) -> dict[str, Any]:
         """A mapping from names to settings; a list of names is one whose settings are empty or the names."""
         value = self.values.get(key)
-        entries = {name: name for name in value} if isinstance(value, list) else value
-        if not isinstance(entries, Mapping) or not entries:
+        if not isinstance(value, (list, Mapping)) or not value:
             raise RetFoundError(f"{self.at(key)} must map names to settings, found {value!r}")
-        for name in entries:
+        for name in value:
             if not isinstance(name, str) or not name.strip() or "/" in name or name.startswith("."):
                 raise RetFoundError(f"{self.at(key)}: {name!r} is no name; give text without / and no dot before it")
-        return dict(entries)
+            if isinstance(value, list) and value.count(name) > 1:
+                raise RetFoundError(f"{self.at(key)}: {name!r} is listed twice")
+        return {name: name for name in value} if isinstance(value, list) else dict(value)
 
 
 def one_of(value: Any, accepted: Collection[str], place: str) -> Any:
@@ -107,5 +110,10 @@ def read_yaml(path: Path) -> Any:
         )
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise RetFoundError(
+            f"study file {path} is not UTF-8 text (byte {error.start}: {error.object[error.start]:#04x}); save it as "
+            "UTF-8"
+        ) from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
         raise RetFoundError(f"study file {path} is not valid YAML: {' '.join(str(error).split())}") from error

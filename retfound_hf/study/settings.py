@@ -88,7 +88,7 @@ class Reporting:
         level: what counts as one case: `image`, `eye` or `patient`; the images of a case are joined by `aggregation`.
         aggregation: `mean` or `max` of the probabilities.
         label_conflicts: images of a case with different labels: `error`, or `max` for the highest of them.
-        resamples: of the bootstrap over patients.
+        resamples: of the bootstrap over patients, at least 100; 0 for no intervals and tests over patients.
         subgroups: columns of the data, such as `camera`, in which groups are compared.
         sensitivity, specificity: operating points, each the rate at which the other one is given.
         examples: images shown per class that are right, and wrong, with the highest confidence.

@@ -47,13 +47,51 @@ from retfound_hf.study.text import study_text
         ({"fractions": [0, 1]}, r"fractions: \[0.0\] is not accepted"),
         ({"seeds": [1, 1]}, "seeds: 1 is listed twice"),
         ({"seeds": ["one"]}, "seeds: 'one' is not accepted"),
+        ({"seeds": []}, "seeds: the list is empty; name at least one, or leave seeds out"),
+        ({"metrics": []}, "metrics: the list is empty; name at least one"),
+        ({"fractions": []}, "fractions: the list is empty; name at least one"),
+        ({"reporting": {"sensitivity": []}}, "reporting > sensitivity: the list is empty; name at least one"),
+        ({"models": []}, r"models must map names to settings, found \[\]"),
+        ({"methods": []}, r"methods must map names to settings, found \[\]"),
+        ({"methods": [["linear"]]}, r"methods: \['linear'\] is no name"),
+        ({"methods": ["linear", "linear"]}, "methods: 'linear' is listed twice"),
+        ({"methods": "linear"}, "methods must map names to settings, found 'linear'"),
+        ({"data": {"D": {"data": "inside", "external": [["x"]]}}}, r"data > D > external: \['x'\] is no name"),
+        (
+            {"reporting": {"resamples": 99}},
+            "reporting > resamples: 99 are too few for a 95% interval; give at least 100, or 0 for no intervals",
+        ),
+        ({"reporting": {"resamples": -1}}, "reporting > resamples: -1 must be at least 0"),
         ({"models": {"a/b": "first"}}, "'a/b' is no name"),
         ({"models": None}, "models is missing"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(study_file, parts, message):
-    with pytest.raises(RetFoundError, match=message):
+    with pytest.raises(RetFoundError, match=message) as caught:
         read_settings(study_file(**parts))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_may_be_none_or_no_more_than_one(study_file):
+    study = read_settings(study_file(seeds=3, metrics="auprc", reporting={"resamples": 0, "subgroups": []}))
+    assert (study.seeds, study.metrics, study.reporting.subgroups) == ((3,), ("auprc",), ())
+    assert study.reporting.resamples == 0
+    assert read_settings(study_file(reporting={"resamples": 100})).reporting.resamples == 100
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("name: Müller\n".encode("latin-1"), r"is not UTF-8 text \(byte 7: 0xfc\); save it as UTF-8"),
+        ("name: Trial\n".encode("utf-16"), r"is not UTF-8 text \(byte 0: 0xff\); save it as UTF-8"),
+        (b"name: 2020-13-45\n", "is not valid YAML: month must be in 1..12"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_said_in_one_line(tmp_path, content, message):
+    (tmp_path / "odd.yaml").write_bytes(content)
+    with pytest.raises(RetFoundError, match=message) as caught:
+        read_settings(tmp_path / "odd.yaml")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_key_written_twice_is_refused(tmp_path):
