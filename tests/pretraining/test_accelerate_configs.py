@@ -15,7 +15,7 @@ MACHINES_PROCESSES_PRECISION = {
 
 @pytest.mark.parametrize("name", MACHINES_PROCESSES_PRECISION)
 def test_says_what_its_name_says(name):
-    config = load_config_from_file(FOLDER / name)
+    config = load_config_from_file(str(FOLDER / name))
     found = config.num_machines, config.num_processes, config.mixed_precision
     assert found == MACHINES_PROCESSES_PRECISION[name]
     assert config.distributed_type == ("NO" if config.num_processes == 1 else "MULTI_GPU")
