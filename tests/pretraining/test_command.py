@@ -54,7 +54,7 @@ from retfound_hf.runs.errors import RetFoundError
             "--num_prototypes is not an option .*which has --temperature, --head_width",
         ),
         ({"objective": "simclr", "mask_ratio": 0.5}, "--mask_ratio is not an option of --objective simclr"),
-        ({"objective": "swav", "sinkhorn_epsilon": 1e-3}, "--sinkhorn_epsilon 0.001 must be at least 0.0125"),
+        ({"objective": "swav", "sinkhorn_epsilon": 0}, "--sinkhorn_epsilon 0.0 must be above 0"),
         ({"objective": "dino", "sinkhorn_epsilon": 0.03}, "--sinkhorn_epsilon is not an option of --objective dino"),
         ({"objective": "simclr", "temperature": 0}, "--temperature 0.0 must be above 0"),
         ({"objective": "simclr", "config_name": "retfound-tiny"}, "exclude each other with --objective simclr"),

@@ -8,9 +8,6 @@ from ...runs.errors import RetFoundError
 # Those that not every objective has.
 OPTIONS = ("temperature", "teacher_momentum", "num_prototypes", "head_width", "local_crops", "sinkhorn_epsilon")
 
-# exp(1 / epsilon) must be a float32.
-MIN_EPSILON = 0.0125
-
 
 @dataclass(kw_only=True)
 class ObjectiveArguments:
@@ -50,8 +47,8 @@ class ObjectiveArguments:
             raise RetFoundError(f"--head_width {self.head_width} must be at least 1")
         if self.local_crops is not None and self.local_crops < 0:
             raise RetFoundError(f"--local_crops {self.local_crops} must be at least 0")
-        if self.sinkhorn_epsilon is not None and not self.sinkhorn_epsilon >= MIN_EPSILON:
-            raise RetFoundError(f"--sinkhorn_epsilon {self.sinkhorn_epsilon} must be at least {MIN_EPSILON}")
+        if self.sinkhorn_epsilon is not None and not self.sinkhorn_epsilon > 0:
+            raise RetFoundError(f"--sinkhorn_epsilon {self.sinkhorn_epsilon} must be above 0")
 
     def refuse_others(self, objective: str, accepted: tuple[str, ...]) -> None:
         """Raise for an option that is set and that `objective` does not have."""

@@ -5,7 +5,6 @@ import torch
 from lightly.loss import SwaVLoss
 from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
 
-from retfound_hf.pretraining.objectives.options import MIN_EPSILON
 from retfound_hf.pretraining.objectives.swav import EPSILON, sinkhorn, swapped_prediction
 from retfound_hf.pretraining.order import step_generator
 
@@ -17,7 +16,7 @@ def test_assignments_by_hand():
     assert torch.allclose(sinkhorn(clear), (clear + 1) / 2, atol=1e-6)
 
 
-@pytest.mark.parametrize("epsilon", [0.05, MIN_EPSILON])
+@pytest.mark.parametrize("epsilon", [0.05, 0.0125])
 def test_assignments_use_all_prototypes_though_scores_do_not(epsilon):
     scores = torch.rand(32, 8, generator=torch.Generator().manual_seed(0)) * 0.2
     scores[:, 0] += 0.3
@@ -26,6 +25,38 @@ def test_assignments_use_all_prototypes_though_scores_do_not(epsilon):
     torch.testing.assert_close(codes.sum(dim=1), torch.ones(32))
     assert codes.sum(dim=0).min() > 2 and codes.sum(dim=0).max() < 6
     torch.testing.assert_close(codes, lightly_sinkhorn(scores, epsilon=epsilon), atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(32, 24), (64, 3000)])
+def test_assignments_at_the_published_epsilon_are_lightlys(shape):
+    scores = torch.rand(shape, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    torch.testing.assert_close(sinkhorn(scores), lightly_sinkhorn(scores, epsilon=0.05), atol=1e-6, rtol=0.0)
+
+
+def directions(count: int, seed: int) -> torch.Tensor:
+    """(count, 128), of unit length."""
+    found = torch.randn(count, 128, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(found, dim=1)
+
+
+@pytest.mark.parametrize("epsilon", [0.0125, 1e-3, 1e-45])
+def test_a_small_epsilon_leaves_equal_images_equal(epsilon):
+    """Sixty-four vectors at one of 3,000 prototypes: of most others they have shares that are no float32."""
+    prototypes = directions(3000, 1)
+    codes = sinkhorn((prototypes[:1] @ prototypes.T).expand(64, -1), epsilon)
+    torch.testing.assert_close(codes, torch.full((64, 3000), 1 / 3000))
+
+
+@pytest.mark.parametrize("epsilon", [0.02, 0.0125, 1e-3, 1e-45])
+def test_a_prototype_opposite_to_the_whole_batch_has_its_images(epsilon):
+    prototypes = directions(24, 1)
+    vectors = torch.nn.functional.normalize(prototypes[1] + 0.02 * directions(64, 2), dim=1)
+    prototypes[0] = -prototypes[1]
+    scores = vectors @ prototypes.T
+    assert scores[:, 0].max() < -0.99
+    codes = sinkhorn(scores, epsilon)
+    torch.testing.assert_close(codes.sum(dim=1), torch.ones(64))
+    assert codes.sum(dim=0)[0] > 0.6  # 64 / 24 after more than three iterations
 
 
 def test_a_smaller_epsilon_makes_assignments_sharper():
