@@ -41,7 +41,7 @@ def classify(model: PreTrainedModel, outputs: RetFoundModelOutput, labels: Tenso
     features = model.fc_norm(outputs.patch_mean)
     if getattr(model.config, "head_norm", "single") == "double":
         features = model.fc_norm(features)
-    logits = model.classifier(features)
+    logits = _classifier_logits(model.classifier, features)
     loss = None
     if labels is not None:
         if model.training and not any(parameter.requires_grad for parameter in model.classifier.parameters()):
@@ -53,3 +53,12 @@ def classify(model: PreTrainedModel, outputs: RetFoundModelOutput, labels: Tenso
     return ImageClassifierOutput(
         loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
     )
+
+
+def _classifier_logits(classifier: nn.Module, features: Tensor) -> Tensor:
+    """Logits in the precision of the weights: bfloat16 tells ages above 64 apart by half years, and ties ranks."""
+    device = features.device.type
+    if not torch.is_autocast_enabled(device):
+        return classifier(features)
+    with torch.autocast(device, enabled=False):
+        return classifier(features.to(next(classifier.parameters()).dtype))

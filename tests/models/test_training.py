@@ -165,3 +165,19 @@ def test_gradient_accumulation_equals_a_larger_batch(small_config, randomise, tm
     assert updates[0].abs().max() > 1e-3
     for update in updates[1:]:
         torch.testing.assert_close(update, updates[0], atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_keeps_the_digits_of_a_predicted_number(small_config, images, dtype):
+    config = small_config(num_labels=1, problem_type="regression")
+    model = RetFoundForImageClassification(config).eval()
+    with torch.no_grad():
+        model.classifier.bias.fill_(331.1)  # micrometres, of which bfloat16 knows every second one
+        expected = model(images()).logits
+        with torch.autocast("cpu", dtype):
+            found = model(images()).logits
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=1e-2, rtol=0)
+    training = model.train()(images(), labels=torch.full((2,), 331.0))
+    training.loss.backward()
+    assert torch.isfinite(model.classifier.weight.grad).all()
