@@ -39,7 +39,7 @@ def check_requests(job: FinetuneJob, decision: DecisionArguments, report: Report
     kind = job.labelled.problem_type
     if decision.calibrate and kind == "regression":
         raise RetFoundError("--calibrate scales probabilities, and regression has none; leave it out")
-    report.check_columns(job.labelled.table.columns, job.data_args.data)
+    report.check_columns(job.labelled.table, job.data_args.data)
     for split in ("val", "test"):
         rows, targets = job.prepared[split].rows, job.prepared[split].targets
         to_level(rows, targets, np.ones((len(rows), len(job.labelled.class_names))), kind, report)

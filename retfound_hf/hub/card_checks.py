@@ -8,6 +8,7 @@ from typing import Any
 
 from ..runs.errors import RetFoundError
 from .contents import Contents, read_json
+from .small_groups import check_no_small_groups
 
 PLACEHOLDERS = ("{{", "}}", "{%", "TODO", "TBD", "FIXME", "[More Information Needed]", "[optional]", "lorem ipsum")
 SECTIONS = ("Use", "Intended use", "Training data", "Preprocessing", "Limits", "Citation")
@@ -52,6 +53,7 @@ def check_card(contents: Contents, metadata: dict[str, Any], text: str) -> None:
     for name in SECTIONS + (RESULT_SECTIONS if contents.is_classifier else ()):
         if not sections.get(name, "").strip():
             raise RetFoundError(f"{path} has no section `## {name}`, or an empty one; write it")
+    check_no_small_groups(contents.folder, text)
     known = set(_results(contents.folder))
     labels = [str(label) for label in (contents.config.get("id2label") or {}).values()] + _groups(contents.folder)
     for name in RESULT_SECTIONS:

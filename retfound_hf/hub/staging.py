@@ -13,6 +13,7 @@ from ..runs.errors import RetFoundError
 from ..runs.files import write_json
 from .contents import Contents, read_json
 from .remote_code import MODEL_CODE, PROCESSOR_MAP, bundle
+from .small_groups import SUBGROUPS, hide_small_groups
 
 # Where a snippet loads a folder by its name, which need not be the folder's any more; ids of the Hub have a slash.
 LOADED = re.compile(r"""(\bfrom_pretrained\((?:\w+, *)?|\bload_\w+\(|\bmodel=)(["'])[^"'/\n]+\2""")
@@ -33,6 +34,8 @@ def staged(contents: Contents, repo_id: str, base_model: str | None = None) -> I
         for path in contents.files:
             (stage / path).parent.mkdir(parents=True, exist_ok=True)
             _link_or_copy(contents.folder / path, stage / path)
+            if Path(path).name == SUBGROUPS:
+                hide_small_groups(stage / path)
         for path in stage.glob("*config.json"):
             write_json(path, _without_paths(read_json(path)))
         _add_code(contents, stage)

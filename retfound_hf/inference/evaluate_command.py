@@ -66,7 +66,7 @@ def evaluate(
     )
     if arguments.split == "test":
         refuse_trained_images(arguments.model_name_or_path, labelled, arguments.data)
-    report.check_columns(labelled.table.columns, arguments.data)
+    report.check_columns(labelled.table, arguments.data)
     points = read_points(arguments.model_name_or_path, class_names, report)
     processor = load_processor(arguments.model_name_or_path)
     prepared = prepare_split(

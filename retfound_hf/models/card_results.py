@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.subgroups import FEWEST
+
 INTERVAL = "_ci95"
 INDEXED = ("auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "kappa", "quadratic_kappa", "r2", "mae")
 SUBGROUP_METRICS = ("auroc", "mae")  # the one of classifiers, the one of regression
@@ -49,7 +51,7 @@ def evaluation_text(folder: Path, of_what: str) -> str:
         parts.append(f"Undefined on these images: {', '.join(map(title, undefined))}.")
     subgroups = Path(folder) / "subgroups.csv"
     if subgroups.is_file():
-        parts += ["By group of patients (`subgroups.csv` has every metric):", _subgroups_table(subgroups)]
+        parts += _by_group(subgroups)
     return "\n\n".join(parts)
 
 
@@ -135,17 +137,26 @@ def _interval(metrics: dict[str, Any], name: str) -> str:
     return f"{number(found[0])} to {number(found[1])}" if found else ""
 
 
-def _subgroups_table(path: Path) -> str:
-    """The groups and the gaps between them, for the one metric that the card shows."""
+def _by_group(path: Path) -> list[str]:
+    """The groups and the gaps between them, for the one metric that the card shows.
+
+    Groups of few patients are left out: a card is public, and the figures of one or two patients are theirs.
+    """
     with path.open(encoding="utf-8", newline="") as file:
         found = [row for row in csv.DictReader(file) if row["metric"] in SUBGROUP_METRICS]
+    shown = [row for row in found if float(row["n"]) >= FEWEST]
     rows = []
-    for row in found[:MAX_SUBGROUPS]:
+    for row in shown[:MAX_SUBGROUPS]:
         interval = f"{_rounded(row['low'])} to {_rounded(row['high'])}" if row["low"] else ""
         value = _rounded(row["value"]) or "undefined"
         metric = title(row["metric"])
         rows.append([row["column"], row["group"], row["n"], metric, value, interval, _rounded(row["p_value"])])
-    return _table(["by", "group", "patients", "metric", "value", "95% interval", "p of a gap"], rows)
+    parts = ["By group of patients (`subgroups.csv` has every metric):"] if rows else []
+    parts += (
+        [_table(["by", "group", "patients", "metric", "value", "95% interval", "p of a gap"], rows)] if rows else []
+    )
+    left_out = len(shown) < len(found)
+    return [*parts, f"Groups of fewer than {FEWEST} patients are left out."] if left_out else parts
 
 
 def _rounded(cell: str) -> str:

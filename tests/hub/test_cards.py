@@ -110,6 +110,20 @@ def test_subgroups_and_temperature_are_shown(tmp_path):
     assert calibration_text(tmp_path, "regression").startswith("Not applicable")
 
 
+@pytest.mark.parametrize("patients", [1, 9])
+def test_no_card_shows_a_group_of_few_patients(tmp_path, patients):
+    (tmp_path / "metrics.json").write_text(json.dumps({"auroc": 0.75}))
+    rows = ["column,group,rows,metric,value,low,high,n,undefined,p_value"]
+    rows += [f"name,J. Doe,20,auroc,0.81234,,,{patients},0,", "sex,F,20,auroc,0.7,0.6,0.8,10,0,"]
+    (tmp_path / "subgroups.csv").write_text("\n".join(rows) + "\n")
+    text = evaluation_text(tmp_path, "the test split, 40 images")
+    assert "Doe" not in text and "0.812" not in text and "| sex | F | 10 | AUROC | 0.700 |" in text
+    assert text.endswith("\n\nGroups of fewer than 10 patients are left out.")
+    (tmp_path / "subgroups.csv").write_text("\n".join(rows[:2]) + "\n")
+    text = evaluation_text(tmp_path, "the test split, 40 images")
+    assert "Doe" not in text and "By group" not in text and text.endswith("are left out.")
+
+
 def test_cost_is_time_on_a_machine():
     assert cost_text(90, "2 CPU cores") == (
         "Measured: 90 seconds on 2 CPU cores. Power was not measured; no energy is claimed."

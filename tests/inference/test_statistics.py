@@ -141,7 +141,7 @@ def test_the_command(classifier_folder, labelled_table, tmp_path):
     words = [
         "--model_name_or_path", folder, "--data", labelled_table, "--output_dir", out, "--split", "all",
         "--dataloader_num_workers", "0", "--confidence_intervals", "--resamples", "100",
-        "--subgroup_columns", "patient_id",
+        "--subgroup_columns", "split",
     ]  # fmt: skip
     assert run_command(main, [str(word) for word in words]) == 0
     names = {path.name for path in out.iterdir()}
@@ -155,6 +155,9 @@ def test_the_command(classifier_folder, labelled_table, tmp_path):
     ("options", "message"),
     [
         (["--subgroup_columns", "patient"], "has no such column; it has label, patient_id, split; did you mean"),
+        (["--subgroup_columns", "patient_id"], "its groups are single patients or images"),
+        (["--subgroup_columns", "image"], "its groups are single patients or images"),
+        (["--subgroup_columns", "split", "id:1,2"], "--subgroup_columns id: its groups are single patients or images"),
         (["--subgroup_columns", "age:old"], "edges of bands are numbers, as in age:50,65"),
         (["--resamples", "10"], "--resamples 10 is too few for a 95% interval"),
         (["--level", "eye"], "--level eye needs eye for every image"),
@@ -167,6 +170,30 @@ def test_requests_that_cannot_be_met(classifier_folder, labelled_table, tmp_path
     assert run_command(main, [str(word) for word in words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_column_that_tells_who_somebody_is_makes_no_groups(predicted, known):
+    rows, _, _ = predicted
+    patients = rows["patient_id"]
+    number = patients.str[1:].astype(int)
+    table = rows.assign(
+        name="N. " + number.astype(str), exam=[f"e{row}" for row in range(240)], weight=number + 0.5,
+        pair="s" + (number // 2).astype(str), site=np.where(number < 30, "s" + number.astype(str), None),
+        patient_id=patients if known else None,
+    )  # fmt: skip
+    patients = 60 if known else 240
+    names = {"exam": patients} | ({"name": 60} if known else {})  # four images each: of one name, and four exams
+    for name, alone in names.items():
+        with pytest.raises(RetFoundError, match=rf"{name}: {alone} of the {patients} patients of set have a group of"):
+            ReportArguments(subgroup_columns=[name]).check_columns(table, "set")
+    # Numbers are cut into bands, half of the patients are unknown, and of a pair nobody is alone.
+    for text in ("weight", "pair", "site", "camera", "age:50,65", "weight:10"):
+        ReportArguments(subgroup_columns=[text]).check_columns(table, "set")
+    if known:
+        with pytest.raises(RetFoundError, match="weight: 60 of the 60 patients"):
+            edges = ",".join(str(edge) for edge in range(1, 60))
+            ReportArguments(subgroup_columns=[f"weight:{edges}"]).check_columns(table, "set")
 
 
 def test_every_option_has_help():
