@@ -24,7 +24,8 @@ class MoCoV3(JointEmbedding):
     """InfoNCE both ways between the predictions of one view and the momentum encoder's vectors of the other.
 
     Temperature 0.2; momentum 0.99, by half a cosine to 1; negatives are the images of all processes. The patch
-    projection of a ViT keeps its initial weights, without which training is not stable (section 4 there).
+    projection of a ViT keeps its initial weights, without which training is not stable (section 4 there). Of the
+    batch norms of a head the last has no weights, as in the released code for a ViT.
     """
 
     log_names: ClassVar[tuple[str, ...]] = ("embedding_spread",)
