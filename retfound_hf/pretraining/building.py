@@ -7,6 +7,7 @@ from ..runs.errors import RetFoundError
 from .arguments import ModelArguments, PretrainingArguments
 from .encoders import build_encoder
 from .objectives import find_objective
+from .objectives.across import num_processes
 from .objectives.base import Objective
 from .start import build_model
 
@@ -18,7 +19,8 @@ def build_objective(model_args: ModelArguments, args: PretrainingArguments, side
         side: of the stored images in pixels.
 
     Raises:
-        RetFoundError: an option that the objective does not have, or weights that it cannot start from.
+        RetFoundError: an option that the objective does not have, one image a step where it compares images, or
+            weights that it cannot start from.
     """
     name = model_args.objective
     objective_class = find_objective(name)
@@ -28,6 +30,11 @@ def build_objective(model_args: ModelArguments, args: PretrainingArguments, side
             f"--gradient_accumulation_steps {args.gradient_accumulation_steps}: {name} compares the images of a "
             "forward pass with each other, so that several small passes are not a large one; use more processes, or "
             "--gradient_checkpointing for a larger --per_device_train_batch_size"
+        )
+    if args.per_device_train_batch_size * num_processes() < 2 and not objective_class.adds_up:
+        raise RetFoundError(
+            f"--per_device_train_batch_size {args.per_device_train_batch_size}: {name} compares the images of a step "
+            "with each other, so that one alone teaches nothing; give at least 2, on one process or several"
         )
     build = build_model if objective_class.has_decoder else build_encoder
     objective = objective_class(build(model_args), side, model_args)

@@ -49,6 +49,13 @@ from retfound_hf.runs.errors import RetFoundError
             {"objective": "simclr", "gradient_accumulation_steps": 2},
             "--gradient_accumulation_steps 2: simclr compares the images of a forward pass with each other",
         ),
+        *(
+            (
+                {"objective": name, "per_device_train_batch_size": 1},
+                f"--per_device_train_batch_size 1: {name} compares the images of a step .*; give at least 2",
+            )
+            for name in ("simclr", "swav", "moco_v3")
+        ),
         (
             {"objective": "simclr", "num_prototypes": 9},
             "--num_prototypes is not an option .*which has --temperature, --head_width",

@@ -16,6 +16,8 @@ from retfound_hf.pretraining.objectives import OBJECTIVES
 # A run on a ResNet, whose batch norms see the images of all processes too.
 RESNET = "simclr-resnet"
 JOINT = [*sorted(OBJECTIVES.keys() - {"mae"}), RESNET]
+# A run with one image on each process.
+SINGLE = "single"
 # An epoch has 12 steps, the first of which some parameters do not take.
 STEPS, MIDDLE, GLOBAL_BATCH = 16, 8, 16
 SETTINGS = {
@@ -68,6 +70,9 @@ def two(command, tmp_path_factory) -> Path:
     """The same in two processes, started once for all."""
     folder = tmp_path_factory.mktemp("two")
     commands = [command(name, folder / name, 2) for name in JOINT]
+    commands.append(
+        [*command("moco_v3", folder / SINGLE, 2), "--per_device_train_batch_size", "1", "--max_steps", "4"]
+    )
     run_in_two(EACH, [json.dumps(commands)], folder)
     return folder
 
@@ -101,3 +106,9 @@ def test_two_processes_equal_one(one, two, name):
     for line, same in zip(lines(one / name), lines(two / name), strict=True):
         assert line["loss"] == pytest.approx(same["loss"], abs=1e-5)
         assert line["grad_norm"] == pytest.approx(same["grad_norm"], rel=1e-4)
+
+
+def test_one_image_on_each_of_two_processes_is_compared_with_the_other(two):
+    """On one process a single image is refused; here own and other are told apart, at first hardly."""
+    losses = [line["loss"] for line in lines(two / SINGLE)]
+    assert losses[0] > 0.1 and min(losses) > 0
