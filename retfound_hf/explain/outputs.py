@@ -1,4 +1,4 @@
-"""The folder that `explain` writes: pictures, arrays, a table and a contact sheet."""
+"""The folder that `explain` writes: pictures, arrays (float32), a table and a contact sheet."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -51,13 +51,14 @@ class Outputs:
         Args:
             row: of the table, without id and files.
             patches: (grid, grid) arrays for `maps.npz`, the same names for every image.
-            on_image: (height, width) of the picture, for `arrays/`.
+            on_image: (height, width) of the picture, for `arrays/`, saved as float32.
             tiles: the pictures for the contact sheet, one for each title.
             caption: below them.
         """
         name = self.names(item.source.id)
         picture.save(self.folder / PICTURES / f"{name}.png")
-        np.save(self.folder / ARRAYS / f"{name}.npy", on_image.astype(np.float16))
+        # Maps carry the scale of the logits: below 6e-5 float16 would leave a calibrated head's a few distinct levels.
+        np.save(self.folder / ARRAYS / f"{name}.npy", on_image.astype(np.float32))
         files = {"picture": f"{PICTURES}/{name}.png", "array": f"{ARRAYS}/{name}.npy"}
         self.rows.append({"id": item.source.id, **row, **files})
         window = [item.window.left, item.window.top, item.window.right, item.window.bottom]

@@ -77,12 +77,31 @@ def test_a_folder_of_images(model_folder, pictures, tmp_path):
         assert array.shape == (image.height, image.width)
         assert picture.height > image.height and picture.width >= image.width
         window = processor.input_window(image)
-        placed = window.place(expected.patches[0].numpy(), image.size)
-        np.testing.assert_allclose(array, placed, rtol=2e-2, atol=1e-6)
+        placed = window.place(stored["patches"][index], image.size)
+        assert array.dtype == np.float32 and array.max() > 0
+        np.testing.assert_allclose(array, placed, rtol=1e-6, atol=0)
         assert stored["window"][index].tolist() == [window.left, window.top, window.right, window.bottom]
         assert stored["image_size"][index].tolist() == list(image.size)
     record = json.loads((out / "run.json").read_text())
     assert record["images"] == 5 and record["arguments"]["method"] == "relevance" and record["rejected_images"] == []
+
+
+def test_maps_of_a_head_with_small_logits_keep_their_levels(classifier, processor, pictures, tmp_path):
+    """A head that calibration divided by 20 says nearly the same on another scale, in as many numbers."""
+    counts, maps = [], []
+    for divisor in (1, 20):
+        model = classifier()
+        with torch.no_grad():
+            model.classifier.weight.div_(divisor)
+            model.classifier.bias.div_(divisor)
+        model.save_pretrained(tmp_path / f"{divisor}")
+        processor.save_pretrained(tmp_path / f"{divisor}")
+        table = run(str(tmp_path / f"{divisor}"), pictures / "none" / "1.png", tmp_path / f"out-{divisor}")
+        maps.append(np.load(tmp_path / f"out-{divisor}" / table["array"][0]))
+        counts.append(len(np.unique(maps[-1])))
+    assert counts[0] > 1000 and min(counts) > 0.95 * counts[0]
+    assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] > 0.999
+    assert 20 * maps[1].max() == pytest.approx(maps[0].max(), rel=0.05)  # products of two layers shrink by 400
 
 
 def test_pictures_are_reduced_and_maps_with_them(model_folder, pictures, tmp_path):
