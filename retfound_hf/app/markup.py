@@ -4,6 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.temperature import is_uninformed
 from ..images.quality import Quality
 from .reader import PRESENT, Answer, Reader
 
@@ -76,6 +77,11 @@ def calibration(reader: Reader) -> str:
         return ""
     if reader.temperature is None:
         return "Not calibrated: read the numbers as an order, not as chances."
+    if is_uninformed(reader.temperature):
+        return (
+            "Not calibrated: on validation data the scores were hardly better than guessing, or far too sure; the "
+            "numbers say little."
+        )
     return f"Calibrated on validation data (temperature {reader.temperature:.2f})."
 
 

@@ -22,7 +22,8 @@ def fit_temperature(logits: Any, labels: Any, problem_type: ProblemType) -> floa
 
     Returns:
         Between 0.05 and 20; above 1 where the model was too sure. A set that is ranked without a fault has no best T,
-        the smaller the better: 1, with a warning.
+        the smaller the better: 1, with a warning. One on which the logits are no better than guessing has none
+        either, the larger the better: 20, with a warning; probabilities that hardly differ are then the honest ones.
 
     Raises:
         RetFoundError: regression, which has no probabilities.
@@ -42,6 +43,14 @@ def fit_temperature(logits: Any, labels: Any, problem_type: ProblemType) -> floa
 
     ends = -np.log(RANGE[1]), -np.log(RANGE[0])
     found = minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-6})
+    if loss(ends[0]) <= found.fun + 1e-9:
+        warnings.warn(
+            f"the temperature ends at its highest, {RANGE[1]:g}: on the {len(labels)} validation images the scores "
+            "are hardly better than guessing, or far too sure; the probabilities become nearly equal, and are not "
+            "calibrated",
+            stacklevel=2,
+        )
+        return RANGE[1]
     if loss(ends[1]) <= found.fun + 1e-9:
         warnings.warn(
             f"the {len(labels)} validation images are ranked without a fault, and tell nothing about calibration; the "
@@ -50,3 +59,8 @@ def fit_temperature(logits: Any, labels: Any, problem_type: ProblemType) -> floa
         )
         return 1.0
     return float(np.exp(-found.x))
+
+
+def is_uninformed(temperature: float) -> bool:
+    """Whether the fit ended at the highest temperature, so that validation gave no reason to trust the scores."""
+    return temperature >= 0.999 * RANGE[1]  # the search stops a little short of its end

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.subgroups import FEWEST
+from ..evaluation.temperature import is_uninformed
 
 INTERVAL = "_ci95"
 INDEXED = ("auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "kappa", "quadratic_kappa", "r2", "mae")
@@ -68,9 +69,14 @@ def calibration_text(folder: Path, problem_type: str | None) -> str:
     temperature = config.get("calibration_temperature", 1.0)
     if temperature == 1.0:
         return f"{text}; the probabilities are those of the network, no temperature was fitted to them."
-    return (
-        f"{text}, after the head was divided by a temperature of {number(temperature)}, fitted on validation images."
-    )
+    text += f", after the head was divided by a temperature of {number(temperature)}, fitted on validation images."
+    if is_uninformed(temperature):
+        text += (
+            " That is the highest that is tried: on the validation images the scores were hardly better than "
+            "guessing, or far too sure. The probabilities are not calibrated, however small the error above: nearly "
+            "equal ones may have a small one whatever the model knows."
+        )
+    return text
 
 
 def model_index(folder: Path, name: str, dataset: str, dataset_id: str | None = None) -> list[dict[str, Any]]:

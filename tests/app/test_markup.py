@@ -38,6 +38,9 @@ def test_bars_are_sorted_and_as_long_as_their_numbers():
 def test_calibration_is_said_either_way():
     assert "Not calibrated" in html()
     assert "Calibrated on validation data (temperature 1.37)" in html(temperature=1.3712)
+    uninformed = html(temperature=20.0)
+    assert "Not calibrated: on validation data the scores were hardly better than guessing" in uninformed
+    assert "Calibrated on" not in uninformed
 
 
 def test_thresholds_decide_beside_the_probabilities():

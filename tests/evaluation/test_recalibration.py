@@ -1,5 +1,7 @@
 """Calibration slope, intercept and temperature against planted ones and against a search."""
 
+import warnings
+
 import numpy as np
 import pytest
 from scipy.special import expit, log_softmax, logit, softmax
@@ -7,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from retfound_hf.evaluation.calibration import expected_calibration_error, reliability_curve
 from retfound_hf.evaluation.recalibration import calibration_line
-from retfound_hf.evaluation.temperature import fit_temperature
+from retfound_hf.evaluation.temperature import fit_temperature, is_uninformed
 from retfound_hf.runs.errors import RetFoundError
 
 
@@ -80,6 +82,37 @@ def test_temperature_of_a_faultless_set_stays_one_with_a_warning():
         assert fit_temperature(np.eye(2)[[0, 1]] * 5, [0, 1], "single_label_classification") == 1
     with pytest.raises(RetFoundError, match="regression has none"):
         fit_temperature([[1.0]], [1.0], "regression")
+
+
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification"])
+def test_temperature_of_scores_that_know_nothing_is_the_highest_with_a_warning(problem_type):
+    """Scores that point away from the labels, scores without a difference, and a third of those that are noise."""
+    single = problem_type == "single_label_classification"
+    labels = np.arange(40) % 2 if single else np.eye(2, dtype=int)[np.arange(40) % 2]
+    wrong = -3 * np.eye(2)[np.arange(40) % 2]
+    for logits in (wrong - wrong.mean(axis=1, keepdims=True), np.zeros((40, 2))):
+        with pytest.warns(UserWarning, match=r"highest, 20: on the 40 validation images .* hardly better than guess"):
+            temperature = fit_temperature(logits, labels, problem_type)
+        assert temperature == 20 and is_uninformed(temperature)
+    rng, uninformed = np.random.default_rng(0), 0
+    for _ in range(100):
+        logits = rng.normal(size=(40, 2))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            temperature = fit_temperature(logits, labels, problem_type)
+        assert is_uninformed(temperature) == bool(caught) == (temperature == 20)
+        uninformed += bool(caught)
+    assert 33 <= uninformed <= 80
+
+
+def test_temperature_of_scores_that_know_something_warns_of_nothing():
+    rng = np.random.default_rng(4)
+    labels = np.arange(40) % 2
+    logits = rng.normal(size=(40, 2)) + np.eye(2)[labels]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not is_uninformed(fit_temperature(8 * logits, labels, "single_label_classification"))
+    assert is_uninformed(19.9999) and not is_uninformed(19.9)  # folders of before the end was exact
 
 
 def test_bins_of_equal_mass_by_hand():

@@ -107,6 +107,7 @@ def test_subgroups_and_temperature_are_shown(tmp_path):
     assert "| age | 60+ | 15 | AUROC | undefined |  |  |" in text and "0.300" not in text
     assert "Undefined on these images: F1, mean of classes." in text
     assert "temperature of 1.500" in calibration_text(tmp_path, "single_label_classification")
+    assert "not calibrated" not in calibration_text(tmp_path, "single_label_classification")
     assert calibration_text(tmp_path, "regression").startswith("Not applicable")
 
 
@@ -122,6 +123,15 @@ def test_no_card_shows_a_group_of_few_patients(tmp_path, patients):
     (tmp_path / "subgroups.csv").write_text("\n".join(rows[:2]) + "\n")
     text = evaluation_text(tmp_path, "the test split, 40 images")
     assert "Doe" not in text and "By group" not in text and text.endswith("are left out.")
+
+
+@pytest.mark.parametrize("temperature", [20.0, 19.99998])
+def test_a_head_that_validation_knew_nothing_of_is_not_called_calibrated(tmp_path, temperature):
+    (tmp_path / "metrics.json").write_text(json.dumps({"ece": 0.01, "brier": 0.5}))
+    (tmp_path / "config.json").write_text(json.dumps({"calibration_temperature": temperature}))
+    text = calibration_text(tmp_path, "single_label_classification")
+    assert "temperature of 20.000" in text and "hardly better than guessing" in text
+    assert "The probabilities are not calibrated" in text
 
 
 def test_cost_is_time_on_a_machine():
