@@ -19,8 +19,8 @@ def build_objective(model_args: ModelArguments, args: PretrainingArguments, side
         side: of the stored images in pixels.
 
     Raises:
-        RetFoundError: an option that the objective does not have, one image a step where it compares images, or
-            weights that it cannot start from.
+        RetFoundError: an option that the objective or its network does not have, one image a step where images are
+            compared, or weights that it cannot start from.
     """
     name = model_args.objective
     objective_class = find_objective(name)
@@ -42,9 +42,12 @@ def build_objective(model_args: ModelArguments, args: PretrainingArguments, side
         _checkpoint_activations(objective)
     if args.torch_compile:
         # Block by block: all are alike and compile once, and gradients are shared while others are computed.
-        for module in objective.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                module.compile()
+        blocks = [module for module in objective.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not blocks:
+            kind = objective.model.config.model_type
+            raise RetFoundError(f"--torch_compile: a {kind} model has no transformer blocks; leave it out")
+        for block in blocks:
+            block.compile()
     return objective
 
 

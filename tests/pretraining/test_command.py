@@ -45,6 +45,7 @@ from retfound_hf.runs.errors import RetFoundError
         ({"learning_rate": 0}, "--learning_rate 0.0 must be above 0"),
         ({"base_learning_rate": -1e-3}, "--base_learning_rate -0.001 must be above 0"),
         ({"temperature": 0.2}, "--temperature is not an option of --objective mae, which has no options of this kind"),
+        ({"views": "published"}, "--views is not an option of --objective mae, which has no options of this kind"),
         (
             {"objective": "simclr", "gradient_accumulation_steps": 2},
             "--gradient_accumulation_steps 2: simclr compares the images of a forward pass with each other",
@@ -58,7 +59,7 @@ from retfound_hf.runs.errors import RetFoundError
         ),
         (
             {"objective": "simclr", "num_prototypes": 9},
-            "--num_prototypes is not an option .*which has --temperature, --head_width",
+            "--num_prototypes is not an option .*which has --temperature, --head_width, --views",
         ),
         ({"objective": "simclr", "mask_ratio": 0.5}, "--mask_ratio is not an option of --objective simclr"),
         ({"objective": "swav", "sinkhorn_epsilon": 0}, "--sinkhorn_epsilon 0.0 must be above 0"),

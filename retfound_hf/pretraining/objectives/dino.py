@@ -37,7 +37,7 @@ class DINO(JointEmbedding):
 
     log_names: ClassVar[tuple[str, ...]] = ("embedding_spread", "teacher_entropy", "teacher_kl")
     option_names: ClassVar[tuple[str, ...]] = (
-        "temperature", "teacher_momentum", "num_prototypes", "head_width", "local_crops",
+        "temperature", "teacher_momentum", "num_prototypes", "head_width", "local_crops", "views",
     )  # fmt: skip
     adds_up: ClassVar[bool] = True
     recipe = Recipe(

@@ -26,7 +26,7 @@ class JointEmbedding(Objective):
         model: an encoder with `pooler_output`.
         side: of the stored images in pixels.
         views: as published; the first two have the network's own size.
-        options: `views` says whether they are weakened for retinal images.
+        options: `views` says whether they are weakened for retinal images, as they are by default.
     """
 
     preview_titles: ClassVar[tuple[str, ...]] = ("original", "first view", "second view")
@@ -39,7 +39,9 @@ class JointEmbedding(Objective):
         # On the device with the network: a copy from the host at every step would make the two wait for each other.
         self.register_buffer("mean", torch.tensor(IMAGENET_DEFAULT_MEAN), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_DEFAULT_STD), persistent=False)
-        self.draw = ViewsDraw(side, tuple(view.for_retina() for view in views) if options.views == "retina" else views)
+        self.draw = ViewsDraw(
+            side, views if options.views == "published" else tuple(view.for_retina() for view in views)
+        )
 
     @property
     def width(self) -> int:

@@ -6,14 +6,18 @@ from typing import Literal
 from ...runs.errors import RetFoundError
 
 # Those that not every objective has.
-OPTIONS = ("temperature", "teacher_momentum", "num_prototypes", "head_width", "local_crops", "sinkhorn_epsilon")
+OPTIONS = (
+    "views", "temperature", "teacher_momentum", "num_prototypes", "head_width", "local_crops", "sinkhorn_epsilon",
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
 class ObjectiveArguments:
-    views: Literal["retina", "published"] = field(
-        default="retina",
-        metadata={"help": "augmentation of the objectives beside mae: weakened for retinal images, or as published"},
+    views: Literal["retina", "published"] | None = field(
+        default=None,
+        metadata={
+            "help": "augmentation of the objectives beside mae: weakened for retinal images (default), or as published"
+        },
     )
     temperature: float | None = field(
         default=None, metadata={"help": "of the objective's softmax; default: the published one"}

@@ -27,7 +27,7 @@ class SimCLR(JointEmbedding):
     """
 
     log_names: ClassVar[tuple[str, ...]] = ("embedding_spread",)
-    option_names: ClassVar[tuple[str, ...]] = ("temperature", "head_width")
+    option_names: ClassVar[tuple[str, ...]] = ("temperature", "head_width", "views")
     recipe = Recipe(base_learning_rate=1.5e-4, warmup_steps=40 / 300, weight_decay=0.1)
 
     def __init__(self, model: PreTrainedModel, side: int, options: ObjectiveArguments | None = None):

@@ -36,7 +36,7 @@ class SwAV(JointEmbedding):
 
     log_names: ClassVar[tuple[str, ...]] = ("embedding_spread", "assignment_entropy")
     option_names: ClassVar[tuple[str, ...]] = (
-        "temperature", "num_prototypes", "head_width", "local_crops", "sinkhorn_epsilon",
+        "temperature", "num_prototypes", "head_width", "local_crops", "sinkhorn_epsilon", "views",
     )  # fmt: skip
     recipe = Recipe(
         base_learning_rate=5e-4, warmup_steps=10 / 100, weight_decay=0.04, final_weight_decay=0.4, max_grad_norm=3.0

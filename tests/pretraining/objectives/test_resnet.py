@@ -82,5 +82,7 @@ def test_the_preset_is_resnet_50():
 def test_what_a_resnet_does_not_have_is_refused(run):
     with pytest.raises(RetFoundError, match="--gradient_checkpointing: a resnet model does not have it"):
         run("simclr", gradient_checkpointing=True)
+    with pytest.raises(RetFoundError, match="--torch_compile: a resnet model has no transformer blocks; leave it out"):
+        run("simclr", torch_compile=True)
     with pytest.raises(RetFoundError, match="is a resnet model; masked autoencoding goes on from"):
         run("simclr", objective="mae", image_size=None)
