@@ -10,7 +10,7 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, s
 from ..models.image_processing import RetFoundImageProcessor
 from ..runs.errors import RetFoundError
 from .arguments import DataArguments, ModelArguments, PretrainingArguments
-from .building import build_objective
+from .building import build_network, build_objective
 from .checkpoints import Checkpoints, read_state
 from .faults import NonFinite, Rejected
 from .images import ImageReader
@@ -61,10 +61,11 @@ def prepare(
 ) -> tuple[Loop, ImageReader]:
     """Put the run's parts together; every mistake of the user shows here, before the first step."""
     output_dir = Path(args.output_dir)
+    set_seed(args.seed)
+    network = build_network(model_args, args)
     images = open_training_images(data_args, args, accelerator, checkpoint)
     reader, order = images.reader, images.order
-    set_seed(args.seed)
-    objective = synchronize(build_objective(model_args, args, reader.side), accelerator.device)
+    objective = synchronize(build_objective(network, model_args, args, reader.side), accelerator.device)
     args = args.with_recipe(objective.recipe)
     modality = objective.model.config.modality
     processor = RetFoundImageProcessor.for_image_size(

@@ -12,15 +12,12 @@ from .objectives.base import Objective
 from .start import build_model
 
 
-def build_objective(model_args: ModelArguments, args: PretrainingArguments, side: int) -> Objective:
-    """The objective with its network, prepared for checkpointing of activations and compilation where asked for.
-
-    Args:
-        side: of the stored images in pixels.
+def build_network(model_args: ModelArguments, args: PretrainingArguments) -> PreTrainedModel:
+    """The network that the objective of a run trains; needs no image, so that mistakes show before any is read.
 
     Raises:
-        RetFoundError: an option that the objective or its network does not have, one image a step where images are
-            compared, or weights that it cannot start from.
+        RetFoundError: an option that the objective does not have, one image a step where images are compared, or
+            weights that it cannot start from.
     """
     name = model_args.objective
     objective_class = find_objective(name)
@@ -36,8 +33,21 @@ def build_objective(model_args: ModelArguments, args: PretrainingArguments, side
             f"--per_device_train_batch_size {args.per_device_train_batch_size}: {name} compares the images of a step "
             "with each other, so that one alone teaches nothing; give at least 2, on one process or several"
         )
-    build = build_model if objective_class.has_decoder else build_encoder
-    objective = objective_class(build(model_args), side, model_args)
+    return (build_model if objective_class.has_decoder else build_encoder)(model_args)
+
+
+def build_objective(
+    network: PreTrainedModel, model_args: ModelArguments, args: PretrainingArguments, side: int
+) -> Objective:
+    """The objective of a network, prepared for checkpointing of activations and compilation where asked for.
+
+    Args:
+        side: of the stored images in pixels.
+
+    Raises:
+        RetFoundError: a preparation that the network does not have.
+    """
+    objective = find_objective(model_args.objective)(network, side, model_args)
     if args.gradient_checkpointing:
         _checkpoint_activations(objective)
     if args.torch_compile:

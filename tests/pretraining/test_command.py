@@ -84,6 +84,15 @@ def test_mistakes_are_said_in_one_line(pretrain_words, tmp_path, flags, reason):
     assert not list(tmp_path.glob("out/*.json")) and not list(tmp_path.glob("out/checkpoint-*"))
 
 
+def test_a_mistyped_model_is_told_before_the_images_are_copied(pretrain_words, tmp_path):
+    with pytest.raises(RetFoundError, match="no-such-model"):
+        main(
+            pretrain_words(tmp_path / "out", model_name_or_path="./no-such-model", config_name=None,
+                           cache_dir=str(tmp_path / "cache"))
+        )  # fmt: skip
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_full_output_folder_is_not_touched(pretrain_words, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(RetFoundError, match="is not empty; choose another folder or pass --overwrite_output_dir"):
