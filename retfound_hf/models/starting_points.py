@@ -62,8 +62,10 @@ def resolve(name_or_path: str) -> str:
     A folder of that name in the working directory always wins.
 
     Raises:
-        RetFoundError: a starting point whose folder has to be made first.
+        RetFoundError: a starting point whose folder has to be made first, or a file.
     """
+    if Path(name_or_path).is_file():
+        raise RetFoundError(f"model {name_or_path} is a {_instead(Path(name_or_path))}")
     if Path(name_or_path).exists():
         return name_or_path
     if name_or_path == "retfound":
@@ -82,6 +84,16 @@ def resolve(name_or_path: str) -> str:
     raise RetFoundError(
         f"model {name_or_path} ({start.what}; {where}): there is no folder of that name here; make it with "
         f"`{start.make}`, on another machine where this one has no network, or give the folder that has it"
+    )
+
+
+def _instead(file: Path) -> str:
+    """What a file given for a model folder is, and what to give instead."""
+    if (file.parent / "config.json").is_file():
+        return f"file of a model folder; give the folder, {file.parent}"
+    return (
+        f"checkpoint file, no model folder; make a folder of it with `retfound convert_checkpoint {file} FOLDER` "
+        "(scripts/convert_checkpoint.py), and give that folder"
     )
 
 

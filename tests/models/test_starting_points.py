@@ -50,6 +50,22 @@ def test_what_has_to_be_made_first_says_how(name, told):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("swav_800ep_pretrain.pth.tar", "checkpoint file, no model folder; .*`retfound convert_checkpoint swav_800ep"),
+        ("folder/model.safetensors", "file of a model folder; give the folder, folder$"),
+    ],
+)
+def test_a_file_is_no_folder_and_what_to_do_about_it(empty_directory, name, told):
+    (empty_directory / "folder").mkdir()
+    (empty_directory / "folder" / "config.json").write_text("{}")
+    (empty_directory / name).write_bytes(b"PK")
+    with pytest.raises(RetFoundError, match=f"^model {name} is a {told}") as raised:
+        resolve(name)
+    assert "\n" not in str(raised.value)
+
+
 def test_the_commands_that_are_told_exist():
     from retfound_hf.cli import COMMANDS
 

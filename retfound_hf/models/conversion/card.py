@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 from ..card import describe_preprocessing, write_card
 from ..image_processing import RetFoundImageProcessor
 from ..starting_points import OFFICIAL_LICENSE, OFFICIAL_ORGANISATION
+from .other_methods import OtherEncoder
 from .reading import OfficialCheckpoint
 
 # The official weights: each repository holds one file, `<name>.pth`.
@@ -75,6 +76,40 @@ def write_converted_card(
         }
         return write_card(folder, "finetuned", metadata, **facts)
     return write_card(folder, "pretrained", metadata, has_decoder=kind == "autoencoder", **facts)
+
+
+def write_other_card(
+    folder: Path,
+    name: str,
+    encoder: OtherEncoder,
+    modality: str | None,
+    checkpoint: OfficialCheckpoint,
+    config: PreTrainedConfig,
+    processor: RetFoundImageProcessor,
+) -> Path:
+    """The card of an encoder that another method trained; `name` is that of the folder it will be."""
+    blocks = getattr(config, "num_hidden_layers", None) or sum(config.depths)
+    what = f"{'ViT' if encoder.kind == 'vit' else 'ResNet'} of {blocks} blocks"
+    method = encoder.method or "a method that the file does not tell"
+    images = f"{MODALITY_NAMES[modality].capitalize().replace('Oct', 'OCT')}" if modality else "Natural images"
+    if encoder.method:
+        license = f"{encoder.method}'s released weights are under {encoder.license}"
+    else:
+        license = "The file tells no licence; that of its publisher holds"
+    return write_card(
+        folder,
+        "starting_weights",
+        {"license": encoder.license or "unknown", "pipeline_tag": "image-feature-extraction"},
+        folder_name=name,
+        title=f"{name}: a {what} to start from",
+        description=f"A {what}, trained by {method}, without the heads of that training.",
+        training_data=f"{images}, as far as is known: the file does not tell.",
+        preprocessing=describe_preprocessing(processor),
+        provenance=(
+            f"Source file `{checkpoint.path.name}`, SHA-256 `{checkpoint.sha256}`. {license}, and holds for this "
+            "folder and for what is made from it."
+        ),
+    )
 
 
 def _official_name(source: str | Path, path: Path) -> str:

@@ -11,10 +11,16 @@ from .convert import convert_checkpoint
 
 @dataclass
 class ConvertArguments:
-    checkpoint: str = field(metadata={"positional": True, "help": "official .pth file, or its Hub id (ORG/NAME)"})
+    checkpoint: str = field(
+        metadata={
+            "positional": True,
+            "help": "official .pth file (RETFound, SimCLR, SwAV, MoCo v3, DINO), or a Hub id",
+        }
+    )
     out: str = field(metadata={"positional": True, "help": "model folder to make"})
-    modality: Literal["auto", "cfp", "oct"] = field(
-        default="auto", metadata={"help": "what the weights were trained on; auto reads it from the name"}
+    modality: Literal["auto", "cfp", "oct", "none"] = field(
+        default="auto",
+        metadata={"help": "what the weights were trained on, none for natural images; auto reads it from the name"},
     )
     head_norm: Literal["auto", "single", "double"] = field(
         default="auto",

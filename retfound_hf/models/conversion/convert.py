@@ -11,7 +11,8 @@ from ...runs.files import refuse_existing, whole_folder
 from ..configuration import MODALITIES
 from ..image_processing import RetFoundImageProcessor
 from ..starting_points import OFFICIAL_LICENSE
-from .card import write_converted_card
+from .card import write_converted_card, write_other_card
+from .other_methods import NATURAL, configure_other, other_encoder
 from .reading import read_checkpoint
 from .recognition import configure, dinov2_state, head_norm_of, kind_of, modality_of
 from .tables import rename
@@ -21,6 +22,8 @@ ARCHITECTURES = {
     "encoder": "RetFoundModel",
     "classifier": "RetFoundForImageClassification",
     "dinov2": "Dinov2Model",
+    "vit": "RetFoundModel",
+    "resnet": "ResNetModel",
 }
 
 
@@ -32,38 +35,38 @@ def convert_checkpoint(
     class_names: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Turn an official RETFound checkpoint into a folder that `from_pretrained` loads.
+    """Turn an official checkpoint, RETFound's or another method's, into a folder that `from_pretrained` loads.
 
     Args:
         source: a `.pth` file, or a Hub id such as `YukunZhou/RETFound_mae_natureCFP`.
         output_dir: the folder to make; it appears whole or not at all.
-        modality: `cfp` or `oct`; read from the name of the source where that tells.
+        modality: `cfp` or `oct`; read from the name of the source where that tells. Encoders of SimCLR, SwAV, MoCo v3
+            and DINO need none; `none` says of a bare ViT that it saw no retinal images.
         head_norm: of fine-tuned files: `single`, `double`, or `auto` to read it from the saved arguments.
         class_names: of fine-tuned files: names of the classes, in the order of the head.
 
     Returns:
-        The folder: a RetFound model (autoencoder, encoder or classifier), or a stock `Dinov2Model`.
+        The folder: a RetFound model (autoencoder, encoder or classifier), or a stock `Dinov2Model` or `ResNetModel`.
 
     Raises:
         RetFoundError: anything that is not a complete checkpoint of a known kind.
     """
     refuse_existing(output_dir, overwrite)
     path = locate(source)
-    modality = modality or modality_of(path.name) or modality_of(str(source))
-    if modality not in MODALITIES:
-        raise RetFoundError(
-            f"modality of {source} is {'not told by its name' if modality is None else repr(modality)}; "
-            f"pass --modality with one of: {', '.join(MODALITIES)}"
-        )
     checkpoint = read_checkpoint(path)
-    kind = kind_of(checkpoint)
-    state = dinov2_state(checkpoint.state) if kind == "dinov2" else checkpoint.state
-    options = {}
-    if kind == "classifier":
-        options = {"head_norm": head_norm_of(checkpoint, head_norm), "class_names": class_names}
-    elif class_names:
+    other = other_encoder(checkpoint, modality)
+    kind = other.kind if other else kind_of(checkpoint)
+    modality = _modality(modality, path, source, kind, bool(other))
+    if class_names and kind != "classifier":
         raise RetFoundError(f"class names were given, but {source} is a pretrained {kind} without a head")
-    config, rows = configure(checkpoint, kind, state, modality, **options)
+    if other:
+        config, state, rows = configure_other(checkpoint, other, modality)
+    else:
+        state = dinov2_state(checkpoint.state) if kind == "dinov2" else checkpoint.state
+        options = {}
+        if kind == "classifier":
+            options = {"head_norm": head_norm_of(checkpoint, head_norm), "class_names": class_names}
+        config, rows = configure(checkpoint, kind, state, modality, **options)
     tensors = rename(state, rows)
     if kind == "classifier":
         # Fine-tuned files have no final norm; `AutoModel` finds the one that changes nothing but scale.
@@ -71,17 +74,34 @@ def convert_checkpoint(
         tensors["vit.layernorm.bias"] = torch.zeros(config.hidden_size)
     config.architectures = [ARCHITECTURES[kind]]
     config.dtype = "float32"
-    config.weights_license = OFFICIAL_LICENSE
+    config.weights_license = other.license if other else OFFICIAL_LICENSE
     with whole_folder(output_dir, overwrite) as folder:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(folder)
         processor = processor_of(kind, modality, config.image_size)
         processor.save_pretrained(folder)
-        write_converted_card(folder, Path(output_dir).name, kind, modality, source, checkpoint, config, processor)
+        name = Path(output_dir).name
+        if other:
+            write_other_card(folder, name, other, modality, checkpoint, config, processor)
+        else:
+            write_converted_card(folder, name, kind, modality, source, checkpoint, config, processor)
     return Path(output_dir)
 
 
-def processor_of(kind: str, modality: str, image_size: int) -> RetFoundImageProcessor:
+def _modality(asked: str | None, path: Path, source: str | Path, kind: str, natural: bool) -> str | None:
+    modality = asked or modality_of(path.name) or modality_of(str(source))
+    if modality in MODALITIES:
+        return modality
+    if natural and modality in (None, NATURAL):
+        return None
+    accepted = ", ".join(MODALITIES) + (f", or {NATURAL} for weights of natural images" if kind == "encoder" else "")
+    raise RetFoundError(
+        f"modality of {source} is {'not told by its name' if modality is None else repr(modality)}; "
+        f"pass --modality with one of: {accepted}"
+    )
+
+
+def processor_of(kind: str, modality: str | None, image_size: int) -> RetFoundImageProcessor:
     """The preprocessing of the official code for weights of this kind and input size."""
     if kind == "classifier":
         # Its owner fine-tuned and evaluated on images as they were, the shorter side resized.
@@ -90,7 +110,7 @@ def processor_of(kind: str, modality: str, image_size: int) -> RetFoundImageProc
         return RetFoundImageProcessor(do_fundus_crop=False, size=size, crop_size=crop_size)
     # RETFound feeds DINOv2 with 224 pixels, although its positions are those of 518.
     return RetFoundImageProcessor.for_image_size(
-        224 if kind == "dinov2" else image_size, do_fundus_crop=modality == "cfp"
+        224 if kind == "dinov2" else image_size, do_fundus_crop=modality != "oct"
     )
 
 

@@ -5,6 +5,7 @@ import hashlib
 import pickle
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from torch import Tensor
 
 from ...runs.errors import RetFoundError
 
-# Where the official codes keep the weights: MAE and fine-tuning under `model`, DINOv2 under `teacher`.
-STATE_KEYS = ("model", "teacher")
+# Where the official codes keep the weights: MAE and fine-tuning under `model`, DINO and DINOv2 under `teacher`,
+# MoCo v3 and most copies of SimCLR under `state_dict`.
+STATE_KEYS = ("model", "teacher", "state_dict")
+# And the library VISSL, which published SimCLR's for PyTorch, four dicts down.
+VISSL_KEYS = ("classy_state_dict", "base_model", "model", "trunk")
 
 
 @dataclass(frozen=True)
@@ -24,20 +28,23 @@ class OfficialCheckpoint:
     Args:
         path: the file.
         state: weights by their official names.
-        origin: `model` or `teacher`, the key that held them, or None for a bare state dict.
+        origin: the key that held them, such as `model` or `teacher`, or None for a bare state dict.
         args: the training arguments saved beside them, empty when there were none.
-        sha256: hash of the file.
     """
 
     path: Path
     state: dict[str, Tensor]
     origin: str | None
     args: dict[str, Any]
-    sha256: str
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the file: seconds of reading, which no refusal should cost."""
+        return sha256_of(self.path)
 
 
 def read_checkpoint(path: str | Path) -> OfficialCheckpoint:
-    """Read a `.pth` file of RETFound.
+    """Read a `.pth` file of RETFound or of another method.
 
     Only tensors, plain containers and `argparse.Namespace` are unpickled; anything else is refused before it runs.
 
@@ -52,6 +59,8 @@ def read_checkpoint(path: str | Path) -> OfficialCheckpoint:
         raise RetFoundError(f"checkpoint {path} holds a {type(content).__name__}; accepted: a dict of tensors")
     origin = next((key for key in STATE_KEYS if isinstance(content.get(key), dict)), None)
     state = content[origin] if origin else content
+    if trunk := _down(content, VISSL_KEYS):
+        origin, state = VISSL_KEYS[-1], trunk
     others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if others or not state:
         found = f"{', '.join(others[:5])} instead" if others else "nothing"
@@ -62,7 +71,14 @@ def read_checkpoint(path: str | Path) -> OfficialCheckpoint:
     args = content.get("args") if origin else None
     if isinstance(args, argparse.Namespace):
         args = vars(args)
-    return OfficialCheckpoint(path, state, origin, args if isinstance(args, dict) else {}, sha256_of(path))
+    return OfficialCheckpoint(path, state, origin, args if isinstance(args, dict) else {})
+
+
+def _down(content: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any] | None:
+    """The dict at the end of nested keys, None where there is none."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def _load(path: Path) -> Any:

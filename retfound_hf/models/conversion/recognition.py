@@ -74,17 +74,17 @@ def configure(
     checkpoint: OfficialCheckpoint,
     kind: Kind,
     state: dict[str, Tensor],
-    modality: str,
+    modality: str | None,
     head_norm: str = "single",
     class_names: Iterable[str] | None = None,
 ) -> tuple[PreTrainedConfig, list[Row]]:
     """The configuration and the key table for weights of this kind, sizes read from the tensors.
 
-    `head_norm` and `class_names` are those of a classifier.
+    `modality` is None for weights of natural images; `head_norm` and `class_names` are those of a classifier.
     """
-    width, patch = _size(state, "cls_token", -1), _size(state, "patch_embed.proj.weight", -1)
-    positions, mlp = _size(state, "pos_embed", 1), _size(state, "blocks.0.mlp.fc1.weight", 0)
-    depth = _depth(state, "blocks")
+    width, patch = size_of(state, "cls_token", -1), size_of(state, "patch_embed.proj.weight", -1)
+    positions, mlp = size_of(state, "pos_embed", 1), size_of(state, "blocks.0.mlp.fc1.weight", 0)
+    depth = depth_of(state, "blocks")
     sizes = {
         "hidden_size": width,
         "num_hidden_layers": depth,
@@ -98,18 +98,18 @@ def configure(
     sizes |= {
         "intermediate_size": mlp,
         "modality": modality,
-        "mask_ratio": checkpoint.args.get("mask_ratio", PRESETS[f"retfound-{modality}"]["mask_ratio"]),
+        "mask_ratio": checkpoint.args.get("mask_ratio", PRESETS[f"retfound-{modality or 'cfp'}"]["mask_ratio"]),
         "encoder_only": kind != "autoencoder",
     }
     rows = list(encoder_rows(**encoder))
     if kind == "classifier":
-        classes = _size(state, "head.weight", 0)
+        classes = size_of(state, "head.weight", 0)
         rows += [*pair("fc_norm", "fc_norm", width), *pair("head", "classifier", classes, width)]
         return RetFoundConfig(**sizes, head_norm=head_norm, **_labels(classes, class_names)), rows
     rows += pair("norm", "vit.layernorm", width)
     if kind == "autoencoder":
-        decoder, decoder_depth = _size(state, "mask_token", -1), _depth(state, "decoder_blocks")
-        decoder_mlp = _size(state, "decoder_blocks.0.mlp.fc1.weight", 0)
+        decoder, decoder_depth = size_of(state, "mask_token", -1), depth_of(state, "decoder_blocks")
+        decoder_mlp = size_of(state, "decoder_blocks.0.mlp.fc1.weight", 0)
         rows += decoder_rows(width, decoder, decoder_mlp, decoder_depth, patch, positions)
         sizes |= {
             "decoder_hidden_size": decoder,
@@ -132,12 +132,12 @@ def _labels(classes: int, names: Iterable[str] | None) -> dict[str, Any]:
     }
 
 
-def _size(state: dict[str, Tensor], name: str, axis: int) -> int:
+def size_of(state: dict[str, Tensor], name: str, axis: int) -> int:
     if name not in state or state[name].ndim == 0:
         raise RetFoundError(f"checkpoint lacks {name}; it is no RETFound checkpoint, or an incomplete one")
     return state[name].shape[axis]
 
 
-def _depth(state: dict[str, Tensor], prefix: str) -> int:
+def depth_of(state: dict[str, Tensor], prefix: str) -> int:
     indices = {int(match[1]) for name in state if (match := re.match(rf"{prefix}\.(\d+)\.", name))}
     return max(indices, default=-1) + 1

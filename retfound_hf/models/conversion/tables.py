@@ -95,9 +95,12 @@ def rename(state: Mapping[str, Tensor], rows: Iterable[Row]) -> dict[str, Tensor
     for name, row in table.items():
         if tuple(state[name].shape) != row.shape:
             raise RetFoundError(f"tensor {name} has shape {tuple(state[name].shape)}; expected {row.shape}")
-        for target, part in zip(row.targets, state[name].chunk(len(row.targets)), strict=True):
-            # A contiguous float32 copy: safetensors refuses tensors that share memory.
-            renamed[target] = part.detach().to(torch.float32, copy=True).contiguous()
+        whole = state[name].detach()
+        parts = whole.chunk(len(row.targets)) if len(row.targets) > 1 else (whole,)
+        for target, part in zip(row.targets, parts, strict=True):
+            # A contiguous copy: safetensors refuses tensors that share memory. Float32, but for the counters of steps.
+            dtype = torch.float32 if part.is_floating_point() else part.dtype
+            renamed[target] = part.to(dtype, copy=True).contiguous()
     return renamed
 
 

@@ -1,0 +1,276 @@
+"""SimCLR's, SwAV's, MoCo v3's and DINO's files become folders that compute what torchvision and timm compute."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+import yaml
+from timm.models.vision_transformer import VisionTransformer
+from torchvision.models.resnet import Bottleneck, ResNet, resnet50
+from transformers import AutoImageProcessor, AutoModel, ResNetModel
+
+from retfound_hf import RetFoundError, RetFoundModel
+from retfound_hf.models.conversion.command import main
+from retfound_hf.models.conversion.convert import convert_checkpoint
+from retfound_hf.models.conversion.resnet import resnet_rows
+from retfound_hf.models.conversion.tables import rename
+from retfound_hf.pretraining.arguments import ModelArguments
+from retfound_hf.pretraining.encoders import build_encoder
+from retfound_hf.runs.arguments import run_command
+
+NORM = partial(torch.nn.LayerNorm, eps=1e-6)
+
+
+def with_statistics(network: ResNet) -> ResNet:
+    """Batch norms that are no identity: random scales, shifts, running means and variances."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                for tensor, low in ((module.weight, 0.3), (module.running_var, 0.5), (module.bias, -0.2)):
+                    tensor.uniform_(low, low + 0.5, generator=generator)
+                module.running_mean.uniform_(-0.3, 0.3, generator=generator)
+                module.num_batches_tracked.fill_(7)
+    return network.eval()
+
+
+def feature_map(network: ResNet, pixels: torch.Tensor) -> torch.Tensor:
+    """(batch, channels, height, width) before the mean over places."""
+    for name, module in network.named_children():
+        if name == "avgpool":
+            return pixels
+        pixels = module(pixels)
+    raise AssertionError
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    return with_statistics(ResNet(Bottleneck, [2, 1, 1, 2]))
+
+
+def encoder_of(network, prefix="") -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": value for name, value in network.state_dict().items() if not name.startswith("fc.")}
+
+
+def prefixed(state, prefix):
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def head(*names):
+    return {name: torch.zeros(4, 3) for name in names}
+
+
+def written(content, tmp_path, name="file.pth.tar"):
+    torch.save(content, tmp_path / name)
+    return tmp_path / name
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_swav_s_resnet_50_is_torchvision_s_on_the_last_map(images, tmp_path):
+    torch.manual_seed(0)
+    official = with_statistics(resnet50())
+    state = encoder_of(official, "module.")
+    state |= head(
+        "module.projection_head.0.weight", "module.projection_head.1.running_var", "module.prototypes.weight"
+    )
+    path = written(state, tmp_path, "swav_800ep_pretrain.pth.tar")
+    folder = convert_checkpoint(path, tmp_path / "out")
+    path.unlink()
+    model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert type(model) is ResNetModel
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    pixels = images(2, 224)
+    expected = feature_map(official, pixels)
+    assert expected.shape == (2, 2048, 7, 7) and expected.std() > 0.1
+    close(model.eval()(pixels).last_hidden_state, expected)
+    assert len(model.state_dict()) == len(state) - 3
+    for objective in ("simclr", "swav"):
+        start = build_encoder(ModelArguments(objective=objective, model_name_or_path=str(folder), modality="cfp"))
+        close(start.eval()(pixels).last_hidden_state, expected)
+        assert (start.config.image_size, start.config.modality) == (224, "cfp")
+
+
+LAYOUTS = {
+    "flat": lambda e: {**e, **head("fc.weight", "fc.bias")},
+    "module": lambda e: {"state_dict": {**prefixed(e, "module."), **head("module.fc.0.weight")}, "epoch": 3},
+    "encoder": lambda e: {"state_dict": {**prefixed(e, "encoder."), **head("projector.0.weight")}},
+    "backbone": lambda e: {"state_dict": {**prefixed(e, "backbone."), **head("backbone.fc.2.bias")}, "arch": "x"},
+    "encoder_q": lambda e: {
+        "state_dict": {
+            **prefixed(e, "module.encoder_q."),
+            **{f"module.encoder_k.{name}": value * 0 for name, value in e.items()},
+            **head("module.encoder_q.fc.0.weight", "module.queue", "module.queue_ptr"),
+        }
+    },
+    "model": lambda e: {"model": {**prefixed(e, "encoder.module."), **head("head.0.weight")}},
+    "vissl": lambda e: {
+        "classy_state_dict": {"base_model": {"model": {"trunk": prefixed(e, "_feature_blocks."), "heads": {}}}}
+    },
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_resnet_in_any_layout(layout, small, images, tmp_path):
+    path = written(LAYOUTS[layout](encoder_of(small)), tmp_path)
+    model = AutoModel.from_pretrained(convert_checkpoint(path, tmp_path / "out"))
+    pixels = images(2, 64)
+    close(model.eval()(pixels).last_hidden_state, feature_map(small, pixels))
+    assert model.state_dict()["encoder.stages.3.layers.1.layer.2.normalization.num_batches_tracked"] == 7
+
+
+def test_running_statistics_and_counters_train_on_as_torchvision_s(small, images, tmp_path):
+    """Where the statistics were mapped wrongly, a step in training mode would change others."""
+    model = ResNetModel.from_pretrained(convert_checkpoint(written(encoder_of(small), tmp_path), tmp_path / "out"))
+    pixels = images(4, 64)
+    model.train()(pixels)
+    feature_map(small.train(), pixels)
+    for name, tensor in rename(encoder_of(small), resnet_rows(encoder_of(small))).items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, atol=1e-5, rtol=1e-5)
+
+
+def test_counters_may_be_absent_and_nothing_else(small, tmp_path):
+    state = {name: value for name, value in encoder_of(small).items() if not name.endswith("num_batches_tracked")}
+    model = ResNetModel.from_pretrained(convert_checkpoint(written(state, tmp_path), tmp_path / "out"))
+    assert model.state_dict()["embedder.embedder.normalization.num_batches_tracked"] == 0
+    for name in ("layer2.0.bn1.running_mean", "layer3.0.downsample.0.weight", "bn1.weight", "layer4.1.conv2.weight"):
+        with pytest.raises(RetFoundError, match=f"checkpoint lacks {name}"):
+            convert_checkpoint(written(_without(state, name), tmp_path), tmp_path / "no")
+    more = {**state, "layer2.0.se.weight": torch.zeros(3)}
+    with pytest.raises(RetFoundError, match=r"tensors of no known use: layer2.0.se.weight"):
+        convert_checkpoint(written(more, tmp_path), tmp_path / "no")
+    with pytest.raises(RetFoundError, match=r"conv1.weight has shape \(64, 3, 3, 3\); expected \(64, 3, 7, 7\)"):
+        convert_checkpoint(written({**state, "conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path), tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+def _without(state, name):
+    return {other: value for other, value in state.items() if other != name}
+
+
+def moco(vit):
+    """A checkpoint of MoCo v3: both encoders with their projectors, the momentum encoder with other weights."""
+    state = vit.state_dict()
+    return {
+        "epoch": 300,
+        "arch": "vit_small",
+        "state_dict": {
+            **prefixed(state, "module.base_encoder."),
+            **{f"module.momentum_encoder.{name}": value * 0.5 for name, value in state.items()},
+            **head("module.base_encoder.head.0.weight", "module.base_encoder.head.1.running_mean"),
+            **head("module.momentum_encoder.head.0.weight", "module.predictor.0.weight"),
+        },
+        "optimizer": {"state": {}, "param_groups": []},
+    }
+
+
+def dino(vit):
+    """A full checkpoint of DINO: the student with other weights, the heads of both."""
+    state, heads = vit.state_dict(), head("head.mlp.0.weight", "head.last_layer.weight_g")
+    return {
+        "student": {**{f"module.backbone.{name}": value * 0.5 for name, value in state.items()}},
+        "teacher": {**prefixed(state, "backbone."), **heads},
+        "dino_loss": {"center": torch.zeros(1, 3)},
+        "epoch": 100,
+    }
+
+
+VITS = {
+    "moco_v3": (moco, "cc-by-nc-4.0"),
+    "dino": (dino, "apache-2.0"),
+    "dino, wrapped": (lambda vit: {"teacher": prefixed(dino(vit)["teacher"], "module.")}, "apache-2.0"),
+    "dino, backbone alone": (lambda vit: vit.state_dict(), "apache-2.0"),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", VITS)
+def test_a_vit_of_each_method(kind, vit, images, tmp_path):
+    official = vit()
+    content, licence = VITS[kind]
+    path = written(content(official), tmp_path, "dino_vitbase16_pretrain.pth" if "alone" in kind else "x.pth.tar")
+    folder = convert_checkpoint(path, tmp_path / "out")
+    model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert isinstance(model, RetFoundModel) and not report["missing_keys"] and not report["unexpected_keys"]
+    expected = official.forward_features(images())
+    close(model.eval()(images()).last_hidden_state, expected)
+    config = json.loads((folder / "config.json").read_text())
+    assert config.get("modality") is None and config["weights_license"] == licence and config["encoder_only"]
+    assert yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])["license"] == licence
+    start = build_encoder(ModelArguments(objective="dino", model_name_or_path=str(folder), modality="oct"))
+    assert start.config.modality == "oct"
+    close(start.eval()(images()).last_hidden_state, expected)
+
+
+SIZES = {
+    "moco-S": (384, 12, moco), "dino-S": (384, 6, dino), "moco-B": (768, 12, moco), "dino-B": (768, 12, dino),
+    "moco-L": (1024, 16, moco), "moco-H": (1280, 16, moco),
+}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", SIZES)
+def test_heads_of_the_released_sizes(size, images, tmp_path):
+    """MoCo v3's ViT-S has twelve heads and DINO's six, of which no tensor tells."""
+    width, heads, content = SIZES[size]
+    torch.manual_seed(0)
+    official = VisionTransformer(
+        img_size=32, patch_size=16, embed_dim=width, depth=2, num_heads=heads, num_classes=0, norm_layer=NORM
+    ).eval()
+    for block in official.blocks:
+        block.attn.qkv.weight.mul_(10)  # attention that is far from even, so that heads matter
+    path = written(content(official), tmp_path)
+    model = AutoModel.from_pretrained(convert_checkpoint(path, tmp_path / "out")).eval()
+    assert model.config.num_attention_heads == heads
+    close(model(images(2, 32)).last_hidden_state, official.forward_features(images(2, 32)))
+
+
+def test_a_bare_vit_is_retfound_s_unless_it_is_said_to_be_none(vit, tmp_path):
+    path = written(vit().state_dict(), tmp_path, "vit.pth")
+    with pytest.raises(RetFoundError, match=r"pass --modality with one of: cfp, oct, or none for weights of natural"):
+        convert_checkpoint(path, tmp_path / "out")
+    folder = convert_checkpoint(path, tmp_path / "out", modality="none")
+    config = json.loads((folder / "config.json").read_text())
+    assert config.get("modality") is None and config.get("weights_license") is None
+    assert (
+        json.loads((convert_checkpoint(path, tmp_path / "b", "cfp") / "config.json").read_text())["modality"] == "cfp"
+    )
+    with pytest.raises(RetFoundError, match=r"'none'; pass --modality with one of: cfp, oct$"):
+        convert_checkpoint(written(vit(classes=3).state_dict(), tmp_path, "vit.pth"), tmp_path / "c", "none")
+
+
+def test_one_s_own_resnet_keeps_its_modality(small, tmp_path):
+    folder = convert_checkpoint(written(encoder_of(small), tmp_path, "simclr_oct.pth"), tmp_path / "out")
+    assert AutoModel.from_pretrained(folder).config.modality == "oct"
+    assert AutoImageProcessor.from_pretrained(folder).do_fundus_crop is False
+    assert "license: unknown" in (folder / "README.md").read_text()
+
+
+UNKNOWN = {
+    "vit under state_dict": lambda vit, _: {"state_dict": prefixed(vit.state_dict(), "module.")},
+    "other names": lambda *_: {"state_dict": head("features.0.weight", "features.1.weight")},
+    "two resnets": lambda _, small: {"state_dict": {**encoder_of(small, "a."), **encoder_of(small, "b.")}},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("vit under state_dict", r"no encoder that is known here \(.*module.cls_token, .*accepted: RETFound's files"),
+        ("other names", r"no encoder that is known here \(its tensors are such as features.0.weight, features.1"),
+        ("two resnets", r"holds several encoders, under 'a.', 'b.'; save the tensors of one"),
+    ],
+)
+def test_what_is_none_of_these_is_said_in_one_line(kind, message, vit, small, tmp_path, capsys):
+    path = written(UNKNOWN[kind](vit(), small), tmp_path)
+    assert run_command(main, [str(path), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and not (tmp_path / "out").exists()
+    with pytest.raises(RetFoundError, match=message):
+        convert_checkpoint(path, tmp_path / "out")
