@@ -14,6 +14,7 @@ import pytest
 import torch
 from loopback_hub import LoopbackHub
 from PIL import Image
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from retfound_hf.data.public.recipes import recipe
 from retfound_hf.study.reading import read_settings
@@ -77,6 +78,14 @@ def official_file(path: Path) -> None:
     torch.save({"model": state}, path)
 
 
+def swav_file(path: Path) -> None:
+    """A ResNet of one block a stage, as SwAV's code saves its own."""
+    torch.manual_seed(0)
+    network = ResNet(Bottleneck, [1, 1, 1, 1])
+    state = {f"module.{name}": tensor for name, tensor in network.state_dict().items() if "fc." not in name}
+    torch.save({**state, "module.prototypes.weight": torch.zeros(3000, 128)}, path)
+
+
 def table_of_patients(folder: Path) -> None:
     """`my-table.csv` with one class, two findings and an age per image."""
     rng = np.random.default_rng(0)
@@ -107,6 +116,7 @@ def copy_of_a_public_set(folder: Path) -> None:
 def desk(tmp_path: Path) -> Path:
     """A folder as a reader has it: the checkout's scripts, the downloaded weights, an image and a table."""
     official_file(tmp_path / "YukunZhou" / "RETFound_mae_natureCFP")
+    swav_file(tmp_path / "swav_800ep_pretrain.pth.tar")
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)).save(
         tmp_path / "eye.jpg"

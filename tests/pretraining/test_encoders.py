@@ -60,12 +60,14 @@ def test_what_cannot_be_a_start_is_said_in_one_line(stock_config, tmp_path):
     Dinov2Model(Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=4)).save_pretrained(
         tmp_path / "dinov2"
     )
+    torch.save({}, tmp_path / "swav.pth.tar")
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     for options, reason in [
         ({"model_name_or_path": str(tmp_path / "dinov2")}, "is a dinov2 model; --objective dino goes on from a RETF"),
         ({"model_name_or_path": str(tmp_path / "adapter")}, "is a LoRA adapter"),
         ({"model_name_or_path": str(tmp_path)}, "has no config.json"),
+        ({"model_name_or_path": str(tmp_path / "swav.pth.tar")}, "is a checkpoint file, .*scripts/convert_checkpoint"),
         ({"config_name": "retfound-tiny", "image_size": 100}, "--config_name retfound-tiny: image_size=100 is not"),
     ]:
         with pytest.raises(RetFoundError, match=reason) as error:

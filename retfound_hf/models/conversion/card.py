@@ -93,9 +93,9 @@ def write_other_card(
     method = encoder.method or "a method that the file does not tell"
     images = f"{MODALITY_NAMES[modality].capitalize().replace('Oct', 'OCT')}" if modality else "Natural images"
     if encoder.method:
-        license = f"{encoder.method}'s released weights are under {encoder.license}"
+        license = f"The licence of {encoder.method}'s released weights, {encoder.license}, holds"
     else:
-        license = "The file tells no licence; that of its publisher holds"
+        license = "The file tells no licence: its publisher's holds"
     return write_card(
         folder,
         "starting_weights",
@@ -106,8 +106,8 @@ def write_other_card(
         training_data=f"{images}, as far as is known: the file does not tell.",
         preprocessing=describe_preprocessing(processor),
         provenance=(
-            f"Source file `{checkpoint.path.name}`, SHA-256 `{checkpoint.sha256}`. {license}, and holds for this "
-            "folder and for what is made from it."
+            f"Source file `{checkpoint.path.name}`, SHA-256 `{checkpoint.sha256}`. {license} for this folder "
+            "and for what is made from it."
         ),
     )
 
