@@ -44,7 +44,7 @@ def default_unit(registry: Registry, events: tuple[str, ...]) -> str:
     Raises:
         RetFoundError: some do and others do not.
     """
-    chosen = known_events(registry.events, events, "the events table")
+    chosen = known_events(registry, events)
     if chosen["eye"].notna().any():
         _need_eyes(chosen)
         return "eye"
@@ -60,7 +60,7 @@ def find_outcomes(registry: Registry, question: Question) -> pd.DataFrame:
         or before the day), `prior` (a barring event), `fellow_healthy` (other eye without the event), `positive`,
         `died` (before the horizon's last day, without the event) and `short` (not followed to that day).
     """
-    images, chosen = registry.images, known_events(registry.events, question.events, "the events table")
+    images, chosen = registry.images, known_events(registry, question.events)
     own = registry.patients.reindex(images["patient_id"]).set_axis(images.index)
     day, last = images["date"], question.horizon.after(images["date"])
     if question.unit == "patient":
@@ -115,7 +115,7 @@ def _look_up(by_eye: pd.Series, patients: pd.Series, eyes: pd.Series) -> pd.Seri
 
 
 def _had_before(registry: Registry, question: Question, images: pd.DataFrame) -> pd.Series:
-    if not question.exclude_prior:
+    barring = known_events(registry, question.exclude_prior, need_one=False)
+    if barring.empty:
         return pd.Series(False, images.index)
-    barring = known_events(registry.events, question.exclude_prior, "the events table")
     return images["patient_id"].map(barring.groupby("patient_id")["date"].min()) <= images["date"]

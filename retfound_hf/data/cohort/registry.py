@@ -11,9 +11,10 @@ from ..checks import bare_name, check_columns, listed
 from ..labels import as_text
 from ..tables import read_table, table_images
 from . import checks
+from .closing import as_seen_on, closing_day, with_deaths
 from .dates import DateReader, offset_of
 from .eyes import read_eyes
-from .facts import DEATH, FACTS, LAST_FOLLOW_UP, fact_of_event, one_per_patient
+from .facts import DEATH, FACTS, fact_of_event, one_per_patient
 
 PATH = {"id": "path_in_table"}
 
@@ -28,12 +29,16 @@ class Registry:
         events: `patient_id`, `eye` ("R", "L", "both", or None for the person), `event`, `date`; deaths are events too.
         patients: by patient: `birth_date`, `sex`, `death`, `follow_up_end` (the last day on which an event would have
             been seen), `follow_up_given` (false where it is the day of the patient's last record).
+        first_dates: by event, also those after the registry was closed, the day of its first one.
+        closed: the day on which the registry was closed, if one was given; later events are not in `events`.
         without_images: number of patients of the tables `events` and `patients` of whom there is no image.
     """
 
     images: pd.DataFrame
     events: pd.DataFrame
     patients: pd.DataFrame
+    first_dates: pd.Series
+    closed: pd.Timestamp | None
     without_images: dict[str, int]
 
 
@@ -88,7 +93,11 @@ def read_registry(
     everyone = pd.Index(pd.unique(pd.concat([photographs["patient_id"], happened["patient_id"]])), name="patient_id")
     facts = facts.reindex(everyone)
     checks.check_order(photographs, happened, facts, images, events)
-    return Registry(*_closed(photographs, happened, facts, reader, follow_up_end), without_images)
+    happened = with_deaths(happened, facts[DEATH])
+    first_dates = happened.groupby("event")["date"].min()
+    closed = closing_day(follow_up_end, reader)
+    seen = as_seen_on(closed, photographs, happened, facts)
+    return Registry(photographs, *seen, first_dates, closed, without_images)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -141,45 +150,29 @@ def _told(table: pd.DataFrame, name: str, reader: DateReader) -> pd.DataFrame:
     return long[long["value"].notna()].assign(source=name)
 
 
-def _closed(
-    images: pd.DataFrame, events: pd.DataFrame, facts: pd.DataFrame, reader: DateReader, follow_up_end: str | None
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Images, events and patients of the registry, with the end of every patient's follow-up."""
-    deaths = facts[DEATH].dropna()
-    events = pd.concat([events, pd.DataFrame({"patient_id": deaths.index, "eye": None, "event": DEATH,
-                                              "date": deaths.to_numpy()})], ignore_index=True)  # fmt: skip
-    end = facts[LAST_FOLLOW_UP].fillna(facts[DEATH])
-    given = end.notna()
-    if follow_up_end is not None:
-        closed = reader.read(pd.Series([follow_up_end]), "--follow_up_end")[0]
-        end = end.fillna(closed).clip(upper=closed)
-        given[:] = True
-        events = events[events["date"] <= closed]
-        facts[DEATH] = facts[DEATH].where(facts[DEATH] <= closed)
-    seen = pd.concat([images[["patient_id", "date"]], events[["patient_id", "date"]]])
-    last_record = seen.groupby("patient_id")["date"].max()
-    patients = facts[["birth_date", "sex", DEATH]].assign(
-        follow_up_end=end.fillna(last_record.reindex(facts.index)), follow_up_given=given
-    )
-    return images, events.reset_index(drop=True), patients
-
-
-def known_events(events: pd.DataFrame, names: Sequence[str], source: object) -> pd.DataFrame:
-    """The rows of `events` whose event is one of `names`.
+def known_events(registry: Registry, names: Sequence[str], *, need_one: bool = True) -> pd.DataFrame:
+    """The events of a registry that are called one of `names`.
 
     Raises:
-        RetFoundError: a name that does not occur, or of which the table has a spelling that is not among `names`.
+        RetFoundError: a name that does not occur, or of which the table has a spelling that is not among `names`; with
+            `need_one` names that occur only after the registry was closed.
     """
-    present = sorted(events["event"].unique())
+    present = registry.first_dates.index.tolist()
     for name in names:
         if name not in present:
-            raise RetFoundError(
-                f"{source} holds no event {name!r}{nearest(name, present)}; its events are {listed(present, 20)}"
-            )
+            others = f"its events are {listed(present, 20)}" if present else "it holds none at all"
+            raise RetFoundError(f"the events table holds no event {name!r}{nearest(name, present)}; {others}")
         for other in present:
             if other not in names and bare_name(other) == bare_name(name):
                 raise RetFoundError(
-                    f"{source}: events {name!r} and {other!r} look like one event spelled in two ways; give it one "
-                    "name in the table, or ask for both"
+                    f"the events table: events {name!r} and {other!r} look like one event spelled in two ways; give "
+                    "it one name in the table, or ask for both"
                 )
-    return events[events["event"].isin(names)]
+    found = registry.events[registry.events["event"].isin(names)]
+    if need_one and found.empty:
+        first = registry.first_dates[list(names)].min()
+        raise RetFoundError(
+            f"all events {' or '.join(names)} lie after --follow_up_end {registry.closed:%Y-%m-%d}, the first on "
+            f"{first:%Y-%m-%d}, and were not seen; give a later day, or leave it out"
+        )
+    return found

@@ -158,6 +158,45 @@ def test_unknown_events_and_eyes(registry, build):
         build(without, "wet AMD")
 
 
+def test_events_that_all_lie_after_the_closing_day_are_called_so(registry, build):
+    """A stroke of 2019-01-01 and one of 2020; names are looked up in the table as it was before it was closed."""
+    found = registry(IMAGES, EVENTS, follow_up_end="2018-12-31")
+    assert found.events.empty and found.closed == pd.Timestamp("2018-12-31")
+    said = "all events stroke lie after --follow_up_end 2018-12-31, the first on 2019-01-01, and were not seen; give a"
+    for unit in (None, "patient"):
+        with pytest.raises(RetFoundError, match=said) as caught:
+            build(found, "stroke", unit=unit)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(RetFoundError, match=r"all events death lie after .* the first on 2020-01-01"):
+        build(found, "death")
+    with pytest.raises(RetFoundError, match="no event 'strok'; did you mean stroke\\?; its events are death, stroke"):
+        build(found, "strok")
+
+
+def test_an_event_that_bars_and_was_not_seen_bars_nobody(registry, build):
+    later = pd.DataFrame([("p1", None, "cancer", "2022-01-01")], columns=["patient_id", "eye", "event", "date"])
+    images = pd.DataFrame({"image": ["a", "b"], "patient_id": ["p1", "p2"], "date": ["2018-03-04"] * 2})
+    events = pd.concat([EVENTS[EVENTS["event"] == "stroke"], later])
+    found = registry(images, events, follow_up_end="2021-12-31")
+    question = {"unit": "patient", "horizon": "1y"}
+    wanted = build(found, "stroke", **question).table
+    assert build(found, "stroke", exclude_prior=("cancer",), **question).table.equals(wanted)
+    with pytest.raises(RetFoundError, match="holds no event 'cancr'; did you mean cancer"):
+        build(found, "stroke", exclude_prior=("cancr",), **question)
+
+
+def test_a_table_without_any_event_says_so(registry, build):
+    events = pd.DataFrame({"patient_id": ["p1"], "event": ["last_follow_up"], "date": ["2021-01-01"]})
+    with pytest.raises(RetFoundError, match="holds no event 'stroke'; it holds none at all"):
+        build(registry(IMAGES, events), "stroke")
+
+
+@pytest.mark.parametrize("day", ["", " "])
+def test_an_empty_closing_day_is_refused(registry, day):
+    with pytest.raises(RetFoundError, match=r"--follow_up_end '' names no day; give the one .* or leave it out"):
+        registry(IMAGES, EVENTS, follow_up_end=day)
+
+
 def test_tables_that_are_not_there(tmp_path):
     with pytest.raises(RetFoundError, match=r"table .*images.csv does not exist; give a CSV or parquet file"):
         read_registry(tmp_path / "images.csv", tmp_path / "events.csv")
@@ -179,7 +218,7 @@ def test_an_event_in_two_spellings_is_refused_unless_both_are_asked_for(registry
     found = registry(IMAGES, events)
     with pytest.raises(RetFoundError, match="events 'stroke' and 'Stroke' look like one event spelled in two ways"):
         build(found, "stroke")
-    assert set(known_events(found.events, ("stroke", "Stroke"), "events")["patient_id"]) == {"p1", "p2"}
+    assert set(known_events(found, ("stroke", "Stroke"))["patient_id"]) == {"p1", "p2"}
     other = registry(IMAGES, events.replace({"event": {"Stroke": "wet-amd"}}))
     with pytest.raises(RetFoundError, match="events 'wet AMD' and 'wet-amd' look like one event"):
         build(other, "stroke", exclude_prior=("wet AMD",))
