@@ -16,10 +16,10 @@ LEAD = (
     "How well each model does on patients whom it has never seen. {meanings} The numbers are means over {trainings}; "
     "the first interval says how much they would vary with other patients, the second how much with another training."
 )
-MEANINGS = {
-    "auroc": "the chance that an image with the condition is ranked above one without: 0.5 is guessing, 1 is perfect",
+MEANINGS = {  # `case` is an image, an eye or a patient
+    "auroc": "the chance that {a_case} with the condition is ranked above one without: 0.5 is guessing, 1 is perfect",
     "auprc": "the average share of true alarms among alarms: guessing gives the share of the condition, 1 is perfect",
-    "accuracy": "the share of images that are classified rightly",
+    "accuracy": "the share of {case}s that are classified rightly",
     "mae": "the average error, in the unit of the target: less is better",
 }
 
@@ -49,7 +49,8 @@ def comparison(found: StudyResults, figures: Path) -> Section | None:
         blocks.append(Block(data.name, charts, tables, notes=[f"Sizes: {sizes}."]))
     if not blocks:
         return None
-    meanings = " ".join(f"{metric_name(metric)} is {_meaning(metric)}." for metric in dict.fromkeys(main))
+    level = study.reporting.level
+    meanings = " ".join(f"{metric_name(metric)} is {_meaning(metric, level)}." for metric in dict.fromkeys(main))
     lead = LEAD.format(meanings=meanings, trainings=trainings(cells))
     return Section("summary", "Models side by side", lead, blocks)
 
@@ -60,8 +61,9 @@ def trainings(summary: pd.DataFrame) -> str:
     return f"{count} training" + ("" if count == "1" else "s")
 
 
-def _meaning(metric: str) -> str:
-    return MEANINGS.get(metric, "better when lower" if metric in LOWER_IS_BETTER else "better when higher")
+def _meaning(metric: str, case: str) -> str:
+    meaning = MEANINGS.get(metric, "better when lower" if metric in LOWER_IS_BETTER else "better when higher")
+    return meaning.format(case=case, a_case=f"a {case}" if case == "patient" else f"an {case}")
 
 
 def _of_largest_fraction(found: StudyResults) -> pd.DataFrame:

@@ -30,10 +30,11 @@ def examples(found: StudyResults, figures: Path) -> Section | None:
             note = f"{systems[0].label}, the training whose result is the median, on test images."
             blocks.append(Block(data.name, galleries=galleries, notes=[note]))
     lead = (
-        "What the model is surest of. Look at the wrong ones first: a wrong label, a poor image, or a sign "
-        "that the model "
-        "takes for another all show here."
+        "What the model is surest of. Look at the wrong ones first: a wrong label, a poor image, or a sign that the "
+        "model takes for another all show here."
     )
+    if (level := found.study.reporting.level) != "image":
+        lead += f" Each image stands for itself here, with its own answer, and not for its {level} as elsewhere."
     return Section("examples", "Right and wrong with the highest confidence", lead, blocks) if blocks else None
 
 

@@ -7,10 +7,15 @@ from pathlib import Path
 
 from ...data.splits import SPLITS
 from ..folder import StudyResults
-from ..layout import STUDY_FILE
+from ..text import shared_text, without_paths
 from .classes import read_flow
 from .numbers import duration
 from .parts import Block, Chart, Section, Table
+
+NOTE = (
+    "Paths of the machine on which the study ran are cut to their last parts, after …; study.yaml in the study's "
+    "folder has them whole."
+)
 
 
 def cohorts(found: StudyResults, figures: Path) -> Section | None:
@@ -46,7 +51,7 @@ def failures(found: StudyResults, figures: Path) -> Section | None:
     if not failed and not missing:
         return None
     notes = [f"{missing} of {found.planned} jobs have not ended yet."] if missing else []
-    rows = [[job.id, job.reason] for job in failed]
+    rows = [[job.id, without_paths(job.reason)] for job in failed]
     tables = [Table(["job", "reason"], rows, text=2)] if failed else []
     lead = (
         "Trainings that came to no result. They are in none of the numbers above; the same command tries them again."
@@ -70,7 +75,7 @@ def settings(found: StudyResults, figures: Path) -> Section:
     blocks = [
         Block("Run", tables=[Table(["", ""], facts, text=2)]),
         Block("Versions", notes=[f"{versions or '–'}."]),
-        Block("Study file", code=(found.folder / STUDY_FILE).read_text(encoding="utf-8")),
+        Block("Study file", notes=[NOTE], code=shared_text(found.study)),
     ]
     return Section("settings", "Settings and versions", "What another group needs to repeat this study.", blocks)
 

@@ -25,7 +25,7 @@ THRESHOLDS = np.arange(1, 91) / 100
 
 def calibration(found: StudyResults, figures: Path) -> Section | None:
     """Reliability curves, ECE, Brier score, slope and intercept."""
-    blocks, rows = [], []
+    blocks, rows, case = [], [], found.study.reporting.level  # image, eye or patient
     for data, systems in _classifiers(found):
         shown, cells, name = drawn(found, systems), [], file_name("calibration", data)
         event = event_of(found, data)
@@ -53,10 +53,10 @@ def calibration(found: StudyResults, figures: Path) -> Section | None:
                 )
             figure.legend(loc="outside lower center", ncols=2)
         caption = (
-            f"The share with {event} among images of similar predicted probability; below the line: too many warnings."
+            f"The share with {event} among {case}s of like predicted probability; below the line: too many warnings."
             if event
             else "Right answers among those of similar confidence; below the line: overconfident."
-        ) + " A model's points hold as many images each."
+        ) + f" A model's points hold as many {case}s each."
         table = Table(
             ["model", "ECE", "Brier score", "slope (95% CI)", "intercept (95% CI)"], cells,
             "ECE and Brier score are means over trainings (– where the study does not ask for them); slope (1 is "
@@ -66,9 +66,8 @@ def calibration(found: StudyResults, figures: Path) -> Section | None:
         alt = f"Reliability curves of {', '.join(system.label for system in shown)} on {data}"
         blocks.append(Block(data, [Chart(figures / f"{name}.svg", caption, alt)], [table]))
     lead = (
-        "Whether a probability means what it says: of a hundred images called 80% certain, eighty should be "
-        "right. A model "
-        "can rank patients well and still be overconfident."
+        f"Whether a probability means what it says: of a hundred {case}s called 80% certain, eighty should be right. "
+        "A model can rank patients well and still be overconfident."
     )
     return Section("calibration", "Calibration", lead, blocks, rows) if blocks else None
 

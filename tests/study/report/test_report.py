@@ -178,6 +178,31 @@ def test_classes_of_a_cohort_are_called_by_what_they_stand_for(folder, tmp_path)
     assert {picture.lines[0] for picture in galleries[0].pictures} == {"said stroke within 3 years"}
 
 
+@pytest.mark.parametrize(("level", "one"), [("image", "an image"), ("eye", "an eye"), ("patient", "a patient")])
+def test_words_name_what_counts_as_a_case(folder, level, one):
+    found = read_study(folder)
+    reporting = dataclasses.replace(found.study.reporting, level=level, label_conflicts="max")
+    found = dataclasses.replace(found, study=dataclasses.replace(found.study, reporting=reporting))
+    sections = {section.name: section for section in build_sections(found)}
+    assert f"AUROC is the chance that {one} with the condition is ranked above one without" in sections["summary"].lead
+    assert f"of a hundred {level}s called 80% certain" in sections["calibration"].lead
+    assert f"points hold as many {level}s each" in sections["calibration"].blocks[0].charts[0].caption
+    apart = f"Each image stands for itself here, with its own answer, and not for its {level} as elsewhere."
+    assert (apart in sections["examples"].lead) == (level != "image")
+
+
+def test_the_report_has_no_path_of_the_machine(folder, desk):
+    """Not in the study file, nor in the reason of a job that failed; the study's own file has them whole."""
+    found = read_study(folder)
+    reason = f"models > First: {desk / 'first'} has no weights ({desk / 'first' / 'config.json'})"
+    failed = JobResult("one", "Inside", "First", "linear", 1.0, 0, "failed", reason=reason)
+    text = render(found, build_sections(dataclasses.replace(found, jobs=(*found.jobs, failed))))
+    inside = f"…/{desk.name}/inside"
+    assert inside in text and f"…/{desk.name}/first" in text and "…/first/config.json" in text
+    assert str(desk) not in text and str(folder) not in text and "cut to their last parts" in text
+    assert str(desk / "inside") in (folder / "study.yaml").read_text(encoding="utf-8")
+
+
 def test_names_are_text_whatever_they_hold(folder):
     found = read_study(folder)
     evil = '<script>alert("x")</script>'
