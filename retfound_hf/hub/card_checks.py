@@ -1,26 +1,22 @@
 """A card that tells the truth: complete, valid for the Hub, without placeholders, its numbers those of results."""
 
-import csv
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ..models.card_results import INTERVAL, title
 from ..runs.errors import RetFoundError
-from .contents import Contents, read_json
+from .card_figures import RESULT_SECTIONS, figures_of, read_figure
+from .card_prose import sections_of
+from .contents import CITED, Contents, read_json
+from .figure_words import CHOSEN, METRIC, SETTINGS
+from .result_values import METRICS, RESULT_FILES, numbers_in, read_results, settings_of
 from .small_groups import check_no_small_groups
 
 PLACEHOLDERS = ("{{", "}}", "{%", "TODO", "TBD", "FIXME", "[More Information Needed]", "[optional]", "lorem ipsum")
 SECTIONS = ("Use", "Intended use", "Training data", "Preprocessing", "Limits", "Citation")
-RESULT_SECTIONS = ("Evaluation", "Calibration")
 METADATA = ("license", "library_name", "pipeline_tag", "tags")
-RESULT_FILES = (
-    "metrics.json", "validation/metrics.json", "config.json", "run.json", "intervals.csv", "subgroups.csv",
-    "calibration.csv", "operating_points.csv",
-)  # fmt: skip
-# A number on its own, not a part of a name such as f1_macro, auroc/2 or v1.0.2.
-NUMBER = re.compile(r"(?<![\w./`-])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\w`]|\.\d) ?%?")
-CONFIDENCE = {"95%", "95 %", "0.95"}  # of the intervals
 
 
 def read_card(folder: Path) -> tuple[dict[str, Any], str]:
@@ -54,89 +50,60 @@ def check_card(contents: Contents, metadata: dict[str, Any], text: str) -> None:
         if not sections.get(name, "").strip():
             raise RetFoundError(f"{path} has no section `## {name}`, or an empty one; write it")
     check_no_small_groups(contents.folder, text)
-    known = set(_results(contents.folder))
-    labels = [str(label) for label in (contents.config.get("id2label") or {}).values()] + _groups(contents.folder)
-    for name in RESULT_SECTIONS:
-        for found in numbers_of(sections.get(name, ""), labels):
-            if not is_known(found, known):
-                raise RetFoundError(
-                    f"the section `## {name}` of {path} says {found}, which is in none of the results "
-                    f"({', '.join(RESULT_FILES)}); correct it, or evaluate again"
-                )
-    for value in _index_values(metadata):
-        if not any(value == number for number in known):
-            raise RetFoundError(f"the model-index of {path} says {value}, which is in none of the results")
+    _check_figures(contents, text)
+    _check_index(contents.folder, metadata)
 
 
-def sections_of(text: str) -> dict[str, str]:
-    """Titles of the second level and the text below each."""
-    parts = re.split(r"^## +(.+?) *$", text, flags=re.M)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+def _check_figures(contents: Contents, text: str) -> None:
+    path, results = contents.folder / "README.md", read_results(contents.folder)
+    labels = [str(label) for label in (contents.config.get("id2label") or {}).values()]
+    settings = settings_of(contents.folder, {key for key in SETTINGS.values() if key})
+    for figure in figures_of(text, labels, results.groups, settings):
+        known, passage = results.figures, figure.passage
+        if CHOSEN.search(passage.text):
+            known = known | results.targets
+        if passage.section == "Preprocessing" and not METRIC.search(passage.text):
+            known = known | _constants(contents.folder)
+        if not figure.is_known(known, results.counts):
+            where = f"the section `## {passage.section}`" if passage.section else "the top"
+            raise RetFoundError(
+                f"{where} of {path} says {figure.text}, which is in none of the results ({', '.join(RESULT_FILES)}): "
+                f"{passage.text[:120]!r}; correct it, evaluate again, or leave it out; a figure from elsewhere goes "
+                f"into {CITED} beside the card, with the columns value and source"
+            )
 
 
-def numbers_of(text: str, labels: list[str]) -> Iterator[str]:
-    """The numbers that a text states; those in code and in names of classes and groups are none.
-
-    A name that is a number itself, such as a grade, is one only where it opens a row of a table.
-    """
-    text = re.sub(r"```.*?```|`[^`]*`|\(https?:[^)]*\)", " ", text, flags=re.S)
-    for label in sorted(filter(None, labels), key=len, reverse=True):
-        name = re.escape(label)
-        whole = rf"^\| {name} (?=\|)" if NUMBER.fullmatch(label) else rf"(?<![\w.]){name}(?!\w|\.\d)"
-        text = re.sub(whole, " ", text, flags=re.M)
-    for found in NUMBER.finditer(text):
-        if found[0].strip() not in CONFIDENCE:
-            yield found[0].strip()
+def _constants(folder: Path) -> set[float]:
+    path = folder / "preprocessor_config.json"
+    own = numbers_in(read_json(path)) if path.is_file() else ()
+    return {float(number) for number in (*IMAGENET_DEFAULT_MEAN, *IMAGENET_DEFAULT_STD, *own)}
 
 
-def is_known(stated: str, known: set[float]) -> bool:
-    """Whether a stated number is one of the results: a whole one exactly, others as they are rounded there."""
-    plain = stated.replace(",", "").rstrip("% ")
-    scale = 100 if stated.endswith("%") else 1
-    decimals = len(plain.split(".")[1]) if "." in plain else 0
-    if not decimals and scale == 1:
-        return float(plain) in known
-    return any(f"{scale * value:.{decimals}f}" == plain for value in known)
-
-
-def _results(folder: Path) -> Iterator[float]:
-    for name in RESULT_FILES:
-        path = folder / name
-        if path.is_file() and path.suffix == ".json":
-            yield from _numbers_in(read_json(path))
-        elif path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                for row in csv.reader(file):
-                    yield from (float(cell) for cell in row if _is_number(cell))
-
-
-def _groups(folder: Path) -> list[str]:
-    """Names of subgroups, which may hold numbers such as those of an age group."""
-    path = folder / "subgroups.csv"
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [cell for row in csv.reader(file) for cell in row if cell and not _is_number(cell)]
-
-
-def _is_number(cell: str) -> bool:
-    return re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", cell) is not None
-
-
-def _numbers_in(value: Any) -> Iterator[float]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from _numbers_in(item)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield float(value)
-
-
-def _index_values(metadata: dict[str, Any]) -> Iterator[float]:
+def _check_index(folder: Path, metadata: dict[str, Any]) -> None:
+    """Raise unless each value of the model-index is that of the metric of its own name, as it is rounded there."""
     for model in metadata.get("model-index") or []:
         for result in model["results"]:
-            yield from (float(metric["value"]) for metric in result["metrics"])
+            split = str((result.get("dataset") or {}).get("split") or "test")
+            path = folder / ("validation" if split in ("val", "validation") else "") / METRICS
+            metrics = read_json(path) if path.is_file() else {}
+            for metric in result["metrics"]:
+                kind, value = str(metric["type"]), str(metric["value"])
+                named = f"the model-index of {folder / 'README.md'} says {kind} {value}"
+                own, figure = metrics.get(kind), read_figure(value)
+                if not isinstance(own, (int, float)) or figure is None:
+                    known = ", ".join(name for name in metrics if "/" not in name and not name.endswith(INTERVAL))
+                    raise RetFoundError(
+                        f"{named}, and {path} has no such number; accepted: numbers of {known or 'none'}"
+                    )
+                # A digit or two would fit many values.
+                if float(own) != figure.value and (figure.tolerance > 0.001 or not figure.is_known({float(own)})):
+                    raise RetFoundError(f"{named}, which is {own} in {path}; correct it, or leave it out")
+                shown = str(metric.get("name") or kind).casefold()
+                others = {name for name in metrics if name != kind and shown in (name, title(name).casefold())}
+                if others and shown != title(kind).casefold():
+                    raise RetFoundError(
+                        f"{named} under the name of {others.pop()}; name it {title(kind)}, or not at all"
+                    )
 
 
 def _line_with(word: str, text: str, metadata: dict[str, Any]) -> str:

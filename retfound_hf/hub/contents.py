@@ -11,13 +11,14 @@ from safetensors import SafetensorError, safe_open
 from ..runs.errors import RetFoundError
 
 MODEL_FILES = ("config.json", "preprocessor_config.json", "README.md")
+CITED = "cited.csv"  # figures from elsewhere that the card states: value, source
 WEIGHTS = {"model": "model.safetensors", "adapter": "adapter_model.safetensors"}
 PUBLISHED = (
     *MODEL_FILES, "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json",
     "adapter_config.json", "adapter_model.safetensors", "metrics.json", "intervals.csv", "subgroups.csv",
     "calibration.csv", "operating_points.csv", "operating_points.json", "history.json", "metrics.jsonl",
     "plots/*.png", "plots/*.pdf", "validation/metrics.json", "validation/intervals.csv", "validation/subgroups.csv",
-    "validation/calibration.csv", "validation/plots/*.png", "LICENSE*",
+    "validation/calibration.csv", "validation/plots/*.png", CITED, "LICENSE*",
 )  # fmt: skip
 CODE = "*retfound*.py"  # as `remote_code` names its files
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.h5", "*.msgpack")

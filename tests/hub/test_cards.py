@@ -6,18 +6,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
 
-from retfound_hf import RetFoundConfig, RetFoundImageProcessor
-from retfound_hf.hub.card_checks import check_card, numbers_of, read_card, sections_of
+from retfound_hf import RetFoundConfig, RetFoundError, RetFoundImageProcessor
+from retfound_hf.hub.card_checks import check_card, read_card
+from retfound_hf.hub.card_prose import sections_of
 from retfound_hf.hub.contents import Contents
 from retfound_hf.hub.publishing import publish
 from retfound_hf.models.card import write_card
 from retfound_hf.models.card_results import calibration_text, cost_text, evaluation_text, title
 from retfound_hf.models.conversion.card import write_converted_card
 from retfound_hf.models.conversion.reading import OfficialCheckpoint
+from retfound_hf.pretraining.card import write_pretrained_card
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 
@@ -151,6 +154,50 @@ def test_columns_without_a_cell_are_left_out(tmp_path):
     assert text.endswith("| sex | F | 15 | AUROC | 0.812 |")
 
 
+@pytest.mark.parametrize(
+    ("source", "kind", "modality"),
+    [
+        ("RETFound_dinov2_meh", "dinov2", "cfp"),
+        ("own-1.5", "classifier", "oct"),
+        ("RETFound_mae_meh", "encoder", "cfp"),
+    ],
+)
+def test_cards_of_converted_folders_pass(tmp_path, source, kind, modality):
+    checkpoint = OfficialCheckpoint(tmp_path / f"{source}.pth", {}, "model", {}, "12e4567890" * 6 + "5e12")
+    processor = RetFoundImageProcessor(image_mean=(0.5, 0.25, 0.125), do_fundus_crop=modality == "cfp")
+    processor.save_pretrained(tmp_path)
+    write_converted_card(
+        tmp_path, "mine-0.5", kind, modality, checkpoint.path, checkpoint, RetFoundConfig(modality=modality), processor
+    )
+    check_card(Contents(tmp_path, "model", {}, (), {}), *read_card(tmp_path))
+
+
+@pytest.mark.parametrize("objective", ["mae", "dino"])
+def test_the_card_of_a_pretraining_passes(tmp_path, objective):
+    config = RetFoundConfig(modality="cfp", mask_ratio=0.75)
+    config.save_pretrained(tmp_path)
+    processor = RetFoundImageProcessor()
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"arguments": {"weight_decay": 0.05, "adam_beta2": 0.999}}))
+    write_pretrained_card(
+        tmp_path, "mine-0.5", SimpleNamespace(config=config), processor,
+        SimpleNamespace(model_name_or_path=None, config_name="retfound-1.5", objective=objective),
+        SimpleNamespace(train_data=["org/eyes-2.5"]),
+        SimpleNamespace(peak_learning_rate=lambda batch: 1.5e-4 * batch / 256, weight_decay=0.05, seed=0),
+        SimpleNamespace(num_images=12345, total_steps=1000, global_batch=64), 12345.6,
+    )  # fmt: skip
+    card = tmp_path / "README.md"
+    card.write_text(card.read_text().replace("---\n", "---\nlicense: cc-by-nc-4.0\n", 1))
+    assert "peak learning rate 3.75e-05, weight decay 0.05" in card.read_text() and "3.4 hours" in card.read_text()
+    contents = Contents(tmp_path, "model", {}, (), {})
+    check_card(contents, *read_card(tmp_path))
+    for said, forged in (("weight decay 0.05", "weight decay 0.999"), ("mask ratio 0.75", "mask ratio 0.999")):
+        if said in card.read_text():
+            metadata, body = read_card(tmp_path)
+            with pytest.raises(RetFoundError, match=r"says 0\.999, which is in none"):
+                check_card(contents, metadata, body.replace(said, forged))
+
+
 @pytest.mark.parametrize("name", ["retfound-cfp", "retfound-oct"])
 def test_finished_cards_are_complete(hub_here, name, tmp_path):
     text = (CARDS / f"{name}.md").read_text()
@@ -159,7 +206,7 @@ def test_finished_cards_are_complete(hub_here, name, tmp_path):
     check_card(Contents(tmp_path, "model", {}, (), {}), metadata, body)
     ModelCard(text).validate()
     assert metadata["license"] == "cc-by-nc-4.0" and metadata["base_model"].startswith("YukunZhou/RETFound_mae_nature")
-    assert {"retfound-cfp": "904,170", "retfound-oct": "736,442"}[name] in numbers_of(body, [])
+    assert {"retfound-cfp": "904,170", "retfound-oct": "736,442"}[name] in body
 
 
 def test_the_official_weights_get_their_finished_card(tmp_path):
