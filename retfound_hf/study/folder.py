@@ -27,8 +27,8 @@
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +143,14 @@ def read_study(folder: str | Path) -> StudyResults:
     for name in (STUDY_FILE, "jobs.csv", "results.csv"):
         if not (folder / name).is_file():
             raise RetFoundError(f"{folder} has no {name}; give the output folder of the command study")
-    ids = list(read_csv(folder / "jobs.csv")["job"])
+    planned = list(
+        read_csv(folder / "jobs.csv")[["job", "data", "model", "method"]].itertuples(index=False, name=None)
+    )
     return StudyResults(
         folder=folder,
         study=read_settings(folder / STUDY_FILE),
-        jobs=ended_jobs(folder, ids),
-        planned=len(ids),
+        jobs=ended_jobs(folder, planned),
+        planned=len(planned),
         results=read_csv(folder / "results.csv"),
         summary=read_csv(folder / "summary.csv"),
         comparisons=read_csv(folder / "comparisons.csv"),
@@ -156,9 +158,17 @@ def read_study(folder: str | Path) -> StudyResults:
     )
 
 
-def ended_jobs(folder: str | Path, ids: list[str]) -> tuple[JobResult, ...]:
-    """Those of the jobs that finished or failed, in the order of `ids`."""
-    return tuple(found for found in (read_job(folder, job_id) for job_id in ids) if found is not None)
+def ended_jobs(folder: str | Path, planned: Iterable[tuple[str, str, str, str]]) -> tuple[JobResult, ...]:
+    """Those of the jobs that finished or failed, in the order of `planned`.
+
+    Args:
+        planned: id and labels (data, model, method) of every job. The labels are those of the study now: `Set A` may
+            have been `set-a`, which gives the same id, when the job ran.
+    """
+    read = ((read_job(folder, job_id), labels) for job_id, *labels in planned)
+    return tuple(
+        replace(found, data=data, model=model, method=method) for found, (data, model, method) in read if found
+    )
 
 
 def read_job(folder: str | Path, job_id: str) -> JobResult | None:

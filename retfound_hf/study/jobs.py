@@ -39,6 +39,11 @@ class Job:
         """Jobs of one kind differ in their seeds alone."""
         return self.data, self.model, self.method, self.fraction
 
+    @property
+    def labelled(self) -> tuple[str, str, str, str]:
+        """The id with the labels that `folder.ended_jobs` gives the job."""
+        return self.id, self.data, self.model, self.method
+
 
 def plan_jobs(study: Study, tasks: Sequence[Task]) -> tuple[Job, ...]:
     """All jobs, in a fixed order: the cells of one seed before those of the next.

@@ -39,7 +39,7 @@ def run_study(arguments: StudyArguments) -> tuple[JobResult, ...]:
     done = {job.id for job in mine if (found := read_job(folder, job.id)) and found.status == "finished"}
     print(f"{study.name}: {len(jobs)} jobs, {len(mine)} of them here, {len(done)} finished already")
     if arguments.dry_run:
-        guesses = guess_times(mine, study, tasks, ended_jobs(folder, [job.id for job in jobs]))
+        guesses = guess_times(mine, study, tasks, ended_jobs(folder, [job.labelled for job in jobs]))
         left = [guess for job, guess in zip(mine, guesses, strict=True) if job.id not in done]
         print(job_table(mine, guesses, done), f"\n\n{len(left)} jobs to do, {total(left, arguments.jobs)}")
         return ()

@@ -35,7 +35,7 @@ def write_plan(folder: Path, study: Study, tasks: Sequence[Task], jobs: Sequence
 
 def write_results(folder: Path, study: Study, jobs: Sequence[Job]) -> tuple[JobResult, ...]:
     """Write the tables of all jobs that have ended, whichever part or machine ran them."""
-    ended = ended_jobs(folder, [job.id for job in jobs])
+    ended = ended_jobs(folder, [job.labelled for job in jobs])
     finished = [job for job in ended if job.status == "finished"]
     table = {
         (job.id, evaluated): resampled(folder, study, job.id, job.data, evaluated)

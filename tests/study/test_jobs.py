@@ -54,3 +54,15 @@ def test_each_of_two_names_has_its_rows(study_file, tmp_path):
     results = read_study(tmp_path / "out").results.query("metric == 'auroc'")
     assert sorted(zip(results["data"], results["set"], strict=True)) == sorted(product(names, ("test", "val")))
     assert results["job"].nunique() == 2
+
+
+def test_a_finished_job_is_found_under_labels_that_are_spelled_anew(study_file, tmp_path, capsys):
+    shared = {"fractions": [1.0], "seeds": [0], "metrics": ["auroc"], "reporting": {"resamples": 0, "examples": 0}}
+    run_study(StudyArguments(str(study_file(data={"Set A": "inside"}, **shared)), str(tmp_path / "out")))
+    path = study_file(data={"set-a": "inside"}, models={"FIRST": "first", "Second": "second"}, **shared)
+    capsys.readouterr()
+    run_study(StudyArguments(str(path), str(tmp_path / "out")))
+    assert "2 finished already" in capsys.readouterr().out
+    found = read_study(tmp_path / "out")
+    assert [(job.data, job.model) for job in found.jobs] == [("set-a", "FIRST"), ("set-a", "Second")]
+    assert set(found.summary["model"]) == {"FIRST", "Second"} and set(found.results["data"]) == {"set-a"}
