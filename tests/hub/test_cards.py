@@ -18,6 +18,7 @@ from retfound_hf.hub.contents import Contents
 from retfound_hf.hub.publishing import publish
 from retfound_hf.models.card import write_card
 from retfound_hf.models.card_results import calibration_text, cost_text, evaluation_text, title
+from retfound_hf.models.conversion import reading
 from retfound_hf.models.conversion.card import write_converted_card
 from retfound_hf.models.conversion.reading import OfficialCheckpoint
 from retfound_hf.pretraining.card import write_pretrained_card
@@ -162,8 +163,9 @@ def test_columns_without_a_cell_are_left_out(tmp_path):
         ("RETFound_mae_meh", "encoder", "cfp"),
     ],
 )
-def test_cards_of_converted_folders_pass(tmp_path, source, kind, modality):
-    checkpoint = OfficialCheckpoint(tmp_path / f"{source}.pth", {}, "model", {}, "12e4567890" * 6 + "5e12")
+def test_cards_of_converted_folders_pass(tmp_path, monkeypatch, source, kind, modality):
+    monkeypatch.setattr(reading, "sha256_of", lambda path: "12e4567890" * 6 + "5e12")
+    checkpoint = OfficialCheckpoint(tmp_path / f"{source}.pth", {}, "model", {})
     processor = RetFoundImageProcessor(image_mean=(0.5, 0.25, 0.125), do_fundus_crop=modality == "cfp")
     processor.save_pretrained(tmp_path)
     write_converted_card(
@@ -209,9 +211,10 @@ def test_finished_cards_are_complete(hub_here, name, tmp_path):
     assert {"retfound-cfp": "904,170", "retfound-oct": "736,442"}[name] in body
 
 
-def test_the_official_weights_get_their_finished_card(tmp_path):
+def test_the_official_weights_get_their_finished_card(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "sha256_of", lambda path: "0" * 64)
     file = tmp_path / "RETFound_mae_natureOCT.pth"
-    checkpoint = OfficialCheckpoint(file, {}, "model", {}, "0" * 64)
+    checkpoint = OfficialCheckpoint(file, {}, "model", {})
     arguments = ("autoencoder", "oct", file, checkpoint)
     processor = RetFoundImageProcessor(do_fundus_crop=False)
     folder = tmp_path / "mine"
