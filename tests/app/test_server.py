@@ -168,11 +168,11 @@ def test_a_password_is_asked_for(serve_page, classifier_folder, monkeypatch):
 
 
 def test_batches_outlast_the_sweep_of_uploads(classifier_folder, photographs, free_port, monkeypatch, tmp_path):
-    """Uploads are swept after a second: a batch that runs for longer, and one that waits for it, lose none."""
+    """Uploads are swept after four seconds: a batch that runs for eight, and one that waits for it, lose none."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("retfound_hf.app.page.SWEPT_EVERY", 0.2)
-    monkeypatch.setattr("retfound_hf.app.page.SWEPT_AFTER", 1)
+    monkeypatch.setattr("retfound_hf.app.page.SWEPT_AFTER", 4)
     scores = Reader.scores
     monkeypatch.setattr(Reader, "scores", lambda *words: time.sleep(0.4) or scores(*words))
     with zipfile.ZipFile(tmp_path / "eyes.zip", "w") as archive:
