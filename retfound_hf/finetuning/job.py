@@ -27,6 +27,7 @@ class FinetuneJob:
         labelled: the labelled set, with the share of its training images that is to be used.
         prepared: its splits, decoded.
         all_training: all training images, decoded, whatever share of them is used.
+        target_scale: of a regression, that of the training targets.
     """
 
     model_args: ModelArguments
@@ -38,6 +39,7 @@ class FinetuneJob:
     processor: RetFoundImageProcessor
     prepared: dict[str, PreparedSplit]
     all_training: PreparedSplit
+    target_scale: TargetScale | None
 
     @property
     def forward_options(self) -> dict[str, Any]:
@@ -98,7 +100,9 @@ def make_job(
     all_training = prepared["train"]
     prepared["train"] = all_training.only(labelled.rows("train")["id"])
     warn_of_modality(prepared["train"].images, getattr(model.config, "modality", None))
-    return FinetuneJob(model_args, data_args, method_args, args, labelled, model, processor, prepared, all_training)
+    return FinetuneJob(
+        model_args, data_args, method_args, args, labelled, model, processor, prepared, all_training, scale
+    )
 
 
 def _processor(model_args: ModelArguments, model: PreTrainedModel) -> RetFoundImageProcessor:

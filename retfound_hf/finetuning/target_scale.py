@@ -46,6 +46,5 @@ class TargetScale:
         head.bias.copy_(head.bias * scale + mean)
 
     def _rows(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        return torch.tensor(self.mean, dtype=dtype, device=device), torch.tensor(
-            self.scale, dtype=dtype, device=device
-        )
+        mean, scale = torch.tensor(np.stack([self.mean, self.scale]), dtype=dtype, device=device)
+        return mean, scale

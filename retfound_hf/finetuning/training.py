@@ -11,7 +11,6 @@ from .augmentation import Mix, TrainingPixels
 from .job import FinetuneJob
 from .linear import fit_head
 from .lora import add_lora, trained_head
-from .target_scale import TargetScale
 from .targets import balanced_sampler
 from .trainer import make_trainer
 
@@ -28,7 +27,7 @@ def train_network(job: FinetuneJob, checkpoint: str | None = None) -> tuple[Any,
     method = job.method_args
     model, layer_decay = job.model, method.layer_decay
     train, val = job.prepared["train"], job.prepared["val"]
-    scale = TargetScale.of(train.targets) if job.labelled.problem_type == "regression" else None
+    scale = job.target_scale
     if scale:
         scale.take_from(model.classifier)
     if method.method == "lora":

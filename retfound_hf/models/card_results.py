@@ -157,12 +157,13 @@ def _by_group(path: Path) -> list[str]:
         value = _rounded(row["value"]) or "undefined"
         metric = title(row["metric"])
         rows.append([row["column"], row["group"], row["n"], metric, value, interval, _rounded(row["p_value"])])
-    parts = ["By group of patients (`subgroups.csv` has every metric):"] if rows else []
-    parts += (
-        [_table(["by", "group", "patients", "metric", "value", "95% interval", "p of a gap"], rows)] if rows else []
-    )
-    left_out = len(shown) < len(found)
-    return [*parts, f"Groups of fewer than {FEWEST} patients are left out."] if left_out else parts
+    parts = []
+    if rows:
+        table = _table(["by", "group", "patients", "metric", "value", "95% interval", "p of a gap"], rows)
+        parts = ["By group of patients (`subgroups.csv` has every metric):", table]
+    if len(shown) < len(found):
+        parts.append(f"Groups of fewer than {FEWEST} patients are left out.")
+    return parts
 
 
 def _rounded(cell: str) -> str:

@@ -7,9 +7,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import RetFoundError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 MODEL_FILES = {
     "config.json",
@@ -87,16 +90,12 @@ def move_into(folder: str | Path) -> Iterator[Path]:
 @contextmanager
 def one_at_a_time(path: str | Path) -> Iterator[None]:
     """Let one process at a time make `path`; the others wait, and should then look whether it is there."""
-    from filelock import FileLock
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    with FileLock(lock):
+    lock = _lock_beside(Path(path))
+    with lock:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -106,10 +105,9 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises:
         RetFoundError: another process has it, and does not end within `PATIENCE` seconds.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=PATIENCE)
+    lock = _lock_beside(folder, PATIENCE)
     try:
         lock.acquire()
     except Timeout:
@@ -124,6 +122,14 @@ def only_writer(folder: Path) -> Iterator[None]:
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+
+
+def _lock_beside(path: Path, patience: float = -1) -> "FileLock":
+    """The lock of a path, which waits for as many seconds; below 0 without end."""
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f".{path.name}.lock"), timeout=patience)
 
 
 def open_to_all(folder: Path) -> None:
