@@ -3,11 +3,11 @@
 Importing the package registers its models with the Auto classes.
 """
 
-from .models.configuration import PRESETS, RetFoundConfig
-from .models.image_processing import RetFoundImageProcessor
-from .models.modeling import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundModel
-from .models.registration import register
-from .runs.errors import RetFoundError
+from .errors import RetFoundError
+from .models.backbones import register
+from .models.configuration_retfound import PRESETS, RetFoundConfig
+from .models.image_processing_retfound import RetFoundImageProcessor
+from .models.modeling_retfound import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundModel
 
 __version__ = "0.1.0"
 __all__ = [

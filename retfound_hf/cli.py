@@ -4,27 +4,27 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from .runs.arguments import run_command
-from .runs.errors import RetFoundError, nearest
+from .errors import RetFoundError, nearest
+from .options import run_command
 
 # name -> (module, function, one line for --help)
 COMMANDS = {
-    "convert_checkpoint": ("models.conversion.command", "main", "official .pth checkpoint -> model folder"),
-    "fetch": ("hub.fetch_command", "main", "the official weights from the Hub -> model folder"),
-    "make_synthetic": ("data.synthetic_command", "main", "a synthetic labelled set of CFP or OCT images"),
-    "make_registry": ("data.synthetic_registry_command", "main", "a synthetic registry: dated images and events"),
-    "build_cohort": ("data.cohort.command", "main", "dates of images and events -> labelled cohort for a horizon"),
-    "check_dataset": ("data.public.command", "main", "is a copy of a public data set whole and rightly named?"),
-    "prepare_images": ("data.shards.command", "main", "folder, table or data set of images -> parquet shards"),
-    "pretrain": ("pretraining.command", "main", "shards -> model folder: self-supervised, on one or many devices"),
-    "finetune": ("hub.pushing", "finetune", "model folder + labelled set -> classifier: full, lora or linear"),
-    "study": ("study.command", "main", "models x methods x data x label fractions x seeds, from one file to tables"),
-    "evaluate": ("inference.evaluate_command", "main", "a fine-tuned folder on any labelled set"),
-    "export": ("hub.export_command", "main", "a model folder -> timm's state dict or an ONNX graph"),
-    "publish": ("hub.publish_command", "main", "a finished folder -> the Hub, with its card"),
-    "embed": ("inference.embed_command", "main", "feature vectors of a folder of images"),
-    "explain": ("explain.command", "main", "what a classifier looks at, what an autoencoder paints"),
-    "app": ("app.command", "main", "a fine-tuned folder in a browser: one image, many, and where it looks"),
+    "convert_checkpoint": ("models.conversion", "main", "official .pth checkpoint -> model folder"),
+    "fetch": ("hub.fetch", "main", "the official weights from the Hub -> model folder"),
+    "make_synthetic": ("data.synthetic_sets", "main", "a synthetic labelled set of CFP or OCT images"),
+    "make_registry": ("data.synthetic_sets", "make_registry_command", "a synthetic registry: dated images and events"),
+    "build_cohort": ("data.build_cohort", "main", "dates of images and events -> labelled cohort for a horizon"),
+    "check_dataset": ("data.public_sets", "main", "is a copy of a public data set whole and rightly named?"),
+    "prepare_images": ("data.prepare_images", "main", "folder, table or data set of images -> parquet shards"),
+    "pretrain": ("pretraining.pretrain", "main", "shards -> model folder: self-supervised, on one or many devices"),
+    "finetune": ("hub.publish", "finetune", "model folder + labelled set -> classifier: full, lora or linear"),
+    "study": ("study.runner", "main", "models x methods x data x label fractions x seeds, from one file to tables"),
+    "evaluate": ("inference.evaluate", "main", "a fine-tuned folder on any labelled set"),
+    "export": ("hub.export", "main", "a model folder -> timm's state dict or an ONNX graph"),
+    "publish": ("hub.publish", "main", "a finished folder -> the Hub, with its card"),
+    "embed": ("inference.embed", "main", "feature vectors of a folder of images"),
+    "explain": ("explain.explain", "main", "what a classifier looks at, what an autoencoder paints"),
+    "app": ("app.server", "main", "a fine-tuned folder in a browser: one image, many, and where it looks"),
 }
 
 

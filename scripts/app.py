@@ -5,8 +5,8 @@ python scripts/app.py --model my-classifier
 
 import sys
 
-from retfound_hf.app.command import main
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.app.server import main
+from retfound_hf.options import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

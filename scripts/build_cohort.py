@@ -5,8 +5,8 @@ python scripts/build_cohort.py images.csv events.csv cohort --event stroke --hor
 
 import sys
 
-from retfound_hf.data.cohort.command import main
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.data.build_cohort import main
+from retfound_hf.options import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

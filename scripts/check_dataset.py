@@ -5,8 +5,8 @@ python scripts/check_dataset.py IDRiD data/IDRiD
 
 import sys
 
-from retfound_hf.data.public.command import main
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.data.public_sets import main
+from retfound_hf.options import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

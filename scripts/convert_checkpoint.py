@@ -6,8 +6,8 @@ python scripts/convert_checkpoint.py checkpoint-best.pth my-classifier --modalit
 
 import sys
 
-from retfound_hf.models.conversion.command import main
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.models.conversion import main
+from retfound_hf.options import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -5,8 +5,8 @@ python scripts/embed.py --model_name_or_path retfound-cfp --data my-images --out
 
 import sys
 
-from retfound_hf.inference.embed_command import main
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.inference.embed import main
+from retfound_hf.options import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -5,8 +5,8 @@ python scripts/evaluate.py --model_name_or_path my-classifier --data other-image
 
 import sys
 
-from retfound_hf.inference.evaluate_command import main
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.inference.evaluate import main
+from retfound_hf.options import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

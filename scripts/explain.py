@@ -5,8 +5,8 @@ python scripts/explain.py --model_name_or_path my-classifier --data my-images/te
 
 import sys
 
-from retfound_hf.explain.command import main
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.explain.explain import main
+from retfound_hf.options import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

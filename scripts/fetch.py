@@ -5,8 +5,8 @@ python scripts/fetch.py retfound-cfp
 
 import sys
 
-from retfound_hf.hub.fetch_command import main
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.hub.fetch import main
+from retfound_hf.options import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -5,8 +5,8 @@ python scripts/finetune.py --model_name_or_path retfound-cfp --data my-images --
 
 import sys
 
-from retfound_hf.hub.pushing import finetune
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.hub.publish import finetune
+from retfound_hf.options import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(finetune))

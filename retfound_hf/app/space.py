@@ -8,9 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..models.card import PACKAGE, TEMPLATES
-from ..runs.errors import RetFoundError
-from ..runs.files import whole_file
+from ..errors import RetFoundError
+from ..files import atomic_file
+from ..models.cards import PACKAGE, TEMPLATES
 
 NAME = "retfound-hf"
 EXTRAS = ("app", "dicom")
@@ -75,7 +75,7 @@ def write_space(
     if package is None:
         contents |= _code()
     for name, content in contents.items():
-        with whole_file(Path(folder) / name) as partial:
+        with atomic_file(Path(folder) / name) as partial:
             partial.write_text(content, encoding="utf-8")
     return [Path(folder) / name for name in contents]
 

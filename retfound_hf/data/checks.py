@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..runs.errors import RetFoundError, nearest
+from ..errors import RetFoundError, nearest
 from .splits import SPLITS
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ HASHED_BYTES_LIMIT = 256 * 2**20
 PATIENTS = re.compile(r"(patient|subject|person|participant|pat)s?[ _.-]?(id|identifier|nr|no|num|number|code)?", re.I)
 
 
-def listed(names: Iterable[object], limit: int = 5) -> str:
+def join_names(names: Iterable[object], limit: int = 5) -> str:
     """The first `limit` names, and how many more there are."""
     names = [str(name) for name in names]
     return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
@@ -33,7 +33,7 @@ def check_columns(table: pd.DataFrame, wanted: Sequence[str], source: object, op
         if name not in table.columns:
             columns = [str(column) for column in table.columns]
             raise RetFoundError(
-                f"{source} has no column {name!r}; its columns are {listed(columns, 20)}; name the right one with "
+                f"{source} has no column {name!r}; its columns are {join_names(columns, 20)}; name the right one with "
                 f"{option}{nearest(name, columns)}"
             )
 
@@ -43,7 +43,7 @@ def check_patients(table: pd.DataFrame, patients: pd.Series, label_columns: Sequ
     others = [name for name in table.columns if PATIENTS.fullmatch(str(name)) and name not in label_columns]
     if "patient_id" not in table and others:
         raise RetFoundError(
-            f"{data} has no column patient_id, but {listed(map(repr, others))}: call it patient_id, so that no "
+            f"{data} has no column patient_id, but {join_names(map(repr, others))}: call it patient_id, so that no "
             "patient lies in two splits, or remove it if it is none"
         )
     unknown = int((patients.isna() | (patients == "")).sum())
@@ -57,8 +57,8 @@ def check_needed_splits(table: pd.DataFrame, need_splits: Sequence[str], data: o
     missing = [split for split in need_splits if split not in present]
     if missing:
         raise RetFoundError(
-            f"{data} has no {' and no '.join(missing)} split (it has {listed(present)}); add it, or leave the splits "
-            "out altogether to have them made by patient"
+            f"{data} has no {' and no '.join(missing)} split (it has {join_names(present)}); add it, or leave "
+            "the splits out altogether to have them made by patient"
         )
 
 
@@ -70,11 +70,13 @@ def check_unique_images(table: pd.DataFrame, data: object) -> None:
     across = repeated.groupby("id")["split"].nunique() > 1 if "split" in repeated else pd.Series(dtype=bool)
     if across.any():
         raise RetFoundError(
-            f"{data}: {across.sum()} image(s) are in more than one split ({listed(across.index[across])}); "
+            f"{data}: {across.sum()} image(s) are in more than one split ({join_names(across.index[across])}); "
             "list each image once"
         )
     names = repeated["id"].unique()
-    raise RetFoundError(f"{data}: {len(names)} image(s) are listed more than once ({listed(names)}); list each once")
+    raise RetFoundError(
+        f"{data}: {len(names)} image(s) are listed more than once ({join_names(names)}); list each once"
+    )
 
 
 def check_images_exist(table: pd.DataFrame, data: object) -> None:
@@ -82,7 +84,7 @@ def check_images_exist(table: pd.DataFrame, data: object) -> None:
     missing = [path for path in table["image"] if isinstance(path, str) and not os.path.isfile(path)]
     if missing:
         raise RetFoundError(
-            f"{data}: {len(missing)} of {len(table)} image files do not exist ({listed(missing)}); relative paths "
+            f"{data}: {len(missing)} of {len(table)} image files do not exist ({join_names(missing)}); relative paths "
             "start at the table's folder, or at --image_root"
         )
 
@@ -94,7 +96,7 @@ def check_labels_present(table: pd.DataFrame, columns: Sequence[str], data: obje
         if len(missing):
             raise RetFoundError(
                 f"{data}: {len(missing)} of {len(table)} rows have no label in column {column!r} "
-                f"({listed(missing)}); label them or remove their rows"
+                f"({join_names(missing)}); label them or remove their rows"
             )
 
 
@@ -124,7 +126,7 @@ def check_class_coverage(counts: pd.DataFrame, need_splits: Sequence[str], data:
         untrained = counts.index[(counts["train"] == 0) & (counts.sum(axis=1) > 0)]
         if len(untrained):
             raise RetFoundError(
-                f"{data}: the train split has no image of class {listed(untrained)}, which other splits have; "
+                f"{data}: the train split has no image of class {join_names(untrained)}, which other splits have; "
                 "add some, or remove the class"
             )
     for split in need_splits:
@@ -132,7 +134,7 @@ def check_class_coverage(counts: pd.DataFrame, need_splits: Sequence[str], data:
         if split != "train" and len(absent):
             logger.warning(
                 "%s: the %s split has no image of class %s; metrics that need one will be null",
-                data, split, listed(absent),
+                data, split, join_names(absent),
             )  # fmt: skip
 
 

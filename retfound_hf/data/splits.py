@@ -5,11 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ..runs.errors import RetFoundError
+from ..errors import RetFoundError
 
 SPLITS = ("train", "val", "test")
 PAPER_FRACTIONS = (0.55, 0.15, 0.30)
 REGRESSION_BINS = 5
+
+
+SPLIT_ALIASES = {"validation": "val", "valid": "val", "dev": "val", **{split: split for split in SPLITS}}
+
+
+def normalise_split(name: object) -> str | None:
+    """One of "train", "val", "test" for any accepted spelling, else None."""
+    return SPLIT_ALIASES.get(str(name).strip().lower())
 
 
 def assign_splits(

@@ -1,11 +1,14 @@
-"""How far confidence is from accuracy: reliability curve and expected calibration error."""
+"""Calibration: reliability curve, ECE, slope and intercept, temperature scaling, decision curve."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..runs.errors import RetFoundError
+from ..errors import RetFoundError
+from .estimates import CONFIDENCE, Estimate, patients_of
+from .validation import ProblemType
 
 BINS = 15  # Guo et al. 2017, section 5
 
@@ -97,3 +100,178 @@ def confidence_and_correctness(truth: np.ndarray, probabilities: np.ndarray, sin
         np.take_along_axis(probabilities, predicted, axis=1)[:, 0],
         np.take_along_axis(truth, predicted, axis=1)[:, 0],
     )
+
+
+# The logit of a probability of exactly 0 or 1, which float32 gives for sure ones, is taken at this distance.
+TINY = 1e-7
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """How predicted logits must be changed to fit the outcomes.
+
+    Attributes:
+        slope: of the outcome's log odds on the predicted ones; below 1 where predictions are too extreme.
+        intercept: calibration in the large, with the slope held at 1; below 0 where predictions are too high.
+    """
+
+    slope: Estimate
+    intercept: Estimate
+
+
+def calibration_line(truth: Any, probabilities: Any, patients: Any = None) -> Recalibration:
+    """Slope and intercept with 95% intervals, whose errors are robust to several images of a patient (sandwich).
+
+    Args:
+        truth: bool (N,).
+        probabilities: float (N,) in [0, 1].
+        patients: (N,) names, None or NaN where unknown.
+
+    Returns:
+        Undefined where one outcome is absent; the slope also where the outcomes are separated without a fault.
+    """
+    truth, probabilities = np.asarray(truth, bool), np.asarray(probabilities, np.float64)
+    if truth.ndim != 1 or truth.shape != probabilities.shape or not len(truth):
+        raise RetFoundError(f"truth {truth.shape} and probabilities {probabilities.shape} must both be (N,), N > 0")
+    clipped = np.clip(probabilities, TINY, 1 - TINY)
+    logits = np.log(clipped / (1 - clipped))
+    units = patients_of(patients, len(truth))
+    one = np.ones((len(truth), 1))
+    separated = (
+        truth.any()
+        and not truth.all()
+        and (logits[truth].min() >= logits[~truth].max() or logits[truth].max() <= logits[~truth].min())
+    )
+    constant = np.ptp(logits) < 1e-12
+    slope = None if separated or constant else _fit(truth, np.c_[one, logits], None, units.row)
+    return Recalibration(
+        _estimate(slope, 1, units.count),
+        _estimate(_fit(truth, one, logits, units.row), 0, units.count),
+    )
+
+
+def _fit(truth: np.ndarray, design: np.ndarray, offset: np.ndarray | None, groups: np.ndarray) -> Any:
+    """A binomial regression, None where it has no finite solution."""
+    from statsmodels.genmod.families import Binomial
+    from statsmodels.genmod.generalized_linear_model import GLM
+
+    if truth.all() or not truth.any():
+        return None
+    share = truth.mean()
+    # From one probability for all, or the predictions as they are: other starts run away from logits of 16.
+    start = [0.0] if offset is not None else [float(np.log(share / (1 - share))), 0.0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit = GLM(truth.astype(float), design, family=Binomial(), offset=offset).fit(
+            start_params=start,
+            cov_type="cluster",
+            cov_kwds={"groups": groups},
+        )
+    return fit if fit.converged and np.isfinite(fit.bse).all() else None
+
+
+def _estimate(fit: Any, index: int, patients: int) -> Estimate:
+    name = "logistic regression, errors clustered by patient"
+    if fit is None:
+        return Estimate(None, None, None, patients, name)
+    low, high = fit.conf_int(1 - CONFIDENCE)[index]
+    return Estimate(float(fit.params[index]), float(low), float(high), patients, name)
+
+
+RANGE = (0.05, 20.0)
+
+
+def fit_temperature(logits: Any, labels: Any, problem_type: ProblemType) -> float:
+    """The T that minimises the log loss of `softmax(logits / T)`, or for multi-label of `sigmoid(logits / T)`.
+
+    The loss is convex in 1/T, so that there is one minimum. The ranking within a row does not change.
+
+    Args:
+        logits: float (N, C), of images that the model was not trained on.
+        labels: integer (N,), or (N, C) of 0 and 1 for multi-label, which gets one T for all labels.
+
+    Returns:
+        Between 0.05 and 20; above 1 where the model was too sure. A set that is ranked without a fault has no best T,
+        the smaller the better: 1, with a warning. One on which the logits are no better than guessing has none
+        either, the larger the better: 20, with a warning; probabilities that hardly differ are then the honest ones.
+
+    Raises:
+        RetFoundError: regression, which has no probabilities.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_expit, log_softmax
+
+    if problem_type == "regression":
+        raise RetFoundError("a temperature calibrates probabilities, and regression has none; leave calibration out")
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+
+    def loss(log_inverse: float) -> float:
+        scaled = logits * np.exp(log_inverse)
+        if problem_type == "multi_label_classification":
+            return -float(np.where(labels > 0.5, log_expit(scaled), log_expit(-scaled)).mean())
+        return -float(log_softmax(scaled, axis=1)[np.arange(len(labels)), labels].mean())
+
+    ends = -np.log(RANGE[1]), -np.log(RANGE[0])
+    found = minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-6})
+    if loss(ends[0]) <= found.fun + 1e-9:
+        warnings.warn(
+            f"the temperature ends at its highest, {RANGE[1]:g}: on the {len(labels)} validation images the scores "
+            "are hardly better than guessing, or far too sure; the probabilities become nearly equal, and are not "
+            "calibrated",
+            stacklevel=2,
+        )
+        return RANGE[1]
+    if loss(ends[1]) <= found.fun + 1e-9:
+        warnings.warn(
+            f"the {len(labels)} validation images are ranked without a fault, and tell nothing about calibration; the "
+            "temperature stays 1",
+            stacklevel=2,
+        )
+        return 1.0
+    return float(np.exp(-found.x))
+
+
+def is_uninformed(temperature: float) -> bool:
+    """Whether the fit ended at the highest temperature, so that validation gave no reason to trust the scores."""
+    return temperature >= 0.999 * RANGE[1]  # the search stops a little short of its end
+
+
+THRESHOLDS = np.arange(1, 100) / 100
+
+
+@dataclass(frozen=True)
+class DecisionCurve:
+    """Net benefit, in true positives per case, at each threshold probability; that of treating none is 0.
+
+    Attributes:
+        thresholds, model, treat_all: float64 (K,).
+    """
+
+    thresholds: np.ndarray
+    model: np.ndarray
+    treat_all: np.ndarray
+
+
+def decision_curve(truth: Any, probabilities: Any, thresholds: Any = THRESHOLDS) -> DecisionCurve:
+    """Net benefit of treating those with a probability of at least the threshold.
+
+    The threshold t is also the exchange rate: one false positive costs t / (1 - t) of a true positive.
+
+    Args:
+        truth: bool (N,).
+        probabilities: float (N,), calibrated, in [0, 1].
+        thresholds: above 0 and below 1.
+    """
+    truth, probabilities = np.asarray(truth, bool), np.asarray(probabilities, np.float64)
+    thresholds = np.asarray(thresholds, np.float64)
+    if truth.ndim != 1 or truth.shape != probabilities.shape or not len(truth):
+        raise RetFoundError(f"truth {truth.shape} and probabilities {probabilities.shape} must both be (N,), N > 0")
+    if thresholds.ndim != 1 or not ((thresholds > 0) & (thresholds < 1)).all():
+        raise RetFoundError("thresholds of a decision curve lie above 0 and below 1")
+    cost = thresholds / (1 - thresholds)
+    hits, alarms = (_at_least(probabilities[side], thresholds) / len(truth) for side in (truth, ~truth))
+    return DecisionCurve(thresholds, hits - alarms * cost, truth.mean() - (1 - truth.mean()) * cost)
+
+
+def _at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    return len(values) - np.searchsorted(np.sort(values), thresholds, side="left")

@@ -13,9 +13,9 @@ import numpy as np
 from datasets import Features, Value
 from datasets import Sequence as SequenceFeature
 
-from ..runs.errors import RetFoundError
-from .inputs import ProblemType, check_problem_type
+from ..errors import RetFoundError
 from .metrics import compute_metrics
+from .validation import ProblemType, check_problem_type
 
 DESCRIPTION = "Metrics of RETFound classifiers and regressors: see retfound_hf.evaluation.metrics."
 INPUTS = """

@@ -1,4 +1,4 @@
-"""A converged, regularised linear head on fixed features, its strength of regularisation chosen on held-out data."""
+"""Linear probe: a converged, regularised linear head on fixed features."""
 
 import warnings
 from collections.abc import Sequence
@@ -6,11 +6,236 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, log_softmax
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import KFold, StratifiedKFold
 
-from ..runs.errors import RetFoundError
-from .inputs import ProblemType
-from .linear_fits import LinearFit, fit_path, held_out_scores
-from .probe_inputs import check_features, check_present, check_targets, class_labels, folds
+from ..errors import RetFoundError
+from .metrics import mean_of_defined, one_vs_rest
+from .validation import ProblemType, check_problem_type
+
+FOLDS = 5
+
+
+def check_features(name: str, features: Any, width: int | None = None) -> np.ndarray:
+    """Features as float64 (N, D): in float32 the solver stops short of the optimum."""
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2 or not features.size or (width is not None and features.shape[1] != width):
+        raise RetFoundError(f"{name} have shape {features.shape}; accepted: (N, {width or 'D'}) with N > 0")
+    bad = ~np.isfinite(features).all(axis=1)
+    if bad.any():
+        raise RetFoundError(f"{name} hold NaN or infinity in {bad.sum()} of {len(bad)} rows; leave those images out")
+    return features
+
+
+def check_targets(name: str, targets: Any, rows: int, problem_type: str) -> np.ndarray:
+    """Targets as int64 (N,), int64 (N, C) of 0 and 1, or float64 (N, T)."""
+    check_problem_type(problem_type)
+    targets = np.asarray(targets, np.float64)
+    if problem_type == "regression" and targets.ndim == 1:
+        targets = targets[:, None]
+    dimensions = 1 if problem_type == "single_label_classification" else 2
+    if targets.ndim != dimensions or len(targets) != rows:
+        shape = "(N,)" if dimensions == 1 else "(N, C)"
+        raise RetFoundError(f"{name} have shape {targets.shape}; {problem_type} takes {shape} with N = {rows}")
+    if not np.isfinite(targets).all():
+        raise RetFoundError(f"{name} hold NaN or infinity; leave those images out")
+    if problem_type == "regression":
+        return targets
+    bad = (targets != np.floor(targets)) | (targets < 0) | ((dimensions == 2) & (targets > 1))
+    if bad.any():
+        accepted = "0 and 1" if dimensions == 2 else "0, 1, 2, ..."
+        raise RetFoundError(f"{name} hold {targets[bad][0]:g}; {problem_type} takes {accepted}")
+    return targets.astype(np.int64)
+
+
+def class_labels(
+    targets: np.ndarray,
+    val_targets: np.ndarray | None,
+    problem_type: str,
+    class_names: Sequence[str] | None,
+    class_weights: Sequence[float] | None,
+) -> list[str]:
+    """The names of all classes or targets, their numbers where there are no names."""
+    both = [array for array in (targets, val_targets) if array is not None]
+    if problem_type == "single_label_classification":
+        found = int(max(array.max() for array in both)) + 1
+        fits = found <= len(class_names) if class_names is not None else True
+    else:
+        found = targets.shape[1]
+        fits = all(array.shape[1] == (len(class_names) if class_names is not None else found) for array in both)
+    if not fits:
+        raise RetFoundError(f"targets hold {found} classes, class_names={list(class_names or [])}; give one per class")
+    if class_names is None and class_weights is not None:
+        found = max(found, len(class_weights))
+    names = [str(name) for name in (class_names if class_names is not None else range(found))]
+    if problem_type == "single_label_classification" and len(names) < 2:
+        raise RetFoundError(f"single_label_classification needs two classes, found {len(names)}")
+    if class_weights is not None and problem_type == "regression":
+        raise RetFoundError("class_weights do not apply to regression; leave them out")
+    if class_weights is not None and (len(class_weights) != len(names) or min(class_weights) <= 0):
+        raise RetFoundError(f"class_weights={list(class_weights)}; give {len(names)} numbers above 0, one per class")
+    return names
+
+
+def check_present(targets: np.ndarray, problem_type: str, names: Sequence[str]) -> None:
+    """Raise RetFoundError unless every class, or both values of every label, occur in the training targets."""
+    if problem_type == "single_label_classification":
+        absent = [name for index, name in enumerate(names) if index not in targets]
+        if absent:
+            raise RetFoundError(f"no training example of class {', '.join(absent)}; a head needs some of every class")
+    elif problem_type == "multi_label_classification":
+        constant = [name for name, column in zip(names, targets.T, strict=True) if np.ptp(column) == 0]
+        if constant:
+            raise RetFoundError(
+                f"all or none of {len(targets)} training rows have {', '.join(constant)}; a head needs both"
+            )
+
+
+def folds(targets: np.ndarray, problem_type: str, names: Sequence[str], seed: int) -> list[tuple[Any, Any]]:
+    """Row indices (train, held out) of each fold, stratified by class, for multi-label by each row's rarest label."""
+    if problem_type == "regression":
+        if len(targets) < 2:
+            raise RetFoundError("cross-validation needs 2 rows; give val_features and val_targets")
+        return list(KFold(min(FOLDS, len(targets)), shuffle=True, random_state=seed).split(targets))
+    if problem_type == "multi_label_classification":
+        counts = targets.sum(axis=0)
+        groups = np.where(targets.any(axis=1), np.where(targets > 0, counts, len(targets) + 1).argmin(axis=1), -1)
+    else:
+        counts = np.bincount(targets, minlength=len(names))
+        groups = targets
+    few = [f"{names[index]} ({count})" for index, count in enumerate(counts) if count < 2]
+    if few:
+        raise RetFoundError(f"cross-validation needs 2 rows of {', '.join(few)}; give val_features and val_targets")
+    number = min(FOLDS, int(counts.min()))
+    # A group smaller than the number of folds is spread as far as it goes, without scikit-learn's remark on it.
+    _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    groups[np.isin(groups, np.flatnonzero(sizes < number))] = sizes.argmax()
+    return list(StratifiedKFold(number, shuffle=True, random_state=seed).split(targets, groups))
+
+
+# On standardised features a well-posed fit takes tens to hundreds of steps.
+MAX_ITERATIONS = 3000
+# Largest gradient of the mean loss at the optimum.
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class LinearFit:
+    """`weight` (C, D) and `bias` (C,), float64, for raw features; whether the solver ended at the optimum."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    converged: bool
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """(N, D) -> (N, C)."""
+        return features @ self.weight.T + self.bias
+
+
+def fit_path(
+    features: np.ndarray,
+    targets: np.ndarray,
+    strengths: np.ndarray,
+    problem_type: str,
+    names: Sequence[str],
+    class_weights: Sequence[float] | None,
+) -> list[LinearFit]:
+    """One fit per strength, from strong to weak, each starting where the one before ended.
+
+    Args:
+        features: float64 (N, D).
+        targets: int (N,), or (N, C) of 0 and 1, or float (N, T).
+        strengths: (S,), descending.
+    """
+    check_present(targets, problem_type, names)
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
+    # Below a few roundings of float32 a feature is constant, and dividing by its deviation would blow up noise.
+    deviation[deviation <= 1e-6 * np.abs(mean) + np.finfo(np.float32).tiny] = 1
+    standard = (features - mean) / deviation
+    if problem_type == "regression":
+        heads = _ridge(standard, targets, strengths)
+    elif problem_type == "single_label_classification":
+        heads = _softmax(standard, targets, strengths, class_weights)
+    else:
+        heads = _one_per_label(standard, targets, strengths, class_weights)
+    return [
+        LinearFit(weight / deviation, bias - (weight / deviation) @ mean, converged)
+        for weight, bias, converged in heads
+    ]
+
+
+def held_out_scores(
+    outputs: np.ndarray, targets: np.ndarray, train_targets: np.ndarray, problem_type: str
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """AUROC and loss of each strength.
+
+    Args:
+        outputs: (S, N, C) logits, or predictions for regression.
+        targets: of the held-out rows.
+        train_targets: give the variance in whose units the error of a regression is told.
+
+    Returns:
+        auroc (S,), None where it is undefined and for regression; loss (S,): log loss, or mean squared error over the
+        training variance.
+    """
+    if problem_type == "regression":
+        variance = train_targets.var(axis=0)
+        loss = ((outputs - targets) ** 2 / np.where(variance > 0, variance, 1)).mean(axis=(1, 2))
+        return None, loss
+    if problem_type == "single_label_classification":
+        truth = targets[:, None] == np.arange(outputs.shape[-1])
+        log_probabilities = log_softmax(outputs, axis=-1)
+        loss = -log_probabilities[:, truth].mean(axis=1)
+        ranked = np.exp(log_probabilities)
+    else:
+        truth = targets.astype(bool)
+        loss = np.logaddexp(0, np.where(truth, -outputs, outputs)).mean(axis=(1, 2))
+        ranked = expit(outputs)
+    aurocs = [mean_of_defined(one_vs_rest(truth, scores)[0]) for scores in ranked]
+    return (None if aurocs[0] is None else np.array(aurocs)), loss
+
+
+def _softmax(features: np.ndarray, labels: np.ndarray, strengths: np.ndarray, weights: Any) -> list[Any]:
+    class_weight = None if weights is None else dict(enumerate(weights))
+    heads = _logistic(features, labels, strengths, class_weight)
+    if labels.max() > 1:
+        return heads
+    # One logistic row w: rows -w/2 and w/2 give the same probabilities by softmax.
+    return [(np.vstack([-w, w]) / 2, np.array([-b[0], b[0]]) / 2, converged) for w, b, converged in heads]
+
+
+def _one_per_label(features: np.ndarray, labels: np.ndarray, strengths: np.ndarray, weights: Any) -> list[Any]:
+    columns = [
+        _logistic(features, column, strengths, None if weights is None else {0: 1.0, 1: weights[index]})
+        for index, column in enumerate(labels.T)
+    ]
+    return [
+        (np.vstack([w for w, _, _ in heads]), np.concatenate([b for _, b, _ in heads]), all(c for _, _, c in heads))
+        for heads in zip(*columns, strict=True)
+    ]
+
+
+def _logistic(features: np.ndarray, labels: np.ndarray, strengths: np.ndarray, class_weight: Any) -> list[Any]:
+    model = LogisticRegression(tol=TOLERANCE, max_iter=MAX_ITERATIONS, warm_start=True, class_weight=class_weight)
+    heads = []
+    for strength in strengths:
+        model.set_params(C=1 / strength)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(features, labels)
+        heads.append((model.coef_.copy(), model.intercept_.copy(), bool(model.n_iter_.max() < MAX_ITERATIONS)))
+    return heads
+
+
+def _ridge(features: np.ndarray, targets: np.ndarray, strengths: np.ndarray) -> list[Any]:
+    heads = []
+    for strength in strengths:
+        model = Ridge(alpha=strength).fit(features, targets)
+        heads.append((np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_), True))
+    return heads
+
 
 # Penalties on the squared weights beside the summed loss, from strong to weak; on standardised features they span
 # from a head that predicts the prior to one that separates the training set.

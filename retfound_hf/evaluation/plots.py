@@ -1,23 +1,361 @@
-"""The figures of an evaluation, fit for a paper: curves, confusion, calibration, predicted against true."""
+"""Figures of an evaluation, fit for a paper: curves, confusion, calibration, decision, regression."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix, precision_recall_curve, roc_curve
 from statsmodels.stats.proportion import proportion_confint
 
-from ..runs.errors import RetFoundError
-from .calibration import confidence_and_correctness, reliability_curve
-from .confusion_plot import plot_confusion
-from .curve_plots import plot_precision_recall, plot_roc
-from .decision_plot import plot_decision_curves
-from .estimate import CONFIDENCE
-from .figure_style import COLOURS, COLUMN, GREY, figure, unit_square
-from .inputs import ProblemType, check_classification, check_regression
-from .metrics import THRESHOLD
-from .positive_class import positive_class
-from .regression_plot import plot_predicted_vs_true
+from ..errors import RetFoundError
+from ..files import atomic_file
+from .calibration import confidence_and_correctness, decision_curve, reliability_curve
+from .estimates import CONFIDENCE
+from .metrics import THRESHOLD, defined_classes, one_vs_rest
+from .thresholds import positive_class
+from .validation import ProblemType, check_classification, check_regression
+
+COLUMN, PAGE = 3.5, 7.2  # inches: one and two columns of Nature's pages
+# Okabe and Ito, "Color Universal Design" (2008), without yellow, which is too pale for lines on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY, PALE = "#6e6e6e", "#b8c4cf"
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Arial", "Helvetica", "DejaVu Sans"],
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "lines.linewidth": 1.2,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "legend.borderaxespad": 0.2,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 300,
+    "svg.hashsalt": "retfound",
+    "text.parse_math": False,  # a dollar sign in a class name is a dollar sign
+}
+
+
+@contextmanager
+def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure in the common style, `width` x `height` inches, written to `path` when the block ends well.
+
+    Neither pyplot nor the process's backend and settings are touched.
+    """
+    with rc_context(STYLE):
+        drawn = Figure(figsize=(width, height))
+        FigureCanvasAgg(drawn)
+        yield drawn
+        with atomic_file(path) as partial:
+            # The same figure is the same file.
+            drawn.savefig(partial, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def short(name: str, length: int = 30) -> str:
+    """A name that fits its place: the middle of a long one gives way to an ellipsis."""
+    if len(name) <= length:
+        return name
+    head = (length - 1) * 2 // 3
+    return f"{name[:head].rstrip()}…{name[len(name) - (length - 1 - head) :].lstrip()}"
+
+
+def unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:
+    """Both axes from 0 to 1, one as long as the other, with room for lines on the border."""
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=xlabel, ylabel=ylabel, box_aspect=1)
+    ticks = (0, 0.2, 0.4, 0.6, 0.8, 1)
+    axes.set_xticks(ticks)
+    axes.set_yticks(ticks)
+
+
+def note(axes: Axes, text: str) -> None:
+    """Say in the middle of the axes why nothing is drawn there."""
+    box = {"facecolor": "white", "edgecolor": "none"}
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY, bbox=box)
+
+
+def join_names(names: Sequence[str], most: int = 3) -> str:
+    """Names joined by commas, the many as a number."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(short(name, 20) for name in names[:most]) + more
+
+
+GRID = np.linspace(0, 1, 501)  # where the classes' curves are averaged
+CHANCE = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (3, 2))}
+LEGEND_LINE = 0.16  # inches
+Curves = dict[int, tuple[np.ndarray, np.ndarray, float]]
+
+
+def plot_roc(truth: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str], path: Path) -> Path:
+    """ROC curves with their AUROC, and their mean over the classes at equal false positive rate.
+
+    Args:
+        truth: bool (N, C).
+        probabilities: float (N, C).
+        class_names: C names.
+        path: the image file to write.
+    """
+    auroc, _ = one_vs_rest(truth, probabilities)
+    curves: Curves = {}
+    for index in np.flatnonzero(defined_classes(truth)):
+        fpr, tpr, _ = roc_curve(truth[:, index], probabilities[:, index])
+        curves[index] = (fpr, tpr, auroc[index])
+
+    def draw(axes: Axes) -> None:
+        unit_square(axes, "False positive rate (1 − specificity)", "True positive rate (sensitivity)")
+        _draw_curves(axes, curves, class_names, "AUROC", _rising, "default")
+        axes.plot([0, 1], [0, 1], label="chance (AUROC 0.500)", **CHANCE)
+
+    return _plot(path, curves, class_names, draw)
+
+
+def plot_precision_recall(
+    truth: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str], path: Path
+) -> Path:
+    """Precision-recall curves with their average precision, and chance, which is the prevalence.
+
+    Arguments as `plot_roc`. Curves are steps, as the average precision sums them: interpolation would flatter.
+    """
+    _, auprc = one_vs_rest(truth, probabilities)
+    curves: Curves = {}
+    for index in np.flatnonzero(defined_classes(truth)):
+        precision, recall, _ = precision_recall_curve(truth[:, index], probabilities[:, index])
+        # Ascending in recall. Points at recall 0 add no area; the curve starts level with the first one beyond.
+        recall, precision = recall[::-1], precision[::-1]
+        recall, precision = recall[recall > 0], precision[recall > 0]
+        curves[index] = (np.r_[0, recall], np.r_[precision[0], precision], auprc[index])
+    prevalence = truth.mean(axis=0)
+
+    def draw(axes: Axes) -> None:
+        unit_square(axes, "Recall (sensitivity)", "Precision (positive predictive value)")
+        _draw_curves(axes, curves, class_names, "AUPRC", _step, "steps-pre")
+        if len(curves) > len(COLOURS):
+            level = prevalence[list(curves)].mean()
+            axes.axhline(level, label=f"chance (mean prevalence {level:.3f})", **CHANCE)
+            return
+        for colour, index in zip(COLOURS, curves, strict=False):
+            axes.axhline(prevalence[index], **CHANCE | {"color": colour})
+        axes.plot([], [], label="chance (prevalence)", **CHANCE)
+
+    return _plot(path, curves, class_names, draw)
+
+
+def _plot(path: Path, curves: Curves, class_names: Sequence[str], draw: Callable[[Axes], None]) -> Path:
+    """The axes as wide as the column, and the legend below them, where it covers no curve."""
+    entries = len(curves) + 3 if len(curves) <= len(COLOURS) else 4
+    with figure(path, COLUMN, COLUMN + LEGEND_LINE * entries) as drawn:
+        axes = drawn.add_subplot()
+        draw(axes)
+        if not curves:
+            note(axes, "undefined:\nthe labels hold one class only")
+        elif len(curves) < len(class_names):
+            missing = [name for index, name in enumerate(class_names) if index not in curves]
+            axes.plot([], [], " ", label=f"undefined (one outcome only): {join_names(missing, 1)}")
+        drawn.legend(loc="outside lower center")
+    return path
+
+
+def _draw_curves(
+    axes: Axes, curves: Curves, class_names: Sequence[str], area: str, at: Callable[..., np.ndarray], steps: str
+) -> None:
+    """Every class in its colour; too many for that, all thin and pale; their mean on top."""
+    many = len(curves) > len(COLOURS)
+    for place, (index, (x, y, value)) in enumerate(curves.items()):
+        style = {"color": PALE, "linewidth": 0.5} if many else {"color": COLOURS[place]}
+        label = f"{len(curves)} classes" if many and not place else f"{short(class_names[index])} ({area} {value:.3f})"
+        axes.plot(x, y, drawstyle=steps, label="_" if many and place else label, **style)
+    if len(curves) > 2:
+        mean = np.mean([at(GRID, x, y) for x, y, _ in curves.values()], axis=0)
+        value = np.mean([value for _, _, value in curves.values()])
+        axes.plot(GRID, mean, color="black", linewidth=1.8, label=f"mean of the classes ({area} {value:.3f})")
+
+
+def _rising(grid: np.ndarray, fpr: np.ndarray, tpr: np.ndarray) -> np.ndarray:
+    """True positive rate between the points, and 0 at the start, where the curve may rise at once."""
+    return np.where(grid > 0, np.interp(grid, fpr, tpr), 0)
+
+
+def _step(grid: np.ndarray, recall: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """Precision at the first point of the curve that reaches each recall."""
+    return precision[np.searchsorted(recall, grid, side="left")]
+
+
+WIDE = 12  # classes from which on the matrix takes the width of the page
+OUTCOMES = ("true\nnegative", "false\npositive", "false\nnegative", "true\npositive")
+
+
+def plot_confusion(
+    labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str], path: Path, single: bool
+) -> Path:
+    """Write the matrix.
+
+    Args:
+        labels, predicted: int (N,); for multi-label int (N, C) of 0 and 1, drawn as one row of the four outcomes per
+            label, coloured by the fraction of those without and of those with the label.
+        class_names: C names.
+        path: the image file to write.
+        single: one class per row.
+    """
+    if single:
+        counts = confusion_matrix(labels, predicted, labels=np.arange(len(class_names)))
+        shares = _fractions(counts)
+        columns, xlabel, ylabel = [short(name, 22) for name in class_names], "Predicted", "True"
+    else:
+        # A lone label is padded because scikit-learn takes one column for a two-class task.
+        tables = multilabel_confusion_matrix(*(np.c_[array, array] for array in (labels, predicted)))
+        tables = tables[: len(class_names)]
+        counts, shares = tables.reshape(-1, 4), np.concatenate([_fractions(table) for table in tables]).reshape(-1, 4)
+        columns, xlabel, ylabel = list(OUTCOMES), "Outcome", "Label"
+    rows = [short(name, 22) for name in class_names]
+    wide = len(columns) >= WIDE
+    width = PAGE if wide else COLUMN
+    # As high as wide cells ask; long lists of labels get a row of fixed height each.
+    height = width * 0.95 if single else max(2.4, 1.2 + 0.26 * len(rows))
+    with figure(path, width, height) as drawn:
+        drawn.set_layout_engine("compressed")  # made for axes of fixed aspect
+        axes = drawn.add_subplot()
+        axes.spines[:].set_visible(False)
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal" if single else "auto")
+        size = 5.5 if wide else 7
+        upright = single and max(map(len, columns)) > 24 / len(columns)
+        rotation = {"rotation": 90 if wide else 45, "ha": "center" if wide else "right"} if upright else {}
+        if upright and not wide:
+            rotation["rotation_mode"] = "anchor"
+        axes.set_xticks(np.arange(len(columns)), columns, fontsize=size, **rotation)
+        axes.set_yticks(np.arange(len(rows)), rows, fontsize=size)
+        axes.tick_params(length=0)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        for row, column in np.argwhere((counts > 0) | (not wide)):
+            colour = "white" if shares[row, column] > 0.55 else "black"
+            text = f"{counts[row, column]:,}"
+            # Counts shrink with their cells: 39 classes leave 0.13 inch for each.
+            fontsize = min(7.0, 170 / len(columns)) if wide else 8 if len(columns) <= 6 else 7
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=fontsize)
+        bar = drawn.colorbar(image, cax=axes.inset_axes((1.03, 0, 0.035, 1)))
+        bar.set_label("Fraction of the true class" if single else "Fraction of negatives or of positives", fontsize=7)
+        bar.outline.set_visible(False)
+    return path
+
+
+def _fractions(counts: np.ndarray) -> np.ndarray:
+    """Each row divided by its sum, 0 for a class without examples."""
+    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+
+def plot_decision_curves(truth: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str], path: Path) -> Path:
+    """Net benefit of acting on each class's probability, and of treating everyone (thin), in the class's colour.
+
+    Of more classes than colours all are drawn pale, under their mean.
+
+    Args:
+        truth: bool (N, C).
+        probabilities: float (N, C).
+        class_names: C names.
+        path: the image file to write.
+    """
+    drawn = np.flatnonzero(defined_classes(truth))
+    curves = [decision_curve(truth[:, index], probabilities[:, index]) for index in drawn]
+    many = len(curves) > len(COLOURS)
+    lines = 3 if many else len(curves) + 2
+    with figure(path, COLUMN, COLUMN * 0.8 + LEGEND_LINE * lines) as figure_:
+        axes = figure_.add_subplot()
+        axes.set(xlim=(0, 1), xlabel="Threshold probability", ylabel="Net benefit")
+        if not curves:
+            note(axes, "undefined:\nthe labels hold one class only")
+            return path
+        for place, (index, curve) in enumerate(zip(drawn, curves, strict=True)):
+            style = {"color": PALE, "linewidth": 0.5} if many else {"color": COLOURS[place]}
+            label = f"{len(curves)} classes" if many and not place else short(class_names[index])
+            axes.plot(curve.thresholds, curve.model, label="_" if many and place else label, **style)
+            if not many:
+                axes.plot(curve.thresholds, curve.treat_all, color=COLOURS[place], linewidth=0.6, linestyle="--")
+        if many:
+            mean = np.mean([curve.model for curve in curves], axis=0)
+            axes.plot(curves[0].thresholds, mean, color="black", linewidth=1.8, label="mean of the classes")
+        else:
+            axes.plot([], [], color="black", linewidth=0.6, linestyle="--", label="treat all")
+        axes.axhline(0, label="treat none", **CHANCE)
+        top = max(max(curve.model.max(), curve.treat_all.max()) for curve in curves)
+        # Below no benefit at all a curve need not be followed.
+        axes.set_ylim(-0.25 * top, 1.08 * top)
+        figure_.legend(loc="outside lower center")
+    return path
+
+
+Z = 1.96  # limits of agreement hold 95% of normal differences
+
+
+def plot_predicted_vs_true(
+    labels: np.ndarray, predictions: np.ndarray, target_names: Sequence[str], path: Path
+) -> Path:
+    """One row of two axes per target.
+
+    Args:
+        labels, predictions: float (N, T).
+        target_names: T names.
+        path: the image file to write.
+    """
+    targets = labels.shape[1]
+    with figure(path, PAGE, 3.3 * targets) as drawn:
+        rows = drawn.subplots(targets, 2, squeeze=False)
+        for axes, true, predicted, name in zip(rows, labels.T, predictions.T, target_names, strict=True):
+            _scatter(axes[0], true, predicted, short(name))
+            _bland_altman(axes[1], true, predicted, short(name))
+    return path
+
+
+def _scatter(axes: Axes, true: np.ndarray, predicted: np.ndarray, name: str) -> None:
+    values = np.concatenate([true, predicted])
+    margin = 0.04 * (np.ptp(values) or 1)
+    limits = (values.min() - margin, values.max() + margin)
+    axes.plot(limits, limits, color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), label="identity")
+    axes.scatter(true, predicted, **_dots(len(true)))
+    axes.set(xlim=limits, ylim=limits, box_aspect=1, xlabel=f"True {name}", ylabel=f"Predicted {name}")
+    lines = [f"MAE {np.abs(predicted - true).mean():.3g}"]
+    if np.ptp(true) > 0:
+        lines.append(f"R² {1 - ((predicted - true) ** 2).mean() / true.var():.3f}")
+    lines.append(f"n = {len(true):,}")
+    axes.text(0.03, 0.97, "\n".join(lines), transform=axes.transAxes, va="top")
+    axes.legend(loc="lower right")
+
+
+def _bland_altman(axes: Axes, true: np.ndarray, predicted: np.ndarray, name: str) -> None:
+    difference = predicted - true
+    bias = difference.mean()
+    axes.scatter((true + predicted) / 2, difference, **_dots(len(true)))
+    axes.axhline(0, color=GREY, linewidth=0.8, linestyle=(0, (3, 2)))
+    levels = {"bias": bias}
+    if len(true) > 1:
+        spread = Z * difference.std(ddof=1)
+        levels |= {"+1.96 SD": bias + spread, "−1.96 SD": bias - spread}
+        reach = 1.15 * max(np.abs(difference).max(), abs(bias) + spread) or 1
+        axes.set_ylim(-reach, reach)
+    for label, level in levels.items():
+        axes.axhline(level, color=COLOURS[1], linewidth=1.2 if label == "bias" else 0.8)
+        # Beside the axes, where no dot can hide it.
+        text = f"{label}\n{level:.3g}".replace("-", "−")
+        axes.annotate(text, (1.02, level), xycoords=axes.get_yaxis_transform(), va="center", fontsize=7)
+    axes.set(xlabel=f"Mean of true and predicted {name}", ylabel="Predicted − true", box_aspect=1)
+
+
+def _dots(count: int) -> dict[str, object]:
+    """Many dots are small and pale, so that where they are dense is seen."""
+    return {"s": 12 if count < 300 else 5, "alpha": 0.6 if count < 300 else 0.3, "color": COLOURS[0], "linewidths": 0}
 
 
 def plot_classification(

@@ -1,15 +1,121 @@
-"""Maps from attention: gradient-weighted relevance (Chefer et al. 2021) and rollout (Abnar & Zuidema 2020)."""
+"""Attention maps: gradient-weighted relevance (Chefer et al. 2021) and rollout (Abnar & Zuidema 2020)."""
 
-from collections.abc import Iterable
+import copy
+import inspect
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..runs.errors import RetFoundError
-from .passes import Score, scored
-from .targets import Target
+from ..errors import RetFoundError, nearest
+
+Target: TypeAlias = int | str | Sequence[int | str] | Tensor | None
+
+
+def resolve_targets(target: Target, logits: Tensor, config: PreTrainedConfig) -> Tensor:
+    """The index of the explained output for each image of a batch, int64 (batch,) on the logits' device.
+
+    Args:
+        target: None for the output of highest logit; a class index or name for all images; or one for each.
+        logits: (batch, outputs).
+        config: of the classifier, for the names of its classes.
+
+    Raises:
+        RetFoundError: an unknown class, another number of classes than images, or a regression of several values
+            without a target, of which none is "predicted".
+    """
+    count, outputs = logits.shape
+    if target is None:
+        if config.problem_type == "regression" and outputs > 1:
+            names = ", ".join(str(config.id2label[index]) for index in range(outputs))
+            raise RetFoundError(f"the model predicts {outputs} values; choose the one to explain: {names}")
+        return logits.argmax(dim=1)
+    if isinstance(target, Tensor):
+        target = target.tolist()
+    each = [target] * count if isinstance(target, (int, str)) else list(target)
+    if len(each) != count:
+        raise RetFoundError(f"{len(each)} target classes for {count} images; give one class, or one per image")
+    return torch.tensor([_index(one, outputs, config) for one in each], device=logits.device)
+
+
+def _index(target: int | str, outputs: int, config: PreTrainedConfig) -> int:
+    names = [str(config.id2label.get(index, index)) for index in range(outputs)]
+    if isinstance(target, str):
+        if target not in names:
+            raise RetFoundError(f"class {target!r} is unknown{nearest(target, names)}; accepted: {', '.join(names)}")
+        return names.index(target)
+    if not 0 <= target < outputs:
+        raise RetFoundError(f"class index {target} is out of range; the model has {outputs}: {', '.join(names)}")
+    return int(target)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What is differentiated.
+
+    Attributes:
+        outputs: of the model.
+        targets: int64 (batch,), the output that is explained for each image.
+        values: (batch,), the logits of `targets` (for regression the predicted values).
+    """
+
+    outputs: Any
+    targets: Tensor
+    values: Tensor
+
+
+def scored(view: PreTrainedModel, pixel_values: Tensor, target: Target, **options: Any) -> Score:
+    """Run a view (`views.view_of`) of a classifier and pick the target of each image.
+
+    Args:
+        pixel_values: (batch, 3, size, size) on any device; gradients flow to it where it requires them.
+        options: for the model's forward.
+
+    Raises:
+        RetFoundError: a model that is no classifier, or images that it refuses.
+    """
+    parameters = inspect.signature(getattr(view, "get_base_model", lambda: view)().forward).parameters
+    # RetFound and DINOv2 fit their positions to the image; stock ViT refuses other sizes unless told.
+    if "interpolate_pos_encoding" in parameters and pixel_values.shape[-1] != getattr(view.config, "image_size", None):
+        options["interpolate_pos_encoding"] = True
+    try:
+        outputs = view(pixel_values=pixel_values, **options)
+    except ValueError as error:
+        raise RetFoundError(f"{type(view).__name__} refuses the images: {error}") from error
+    logits = getattr(outputs, "logits", None)
+    if logits is None or logits.ndim != 2:
+        raise RetFoundError(
+            f"{type(view).__name__} is no classifier, so that there is no class to explain; give a fine-tuned folder"
+        )
+    targets = resolve_targets(target, logits.detach(), view.config)
+    return Score(outputs, targets, logits.float().gather(1, targets[:, None])[:, 0])
+
+
+def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Of the first weights of floating point, where and as which images are wanted."""
+    weights = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    return weights.device, weights.dtype
+
+
+def view_of(model: nn.Module) -> PreTrainedModel:
+    """The same weights in modules of their own, in evaluation mode.
+
+    Whatever is set on the view (mode, attention implementation, hooks) does not reach the model, so that nothing has
+    to be put back after an error, and threads that explain one model at the same time need no lock. Costs no memory
+    for weights and some 30 ms for ViT-L. Never convert a view's dtype or device: its tensors are those of the model.
+
+    Args:
+        model: may be wrapped by peft, `torch.compile` or a distributed wrapper; the last two are taken off.
+    """
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, shared).eval()
+
 
 HALF_SCALE = 1024.0  # keeps gradients of float16 models above its smallest number
 

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..runs.errors import RetFoundError
-from .passes import device_and_dtype, scored
-from .targets import Target
-from .views import view_of
+from ..errors import RetFoundError
+from .attention import Target, device_and_dtype, scored, view_of
 
 
 @dataclass(frozen=True)

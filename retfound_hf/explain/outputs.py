@@ -1,18 +1,284 @@
-"""The folder that `explain` writes: pictures, arrays (float32), a table and a contact sheet."""
+"""Images to explain, and the folder that `explain` writes."""
 
-from collections.abc import Sequence
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+from transformers import PreTrainedConfig
 
-from ..images.contact_sheet import contact_sheet
-from .names import FileNames
-from .pictures import INK, PAPER
-from .sources import Opened
+from ..data.checks import join_names
+from ..data.image_sources import list_parts
+from ..data.labelled import read_labelled
+from ..errors import RetFoundError
+from ..images.drawing import INK, PAPER, contact_sheet
+from ..images.geometry import Window, resize
+from ..images.reading import IMAGE_SUFFIXES, UnreadableImageError, read_image
+from ..inference.evaluate import split_of_training
+from ..inference.predict import EvaluationPixels, ForwardArguments
+from ..models.image_processing_retfound import RetFoundImageProcessor
+
+LONGEST = 120
+
+
+class FileNames:
+    """Gives every id a name of its own without folders or suffix: `test/mild/a.jpg` becomes `test_mild_a`."""
+
+    def __init__(self) -> None:
+        self.taken: dict[str, int] = {}
+
+    def __call__(self, name: str) -> str:
+        path = PurePosixPath(name.replace("\\", "/"))
+        # File systems that do not tell cases apart must hold both `A` and `a`.
+        plain = re.sub(r"[^\w-]+", "_", str(path.with_suffix("") if path.name else path)).strip("_")
+        plain = plain[-LONGEST:] or "image"
+        count = self.taken[plain.lower()] = self.taken.get(plain.lower(), 0) + 1
+        return plain if count == 1 else self(f"{plain}-{count}")
+
+
+RECONSTRUCTION = "reconstruction"
+PREDICTED, LABEL = "predicted", "label"
+
+
+@dataclass
+class ExplainArguments:
+    model_name_or_path: str = field(metadata={"help": "fine-tuned folder or adapter; for reconstruction a pretrained"})
+    data: str = field(metadata={"help": "an image, a folder, a CSV or parquet table, or a folder of shards"})
+    method: Literal["relevance", "relprop", "rollout", "integrated_gradients", "reconstruction"] = field(
+        default="relevance", metadata={"help": "how the maps are made, or what the autoencoder paints"}
+    )
+    target: str = field(
+        default=PREDICTED, metadata={"help": "class to explain: a name, `predicted`, or `label` for each image's own"}
+    )
+    split: str | None = field(
+        default=None, metadata={"help": "split of a labelled set (train, val, test, all); default: every image"}
+    )
+    label_column: str = field(default="label", metadata={"help": "column of a table that `--target label` reads"})
+    steps: int = field(default=32, metadata={"help": "of integrated gradients"})
+    mask_ratio: float | None = field(
+        default=None, metadata={"help": "share of hidden patches in a reconstruction; default: the model's"}
+    )
+    picture_size: int = field(
+        default=1024, metadata={"help": "longest side of the pictures in pixels, 0 for the image's own"}
+    )
+    opacity: float = field(default=0.75, metadata={"help": "of the overlay where relevance is high, 0 to 1"})
+    max_images: int = field(default=0, metadata={"help": "explain only the first images, 0 for all"})
+    sheet_images: int = field(default=24, metadata={"help": "images on the contact sheet"})
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("picture_size", 0), ("max_images", 0), ("sheet_images", 1)):
+            if getattr(self, name) < least:
+                raise RetFoundError(f"--{name} {getattr(self, name)} must be at least {least}")
+        if not 0 <= self.opacity <= 1:
+            raise RetFoundError(f"--opacity {self.opacity} is out of range; give a number from 0 to 1")
+        if self.mask_ratio is not None and not 0 <= self.mask_ratio < 1:
+            raise RetFoundError(f"--mask_ratio {self.mask_ratio} is out of range; give a number from 0 to below 1")
+        if self.mask_ratio is not None and self.method != RECONSTRUCTION:
+            raise RetFoundError("--mask_ratio belongs to --method reconstruction; leave it out")
+        if self.method == RECONSTRUCTION and self.target != PREDICTED:
+            raise RetFoundError("a reconstruction has no class; leave --target out")
+
+
+@dataclass
+class ExplainForwardArguments(ForwardArguments):
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "images per step"})
+    seed: int = field(default=0, metadata={"help": "of the hidden patches; with an image's id it gives its mask"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image that waits: `image` is a path or the bytes of a file, `label` its class where that is asked for."""
+
+    id: str
+    image: str | bytes
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An image that was read.
+
+    Attributes:
+        prepared: cropped and resized for the network.
+        picture: the whole image, upright, reduced to the size of the pictures.
+        window: of the network's input, in pixels of the image.
+        size: width and height of the image.
+        reason: why it cannot be read, else empty; the rest then stands for nothing.
+    """
+
+    source: Source
+    prepared: Image.Image
+    picture: Image.Image
+    window: Window
+    size: tuple[int, int]
+    reason: str = ""
+
+    @property
+    def window_on_picture(self) -> Window:
+        return self.window.scaled(self.picture.width / self.size[0], self.picture.height / self.size[1])
+
+
+class Opening(Dataset):
+    """Reads sources in the loader's workers; each image is decoded and searched for its field once."""
+
+    def __init__(self, sources: Sequence[Source], processor: RetFoundImageProcessor, picture_size: int):
+        self.sources, self.processor, self.picture_size = sources, processor, picture_size
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> Opened:
+        source, size = self.sources[index], dict(self.processor.size)
+        try:
+            image = read_image(source.image)
+        except UnreadableImageError as error:
+            blank = Image.new("RGB", (64, 64))
+            return Opened(source, resize(blank, size), blank, Window(0, 0, 64, 64), blank.size, str(error))
+        box = self.processor.crop_box(image)
+        prepared = resize(image if box == (0, 0, *image.size) else image.crop(box), size)
+        window = self.processor.input_window(image, box)
+        return Opened(source, prepared, _reduced(image, self.picture_size), window, image.size)
+
+
+@dataclass(frozen=True)
+class _Collator:
+    to_pixels: EvaluationPixels
+
+    def __call__(self, items: list[Opened]) -> tuple[Tensor, list[Opened]]:
+        return self.to_pixels([item.prepared for item in items]), items
+
+
+def find_sources(arguments: ExplainArguments, config: PreTrainedConfig) -> Iterator[list[Source]]:
+    """The images of `--data` in groups of which the memory of shards bounds the size, in a fixed order.
+
+    Raises:
+        RetFoundError: nothing there, or labels that are asked for and not there.
+    """
+    labelled = arguments.target == LABEL or arguments.split is not None
+    groups = _labelled(arguments, config) if labelled else _unlabelled(arguments.data)
+    left = arguments.max_images or None
+    for group in groups:
+        group = group[:left]
+        yield group
+        left = None if left is None else left - len(group)
+        if left == 0:
+            return
+
+
+def opened_batches(
+    sources: Sequence[Source], processor: RetFoundImageProcessor, picture_size: int, batch_size: int, num_workers: int
+) -> Iterator[tuple[Tensor, list[Opened]]]:
+    """Pixel values (batch, 3, size, size) and what belongs to them."""
+    yield from DataLoader(
+        Opening(sources, processor, picture_size),
+        batch_size=batch_size,
+        num_workers=min(num_workers, len(sources)),
+        collate_fn=_Collator(EvaluationPixels(processor)),
+    )
+
+
+def _unlabelled(data: str) -> Iterator[list[Source]]:
+    path = Path(data)
+    if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES):
+        yield [Source(path.name, str(path))]
+        return
+    for part in list_parts(data):
+        ids, images = part.load()
+        yield [Source(name, image) for name, image in zip(ids, images, strict=True)]
+
+
+def _labelled(arguments: ExplainArguments, config: PreTrainedConfig) -> Iterator[list[Source]]:
+    kind = config.problem_type or "single_label_classification"
+    is_single = kind == "single_label_classification"
+    names = [str(config.id2label[index]) for index in range(config.num_labels)]
+    if arguments.target == LABEL and not is_single:
+        raise RetFoundError(
+            f"--target label takes one class per image, but the model is of {kind}; give one of {', '.join(names)}"
+        )
+    found = read_labelled(
+        arguments.data,
+        label_columns=[arguments.label_column] if is_single else None,
+        problem_type=kind,
+        class_names=names,
+        **split_of_training(arguments.model_name_or_path, seed=0),
+        need_splits=() if arguments.split in (None, "all") else (arguments.split,),
+    )
+    rows = found.rows(arguments.split or "all")
+    labels = rows[arguments.label_column] if is_single else [None] * len(rows)
+    yield [Source(*row) for row in zip(rows["id"].astype(str), rows["image"], labels, strict=True)]
+
+
+def _reduced(image: Image.Image, longest: int) -> Image.Image:
+    if not longest or max(image.size) <= longest:
+        return image
+    scale = longest / max(image.size)
+    shape = tuple(max(1, round(side * scale)) for side in image.size)
+    return image.resize(shape, Image.Resampling.BICUBIC, reducing_gap=3)
+
+
+logger = logging.getLogger(__name__)
+
+
+class GoodBatches:
+    """Batches of images that can be read, with a progress bar; the others are collected in `rejected` (id, reason).
+
+    Raises:
+        RetFoundError: an unreadable image, unless they are skipped; no image that can be read.
+    """
+
+    def __init__(
+        self,
+        arguments: ExplainArguments,
+        options: ExplainForwardArguments,
+        config: PreTrainedConfig,
+        processor: RetFoundImageProcessor,
+    ):
+        self.arguments, self.options, self.config, self.processor = arguments, options, config, processor
+        self.rejected: list[tuple[str, str]] = []
+
+    def __iter__(self) -> Iterator[tuple[Tensor, list[Opened]]]:
+        any_good = False
+        with tqdm(desc="explain", unit="image") as bar:
+            for sources in find_sources(self.arguments, self.config):
+                bar.total = (bar.total or 0) + len(sources)
+                for pixels, items in self._read(sources):
+                    good = [index for index, item in enumerate(items) if not item.reason]
+                    self._reject([item for item in items if item.reason])
+                    if good:
+                        any_good = True
+                        yield pixels[good], [items[index] for index in good]
+                    bar.update(len(items))
+        if not any_good:
+            reasons = join_names(f"{name}: {reason}" for name, reason in self.rejected)
+            raise RetFoundError(f"no image of {self.arguments.data} can be read ({reasons})")
+
+    def _read(self, sources: Sequence[Source]) -> Iterator[tuple[Tensor, list[Opened]]]:
+        return opened_batches(
+            sources,
+            self.processor,
+            self.arguments.picture_size,
+            self.options.per_device_eval_batch_size,
+            self.options.dataloader_num_workers,
+        )
+
+    def _reject(self, items: Sequence[Opened]) -> None:
+        for item in items:
+            if self.options.on_bad_image == "error":
+                raise RetFoundError(
+                    f"image {item.source.id}: {item.reason}; repair or remove it, or pass --on_bad_image skip"
+                )
+            logger.warning("image %s is left out: %s", item.source.id, item.reason)
+            self.rejected.append((item.source.id, item.reason))
+
 
 PICTURES, ARRAYS = "pictures", "arrays"
 TILE = 256

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from transformers import TrainingArguments
 
-from ..models.configuration import PRESETS
+from ..errors import RetFoundError
+from ..models.configuration_retfound import PRESETS
 from ..models.starting_points import ACCEPTED
-from ..runs.errors import RetFoundError
 
 # Peak learning rate per 256 images of the effective batch, by method. `full` is the official recipe. LoRA moves few
 # parameters from zero and takes a larger one.

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ..models.image_processing import RetFoundImageProcessor
+from ..models.image_processing_retfound import RetFoundImageProcessor
 
 CROP_SCALES = {"recipe": (0.08, 1.0), "light": (0.5, 1.0)}
 

@@ -5,10 +5,18 @@ from typing import Any
 
 import pandas as pd
 
-from ..models.card import describe_preprocessing, hub_id_of, license_of, write_card
-from ..models.card_results import calibration_text, cost_text, evaluation_text, model_index
-from ..runs.record import hardware
-from .job import FinetuneJob
+from ..models.cards import (
+    calibration_text,
+    cost_text,
+    describe_preprocessing,
+    evaluation_text,
+    hub_id_of,
+    license_of,
+    model_index,
+    write_card,
+)
+from ..record import hardware
+from .methods import FinetuneJob
 
 METHODS = {"full": "all weights", "lora": "a LoRA adapter and the head", "linear": "a linear head on frozen features"}
 CHOSEN = {"full": "The epoch", "lora": "The epoch", "linear": "The strength of the regularisation"}

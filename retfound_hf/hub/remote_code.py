@@ -8,23 +8,23 @@ import ast
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..runs.errors import RetFoundError
-from ..runs.record import versions
+from ..errors import RetFoundError
+from ..record import versions
 from . import remote_compat
 
 PACKAGE = Path(__file__).parents[1]
 # Entry module -> name in the published folder; every other file is called `retfound_<module>.py`.
 ENTRIES = {
-    "models/configuration.py": "configuration_retfound",
-    "models/modeling.py": "modeling_retfound",
-    "models/image_processing.py": "image_processing_retfound",
-    "models/stock.py": "modeling_retfound_stock",
+    "models/configuration_retfound.py": "configuration_retfound",
+    "models/modeling_retfound.py": "modeling_retfound",
+    "models/image_processing_retfound.py": "image_processing_retfound",
+    "models/backbones.py": "modeling_retfound_stock",
 }
 PROCESSOR_MAP = {"AutoImageProcessor": "image_processing_retfound.RetFoundImageProcessor"}
 # model_type -> the entries that it needs, and the class behind each Auto class.
 MODEL_CODE = {
     "retfound": (
-        ("models/configuration.py", "models/modeling.py"),
+        ("models/configuration_retfound.py", "models/modeling_retfound.py"),
         {
             "AutoConfig": "configuration_retfound.RetFoundConfig",
             "AutoModel": "modeling_retfound.RetFoundModel",
@@ -33,7 +33,7 @@ MODEL_CODE = {
         },
     ),
     "retfound_stock": (
-        ("models/stock.py",),
+        ("models/backbones.py",),
         {
             "AutoConfig": "modeling_retfound_stock.StockEncoderConfig",
             "AutoModelForImageClassification": "modeling_retfound_stock.StockEncoderForImageClassification",

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ..runs.errors import RetFoundError
+from ..errors import RetFoundError
 
 Modality = Literal["cfp", "oct"]
 Stage = Literal["early", "advanced"]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from .fundus import FieldOfView, as_rgb_image, find_field_of_view
+from .field_of_view import FieldOfView, as_rgb_image, find_field_of_view
 
 Verdict = Literal["ok", "doubtful", "reject"]
 # Mean difference between the strongest and the weakest channel, of 255: OCT scans have none, photographs tens.

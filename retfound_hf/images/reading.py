@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from ..runs.errors import RetFoundError
+from ..errors import RetFoundError
 from .dicom import DICOM_SUFFIXES, DicomError, is_dicom, read_dicom
-from .strips import by_strips
+from .geometry import apply_in_row_chunks
 
 IMAGE_SUFFIXES: tuple[str, ...] = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm",
@@ -124,7 +124,7 @@ def _deep_to_rgb(values: np.ndarray) -> Image.Image:
         finite = np.nan_to_num(strip.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
         return np.rint(finite.clip(min=0) * (255 / white)).astype(np.uint8)
 
-    return Image.fromarray(by_strips(values, scaled)).convert("RGB")
+    return Image.fromarray(apply_in_row_chunks(values, scaled)).convert("RGB")
 
 
 def _reason(error: Exception, source: object) -> str:

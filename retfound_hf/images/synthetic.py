@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..runs.errors import RetFoundError
+from ..errors import RetFoundError
 from .anatomy import Camera, Eye, Modality, Stage, SyntheticImage, draw_patient
 from .synthetic_cfp import CFP_CLASSES, render_cfp
 from .synthetic_oct import OCT_CLASSES, render_oct

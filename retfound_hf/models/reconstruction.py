@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import ViTMAEForPreTraining
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..runs.errors import RetFoundError
-from .layers import check_image
+from ..errors import RetFoundError
+from .modeling_retfound import check_image
 
 GRAY = 0.5
 

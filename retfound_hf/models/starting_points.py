@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runs.errors import RetFoundError, nearest
+from ..errors import RetFoundError, nearest
 
 # Licence of the official weights, which whatever is derived from them carries on.
 OFFICIAL_LICENSE = "cc-by-nc-4.0"

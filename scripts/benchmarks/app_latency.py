@@ -27,9 +27,9 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from retfound_hf import RetFoundConfig, RetFoundForImageClassification, RetFoundImageProcessor
+from retfound_hf.files import write_json
 from retfound_hf.images.synthetic import CFP_CLASSES, draw_patient, render
-from retfound_hf.runs.files import write_json
-from retfound_hf.runs.record import git_revision, versions
+from retfound_hf.record import git_revision, versions
 
 APP = Path(__file__).parents[1] / "app.py"
 CAMERA = (2464, 1632)

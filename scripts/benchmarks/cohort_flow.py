@@ -7,14 +7,12 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from retfound_hf.data.cohort.building import Cohort, build_cohort
-from retfound_hf.data.cohort.dates import Horizon
-from retfound_hf.data.cohort.flow_plot import plot_flow
-from retfound_hf.data.cohort.matching import Matching
-from retfound_hf.data.cohort.outcomes import Question
-from retfound_hf.data.cohort.registry import read_registry
-from retfound_hf.data.synthetic_registry import Plan, draw_registry
-from retfound_hf.runs.files import write_json
+from retfound_hf.data.build_cohort import plot_flow
+from retfound_hf.data.cohort import Cohort, Matching, Question, build_cohort
+from retfound_hf.data.dates import Horizon
+from retfound_hf.data.registry import read_registry
+from retfound_hf.data.synthetic_sets import Plan, draw_registry
+from retfound_hf.files import write_json
 
 
 def cohort() -> Cohort:

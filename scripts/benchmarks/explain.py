@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from retfound_hf import RetFoundConfig, RetFoundForImageClassification, RetFoundImageProcessor
 from retfound_hf.explain.faithfulness import deletion_and_insertion, mass_over_chance
 from retfound_hf.explain.relevance import METHODS, STEPS, relevance
+from retfound_hf.files import write_json
 from retfound_hf.images.synthetic import draw_patient, render
-from retfound_hf.runs.files import write_json
-from retfound_hf.runs.record import git_revision, versions
+from retfound_hf.record import git_revision, versions
 
 SIZE = 64
 FINDINGS = {"pale": (250, 232, 140), "dark": (15, 5, 30)}

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from retfound_hf import RetFoundConfig, RetFoundForImageClassification
-from retfound_hf.finetuning.lora import add_lora
-from retfound_hf.runs.files import write_json
-from retfound_hf.runs.record import git_revision, versions
+from retfound_hf.files import write_json
+from retfound_hf.finetuning.methods import add_lora
+from retfound_hf.record import git_revision, versions
 
 CAP_GB = 15
 GB = 1e9

@@ -108,7 +108,7 @@ def make_folders(place: Path) -> None:
         RetFoundImageProcessor,
     )
     from retfound_hf.hub.contents import read_contents
-    from retfound_hf.hub.staging import staged
+    from retfound_hf.hub.publish import staged
 
     torch.manual_seed(0)
     sizes = {
@@ -176,7 +176,7 @@ def main() -> None:
                 else:
                     rows.append(row | run_way(python, home / "published", way, home))
                 print(json.dumps(rows[-1]))
-    from retfound_hf.runs.record import versions
+    from retfound_hf.record import versions
 
     record = {"versions": versions(), "steps": STEPS, "rows": rows}
     arguments.output.write_text(json.dumps(record, indent=2) + "\n")

@@ -21,8 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from retfound_hf.runs.files import whole_file, write_json
-from retfound_hf.runs.record import git_revision, versions
+from retfound_hf.files import atomic_file, write_json
+from retfound_hf.record import git_revision, versions
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 # In photographs without grain random features see small lesions as well as any.
@@ -88,7 +88,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     axes.set(xlabel="epochs of pretraining", ylabel="AUROC of a linear probe (test split)")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         figure.savefig(partial, dpi=150)
 
 

@@ -20,15 +20,13 @@ from torch.nn.functional import layer_norm
 from transformers import set_seed
 
 from retfound_hf import RetFoundConfig, RetFoundForPreTraining, RetFoundImageProcessor, RetFoundModel
-from retfound_hf.data.fractions import fraction_of_patients
-from retfound_hf.data.labelled import read_labelled
+from retfound_hf.data.labelled import fraction_of_patients, read_labelled
+from retfound_hf.evaluation.comparisons import compare_metrics
 from retfound_hf.evaluation.linear_probe import fit_linear_probe
 from retfound_hf.evaluation.metrics import compute_metrics
-from retfound_hf.evaluation.paired import compare_metrics
-from retfound_hf.inference.forward import forward, to_scores
-from retfound_hf.inference.sets import prepare_split
-from retfound_hf.runs.files import whole_file, write_json
-from retfound_hf.runs.record import git_revision, versions
+from retfound_hf.files import atomic_file, write_json
+from retfound_hf.inference.predict import forward, prepare_split, to_scores
+from retfound_hf.record import git_revision, versions
 
 KIND = "single_label_classification"
 SHARES = (1.0, 0.25)
@@ -48,7 +46,7 @@ def features(
             split: forward(model, part.images, processor, lambda outputs: outputs.patch_mean, precision="bf16")
             for split, part in splits.items()
         }
-        with whole_file(path) as partial, partial.open("wb") as file:
+        with atomic_file(path) as partial, partial.open("wb") as file:
             np.savez(file, **found)
     with np.load(path) as stored:
         return {split: normalised(stored[split]) for split in stored.files}

@@ -19,9 +19,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from retfound_hf.files import write_json
 from retfound_hf.pretraining.objectives import OBJECTIVES
-from retfound_hf.runs.files import write_json
-from retfound_hf.runs.record import git_revision, versions
+from retfound_hf.record import git_revision, versions
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 IMAGES = ("--modality", "cfp", "--stage", "advanced", "--camera", "handheld")
@@ -60,7 +60,7 @@ OPTIONS: dict[str, dict[str, str]] = {
 # Runs `pretrain` and notes what its steps cost.
 WATCHED = """
 import json, resource, sys, time
-from retfound_hf.pretraining.command import main
+from retfound_hf.pretraining.pretrain import main
 from retfound_hf.pretraining.loop import Loop
 step, seconds = Loop._step, 0.0
 def timed(self, batches):

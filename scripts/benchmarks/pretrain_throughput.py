@@ -23,13 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from retfound_hf import RetFoundConfig, RetFoundForPreTraining
+from retfound_hf.files import write_json
 from retfound_hf.images.synthetic import draw_patient, render
-from retfound_hf.pretraining.images import decode
+from retfound_hf.pretraining.data import decode
 from retfound_hf.pretraining.objectives.mae import MaskedAutoencoding
-from retfound_hf.pretraining.optimization import gradient_norm, guarded_step, make_optimizer
+from retfound_hf.pretraining.optim import gradient_norm, guarded_step, make_optimizer
 from retfound_hf.pretraining.order import step_generator
-from retfound_hf.runs.files import write_json
-from retfound_hf.runs.record import git_revision, versions
+from retfound_hf.record import git_revision, versions
 
 GB = 1e9
 SIDE = 256

@@ -14,9 +14,9 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from retfound_hf.runs.files import write_json
-from retfound_hf.runs.record import git_revision, hardware, versions
-from retfound_hf.study.folder import StudyResults, read_study
+from retfound_hf.files import write_json
+from retfound_hf.record import git_revision, hardware, versions
+from retfound_hf.study.results import StudyResults, read_study
 
 SIZE = {"width": 1000, "height": 860}
 

@@ -16,13 +16,8 @@ import torch
 from noise import with_noise
 from PIL import Image
 
-from retfound_hf import (
-    RetFoundConfig,
-    RetFoundForImageClassification,
-    RetFoundForPreTraining,
-    RetFoundImageProcessor,
-)
-from retfound_hf.app.reader import Reader
+from retfound_hf import RetFoundConfig, RetFoundForImageClassification, RetFoundForPreTraining, RetFoundImageProcessor
+from retfound_hf.app.predictor import Reader
 from retfound_hf.app.uploads import Upload
 from retfound_hf.images.synthetic import draw_patient, render
 
@@ -86,7 +81,7 @@ def autoencoder_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def adapter_folder(autoencoder_folder, tmp_path_factory) -> Path:
     """A LoRA adapter as the command makes it: on few images, calibrated, with thresholds of its validation split."""
-    from retfound_hf.finetuning.command import main
+    from retfound_hf.finetuning.finetune import main
 
     folder = tmp_path_factory.mktemp("adapter")
     for number in range(24):

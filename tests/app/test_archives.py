@@ -5,8 +5,8 @@ from io import BytesIO
 
 import pytest
 
-from retfound_hf.app.archives import Archive, ArchiveLimits
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.app.uploads import Archive, ArchiveLimits
+from retfound_hf.errors import RetFoundError
 
 
 def zipped(entries: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> BytesIO:

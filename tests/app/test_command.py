@@ -4,10 +4,9 @@ import socket
 
 import pytest
 
-from retfound_hf.app.command import PASSWORD, AppArguments, main
-from retfound_hf.app.server import serve
+from retfound_hf.app.server import PASSWORD, AppArguments, main, serve
 from retfound_hf.cli import main as retfound
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
 
 
 def test_loopback_and_nobody_asked_by_default():

@@ -10,12 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from retfound_hf.app.contents import images_among
-from retfound_hf.app.limits import Limits
-from retfound_hf.app.many_images import CHUNK, classify_all, in_turn
-from retfound_hf.app.reader import Reader
-from retfound_hf.app.turns import Turns
-from retfound_hf.inference.evaluate_command import main as evaluate
+from retfound_hf.app.page import CHUNK, Turns, classify_all, in_turn
+from retfound_hf.app.predictor import Reader
+from retfound_hf.app.uploads import Limits, images_among
+from retfound_hf.inference.evaluate import main as evaluate
 
 
 def table_of(html: str) -> pd.DataFrame:
@@ -171,7 +169,7 @@ def test_an_upload_that_is_gone_is_named_and_the_rest_goes_on(reader, photograph
 def test_batches_wait_in_order_and_their_uploads_out_of_the_sweep(reader, photographs, upload, monkeypatch, tmp_path):
     """The second batch begins when the first ends; neither needs what lies where gradio sweeps."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
-    monkeypatch.setattr("retfound_hf.app.many_images.LOOKS_EVERY", 0)
+    monkeypatch.setattr("retfound_hf.app.page.LOOKS_EVERY", 0)
     turns = Turns(2)
     batches = []
     for number in range(2):

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from retfound_hf.app.markup import describe, message
-from retfound_hf.app.reader import Answer
-from retfound_hf.evaluation.operating_points import OperatingPoint
+from retfound_hf.app.predictor import Answer
+from retfound_hf.evaluation.thresholds import OperatingPoint
 from retfound_hf.images.quality import Quality
 
 

@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retfound_hf.app.limits import Limits
-from retfound_hf.app.one_image import explained, look
-from retfound_hf.app.page import build_page
-from retfound_hf.app.reader import Reader
-from retfound_hf.app.reconstruction import Painter
-from retfound_hf.app.relevance import input_window, relevance_layer
+from retfound_hf.app.page import Painter, build_page, input_window, look, relevance_layer, explained
+from retfound_hf.app.predictor import Reader
+from retfound_hf.app.uploads import Limits
 from retfound_hf.explain.relevance import relevance
 
 
@@ -63,12 +60,12 @@ def test_a_folder_of_pretraining_shows_its_reconstructions_alone(autoencoder_fol
 
 
 def test_a_model_without_maps_says_so(reader, photograph, monkeypatch):
-    from retfound_hf.runs.errors import RetFoundError
+    from retfound_hf.errors import RetFoundError
 
     def refuse(*_):
         raise RetFoundError("no attention among all patches")
 
-    monkeypatch.setattr("retfound_hf.app.one_image.relevance_layer", refuse)
+    monkeypatch.setattr("retfound_hf.app.page.relevance_layer", refuse)
     _, kept, target = look(reader, photograph(0), "eye.png")
     picture = explained(reader, kept, target)
     assert "No relevance map: no attention among all patches" in picture and "rf-heat" not in picture

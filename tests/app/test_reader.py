@@ -5,14 +5,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from retfound_hf.app.card import NO_CARD, intended_use
-from retfound_hf.app.examples import draw_examples
-from retfound_hf.app.reader import Reader
-from retfound_hf.evaluation.operating_points import OperatingPoint
+from retfound_hf.app.markup import NO_CARD, draw_examples, intended_use
+from retfound_hf.app.predictor import Reader
+from retfound_hf.errors import RetFoundError
+from retfound_hf.evaluation.report import ReportArguments, write_points
+from retfound_hf.evaluation.thresholds import OperatingPoint
 from retfound_hf.images.quality import assess_quality
-from retfound_hf.inference.operating_points import write_points
-from retfound_hf.inference.report_arguments import ReportArguments
-from retfound_hf.runs.errors import RetFoundError
 
 
 def test_scores_are_those_of_transformers(reader, classifier_folder, photograph):

@@ -17,7 +17,7 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from retfound_hf.app.reader import Reader
+from retfound_hf.app.predictor import Reader
 from retfound_hf.app.server import serve
 
 FETCHES = re.compile(

@@ -34,7 +34,7 @@ def test_an_image_is_forgotten_whether_the_tab_stays_open_or_is_closed(
 ):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     monkeypatch.setenv("GRADIO_HEARTBEAT_INTERVAL", "0.2")
-    monkeypatch.setattr("retfound_hf.app.sessions.KEPT_SECONDS", 3)
+    monkeypatch.setattr("retfound_hf.app.page.KEPT_SECONDS", 3)
     page = serve(str(classifier_folder), port=free_port(), wait=False)
     try:
         client = Client(page.local_url, verbose=False)

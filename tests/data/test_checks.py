@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retfound_hf.data.labelled import read_labelled
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
 
 
 def refused(data, match, **options):

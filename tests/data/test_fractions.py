@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from retfound_hf.data.fractions import fraction_of_patients, keep_fraction
-from retfound_hf.data.labelled_set import LabelledSet
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.data.labelled import LabelledSet, fraction_of_patients, keep_fraction
+from retfound_hf.errors import RetFoundError
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.5, 0.9, 1.0)
 

@@ -5,7 +5,7 @@ from PIL import Image
 
 from retfound_hf.data.labelled import read_labelled
 from retfound_hf.data.splits import SPLITS
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
 
 
 def test_folder_with_metadata(class_folder):

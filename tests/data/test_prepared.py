@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
-from retfound_hf.data import decoding
-from retfound_hf.data.prepared import prepare_images
+from retfound_hf.data import image_cache as decoding
+from retfound_hf.data.image_cache import prepare_images
+from retfound_hf.errors import RetFoundError
 from retfound_hf.images.reading import UnreadableImageError
-from retfound_hf.models.image_processing import RetFoundImageProcessor
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.models.image_processing_retfound import RetFoundImageProcessor
 
 
 def fundus(width: int, height: int, seed: int) -> Image.Image:
@@ -159,7 +159,9 @@ def test_bad_images_can_be_left_out(prepare, damaged, caplog, num_workers):
     assert prepared.images["id"][:] == damaged["id"][[0, 8, 9]].tolist()
     assert len(prepared.rejected) == 7
     assert prepared.rejected[1] == (damaged["image"][2], "it is not an image in a format that Pillow knows")
-    assert [record.levelname for record in caplog.records if record.name == "retfound_hf.data.prepared"] == ["WARNING"]
+    assert [record.levelname for record in caplog.records if record.name == "retfound_hf.data.image_cache"] == [
+        "WARNING"
+    ]
     assert "7 of 10 images cannot be read and are left out" in caplog.text
 
 

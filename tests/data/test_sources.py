@@ -6,8 +6,8 @@ import datasets
 import pandas as pd
 import pytest
 
-from retfound_hf.data.sources import identities, list_parts
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.data.image_sources import identities, list_parts
+from retfound_hf.errors import RetFoundError
 
 
 @pytest.fixture

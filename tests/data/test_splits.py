@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from retfound_hf.data.splits import PAPER_FRACTIONS, SPLITS, assign_splits, check_no_patient_leak
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
 
 
 def cohort(seed: int):

@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from retfound_hf.data.labelled import read_labelled
+from retfound_hf.errors import RetFoundError
 from retfound_hf.images.reading import read_image
-from retfound_hf.runs.errors import RetFoundError
 
 NAMES = ["healthy", "amd", "dme"]
 

@@ -5,10 +5,9 @@ import pytest
 from PIL import Image
 
 from retfound_hf.data.labelled import read_labelled
-from retfound_hf.data.synthetic import make_synthetic
-from retfound_hf.data.synthetic_command import main
+from retfound_hf.data.synthetic_sets import main, make_synthetic
+from retfound_hf.errors import RetFoundError
 from retfound_hf.images.synthetic import CLASSES
-from retfound_hf.runs.errors import RetFoundError
 
 
 @pytest.fixture(scope="module", params=["cfp", "oct"])
@@ -84,10 +83,10 @@ def test_stage_and_camera_change_the_photographs_and_not_the_patients(tmp_path):
 
 @pytest.mark.parametrize("seed", range(40))
 def test_smallest_set_has_three_patients_of_every_class(seed, tmp_path, monkeypatch):
-    monkeypatch.setattr("retfound_hf.data.synthetic.render", lambda *_: pytest.fail("nothing is to be drawn"))
+    monkeypatch.setattr("retfound_hf.data.synthetic_sets.render", lambda *_: pytest.fail("nothing is to be drawn"))
     facts = []
     monkeypatch.setattr(
-        "retfound_hf.data.synthetic.assign_splits",
+        "retfound_hf.data.synthetic_sets.assign_splits",
         lambda groups, labels, seed: facts.append((groups, labels)) or 1 / 0,
     )
     with pytest.raises(ZeroDivisionError):
@@ -98,7 +97,7 @@ def test_smallest_set_has_three_patients_of_every_class(seed, tmp_path, monkeypa
 
 
 def test_prevalence_of_a_large_set(tmp_path, monkeypatch):
-    from retfound_hf.data import synthetic
+    from retfound_hf.data import synthetic_sets as synthetic
 
     monkeypatch.setattr(synthetic, "assign_splits", lambda groups, labels, seed: pytest.fail(str(labels.tolist())))
     with pytest.raises(pytest.fail.Exception) as caught:
@@ -108,7 +107,7 @@ def test_prevalence_of_a_large_set(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("retfound_hf.data.synthetic.render", lambda *_: 1 / 0)
+    monkeypatch.setattr("retfound_hf.data.synthetic_sets.render", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make_synthetic(tmp_path / "set", num_patients=13)
     assert list(tmp_path.iterdir()) == []

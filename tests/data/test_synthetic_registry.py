@@ -7,19 +7,24 @@ from PIL import Image
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import roc_auc_score
 
-from retfound_hf.data.cohort.building import build_cohort
-from retfound_hf.data.cohort.dates import Horizon
-from retfound_hf.data.cohort.outcomes import Question
-from retfound_hf.data.cohort.registry import read_registry
-from retfound_hf.data.synthetic_registry import EYE_EVENT, SIGNS, Plan, draw_registry
-from retfound_hf.data.synthetic_registry_command import fade, main
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.data.cohort import Question, build_cohort
+from retfound_hf.data.dates import Horizon
+from retfound_hf.data.registry import read_registry
+from retfound_hf.data.synthetic_sets import (
+    EYE_EVENT,
+    SIGNS,
+    Plan,
+    draw_registry,
+    fade,
+    make_registry_command,
+)
+from retfound_hf.errors import RetFoundError
 
 
 @pytest.fixture(scope="module", params=["cfp", "oct"])
 def made(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made") / "registry"
-    main([str(folder), "--modality", request.param, "--num_patients", "12", "--image_size", "64"])
+    make_registry_command([str(folder), "--modality", request.param, "--num_patients", "12", "--image_size", "64"])
     return request.param, folder
 
 
@@ -59,9 +64,13 @@ def test_tables_of_a_registry(made):
 
 def test_same_seed_same_bytes(made, tmp_path):
     modality, folder = made
-    main([str(tmp_path / "again"), "--modality", modality, "--num_patients", "12", "--image_size", "64"])
+    make_registry_command(
+        [str(tmp_path / "again"), "--modality", modality, "--num_patients", "12", "--image_size", "64"]
+    )
     assert contents(tmp_path / "again") == contents(folder)
-    main([str(tmp_path / "other"), "--modality", modality, "--num_patients", "2", "--image_size", "64", "--seed", "1"])
+    make_registry_command(
+        [str(tmp_path / "other"), "--modality", modality, "--num_patients", "2", "--image_size", "64", "--seed", "1"]
+    )
     assert not set(contents(tmp_path / "other").values()) & set(contents(folder).values())
 
 
@@ -113,8 +122,8 @@ def test_no_effect_is_found_in_five_of_a_hundred(tmp_path):
 
 def test_a_poorer_camera(tmp_path):
     options = ["--modality", "oct", "--num_patients", "12", "--num_visits", "1", "--image_size", "64"]
-    main([str(tmp_path / "alike"), *options])
-    main([str(tmp_path / "poor"), *options, "--poor_camera_contrast", "0.3"])
+    make_registry_command([str(tmp_path / "alike"), *options])
+    make_registry_command([str(tmp_path / "poor"), *options, "--poor_camera_contrast", "0.3"])
     images = pd.read_csv(tmp_path / "alike/images.csv")
     alike, poor = contents(tmp_path / "alike"), contents(tmp_path / "poor")
     changed = {name for name in alike if alike[name] != poor[name]}
@@ -145,5 +154,5 @@ def test_fading_takes_contrast_and_leaves_brightness():
 )
 def test_bad_requests_leave_nothing(tmp_path, words, reason):
     with pytest.raises(RetFoundError, match=reason):
-        main([str(tmp_path / "out"), *words])
+        make_registry_command([str(tmp_path / "out"), *words])
     assert not (tmp_path / "out").exists()

@@ -7,18 +7,11 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from retfound_hf.evaluation.bootstrap import (
-    bootstrap,
-    interval,
-    metric_intervals,
-    rows_statistic,
-)
-from retfound_hf.evaluation.logit_jackknife import logit_interval
-from retfound_hf.evaluation.metric_draws import metric_draws
+from retfound_hf.errors import RetFoundError
+from retfound_hf.evaluation.bootstrap import bootstrap, interval, metric_draws, metric_intervals, rows_statistic
+from retfound_hf.evaluation.comparisons import compare_metrics
+from retfound_hf.evaluation.estimates import logit_interval, patients_of
 from retfound_hf.evaluation.metrics import compute_metrics
-from retfound_hf.evaluation.paired import compare_metrics
-from retfound_hf.evaluation.patients import patients_of
-from retfound_hf.runs.errors import RetFoundError
 
 SINGLE, MULTI, NUMBERS = "single_label_classification", "multi_label_classification", "regression"
 
@@ -126,7 +119,7 @@ def test_strata_keep_each_class_and_a_lone_patient_joins_others():
 def test_draws_do_not_depend_on_the_blocks(monkeypatch):
     units = patients_of(np.arange(30) // 2, 30)
     whole = np.concatenate(list(units.draws(20, seed=5)))
-    monkeypatch.setattr("retfound_hf.evaluation.patients.BLOCK", 90)
+    monkeypatch.setattr("retfound_hf.evaluation.estimates.BLOCK", 90)
     parts = list(units.draws(20, seed=5))
     assert len(parts) == 7 and (np.concatenate(parts) == whole).all()
     assert (whole.sum(axis=1) == 30).all()
@@ -137,7 +130,7 @@ def test_the_jackknife_leaves_each_patient_out_once(monkeypatch):
     strata, weights = units.left_out()
     weights = np.concatenate(list(weights))
     assert weights.shape == (15, 30) and ((weights == 0).sum(axis=0) == 1).all() and len(strata) == 15
-    monkeypatch.setattr("retfound_hf.evaluation.patients.JACKKNIFE", 5)
+    monkeypatch.setattr("retfound_hf.evaluation.estimates.JACKKNIFE", 5)
     strata, weights = units.left_out()
     weights = np.concatenate(list(weights))
     assert ((weights == 0).sum(axis=0) == 1).all()

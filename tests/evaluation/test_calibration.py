@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
+from retfound_hf.errors import RetFoundError
 from retfound_hf.evaluation.calibration import (
     confidence_and_correctness,
     expected_calibration_error,
     reliability_curve,
 )
-from retfound_hf.runs.errors import RetFoundError
 
 
 def test_by_hand():

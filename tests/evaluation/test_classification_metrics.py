@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
+from retfound_hf.errors import RetFoundError
 from retfound_hf.evaluation.metrics import classification_metrics, compute_metrics
-from retfound_hf.runs.errors import RetFoundError
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 DESIGN = {

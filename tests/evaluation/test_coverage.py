@@ -6,14 +6,11 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from retfound_hf.evaluation.bootstrap import bootstrap, metric_intervals
-from retfound_hf.evaluation.delong import auroc_interval, compare_aurocs
-from retfound_hf.evaluation.metrics import compute_metrics
-from retfound_hf.evaluation.operating_points import sensitivity_at_specificity
-from retfound_hf.evaluation.paired import compare_metrics
-from retfound_hf.evaluation.patients import patients_of
-from retfound_hf.evaluation.proportions import share_interval
-from retfound_hf.evaluation.recalibration import calibration_line
-from retfound_hf.evaluation.weighted_areas import weighted_areas
+from retfound_hf.evaluation.calibration import calibration_line
+from retfound_hf.evaluation.comparisons import auroc_interval, compare_aurocs, compare_metrics
+from retfound_hf.evaluation.estimates import patients_of
+from retfound_hf.evaluation.metrics import compute_metrics, weighted_areas
+from retfound_hf.evaluation.thresholds import sensitivity_at_specificity, share_interval
 
 CLASSIFIER = "single_label_classification"
 

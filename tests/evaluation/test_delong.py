@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from retfound_hf.evaluation.delong import _areas, auroc_interval, compare_aurocs
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.evaluation.comparisons import _areas, auroc_interval, compare_aurocs
 
 
 def by_definition(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from retfound_hf.errors import RetFoundError
 from retfound_hf.evaluation.hf_metric import load_metric
 from retfound_hf.evaluation.metrics import compute_metrics
-from retfound_hf.runs.errors import RetFoundError
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 NAMES = ["a", "b", "c"]

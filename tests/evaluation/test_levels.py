@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from retfound_hf.evaluation.levels import aggregate, units_of
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.evaluation.aggregation import aggregate, units_of
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 PATIENTS, EYES = ["a", "b", "a", "a"], ["L", "L", "R", "L"]

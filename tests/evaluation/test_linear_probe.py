@@ -6,8 +6,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from retfound_hf.errors import RetFoundError
 from retfound_hf.evaluation.linear_probe import fit_linear_probe
-from retfound_hf.runs.errors import RetFoundError
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 
@@ -191,7 +191,7 @@ def test_bad_input_is_refused():
 
 
 def test_an_unfinished_fit_is_told(monkeypatch):
-    monkeypatch.setattr("retfound_hf.evaluation.linear_fits.MAX_ITERATIONS", 2)
+    monkeypatch.setattr("retfound_hf.evaluation.linear_probe.MAX_ITERATIONS", 2)
     train, labels = planted(60, 3, 1.0, 0)
     with pytest.warns(UserWarning, match="at strength 0.01 did not converge"):
         fit_linear_probe(train, labels, train, labels, SINGLE, strengths=[0.01])

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_curve
 
-from retfound_hf.evaluation.decision_curve import decision_curve
-from retfound_hf.evaluation.operating_points import (
+from retfound_hf.errors import RetFoundError
+from retfound_hf.evaluation.calibration import decision_curve
+from retfound_hf.evaluation.thresholds import (
     choose_threshold,
     measure_threshold,
     sensitivity_at_specificity,
+    share_interval,
     specificity_at_sensitivity,
 )
-from retfound_hf.evaluation.proportions import share_interval
-from retfound_hf.runs.errors import RetFoundError
 
 TRUTH = np.array([0, 0, 1, 0, 1, 1], bool)
 SCORES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])

@@ -4,11 +4,10 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from retfound_hf.evaluation import figure_style, plots
-from retfound_hf.evaluation.curve_plots import _step
-from retfound_hf.evaluation.figure_style import COLUMN, PAGE, figure, short
-from retfound_hf.evaluation.plots import plot_classification, plot_regression
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.evaluation import plots
+from retfound_hf.evaluation import plots as figure_style
+from retfound_hf.evaluation.plots import COLUMN, PAGE, _step, figure, plot_classification, plot_regression, short
 
 FILES = ["roc.png", "precision_recall.png", "confusion_matrix.png", "reliability.png", "decision_curve.png"]
 LONG = "a class with a name that is much longer than any axis has room for"

@@ -1,6 +1,6 @@
 import pytest
 
-from retfound_hf.evaluation.positive_class import positive_class
+from retfound_hf.evaluation.thresholds import positive_class
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,14 @@ import pytest
 from scipy.special import expit, log_softmax, logit, softmax
 from sklearn.linear_model import LogisticRegression
 
-from retfound_hf.evaluation.calibration import expected_calibration_error, reliability_curve
-from retfound_hf.evaluation.recalibration import calibration_line
-from retfound_hf.evaluation.temperature import fit_temperature, is_uninformed
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.evaluation.calibration import (
+    calibration_line,
+    expected_calibration_error,
+    fit_temperature,
+    is_uninformed,
+    reliability_curve,
+)
 
 
 def test_planted_slope_and_intercept_are_found():

@@ -5,9 +5,8 @@ import pytest
 from scipy import stats
 from sklearn import metrics as reference
 
-from retfound_hf.evaluation.metrics import compute_metrics
-from retfound_hf.evaluation.regression import regression_metrics
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.evaluation.metrics import compute_metrics, regression_metrics
 
 
 def test_by_hand():

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from retfound_hf.evaluation.estimate import Estimate
-from retfound_hf.evaluation.proportions import proportion_interval
-from retfound_hf.evaluation.seeds import compare_seeds, holm, over_seeds
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.evaluation.comparisons import compare_seeds, holm, over_seeds
+from retfound_hf.evaluation.estimates import Estimate
+from retfound_hf.evaluation.thresholds import proportion_interval
 
 
 def test_the_papers_interval_by_hand():

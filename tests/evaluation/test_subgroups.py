@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from retfound_hf.evaluation.bands import column_groups, in_order
+from retfound_hf.errors import RetFoundError
 from retfound_hf.evaluation.metrics import compute_metrics
-from retfound_hf.evaluation.subgroups import subgroup_metrics
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.evaluation.subgroups import column_groups, in_order, subgroup_metrics
 
 SINGLE = "single_label_classification"
 

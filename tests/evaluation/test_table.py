@@ -1,5 +1,5 @@
 from retfound_hf.evaluation.metrics import compute_metrics
-from retfound_hf.evaluation.table import format_table
+from retfound_hf.evaluation.report import format_table
 
 
 def test_overall_first_then_classes_aligned():

@@ -23,13 +23,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from retfound_hf import (
-    RetFoundConfig,
-    RetFoundForImageClassification,
-    RetFoundForPreTraining,
-    RetFoundImageProcessor,
-)
-from retfound_hf.images.fundus import crop_field_of_view
+from retfound_hf import RetFoundConfig, RetFoundForImageClassification, RetFoundForPreTraining, RetFoundImageProcessor
+from retfound_hf.images.field_of_view import crop_field_of_view
 from retfound_hf.images.synthetic import draw_patient, render
 
 CLASSES = ("mild", "none", "severe")

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from retfound_hf.cli import main as cli
-from retfound_hf.explain.command import main
-from retfound_hf.explain.painting import paint
+from retfound_hf.errors import RetFoundError
+from retfound_hf.explain.explain import main
+from retfound_hf.explain.reconstruction import paint
 from retfound_hf.explain.relevance import relevance
 from retfound_hf.images.reading import read_image
-from retfound_hf.inference.loading import load_autoencoder, load_classifier, load_processor
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.models.loading import load_autoencoder, load_classifier, load_processor
 
 CLASSES = ("mild", "none", "severe")
 

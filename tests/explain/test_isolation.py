@@ -6,9 +6,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from retfound_hf.explain.painting import paint
+from retfound_hf.errors import RetFoundError
+from retfound_hf.explain.reconstruction import paint
 from retfound_hf.explain.relevance import METHODS, relevance
-from retfound_hf.runs.errors import RetFoundError
 
 
 def state_of(model) -> dict:

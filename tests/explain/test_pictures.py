@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retfound_hf.explain.names import FileNames
-from retfound_hf.explain.pictures import colour_layer, heat_on_image, overlay, with_scale
-from retfound_hf.images.window import Window
+from retfound_hf.explain.outputs import FileNames
+from retfound_hf.images.drawing import colour_layer, heat_on_image, overlay, with_scale
+from retfound_hf.images.geometry import Window
 
 WINDOW = Window(20, 10, 60, 50)
 

@@ -6,8 +6,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from retfound_hf import RetFoundModel
+from retfound_hf.errors import RetFoundError
 from retfound_hf.explain.relevance import METHODS, relevance
-from retfound_hf.runs.errors import RetFoundError
 
 ATTENTION = ("relevance", "rollout")
 ANY_MODEL = [method for method in METHODS if method != "relprop"]

@@ -5,11 +5,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from retfound_hf.explain.attention import attention_pass
+from retfound_hf.errors import RetFoundError
+from retfound_hf.explain.attention import attention_pass, view_of
 from retfound_hf.explain.relevance import relevance
 from retfound_hf.explain.relprop import through_block, through_head
-from retfound_hf.explain.views import view_of
-from retfound_hf.runs.errors import RetFoundError
 
 
 def linear(x: Tensor, weight: Tensor, relevance: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from retfound_hf.errors import RetFoundError
 from retfound_hf.explain.faithfulness import Curves, deletion_and_insertion, mass_over_chance
 from retfound_hf.explain.relevance import METHODS, relevance
-from retfound_hf.runs.errors import RetFoundError
 
 # Times as much of the map within the lesions as chance puts there.
 MULTIPLE = {"relevance": 5.0, "relprop": 5.0, "rollout": 3.0, "integrated_gradients": 8.0}

@@ -14,16 +14,11 @@ from PIL import Image
 from transformers import set_seed
 
 from retfound_hf import RetFoundConfig, RetFoundForPreTraining, RetFoundImageProcessor
-from retfound_hf.finetuning.arguments import (
-    DataArguments,
-    FinetuneTrainingArguments,
-    MethodArguments,
-    ModelArguments,
-)
-from retfound_hf.finetuning.decision import DecisionArguments
-from retfound_hf.finetuning.job import FinetuneJob, make_job
-from retfound_hf.finetuning.run import finetune
-from retfound_hf.inference.report_arguments import ReportArguments
+from retfound_hf.evaluation.report import ReportArguments
+from retfound_hf.finetuning.arguments import DataArguments, FinetuneTrainingArguments, MethodArguments, ModelArguments
+from retfound_hf.finetuning.decisions import DecisionArguments
+from retfound_hf.finetuning.finetune import finetune
+from retfound_hf.finetuning.methods import FinetuneJob, make_job
 
 SIZE, PATCH = 32, 8
 COLOURS = {"amd": (200, 60, 60), "healthy": (60, 200, 60), "other": (60, 60, 200)}

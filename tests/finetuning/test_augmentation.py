@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 
 from retfound_hf import RetFoundImageProcessor
 from retfound_hf.finetuning.augmentation import Mix, TrainingPixels, rand_augment
-from retfound_hf.inference.batches import EvaluationPixels
+from retfound_hf.inference.predict import EvaluationPixels
 
 MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 

@@ -7,9 +7,9 @@ from transformers import AutoModelForImageClassification, EvalPrediction
 
 from retfound_hf.evaluation.metrics import compute_metrics
 from retfound_hf.finetuning.arguments import FinetuneTrainingArguments
+from retfound_hf.finetuning.methods import train_network
 from retfound_hf.finetuning.trainer import selection_metrics
-from retfound_hf.finetuning.training import train_network
-from retfound_hf.inference.forward import predict_logits, to_scores
+from retfound_hf.inference.predict import predict_logits, to_scores
 
 SINGLE = "single_label_classification"
 

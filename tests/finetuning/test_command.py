@@ -6,8 +6,8 @@ import shutil
 import pytest
 import yaml
 
-from retfound_hf.finetuning.command import main
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.finetuning.finetune import main
+from retfound_hf.options import run_command
 
 QUICK = ["--use_cpu", "--dataloader_num_workers", "0", "--disable_tqdm", "true", "--num_train_epochs", "1"]
 

@@ -9,11 +9,11 @@ import torch
 from scipy.special import logit
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from retfound_hf.finetuning.decision import DecisionArguments, fold_temperature
-from retfound_hf.inference.evaluate_command import main as evaluate
-from retfound_hf.inference.report_arguments import ReportArguments
-from retfound_hf.runs.arguments import run_command
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.evaluation.report import ReportArguments
+from retfound_hf.finetuning.decisions import DecisionArguments, fold_temperature
+from retfound_hf.inference.evaluate import main as evaluate
+from retfound_hf.options import run_command
 
 FEW = {"num_train_epochs": 2, "learning_rate": 1e-2}
 

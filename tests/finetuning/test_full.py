@@ -12,10 +12,10 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
 
 from retfound_hf import RetFoundForImageClassification, RetFoundImageProcessor
-from retfound_hf.finetuning.training import train_network
-from retfound_hf.inference.evaluate_command import main as evaluate_main
-from retfound_hf.inference.forward import predict_logits
-from retfound_hf.models.card_results import title
+from retfound_hf.finetuning.methods import train_network
+from retfound_hf.inference.evaluate import main as evaluate_main
+from retfound_hf.inference.predict import predict_logits
+from retfound_hf.models.cards import title
 
 OVERALL = {
     "auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "precision_macro", "recall_macro", "kappa",

@@ -8,8 +8,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from retfound_hf.finetuning.training import train_head
-from retfound_hf.inference.forward import head_inputs, predict_logits, to_scores
+from retfound_hf.finetuning.methods import train_head
+from retfound_hf.inference.predict import head_inputs, predict_logits, to_scores
 
 LINEAR = {"method": "linear", "drop_path": 0.2}
 

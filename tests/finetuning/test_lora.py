@@ -9,11 +9,9 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from retfound_hf import RetFoundForImageClassification
-from retfound_hf.finetuning.lora import add_lora
-from retfound_hf.finetuning.models import build_classifier
-from retfound_hf.finetuning.training import train_network
-from retfound_hf.inference.loading import load_classifier, load_encoder, load_processor
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.finetuning.methods import add_lora, build_classifier, train_network
+from retfound_hf.models.loading import load_classifier, load_encoder, load_processor
 
 LORA = {"method": "lora", "learning_rate": 1e-2, "num_train_epochs": 4}
 LABELS = {"num_labels": 2, "id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}, "problem_type": None}
@@ -32,7 +30,7 @@ def adapter_run(encoder_folder, planted, cache_dir, tmp_path_factory):
         MethodArguments,
         ModelArguments,
     )
-    from retfound_hf.finetuning.run import finetune
+    from retfound_hf.finetuning.finetune import finetune
 
     runs = {}
     before = (encoder_folder / "model.safetensors").read_bytes()

@@ -7,9 +7,9 @@ from torchvision.ops import StochasticDepth
 from transformers import ViTMAEForPreTraining
 
 from retfound_hf import RetFoundForImageClassification
-from retfound_hf.finetuning.models import build_classifier
-from retfound_hf.models.losses import classification_loss
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.finetuning.methods import build_classifier
+from retfound_hf.models.modeling_retfound import classification_loss
 
 
 def labels(names=("a", "b"), **options):

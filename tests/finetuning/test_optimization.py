@@ -8,9 +8,8 @@ from transformers import AutoModelForImageClassification, TrainerCallback, get_s
 
 from retfound_hf import RetFoundForImageClassification
 from retfound_hf.finetuning.arguments import FinetuneTrainingArguments
-from retfound_hf.finetuning.models import build_classifier
-from retfound_hf.finetuning.optimization import layer_decay_groups, layer_index
-from retfound_hf.finetuning.training import train_network
+from retfound_hf.finetuning.methods import build_classifier, train_network
+from retfound_hf.finetuning.trainer import layer_decay_groups, layer_index
 
 RATE, DECAY, WEIGHT_DECAY = 1e-3, 0.65, 0.05
 LABELS = {"num_labels": 2, "id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}, "problem_type": None}

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from retfound_hf import RetFoundForImageClassification
-from retfound_hf.inference.evaluate_command import main as evaluate_main
+from retfound_hf.inference.evaluate import main as evaluate_main
 
 
 def evaluated(folder, data, out, *words) -> dict:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from two_processes import run_in_two
 
-from retfound_hf.finetuning.command import main
+from retfound_hf.finetuning.finetune import main
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "finetune.py"
 

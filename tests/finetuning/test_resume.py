@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from retfound_hf.finetuning import training
-from retfound_hf.finetuning.run import checkpoint_to_resume
-from retfound_hf.finetuning.training import train_network
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.finetuning import methods as training
+from retfound_hf.finetuning.finetune import checkpoint_to_resume
+from retfound_hf.finetuning.methods import train_network
 
 RECIPE = {"num_train_epochs": 4, "augmentation": "recipe", "drop_path": 0.3, "save_total_limit": None}
 

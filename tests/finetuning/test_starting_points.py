@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForImageClassification, pipeline
 
 from retfound_hf.cli import command
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.options import run_command
 
 QUICK = ["--use_cpu", "--dataloader_num_workers", "0", "--disable_tqdm", "true", "--num_train_epochs", "2",
          "--learning_rate", "1e-3", "--augmentation", "light", "--overwrite_output_dir"]  # fmt: skip
@@ -102,8 +102,8 @@ def test_without_weights_one_line_says_how_to_bring_them(
 
 def test_features_do_not_depend_on_the_head(folders):
     """The encoder that `embed` reads is the one that fine-tuning starts from."""
-    from retfound_hf.finetuning.models import build_classifier
-    from retfound_hf.inference.loading import load_encoder
+    from retfound_hf.finetuning.methods import build_classifier
+    from retfound_hf.models.loading import load_encoder
 
     labels = {"num_labels": 2, "id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}, "problem_type": None}
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

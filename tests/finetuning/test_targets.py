@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from retfound_hf.errors import RetFoundError
 from retfound_hf.finetuning.targets import balanced_sampler, label_options
-from retfound_hf.runs.errors import RetFoundError
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 # The command `pretrain`, which also writes down the images that every step used on this process.
 WATCHED = """
 import json, os, sys
-from retfound_hf.pretraining.command import main
+from retfound_hf.pretraining.pretrain import main
 from retfound_hf.pretraining.loop import Loop
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.options import run_command
 step = Loop._step
 def watched(self, batches):
     step(self, batches)

@@ -9,12 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from retfound_hf import (
-    RetFoundConfig,
-    RetFoundForImageClassification,
-    RetFoundForPreTraining,
-    RetFoundImageProcessor,
-)
+from retfound_hf import RetFoundConfig, RetFoundForImageClassification, RetFoundForPreTraining, RetFoundImageProcessor
 
 SIZES = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "image_size": 64,
@@ -31,9 +26,8 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory) -> Path:
     """`base` (autoencoder), `classifier` (linear) and `adapter` (LoRA), the latter two by the real command."""
-    from retfound_hf.finetuning.command import main
-    from retfound_hf.models.card import write_card
-    from retfound_hf.models.card_results import cost_text
+    from retfound_hf.finetuning.finetune import main
+    from retfound_hf.models.cards import cost_text, write_card
 
     place = tmp_path_factory.mktemp("workshop")
     torch.manual_seed(0)
@@ -76,7 +70,7 @@ def stock_workshop(workshop, tmp_path_factory) -> Path:
     """The same on a DINOv2 encoder, whose configuration lies within ours: `base`, `classifier` and `adapter`."""
     from transformers import Dinov2Config, Dinov2Model
 
-    from retfound_hf.finetuning.command import main
+    from retfound_hf.finetuning.finetune import main
 
     place = tmp_path_factory.mktemp("stock-workshop")
     sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 56, "patch_size": 14}

@@ -12,16 +12,20 @@ import pytest
 from huggingface_hub import ModelCard
 
 from retfound_hf import RetFoundConfig, RetFoundError, RetFoundImageProcessor
-from retfound_hf.hub.card_checks import check_card, read_card
-from retfound_hf.hub.card_prose import sections_of
+from retfound_hf.hub.card_check import check_card, read_card, sections_of
 from retfound_hf.hub.contents import Contents
-from retfound_hf.hub.publishing import publish
-from retfound_hf.models.card import write_card
-from retfound_hf.models.card_results import calibration_text, cost_text, evaluation_text, title
-from retfound_hf.models.conversion import reading
-from retfound_hf.models.conversion.card import write_converted_card
-from retfound_hf.models.conversion.reading import OfficialCheckpoint
-from retfound_hf.pretraining.card import write_pretrained_card
+from retfound_hf.hub.publish import publish
+from retfound_hf.models import official_checkpoints as reading
+from retfound_hf.models.cards import (
+    calibration_text,
+    cost_text,
+    evaluation_text,
+    title,
+    write_card,
+    write_converted_card,
+)
+from retfound_hf.models.official_checkpoints import OfficialCheckpoint
+from retfound_hf.pretraining.pretrain import write_pretrained_card
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from retfound_hf import RetFoundError
-from retfound_hf.hub.publishing import publish
+from retfound_hf.hub.publish import publish
 
 
 def refused(folder, **options) -> str:
@@ -266,7 +266,7 @@ def test_a_bad_name_is_refused(workshop, name):
 @pytest.fixture(scope="module")
 def grades(workshop, tmp_path_factory):
     """A classifier of the grades 0 to 4, as `finetune` makes it; in the test split is none of grade 4."""
-    from retfound_hf.finetuning.command import main
+    from retfound_hf.finetuning.finetune import main
 
     place = tmp_path_factory.mktemp("grades")
     rng = np.random.default_rng(0)

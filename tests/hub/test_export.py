@@ -12,10 +12,9 @@ from safetensors.torch import load_file
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from retfound_hf import RetFoundError, RetFoundForImageClassification, RetFoundImageProcessor, RetFoundModel
-from retfound_hf.hub.export_command import main
-from retfound_hf.hub.exporting import check_equal, export
-from retfound_hf.images.fundus import crop_field_of_view
-from retfound_hf.inference.loading import load_classifier
+from retfound_hf.hub.export import check_equal, export, main
+from retfound_hf.images.field_of_view import crop_field_of_view
+from retfound_hf.models.loading import load_classifier
 
 
 @pytest.fixture
@@ -72,7 +71,7 @@ def test_an_adapter_is_merged_on_the_way(workshop, tmp_path):
 
 def test_vit_large_takes_no_sizes():
     from retfound_hf import RetFoundConfig
-    from retfound_hf.hub.export_timm import timm_arguments, timm_state
+    from retfound_hf.hub.export import timm_arguments, timm_state
 
     with torch.device("meta"):
         model = RetFoundForImageClassification(RetFoundConfig(num_labels=5))

@@ -11,9 +11,8 @@ from huggingface_hub import constants
 from timm.models.vision_transformer import VisionTransformer
 
 from retfound_hf import RetFoundError, RetFoundModel
-from retfound_hf.hub.fetch_command import main
-from retfound_hf.hub.fetching import OFFICIAL, fetch
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.hub.fetch import OFFICIAL, fetch, main
+from retfound_hf.options import run_command
 
 
 def official_bytes(name: str) -> bytes:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from retfound_hf.hub.card_figures import figures_of, read_figure
+from retfound_hf.hub.card_check import figures_of, read_figure
 
 
 def stated(text, labels=(), **options) -> list[str]:

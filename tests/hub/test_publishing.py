@@ -11,11 +11,9 @@ import torch
 from PIL import Image
 
 from retfound_hf import RetFoundError, RetFoundForImageClassification, RetFoundForPreTraining, RetFoundImageProcessor
-from retfound_hf.hub.publish_command import main
-from retfound_hf.hub.publishing import publish
-from retfound_hf.inference.operating_points import read_points
-from retfound_hf.inference.report_arguments import ReportArguments
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.evaluation.report import ReportArguments, read_points
+from retfound_hf.hub.publish import main, publish
+from retfound_hf.options import run_command
 
 # Without the package: every class by name, from what the Hub gives.
 STRANGER = """
@@ -123,7 +121,7 @@ def test_one_commit_a_tag_and_the_address(hub_here, workshop, capsys):
 
 
 def test_push_to_hub_of_finetune_gives_the_same(hub_here, workshop, tmp_path, capsys):
-    from retfound_hf.hub.pushing import finetune
+    from retfound_hf.hub.publish import finetune
 
     words = ["--model_name_or_path", str(workshop / "base"), "--data", str(workshop / "images"), "--method", "linear"]
     words += ["--dataloader_num_workers", "0", "--output_dir", str(tmp_path / "pushed"), "--push_to_hub", "true"]
@@ -138,7 +136,7 @@ def test_push_to_hub_of_finetune_gives_the_same(hub_here, workshop, tmp_path, ca
 
 
 def test_push_to_hub_of_trainer_itself_gives_the_same_folder(hub_here, workshop, tmp_path):
-    from retfound_hf.hub.pushing import finetune
+    from retfound_hf.hub.publish import finetune
 
     words = ["--model_name_or_path", str(workshop / "base"), "--data", str(workshop / "images")]
     words += ["--dataloader_num_workers", "0", "--output_dir", str(tmp_path / "pushed"), "--push_to_hub", "true"]
@@ -151,7 +149,7 @@ def test_push_to_hub_of_trainer_itself_gives_the_same_folder(hub_here, workshop,
 
 
 def test_push_to_hub_is_refused_before_training(hub_here, workshop, tmp_path, monkeypatch, capsys):
-    from retfound_hf.hub.pushing import finetune
+    from retfound_hf.hub.publish import finetune
 
     monkeypatch.setenv("HF_TOKEN", "")
     words = ["--model_name_or_path", str(workshop / "base"), "--data", str(workshop / "images")]
@@ -161,7 +159,7 @@ def test_push_to_hub_is_refused_before_training(hub_here, workshop, tmp_path, mo
 
 
 def test_push_to_hub_uses_the_token_that_it_is_given(hub_here, workshop, tmp_path, monkeypatch, capsys):
-    from retfound_hf.hub.pushing import finetune
+    from retfound_hf.hub.publish import finetune
 
     words = ["--model_name_or_path", str(workshop / "base"), "--data", str(workshop / "images"), "--method", "linear"]
     words += ["--dataloader_num_workers", "0", "--output_dir", str(tmp_path / "pushed"), "--push_to_hub", "true"]
@@ -241,7 +239,7 @@ def test_private_is_not_published_into_a_public_repository(hub_here, workshop):
 
 
 def test_an_adapter_loads_onto_its_published_base(published, workshop, image):
-    from retfound_hf.inference.loading import load_classifier
+    from retfound_hf.models.loading import load_classifier
 
     publish(workshop / "adapter", "org/adapter", base_model="org/base")
     pixels = RetFoundImageProcessor.from_pretrained(workshop / "adapter")(Image.open(image), return_tensors="pt")
@@ -256,7 +254,7 @@ def test_an_adapter_loads_onto_its_published_base(published, workshop, image):
 def test_a_merged_adapter_is_a_model_whose_card_says_so(published, workshop, tmp_path):
     from transformers import AutoModelForImageClassification
 
-    from retfound_hf.finetuning.command import main as finetune
+    from retfound_hf.finetuning.finetune import main as finetune
 
     words = ["--model_name_or_path", str(workshop / "base"), "--data", str(workshop / "images"), "--method", "lora"]
     words += ["--merge", "true", "--num_train_epochs", "1", "--lora_rank", "2", "--disable_tqdm", "true"]
@@ -273,7 +271,7 @@ def test_a_merged_adapter_is_a_model_whose_card_says_so(published, workshop, tmp
 
 
 def test_the_thresholds_come_with_the_model(published, workshop, tmp_path):
-    from retfound_hf.inference.evaluate_command import main as evaluate
+    from retfound_hf.inference.evaluate import main as evaluate
 
     words = ["--data", str(workshop / "images"), "--dataloader_num_workers", "0"]
     for model, folder in ((str(workshop / "classifier"), "here"), ("org/classifier", "hub")):

@@ -6,8 +6,7 @@ import pytest
 
 from retfound_hf import RetFoundError
 from retfound_hf.hub.contents import read_contents
-from retfound_hf.hub.publishing import publish
-from retfound_hf.hub.staging import staged
+from retfound_hf.hub.publish import publish, staged
 
 HEADER = "column,group,rows,metric,value,low,high,n,undefined,p_value"
 ROWS = [

@@ -8,9 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from retfound_hf.images import batch_augmentation
-from retfound_hf.images.batch_augmentation import crop_resize, draw_crops, draw_flips, normalize
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.images import batch_transforms as batch_augmentation
+from retfound_hf.images.batch_transforms import crop_resize, draw_crops, draw_flips, normalize
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)

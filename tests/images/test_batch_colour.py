@@ -5,8 +5,15 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from retfound_hf.images.batch_colour import blur, draw_jitter, grayscale, jitter_colour, solarize, to_gray
-from retfound_hf.images.hue import turn_hue
+from retfound_hf.images.batch_transforms import (
+    blur,
+    draw_jitter,
+    grayscale,
+    jitter_colour,
+    solarize,
+    to_gray,
+    turn_hue,
+)
 
 LEVEL = 1.0
 THREE = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)

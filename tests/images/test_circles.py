@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from retfound_hf.images.circles import fit_circle
+from retfound_hf.images.field_of_view import fit_circle
 
 
 def arc(start: float, stop: float, count: int = 200) -> tuple[np.ndarray, np.ndarray]:

@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from retfound_hf.images.contact_sheet import _fitted, contact_sheet
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.images.drawing import _fitted, contact_sheet
 
 
 def random_picture(seed: int, height: int = 40, width: int = 40) -> Image.Image:

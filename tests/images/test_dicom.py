@@ -11,9 +11,9 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.pixels import set_pixel_data
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, SecondaryCaptureImageStorage
 
+from retfound_hf.errors import RetFoundError
 from retfound_hf.images import dicom
 from retfound_hf.images.reading import UnreadableImageError, find_images, read_image
-from retfound_hf.runs.errors import RetFoundError
 
 SECRETS = ("Doe^Jane", "PID12345", "19600131")
 RAMP = np.linspace(0, 255, 48 * 40).reshape(48, 40)

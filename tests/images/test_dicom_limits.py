@@ -13,7 +13,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import set_pixel_data
 
-from retfound_hf.images.codestreams import CodestreamError, check_run_lengths, jpeg2000_size, jpeg_size
+from retfound_hf.images.dicom import CodestreamError, check_run_lengths, jpeg2000_size, jpeg_size
 from retfound_hf.images.reading import UnreadableImageError, read_image, to_rgb
 
 SMALL = np.arange(256, dtype=np.uint8).reshape(16, 16)

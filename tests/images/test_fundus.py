@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from retfound_hf.images.fundus import FieldOfView, crop_field_of_view, find_field_of_view, square_box
+from retfound_hf.errors import RetFoundError
+from retfound_hf.images.field_of_view import FieldOfView, crop_field_of_view, find_field_of_view, square_box
 from retfound_hf.images.synthetic import CLASSES, draw_patient, render
-from retfound_hf.runs.errors import RetFoundError
 
 Box = tuple[int, int, int, int]
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from retfound_hf.images.fundus import crop_field_of_view
+from retfound_hf.errors import RetFoundError
+from retfound_hf.images.field_of_view import crop_field_of_view
 from retfound_hf.images.quality import assess_quality, channel_spread
 from retfound_hf.images.synthetic import CLASSES, draw_patient, render
-from retfound_hf.runs.errors import RetFoundError
 
 
 def draw(modality: str, number: int, size: int = 384) -> Image.Image:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from retfound_hf.errors import RetFoundError
 from retfound_hf.images.reading import IMAGE_SUFFIXES, UnreadableImageError, find_images, read_image, to_rgb
-from retfound_hf.runs.errors import RetFoundError
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from retfound_hf.images.fundus import crop_field_of_view
+from retfound_hf.errors import RetFoundError
+from retfound_hf.images.field_of_view import crop_field_of_view
 from retfound_hf.images.synthetic import (
     CAMERA_TYPES,
     CFP_CLASSES,
@@ -23,7 +24,6 @@ from retfound_hf.images.synthetic import (
 )
 from retfound_hf.images.synthetic_cfp import glaucomatous_cup
 from retfound_hf.images.vessels import FOVEAL_AVASCULAR_RADIUS, grow_vessels
-from retfound_hf.runs.errors import RetFoundError
 
 DISEASED = [(modality, condition) for modality in CLASSES for condition in CLASSES[modality][1:]]
 

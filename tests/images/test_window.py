@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from retfound_hf.images.window import Window
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.images.geometry import Window
 
 
 def test_a_map_of_one_value_fills_the_window_and_nothing_else():

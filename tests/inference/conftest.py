@@ -10,12 +10,7 @@ import torch
 from noise import with_noise
 from PIL import Image
 
-from retfound_hf import (
-    RetFoundConfig,
-    RetFoundForImageClassification,
-    RetFoundForPreTraining,
-    RetFoundImageProcessor,
-)
+from retfound_hf import RetFoundConfig, RetFoundForImageClassification, RetFoundForPreTraining, RetFoundImageProcessor
 
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32,

@@ -18,11 +18,11 @@ import torch
 from transformers import AutoModel
 
 from retfound_hf import RetFoundImageProcessor
+from retfound_hf.errors import RetFoundError
 from retfound_hf.images.reading import find_images
-from retfound_hf.inference import embedding
-from retfound_hf.inference.embed_command import main
-from retfound_hf.runs.arguments import run_command
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.inference import embed as embedding
+from retfound_hf.inference.embed import main
+from retfound_hf.options import run_command
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "embed.py"
 

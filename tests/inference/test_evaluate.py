@@ -11,8 +11,8 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForImageClassification
 
 from retfound_hf import RetFoundImageProcessor
-from retfound_hf.inference.evaluate_command import main
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.inference.evaluate import main
+from retfound_hf.options import run_command
 
 CLASSES = ("mild", "none", "severe")
 
@@ -169,7 +169,7 @@ def test_corrupt_images_are_named_or_skipped(refused, evaluated, labelled_table,
 
 
 def test_a_table_without_splits_is_split_as_in_training(classifier_folder, tmp_path):
-    from retfound_hf.inference.training_split import split_of_training
+    from retfound_hf.inference.evaluate import split_of_training
 
     assert split_of_training(str(classifier_folder), 5) == {"seed": 5}
     record = {"arguments": {"split_seed": 3, "split_fractions": [0.6, 0.2, 0.2]}}

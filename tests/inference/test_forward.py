@@ -7,9 +7,19 @@ from PIL import Image
 
 from retfound_hf import RetFoundImageProcessor
 from retfound_hf.images.reading import find_images
-from retfound_hf.inference.batches import Collator, EvaluationPixels, PreparedSet, SourceSet
-from retfound_hf.inference.forward import features, forward_here, head_inputs, pooled, predict_logits, to_scores
-from retfound_hf.inference.loading import load_classifier, load_encoder, load_processor
+from retfound_hf.inference.predict import (
+    Collator,
+    EvaluationPixels,
+    PreparedSet,
+    SourceSet,
+    features,
+    forward_here,
+    head_inputs,
+    pooled,
+    predict_logits,
+    to_scores,
+)
+from retfound_hf.models.loading import load_classifier, load_encoder, load_processor
 
 
 @pytest.fixture

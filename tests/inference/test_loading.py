@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from retfound_hf import RetFoundImageProcessor
-from retfound_hf.inference.forward import pooled
-from retfound_hf.inference.loading import load_classifier, load_encoder, load_processor
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.inference.predict import pooled
+from retfound_hf.models.loading import load_classifier, load_encoder, load_processor
 
 PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -11,7 +11,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def test_evaluate_in_two_processes(classifier_folder, labelled_table, tmp_path):
-    from retfound_hf.inference.evaluate_command import main
+    from retfound_hf.inference.evaluate import main
 
     def words(name: str) -> list[str]:
         return [
@@ -29,7 +29,7 @@ def test_evaluate_in_two_processes(classifier_folder, labelled_table, tmp_path):
 
 @pytest.mark.slow
 def test_embed_in_two_processes(encoder_folder, images_folder, tmp_path):
-    from retfound_hf.inference.embed_command import main
+    from retfound_hf.inference.embed import main
 
     def words(name: str) -> list[str]:
         return [

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from retfound_hf.images.synthetic import CLASSES, draw_patient, render
-from retfound_hf.inference.sets import warn_of_modality
+from retfound_hf.inference.predict import warn_of_modality
 
 
 def images(modality: str) -> datasets.Dataset:

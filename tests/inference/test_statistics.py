@@ -8,15 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from retfound_hf.errors import RetFoundError
 from retfound_hf.evaluation.bootstrap import metric_intervals
 from retfound_hf.evaluation.metrics import compute_metrics
-from retfound_hf.evaluation.operating_points import OperatingPoint, measure_threshold
-from retfound_hf.inference.evaluate_command import main
-from retfound_hf.inference.operating_points import read_points, write_points
-from retfound_hf.inference.report import write_report
-from retfound_hf.inference.report_arguments import ReportArguments
-from retfound_hf.runs.arguments import run_command
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.evaluation.report import ReportArguments, read_points, write_points, write_report
+from retfound_hf.evaluation.thresholds import OperatingPoint, measure_threshold
+from retfound_hf.inference.evaluate import main
+from retfound_hf.options import run_command
 
 SINGLE, CLASSES = "single_label_classification", ("mild", "none", "severe")
 

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from retfound_hf.data.labelled import read_labelled
-from retfound_hf.inference.training_split import refuse_trained_images, write_splits
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.inference.evaluate import refuse_trained_images, write_splits
 
 SEED = {"seed": 0, "split_fractions": (0.5, 0.2, 0.3)}
 

@@ -11,8 +11,8 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 from transformers import AutoImageProcessor
 
 from retfound_hf import RetFoundConfig, RetFoundError, RetFoundImageProcessor
-from retfound_hf.images.fundus import crop_field_of_view
-from retfound_hf.images.resizing import resize
+from retfound_hf.images.field_of_view import crop_field_of_view
+from retfound_hf.images.geometry import resize
 
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])

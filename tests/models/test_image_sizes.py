@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional
 
 from retfound_hf import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundModel
-from retfound_hf.models.positions import positions_for_grid
+from retfound_hf.models.modeling_retfound import positions_for_grid
 
 
 def test_other_size_equals_interpolation_by_hand(small_config, randomise, images):

@@ -75,7 +75,7 @@ def test_merging_gives_the_same_outputs(trained, images, tmp_path):
 
 @pytest.mark.parametrize(("modules", "warns"), [(None, True), (HEAD, False)])
 def test_training_a_frozen_head_warns(modules, warns, base, images, caplog, monkeypatch):
-    logger = logging.get_logger("retfound_hf.models.modeling")
+    logger = logging.get_logger("retfound_hf.models.modeling_retfound")
     monkeypatch.setattr(logger, "propagate", True)
     monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
     logger.warning_once.cache_clear()

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from retfound_hf import RetFoundForImageClassification
-from retfound_hf.models.losses import classification_loss, infer_problem_type
+from retfound_hf.models.modeling_retfound import classification_loss, infer_problem_type
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.5, -0.5], [1.0, 1.0, 1.0], [-2.0, 0.3, 3.0]])
 CLASSES = torch.tensor([0, 1, 2, 1])

@@ -11,7 +11,7 @@ from transformers.models.vit_mae.modeling_vit_mae import (
 )
 
 from retfound_hf import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundModel
-from retfound_hf.models.positions import positions_for_grid, sincos_positions
+from retfound_hf.models.modeling_retfound import positions_for_grid, sincos_positions
 
 
 def formula(width: int, grid: int) -> np.ndarray:

@@ -4,8 +4,8 @@ from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from retfound_hf import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundModel
+from retfound_hf.errors import RetFoundError
 from retfound_hf.models.reconstruction import Reconstruction, reconstruct
-from retfound_hf.runs.errors import RetFoundError
 
 MEAN, STD = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 

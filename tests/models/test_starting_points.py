@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from retfound_hf.errors import RetFoundError
 from retfound_hf.models.starting_points import STARTING_POINTS, how_to_bring, published, resolve
-from retfound_hf.runs.errors import RetFoundError
 
 
 @pytest.fixture(autouse=True)

@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from retfound_hf import RetFoundForImageClassification, RetFoundModel
-from retfound_hf.models.starting_weights import load_network, network_config
-from retfound_hf.models.stock import StockEncoderForImageClassification, StockEncoderModel
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.models.backbones import StockEncoderForImageClassification, StockEncoderModel
+from retfound_hf.models.loading import load_network, network_config
 
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32,

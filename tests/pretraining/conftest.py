@@ -16,9 +16,9 @@ from PIL import Image
 from transformers import ViTMAEConfig
 
 from retfound_hf import RetFoundConfig, RetFoundForPreTraining, RetFoundImageProcessor
-from retfound_hf.pretraining import run
+from retfound_hf.pretraining import pretrain as run
 from retfound_hf.pretraining.arguments import DataArguments, ModelArguments, PretrainingArguments
-from retfound_hf.pretraining.assembly import make_accelerator, prepare
+from retfound_hf.pretraining.pretrain import make_accelerator, prepare
 
 SIDE = 64
 NUM_IMAGES = (150, 53)

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from retfound_hf.errors import RetFoundError
 from retfound_hf.pretraining import checkpoints
 from retfound_hf.pretraining.checkpoints import latest_checkpoint
-from retfound_hf.pretraining.report import Report
-from retfound_hf.pretraining.run import pretrain
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.pretraining.monitor import Report
+from retfound_hf.pretraining.pretrain import pretrain
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 FORK = multiprocessing.get_context("fork")

@@ -5,13 +5,13 @@ import json
 
 import pytest
 
+from retfound_hf.errors import RetFoundError
+from retfound_hf.options import run_command
 from retfound_hf.pretraining.arguments import DataArguments, ModelArguments, PretrainingArguments
-from retfound_hf.pretraining.command import main
 from retfound_hf.pretraining.objectives import find_objective
 from retfound_hf.pretraining.objectives.base import Recipe
 from retfound_hf.pretraining.objectives.simclr import RESNET_RECIPE
-from retfound_hf.runs.arguments import run_command
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.pretraining.pretrain import main
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from retfound_hf.errors import RetFoundError
 from retfound_hf.pretraining import loop as loop_module
-from retfound_hf.pretraining.faults import NonFinite
-from retfound_hf.pretraining.loading import make_loader
+from retfound_hf.pretraining.data import make_loader
 from retfound_hf.pretraining.loop import Loop
+from retfound_hf.pretraining.monitor import NonFinite
 from retfound_hf.pretraining.objectives.mae import MaskedAutoencoding
 from retfound_hf.pretraining.order import Position
-from retfound_hf.pretraining.run import pretrain
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.pretraining.pretrain import pretrain
 
 STEPS, BAD = 12, 7
 OPTIONS = {"max_steps": STEPS, "save_steps": 3, "save_total_limit": 99, "logging_steps": 4}

@@ -9,10 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from retfound_hf.errors import RetFoundError
 from retfound_hf.images.reading import UnreadableImageError, read_image
-from retfound_hf.pretraining.decoding import decode
-from retfound_hf.pretraining.images import ImageReader, fingerprint, open_shards
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.pretraining.data import ImageReader, decode, fingerprint, open_shards
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from retfound_hf.pretraining.lars import MOMENTUM, TRUST
-from retfound_hf.pretraining.optimization import guarded_step, make_optimizer
+from retfound_hf.pretraining.optim import MOMENTUM, TRUST, guarded_step, make_optimizer
 
 
 @pytest.fixture

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from retfound_hf.pretraining.images import ImageReader, open_shards
-from retfound_hf.pretraining.loading import make_loader
+from retfound_hf.errors import RetFoundError
+from retfound_hf.pretraining.data import ImageReader, make_loader, open_shards
 from retfound_hf.pretraining.objectives.mae import MaskedAutoencodingDraw
 from retfound_hf.pretraining.order import Order, Position
-from retfound_hf.runs.errors import RetFoundError
 
 DRAW = MaskedAutoencodingDraw(side=64, patches=16)
 START = Position()

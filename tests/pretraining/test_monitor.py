@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from transformers import ResNetConfig, ResNetModel
 
-from retfound_hf.pretraining.loading import make_loader
+from retfound_hf.errors import RetFoundError
+from retfound_hf.pretraining.data import make_loader
 from retfound_hf.pretraining.monitor import LinearProbeMonitor, Previews
-from retfound_hf.runs.errors import RetFoundError
 
 SPLITS = {"train": 40, "val": 20, "test": 100}
 

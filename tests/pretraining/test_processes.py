@@ -10,7 +10,7 @@ from two_processes import pretrain_in_two
 
 from retfound_hf.pretraining.arguments import DataArguments, ModelArguments, PretrainingArguments
 from retfound_hf.pretraining.loop import Loop
-from retfound_hf.pretraining.run import pretrain
+from retfound_hf.pretraining.pretrain import pretrain
 
 NUM_IMAGES, GLOBAL_BATCH, STEPS = 203, 16, 30
 STEPS_PER_EPOCH = NUM_IMAGES // GLOBAL_BATCH

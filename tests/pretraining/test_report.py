@@ -10,9 +10,8 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from retfound_hf.pretraining.card import write_pretrained_card
-from retfound_hf.pretraining.report import METRICS_FILE, Report
-from retfound_hf.pretraining.window import Window
+from retfound_hf.pretraining.monitor import METRICS_FILE, Report, Window
+from retfound_hf.pretraining.pretrain import write_pretrained_card
 
 NUMBERS = {"loss": 0.5, "learning_rate": 1e-3, "images_per_second": 10.0, "data_wait_fraction": 0.25}
 

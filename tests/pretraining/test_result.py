@@ -14,15 +14,10 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, ViTMAEForPreTraining
 
 from retfound_hf import RetFoundForPreTraining, RetFoundModel
-from retfound_hf.finetuning.arguments import (
-    DataArguments,
-    FinetuneTrainingArguments,
-    MethodArguments,
-    ModelArguments,
-)
-from retfound_hf.finetuning.run import finetune
+from retfound_hf.finetuning.arguments import DataArguments, FinetuneTrainingArguments, MethodArguments, ModelArguments
+from retfound_hf.finetuning.finetune import finetune
 from retfound_hf.pretraining.arguments import PretrainingArguments
-from retfound_hf.pretraining.run import pretrain
+from retfound_hf.pretraining.pretrain import pretrain
 
 FOLDERS = ["", "checkpoint-3"]
 

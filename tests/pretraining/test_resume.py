@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from retfound_hf.errors import RetFoundError
 from retfound_hf.pretraining.arguments import DataArguments, ModelArguments, PretrainingArguments
-from retfound_hf.pretraining.loading import make_loader
+from retfound_hf.pretraining.data import make_loader
 from retfound_hf.pretraining.order import Position
-from retfound_hf.pretraining.run import pretrain
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.pretraining.pretrain import pretrain
 
 STEPS, KILLED_AT = 30, 18
 # 12 steps an epoch; the checkpoint of step 15 lies within an epoch and between two log lines.
@@ -27,7 +27,7 @@ SETTINGS = {
 # A real process that kills its whole group before step 18, between two log lines and two checkpoints.
 KILLED = f"""
 import multiprocessing, os, signal, sys
-from retfound_hf.pretraining.command import main
+from retfound_hf.pretraining.pretrain import main
 from retfound_hf.pretraining.loop import Loop
 step = Loop._step
 def step_or_die(self, batches):

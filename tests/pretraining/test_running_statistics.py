@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel, ResNetConfig, ResNetModel
 
-from retfound_hf.pretraining.loading import make_loader
+from retfound_hf.pretraining.data import make_loader
 from retfound_hf.pretraining.objectives.joint_embedding import JointEmbedding
-from retfound_hf.pretraining.run import pretrain
-from retfound_hf.pretraining.running_statistics import RunningStatistics
+from retfound_hf.pretraining.optim import RunningStatistics
+from retfound_hf.pretraining.pretrain import pretrain
 
 SMALL = {
     "simclr": {},

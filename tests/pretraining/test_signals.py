@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from retfound_hf.pretraining.loop import Loop
-from retfound_hf.pretraining.run import pretrain
+from retfound_hf.pretraining.pretrain import pretrain
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 STEPS = 30
@@ -21,9 +21,9 @@ OPTIONS = {"max_steps": STEPS, "per_device_train_batch_size": 16, "logging_steps
 # The real command at a pace that leaves time for a signal; it says when it has begun.
 SLOW = """
 import sys, time
-from retfound_hf.pretraining.command import main
+from retfound_hf.pretraining.pretrain import main
 from retfound_hf.pretraining.loop import Loop
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.options import run_command
 step = Loop._step
 def slow_step(self, batches):
     step(self, batches)

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEForPreTraining
 
 from retfound_hf import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundModel
-from retfound_hf.models.configuration import PRESETS
-from retfound_hf.models.positions import sincos_positions
+from retfound_hf.errors import RetFoundError
+from retfound_hf.models.configuration_retfound import PRESETS
+from retfound_hf.models.modeling_retfound import sincos_positions
 from retfound_hf.pretraining.arguments import ModelArguments
-from retfound_hf.pretraining.start import build_model
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.pretraining.build import build_model
 
 FROZEN = {"vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"}
 TINY = {"config_name": "retfound-tiny", "image_size": 64}

@@ -7,7 +7,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import get_cosine_schedule_with_warmup
 
-from retfound_hf.pretraining.loading import make_loader
+from retfound_hf.pretraining.data import make_loader
 from retfound_hf.pretraining.objectives import OBJECTIVES
 
 

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from retfound_hf import RetFoundError
-from retfound_hf.runs.arguments import parse_arguments, run_command
-from retfound_hf.runs.errors import missing_extra, nearest
+from retfound_hf.errors import missing_extra, nearest
+from retfound_hf.options import parse_arguments, run_command
 
 
 @dataclass

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from retfound_hf import RetFoundError
-from retfound_hf.runs.files import move_into, only_writer, whole_file, whole_folder, write_json
+from retfound_hf.files import atomic_file, atomic_folder, exclusive_folder, move_into, write_json
 
 
 def names(folder) -> set[str]:
@@ -26,7 +26,7 @@ def umask():
 class TestWholeFile:
     def test_appears_on_success(self, tmp_path):
         path = tmp_path / "deep" / "table.csv"
-        with whole_file(path) as partial:
+        with atomic_file(path) as partial:
             assert partial.parent == path.parent and partial.suffix == ".csv"
             partial.write_text("new")
             assert not path.exists()
@@ -37,7 +37,7 @@ class TestWholeFile:
     def test_old_content_stays_when_stopped(self, tmp_path, stop):
         path = tmp_path / "table.csv"
         path.write_text("old")
-        with pytest.raises(stop), whole_file(path) as partial:
+        with pytest.raises(stop), atomic_file(path) as partial:
             partial.write_text("half")
             raise stop
         assert path.read_text() == "old"
@@ -46,7 +46,7 @@ class TestWholeFile:
     @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
     def test_permissions_follow_the_umask(self, tmp_path, umask, mask, mode):
         umask(mask)
-        with whole_file(tmp_path / "table.csv") as partial:
+        with atomic_file(tmp_path / "table.csv") as partial:
             partial.write_text("new")
         assert (tmp_path / "table.csv").stat().st_mode & 0o777 == mode
 
@@ -54,21 +54,21 @@ class TestWholeFile:
 class TestWholeFolder:
     def test_appears_on_success(self, tmp_path):
         path = tmp_path / "deep" / "model"
-        with whole_folder(path) as partial:
+        with atomic_folder(path) as partial:
             (partial / "a").write_text("new")
             assert not path.exists()
         assert names(path) == {"a"} and names(path.parent) == {"model"}
 
     @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
     def test_nothing_is_left_when_stopped(self, tmp_path, stop):
-        with pytest.raises(stop), whole_folder(tmp_path / "model") as partial:
+        with pytest.raises(stop), atomic_folder(tmp_path / "model") as partial:
             (partial / "a").write_text("half")
             raise stop
         assert names(tmp_path) == set()
 
     def test_an_empty_folder_is_filled(self, tmp_path):
         (tmp_path / "model").mkdir()
-        with whole_folder(tmp_path / "model") as partial:
+        with atomic_folder(tmp_path / "model") as partial:
             (partial / "a").touch()
         assert names(tmp_path / "model") == {"a"}
 
@@ -77,9 +77,9 @@ class TestWholeFolder:
         path.mkdir()
         (path / "old").write_text("mine")
         with pytest.raises(RetFoundError, match=r"model is not empty; .* pass --overwrite_output_dir"):
-            whole_folder(path).__enter__()
+            atomic_folder(path).__enter__()
         assert names(tmp_path) == {"model"} and (path / "old").read_text() == "mine"
-        with whole_folder(path, overwrite=True) as partial:
+        with atomic_folder(path, overwrite=True) as partial:
             (partial / "new").touch()
             assert (path / "old").exists()
         assert names(path) == {"new"} and names(tmp_path) == {"model"}
@@ -87,14 +87,14 @@ class TestWholeFolder:
     def test_a_file_of_the_name_is_refused(self, tmp_path):
         (tmp_path / "model").touch()
         with pytest.raises(RetFoundError, match="a file of this name exists; choose another folder"):
-            whole_folder(tmp_path / "model", overwrite=True).__enter__()
+            atomic_folder(tmp_path / "model", overwrite=True).__enter__()
 
     @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
     def test_the_old_folder_stays_when_stopped(self, tmp_path, stop):
         path = tmp_path / "model"
         path.mkdir()
         (path / "old").touch()
-        with pytest.raises(stop), whole_folder(path, overwrite=True):
+        with pytest.raises(stop), atomic_folder(path, overwrite=True):
             raise stop
         assert names(path) == {"old"} and names(tmp_path) == {"model"}
 
@@ -111,20 +111,20 @@ class TestWholeFolder:
             move(source, target)
 
         monkeypatch.setattr(os, "replace", second_fails)
-        with pytest.raises(KeyboardInterrupt), whole_folder(path, overwrite=True) as partial:
+        with pytest.raises(KeyboardInterrupt), atomic_folder(path, overwrite=True) as partial:
             (partial / "new").touch()
         assert names(path) == {"old"} and names(tmp_path) == {"model"}
 
     def test_a_link_keeps_pointing_at_the_folder(self, tmp_path):
         (tmp_path / "disk").mkdir()
         (tmp_path / "model").symlink_to(tmp_path / "disk")
-        with whole_folder(tmp_path / "model", overwrite=True) as partial:
+        with atomic_folder(tmp_path / "model", overwrite=True) as partial:
             (partial / "new").touch()
         assert (tmp_path / "model").is_symlink() and names(tmp_path / "disk") == {"new"}
 
     def test_permissions_follow_the_umask(self, tmp_path, umask):
         umask(0o027)
-        with whole_folder(tmp_path / "model"):
+        with atomic_folder(tmp_path / "model"):
             pass
         assert (tmp_path / "model").stat().st_mode & 0o777 == 0o750
 
@@ -150,7 +150,7 @@ def test_move_into_adds_nothing_when_stopped(tmp_path):
 
 KILLED = """
 import sys, time
-from retfound_hf.runs.files import whole_file, whole_folder
+from retfound_hf.files import whole_file, whole_folder
 kind, path = sys.argv[1:]
 with (whole_file(path) if kind == "file" else whole_folder(path, overwrite=True)) as partial:
     (partial if kind == "file" else partial / "content").write_text("half")
@@ -205,7 +205,7 @@ def test_readers_never_see_a_half_written_file(tmp_path):
 def test_one_process_at_a_time_makes_a_file(tmp_path):
     path = tmp_path / "deep" / "made.txt"
     code = (
-        "import sys, time; from pathlib import Path; from retfound_hf.runs.files import one_at_a_time\n"
+        "import sys, time; from pathlib import Path; from retfound_hf.files import one_at_a_time\n"
         "path = Path(sys.argv[1])\n"
         "with one_at_a_time(path):\n"
         "    if not path.exists():\n"
@@ -221,18 +221,18 @@ def test_one_process_at_a_time_makes_a_file(tmp_path):
 
 
 def test_a_folder_has_one_writer_until_it_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr("retfound_hf.runs.files.PATIENCE", 0.2)
+    monkeypatch.setattr("retfound_hf.files.PATIENCE", 0.2)
     folder = tmp_path / "out"
     code = (
-        "import sys, time; from pathlib import Path; from retfound_hf.runs.files import only_writer\n"
+        "import sys, time; from pathlib import Path; from retfound_hf.files import only_writer\n"
         "with only_writer(Path(sys.argv[1])):\n"
         "    print('mine', flush=True); time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "mine\n"
-        with pytest.raises(RetFoundError, match="another run writes there"), only_writer(folder):
+        with pytest.raises(RetFoundError, match="another run writes there"), exclusive_folder(folder):
             pass
         other.kill()
-    with only_writer(folder):
+    with exclusive_folder(folder):
         pass
     assert list(tmp_path.iterdir()) == []

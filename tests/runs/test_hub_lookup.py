@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import constants, errors, hf_hub_download
 
-from retfound_hf.runs.hub_lookup import look_up_data_set
+from retfound_hf.hub_access import look_up_data_set
 
 
 def questions(hub) -> list[str]:

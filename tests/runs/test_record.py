@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import retfound_hf
-from retfound_hf.runs import record
-from retfound_hf.runs.record import git_revision, versions, write_run_record
+from retfound_hf import record
+from retfound_hf.record import git_revision, versions, write_run_record
 
 
 @dataclass

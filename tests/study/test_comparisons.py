@@ -6,12 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from retfound_hf.evaluation.seeds_and_patients import compare_over_both
-from retfound_hf.study.folder import JobResult
-from retfound_hf.study.outcomes import Outcomes
-from retfound_hf.study.resampling import resample
-from retfound_hf.study.settings import DataSet, Method, Model, Reporting, Study
-from retfound_hf.study.summary import summarise
+from retfound_hf.evaluation.comparisons import compare_over_both
+from retfound_hf.study.config import DataSet, Method, Model, Reporting, Study
+from retfound_hf.study.results import JobResult, Outcomes
+from retfound_hf.study.tables import resample, summarise
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ import torch
 import yaml
 
 from retfound_hf import RetFoundForPreTraining
-from retfound_hf.study.command import StudyArguments
-from retfound_hf.study.folder import read_study
-from retfound_hf.study.run import run_study
+from retfound_hf.study.results import read_study
+from retfound_hf.study.runner import StudyArguments, run_study
 
 ROOT = Path(__file__).parents[2]
 

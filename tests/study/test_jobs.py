@@ -4,13 +4,11 @@ from itertools import product
 
 import pytest
 
-from retfound_hf.runs.errors import RetFoundError
-from retfound_hf.study.checks import check_study
-from retfound_hf.study.command import StudyArguments
-from retfound_hf.study.folder import read_study
-from retfound_hf.study.jobs import plan_jobs
-from retfound_hf.study.reading import read_settings
-from retfound_hf.study.run import run_study
+from retfound_hf.errors import RetFoundError
+from retfound_hf.study.config import read_settings
+from retfound_hf.study.jobs import check_study, plan_jobs
+from retfound_hf.study.results import read_study
+from retfound_hf.study.runner import StudyArguments, run_study
 
 LONG = "diabetic retinopathy of the clinic in "  # 24 characters of a name are in the id
 

@@ -11,7 +11,7 @@ import pytest
 
 from retfound_hf import RetFoundConfig
 from retfound_hf.pretraining.objectives import OBJECTIVES
-from retfound_hf.study.reading import read_settings
+from retfound_hf.study.config import read_settings
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "scripts/studies/ranking.yaml"

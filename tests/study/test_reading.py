@@ -6,11 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from retfound_hf.runs.errors import RetFoundError
-from retfound_hf.study.checks import check_study
-from retfound_hf.study.identity import model_identity
-from retfound_hf.study.reading import read_settings
-from retfound_hf.study.text import study_text
+from retfound_hf.errors import RetFoundError
+from retfound_hf.study.config import read_settings
+from retfound_hf.study.jobs import check_study, model_identity
+from retfound_hf.study.tables import study_text
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from retfound_hf.runs.errors import RetFoundError
-from retfound_hf.study.command import StudyArguments
-from retfound_hf.study.folder import read_study
-from retfound_hf.study.run import run_study
+from retfound_hf.errors import RetFoundError
+from retfound_hf.study.results import read_study
+from retfound_hf.study.runner import StudyArguments, run_study
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "study.py"
 FULL = {"num_train_epochs": 2, "learning_rate": 3e-3, "augmentation": "light", "disable_tqdm": True}
@@ -80,8 +79,8 @@ def test_every_cell_has_its_rows(whole):
 
 
 def test_a_job_equals_finetune_and_evaluate(whole, tmp_path):
-    from retfound_hf.finetuning.command import main as finetune
-    from retfound_hf.inference.evaluate_command import main as evaluate
+    from retfound_hf.finetuning.finetune import main as finetune
+    from retfound_hf.inference.evaluate import main as evaluate
 
     found = read_study(whole[1])
     for method in ("linear", "full"):
@@ -221,7 +220,7 @@ def test_a_failed_job_is_reported_and_harms_no_other(whole, desk, tmp_path, caps
 
 def test_a_job_that_dies_without_a_word_is_a_failed_one(study_file, tmp_path, monkeypatch):
     """Its process is killed from outside, as the kernel does where memory runs out."""
-    from retfound_hf.study import processes
+    from retfound_hf.study import runner as processes
 
     start = processes._start
     killed = []
@@ -255,7 +254,8 @@ def test_a_dry_run_shows_the_jobs_and_writes_nothing(study_file, tmp_path, capsy
 
 def test_a_finished_training_outlives_what_follows_it(study_file, tmp_path, monkeypatch):
     """A process that fails after its folder is in place leaves predictions, log and the status `finished`."""
-    from retfound_hf.study import processes, worker
+    from retfound_hf.study import runner as processes
+    from retfound_hf.study import runner as worker
 
     def training_then_failure(*facts):
         monkeypatch.setattr(worker, "resampled", lambda *_: sys.exit(1))

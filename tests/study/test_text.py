@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from retfound_hf.study.reading import read_settings
-from retfound_hf.study.text import shared_text, study_text, without_paths
+from retfound_hf.study.config import read_settings
+from retfound_hf.study.tables import shared_text, study_text, without_paths
 
 
 def test_paths_are_cut_as_far_as_they_stay_different(tmp_path):

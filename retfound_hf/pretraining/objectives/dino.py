@@ -8,13 +8,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from .across import mean_of_all
-from .averaging import follow, follower, momentum_at
-from .base import Recipe
-from .collapse import entropy, spread
-from .joint_embedding import JointEmbedding, each_size, vectors
-from .options import ObjectiveArguments
-from .views import View, local_size
+from .base import ObjectiveArguments, Recipe
+from .distributed import mean_of_all
+from .joint_embedding import (
+    JointEmbedding,
+    View,
+    each_size,
+    entropy,
+    follow,
+    follower,
+    local_size,
+    momentum_at,
+    spread,
+    vectors,
+)
 
 STRENGTHS = (0.4, 0.4, 0.2, 0.1)
 BOTTLENECK = 256

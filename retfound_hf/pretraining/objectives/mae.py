@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ...images.batch_augmentation import crop_resize, draw_crops, draw_flips, normalize
-from ...models.modeling import RetFoundForPreTraining
+from ...images.batch_transforms import crop_resize, draw_crops, draw_flips, normalize
+from ...models.modeling_retfound import RetFoundForPreTraining
 from ...models.reconstruction import reconstruct
-from .base import Objective, Recipe
-from .options import ObjectiveArguments
+from .base import Objective, ObjectiveArguments, Recipe
 
 
 @dataclass(frozen=True)

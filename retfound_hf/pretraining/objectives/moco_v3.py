@@ -7,14 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from .across import gather, process_index
-from .averaging import follow, follower, momentum_at
-from .base import Recipe
-from .collapse import spread
-from .heads import mlp
-from .joint_embedding import JointEmbedding, vectors
-from .options import ObjectiveArguments
-from .views import View
+from .base import ObjectiveArguments, Recipe
+from .distributed import gather, process_index
+from .joint_embedding import JointEmbedding, View, follow, follower, mlp, momentum_at, spread, vectors
 
 OUTPUT = 256
 STRENGTHS = (0.4, 0.4, 0.2, 0.1)

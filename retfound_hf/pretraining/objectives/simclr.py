@@ -7,13 +7,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from .across import gather, process_index
-from .base import Recipe
-from .collapse import spread
-from .heads import mlp
-from .joint_embedding import JointEmbedding, vectors
-from .options import ObjectiveArguments
-from .views import View
+from .base import ObjectiveArguments, Recipe
+from .distributed import gather, process_index
+from .joint_embedding import JointEmbedding, View, mlp, spread, vectors
 
 # As published, on a ResNet-50 and 4,096 images a step.
 RESNET_RECIPE = Recipe(base_learning_rate=0.3, warmup_steps=10 / 1000, weight_decay=1e-6, optim="lars")

@@ -8,13 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from .across import gather
-from .base import Recipe
-from .collapse import entropy, spread
-from .heads import mlp
-from .joint_embedding import JointEmbedding, each_size, vectors
-from .options import ObjectiveArguments
-from .views import View, local_size
+from .base import ObjectiveArguments, Recipe
+from .distributed import gather
+from .joint_embedding import JointEmbedding, View, each_size, entropy, local_size, mlp, spread, vectors
 
 STRENGTHS = (0.8, 0.8, 0.8, 0.2)
 CHANNELS = 128

@@ -1,10 +1,9 @@
 import pandas as pd
 import pytest
 
-from retfound_hf.data.cohort.building import build_cohort
-from retfound_hf.data.cohort.dates import DateReader, Horizon
-from retfound_hf.data.cohort.outcomes import Question, default_unit
-from retfound_hf.data.cohort.registry import read_registry
+from retfound_hf.data.cohort import Question, build_cohort, default_unit
+from retfound_hf.data.dates import DateReader, Horizon
+from retfound_hf.data.registry import read_registry
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from retfound_hf.data.cohort.matching import Matching
+from retfound_hf.data.cohort import Matching
 from retfound_hf.data.splits import PAPER_FRACTIONS
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
 
 INDEX = date(2019, 3, 4)
 # Two patients whose outcome is certain, so that both classes are always there.

@@ -6,11 +6,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from retfound_hf.data.cohort.command import main
-from retfound_hf.data.cohort.flow import Flow
-from retfound_hf.data.cohort.flow_plot import plot_flow
+from retfound_hf.data.build_cohort import main, plot_flow
+from retfound_hf.data.cohort import Flow
 from retfound_hf.data.labelled import read_labelled
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
 
 
 @pytest.fixture

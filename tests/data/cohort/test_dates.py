@@ -4,8 +4,8 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 import pytest
 
-from retfound_hf.data.cohort.dates import DateReader, Horizon
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.data.dates import DateReader, Horizon
+from retfound_hf.errors import RetFoundError
 
 
 def days(values, **options):

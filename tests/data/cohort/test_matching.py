@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from retfound_hf.data.cohort.matching import Matching, match_controls
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.data.cohort import Matching, match_controls
+from retfound_hf.errors import RetFoundError
 
 
 def population(seed, cases=40, controls=300):

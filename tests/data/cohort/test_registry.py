@@ -5,8 +5,8 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 import pytest
 
-from retfound_hf.data.cohort.registry import known_events, read_registry
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.data.registry import known_events, read_registry
+from retfound_hf.errors import RetFoundError
 
 IMAGES = pd.DataFrame(
     [("a.png", "p1", "R", "2019-03-04"), ("b.png", "p1", "L", "2019-03-04"), ("c.png", "p2", "R", "2018-01-01")],

@@ -5,10 +5,8 @@ import pytest
 from PIL import Image
 
 from retfound_hf.data.labelled import read_labelled
-from retfound_hf.data.public.checking import check_copy
-from retfound_hf.data.public.command import main
-from retfound_hf.data.public.recipes import recipe
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.data.public_sets import check_copy, main, recipe
+from retfound_hf.errors import RetFoundError
 
 SPLITS = ("train", "val", "test")
 

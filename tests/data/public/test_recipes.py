@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from retfound_hf.data.public.recipes import recipe, recipes
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.data.public_sets import recipe, recipes
+from retfound_hf.errors import RetFoundError
 
 README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from retfound_hf.data.shards.command import main
+from retfound_hf.data.prepare_images import main
 
 
 def draw_fundus(seed: int, width: int = 120, height: int = 90) -> Image.Image:

@@ -4,9 +4,8 @@ import os
 
 import pytest
 
-from retfound_hf.data.shards.pool import KILLED, Workers
-from retfound_hf.data.shards.worker import Job, Prepared, Preparer
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.data.shards import KILLED, Job, Prepared, Preparer, Workers
+from retfound_hf.errors import RetFoundError
 
 
 class Bomb:

@@ -10,10 +10,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from retfound_hf.data.shards.command import PrepareArguments
-from retfound_hf.data.shards.worker import Preparer
+from retfound_hf.data.prepare_images import PrepareArguments
+from retfound_hf.data.shards import Preparer
+from retfound_hf.errors import RetFoundError
 from retfound_hf.images.reading import find_images
-from retfound_hf.runs.errors import RetFoundError
 
 
 @pytest.fixture(autouse=True)

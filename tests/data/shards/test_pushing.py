@@ -4,8 +4,8 @@ import datasets
 import pytest
 from huggingface_hub import DatasetCard
 
-from retfound_hf.data.shards.command import main
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.data.prepare_images import main
+from retfound_hf.errors import RetFoundError
 
 NAME = "org/eyes"
 

@@ -6,11 +6,9 @@ import datasets
 import pandas as pd
 import pytest
 
-from retfound_hf.data.shards.files import FolderSource, walk_images
-from retfound_hf.data.shards.items import cut_units, identity
-from retfound_hf.data.shards.opening import open_source
+from retfound_hf.data.image_sources import FolderSource, cut_units, identity, open_source, walk_images
+from retfound_hf.errors import RetFoundError
 from retfound_hf.images.reading import find_images
-from retfound_hf.runs.errors import RetFoundError
 
 
 def read(source, item) -> bytes:

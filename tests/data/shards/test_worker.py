@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from retfound_hf.data.shards.worker import Job, Preparer
-from retfound_hf.images.fundus import crop_field_of_view
+from retfound_hf.data.shards import Job, Preparer
+from retfound_hf.images.field_of_view import crop_field_of_view
 from retfound_hf.images.reading import read_image
-from retfound_hf.models.image_processing import RetFoundImageProcessor
+from retfound_hf.models.image_processing_retfound import RetFoundImageProcessor
 
 
 def opened(content: bytes) -> Image.Image:
@@ -63,7 +63,7 @@ def test_a_large_jpeg_is_decoded_at_reduced_size_and_looks_the_same(fundus, tmp_
         sizes.append(image.size)
         return image
 
-    monkeypatch.setattr("retfound_hf.data.shards.worker.read_image", seen)
+    monkeypatch.setattr("retfound_hf.data.shards.read_image", seen)
     quick = np.asarray(Preparer(128, True, 64).prepare(str(path)), float)
     assert sizes == [(512, 384)]
     full = crop_field_of_view(read_image(path)).resize((128, 128), Image.Resampling.BICUBIC)

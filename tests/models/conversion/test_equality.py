@@ -15,8 +15,8 @@ from transformers import (
 )
 
 from retfound_hf import RetFoundForImageClassification, RetFoundModel
-from retfound_hf.models.conversion.convert import convert_checkpoint
-from retfound_hf.models.conversion.tables import encoder_rows, pair, rename
+from retfound_hf.models.conversion import convert_checkpoint
+from retfound_hf.models.official_checkpoints import encoder_rows, pair, rename
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:

@@ -11,13 +11,12 @@ from torchvision.models.resnet import Bottleneck, ResNet, resnet50
 from transformers import AutoImageProcessor, AutoModel, ResNetModel
 
 from retfound_hf import RetFoundError, RetFoundModel
-from retfound_hf.models.conversion.command import main
-from retfound_hf.models.conversion.convert import convert_checkpoint
-from retfound_hf.models.conversion.resnet import resnet_rows
-from retfound_hf.models.conversion.tables import rename
+from retfound_hf.models.conversion import convert_checkpoint, main
+from retfound_hf.models.official_checkpoints import rename
+from retfound_hf.models.other_checkpoints import resnet_rows
+from retfound_hf.options import run_command
 from retfound_hf.pretraining.arguments import ModelArguments
-from retfound_hf.pretraining.encoders import build_encoder
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.pretraining.build import build_encoder
 
 NORM = partial(torch.nn.LayerNorm, eps=1e-6)
 

@@ -7,9 +7,8 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForPreTraining
 
 from retfound_hf import RetFoundError
-from retfound_hf.models.conversion.convert import convert_checkpoint
-from retfound_hf.models.conversion.recognition import modality_of
-from retfound_hf.models.conversion.tables import decoder_rows, dinov2_rows, encoder_rows, pair
+from retfound_hf.models.conversion import convert_checkpoint
+from retfound_hf.models.official_checkpoints import decoder_rows, dinov2_rows, encoder_rows, modality_of, pair
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import torch
 import yaml
 
 from retfound_hf import RetFoundError
-from retfound_hf.models.conversion import convert
-from retfound_hf.models.conversion.convert import convert_checkpoint
-from retfound_hf.models.conversion.reading import read_checkpoint
+from retfound_hf.models import conversion as convert
+from retfound_hf.models.conversion import convert_checkpoint
+from retfound_hf.models.official_checkpoints import read_checkpoint
 
 
 class Touch:

@@ -12,9 +12,8 @@ from huggingface_hub.errors import (
 )
 
 from retfound_hf import RetFoundError
-from retfound_hf.models.conversion.command import main
-from retfound_hf.models.conversion.convert import convert_checkpoint, locate
-from retfound_hf.runs.arguments import run_command
+from retfound_hf.models.conversion import convert_checkpoint, locate, main
+from retfound_hf.options import run_command
 
 HUB_ID = "YukunZhou/RETFound_mae_natureOCT"
 

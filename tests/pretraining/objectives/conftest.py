@@ -9,10 +9,9 @@ import torch
 from transformers import PreTrainedModel, ResNetConfig, ResNetModel
 
 from retfound_hf import RetFoundModel
-from retfound_hf.pretraining.images import ImageReader, open_shards
+from retfound_hf.pretraining.data import ImageReader, open_shards
 from retfound_hf.pretraining.objectives import OBJECTIVES, find_objective
-from retfound_hf.pretraining.objectives.base import Objective
-from retfound_hf.pretraining.objectives.options import ObjectiveArguments
+from retfound_hf.pretraining.objectives.base import Objective, ObjectiveArguments
 
 # Options of quick runs, by the names of the flags.
 SMALL: dict[str, dict[str, Any]] = {

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from retfound_hf.pretraining.objectives import batch_norm
-from retfound_hf.pretraining.objectives.batch_norm import BatchNormOfAll, synchronize
+from retfound_hf.pretraining.objectives import distributed as batch_norm
+from retfound_hf.pretraining.objectives.distributed import BatchNormOfAll, synchronize
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from retfound_hf.pretraining.objectives.collapse import entropy, spread
+from retfound_hf.pretraining.objectives.joint_embedding import entropy, spread
 
 
 def test_spread_of_known_directions():

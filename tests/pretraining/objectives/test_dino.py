@@ -7,7 +7,7 @@ import torch
 from lightly.loss import DINOLoss
 from lightly.models.modules import DINOProjectionHead
 
-from retfound_hf.pretraining.loading import make_loader
+from retfound_hf.pretraining.data import make_loader
 from retfound_hf.pretraining.objectives.dino import Head, cross_view_entropy
 from retfound_hf.pretraining.order import step_generator
 

@@ -7,7 +7,7 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from retfound_hf import RetFoundForPreTraining
-from retfound_hf.pretraining.images import ImageReader, open_shards
+from retfound_hf.pretraining.data import ImageReader, open_shards
 from retfound_hf.pretraining.objectives import OBJECTIVES, find_objective
 from retfound_hf.pretraining.objectives.mae import MaskedAutoencoding
 from retfound_hf.pretraining.order import step_generator

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from retfound_hf.pretraining.objectives.averaging import momentum_at
+from retfound_hf.pretraining.objectives.joint_embedding import momentum_at
 from retfound_hf.pretraining.objectives.moco_v3 import info_nce
 from retfound_hf.pretraining.order import step_generator
 

@@ -10,8 +10,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from two_processes import run_in_two
 
-from retfound_hf.pretraining.command import main
 from retfound_hf.pretraining.objectives import OBJECTIVES
+from retfound_hf.pretraining.pretrain import main
 
 # A run on a ResNet, whose batch norms see the images of all processes too.
 RESNET = "simclr-resnet"
@@ -28,7 +28,7 @@ SETTINGS = {
 EACH = """
 import json, sys
 import torch.distributed
-from retfound_hf.pretraining.command import main
+from retfound_hf.pretraining.pretrain import main
 leave = torch.distributed.destroy_process_group
 torch.distributed.destroy_process_group = lambda group=None: None  # not between two runs
 for words in json.loads(sys.argv[1]):

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, ResNetModel
 
-from retfound_hf.finetuning.models import build_classifier
-from retfound_hf.inference.loading import load_encoder, load_processor
+from retfound_hf.errors import RetFoundError
+from retfound_hf.finetuning.methods import build_classifier
+from retfound_hf.models.loading import load_encoder, load_processor
 from retfound_hf.pretraining.arguments import ModelArguments
-from retfound_hf.pretraining.encoders import build_encoder
+from retfound_hf.pretraining.build import build_encoder
 from retfound_hf.pretraining.objectives.swav import SwAV
-from retfound_hf.pretraining.run import pretrain
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.pretraining.pretrain import pretrain
 
 LABELS = {"num_labels": 2, "id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}, "problem_type": None}
 

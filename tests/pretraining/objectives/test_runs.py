@@ -10,12 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from retfound_hf import RetFoundModel
-from retfound_hf.finetuning.models import build_classifier
-from retfound_hf.inference.loading import load_encoder
-from retfound_hf.pretraining.card import TITLES
-from retfound_hf.pretraining.loading import make_loader
+from retfound_hf.finetuning.methods import build_classifier
+from retfound_hf.models.loading import load_encoder
+from retfound_hf.pretraining.data import make_loader
 from retfound_hf.pretraining.order import step_generator
-from retfound_hf.pretraining.run import pretrain
+from retfound_hf.pretraining.pretrain import TITLES, pretrain
 
 FILES = ("model.safetensors", "objective.safetensors", "training_state.json")
 # An epoch has 4 steps, the first of which some parameters do not take.

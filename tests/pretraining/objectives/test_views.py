@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from retfound_hf.pretraining.objectives.views import View, ViewsDraw, local_size, of_view
+from retfound_hf.pretraining.objectives.joint_embedding import View, ViewsDraw, local_size, of_view
 from retfound_hf.pretraining.order import step_generator
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

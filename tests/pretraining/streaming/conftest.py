@@ -8,8 +8,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from retfound_hf.pretraining.streaming import shards as shards_module
-from retfound_hf.pretraining.streaming.ahead import THREAD
+from retfound_hf.pretraining import streaming as shards_module
+from retfound_hf.pretraining.streaming import THREAD
 
 ROWS = (40, 25, 3, 31, 40, 22, 39)
 CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*.parquet\n---\n"

@@ -6,12 +6,8 @@ from collections import Counter
 
 import pytest
 
-from retfound_hf.pretraining.order import Position
-from retfound_hf.pretraining.streaming.ahead import THREAD, Ahead, _Window
-from retfound_hf.pretraining.streaming.listing import list_shards
-from retfound_hf.pretraining.streaming.order import StreamedOrder
-from retfound_hf.pretraining.streaming.shards import StreamShard
-from retfound_hf.pretraining.streaming.table import StreamedTable
+from retfound_hf.pretraining.order import Position, StreamedOrder
+from retfound_hf.pretraining.streaming import THREAD, Ahead, StreamedTable, StreamShard, _Window, list_shards
 
 EPOCHS = 3
 

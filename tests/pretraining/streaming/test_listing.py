@@ -5,8 +5,8 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from retfound_hf.pretraining.streaming.listing import fingerprint_of, list_shards
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.pretraining.streaming import fingerprint_of, list_shards
 
 ROWS = (40, 25, 3, 31, 40, 22, 39)
 

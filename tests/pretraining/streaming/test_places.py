@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from retfound_hf.pretraining.opening import open_training_images
-from retfound_hf.pretraining.streaming.places import place_of
+from retfound_hf.pretraining.data import open_training_images
+from retfound_hf.pretraining.streaming import place_of
 
 
 @pytest.fixture

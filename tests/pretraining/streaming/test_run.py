@@ -8,10 +8,10 @@ import pytest
 import torch
 from two_processes import pretrain_in_two
 
+from retfound_hf.errors import RetFoundError
 from retfound_hf.pretraining.checkpoints import read_state
 from retfound_hf.pretraining.loop import Loop
-from retfound_hf.pretraining.run import pretrain
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.pretraining.pretrain import pretrain
 
 STEPS = 30
 ROWS = (40, 25, 3, 31, 40, 22, 39)  # of the shards

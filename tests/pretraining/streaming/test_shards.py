@@ -2,8 +2,8 @@
 
 import pytest
 
-from retfound_hf.pretraining.streaming.listing import list_shards
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.pretraining.streaming import list_shards
 
 
 def test_a_run_stays_with_the_commit_it_found(on_hub):

@@ -7,11 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from retfound_hf.pretraining.images import open_shards
-from retfound_hf.pretraining.streaming.listing import list_shards
-from retfound_hf.pretraining.streaming.shards import StreamShard
-from retfound_hf.pretraining.streaming.table import StreamedTable
-from retfound_hf.runs.errors import RetFoundError
+from retfound_hf.errors import RetFoundError
+from retfound_hf.pretraining.data import open_shards
+from retfound_hf.pretraining.streaming import StreamedTable, StreamShard, list_shards
 
 
 @pytest.fixture

@@ -2,10 +2,9 @@
 
 import pandas as pd
 
-from retfound_hf.study.command import StudyArguments
-from retfound_hf.study.folder import read_study
-from retfound_hf.study.report.building import build_sections
-from retfound_hf.study.run import run_study
+from retfound_hf.study.report import build_sections
+from retfound_hf.study.results import read_study
+from retfound_hf.study.runner import StudyArguments, run_study
 
 
 def test_classes_and_numbers_in_one_study(study_file, desk, tmp_path):

@@ -13,12 +13,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from retfound_hf.evaluation.calibration import expected_calibration_error
-from retfound_hf.study.command import StudyArguments
-from retfound_hf.study.folder import JobResult, read_study
-from retfound_hf.study.layout import read_csv
-from retfound_hf.study.report.building import build_sections, render, write_report
-from retfound_hf.study.report.systems import systems_of
-from retfound_hf.study.run import run_study
+from retfound_hf.study.report import build_sections, render, write_report
+from retfound_hf.study.report_parts import systems_of
+from retfound_hf.study.results import JobResult, read_csv, read_study
+from retfound_hf.study.runner import StudyArguments, run_study
 
 TABLES = ("results", "summary", "comparisons", "efficiency")
 

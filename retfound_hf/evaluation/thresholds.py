@@ -1,0 +1,187 @@
+"""Thresholds on a class's probability: chosen on validation, measured on test, with intervals of shares."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import RetFoundError
+from .bootstrap import RESAMPLES, bootstrap
+from .estimates import CONFIDENCE, Estimate, patients_of
+
+WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+HEALTH = frozenset(("normal", "healthy", "health", "control", "controls", "negative", "absent", "unaffected"))
+BESIDES = frozenset(("eye", "eyes", "retina", "fundus", "macula", "patient", "patients", "class"))
+DENIALS = ("no", "not", "without")
+
+
+def positive_class(class_names: Sequence[str]) -> int:
+    """Index of the class that curves and thresholds speak of: 1, or 0 where 1 and not 0 is named for health.
+
+    Folders of classes sort by name, so that `glaucoma` comes before `normal`.
+
+    Args:
+        class_names: of two exclusive classes.
+    """
+    first, second = map(_is_absence, class_names)
+    return 0 if second and not first else 1
+
+
+def _is_absence(name: str) -> bool:
+    """`Normal`, `healthy eyes`, `no_dr`, `NonReferable`; not `normal tension glaucoma`."""
+    words = [word.casefold() for word in WORD.findall(name)]
+    if len(words) > 1 and len(words[0]) == 1:  # a_normal, b_glaucoma: a letter for the order
+        words = words[1:]
+    if not words:
+        return False
+    return words[0] in DENIALS or words[0].startswith("non") or (words[0] in HEALTH and set(words[1:]) <= BESIDES)
+
+
+def proportion_interval(successes: float, trials: float, method: Literal["wilson", "normal"] = "wilson") -> Estimate:
+    """A share of independent trials with its 95% interval; of images see `share_interval`.
+
+    Args:
+        method: `wilson` (1927) holds for few trials and shares near 0 and 1; `normal` is the textbook's.
+
+    Returns:
+        Undefined without trials.
+    """
+    from statsmodels.stats.proportion import proportion_confint
+
+    if not 0 <= successes <= trials:
+        raise RetFoundError(f"{successes} of {trials} is no share; successes lie between 0 and the trials")
+    if not trials:
+        return Estimate(None, None, None, 0, method)
+    low, high = proportion_confint(successes, trials, 1 - CONFIDENCE, method)
+    return Estimate(successes / trials, float(low), float(high), int(trials), method)
+
+
+def share_interval(hits: Any, patients: Any = None) -> Estimate:
+    """A share of images with Wilson's 95% interval at the effective number of images.
+
+    That is the number of independent images with the variance that the share has between patients (the ratio
+    estimator's; Kish 1965), at most the number of images; at a share of 0 or 1, which shows no variance, the number of
+    patients.
+
+    Args:
+        hits: bool (N,).
+        patients: (N,) names or numbers, None or NaN where unknown; None: every image is a patient.
+
+    Returns:
+        n is the number of patients. Undefined without images.
+    """
+    import pandas as pd
+
+    hits = np.asarray(hits, np.float64)
+    row = np.arange(len(hits)) if patients is None else pd.factorize(np.asarray(patients, dtype=object))[0]
+    row = np.where(row < 0, len(row) + np.arange(len(row)), row)
+    row = np.unique(row, return_inverse=True)[1]
+    name = "Wilson at the effective number of images"
+    if not len(hits):
+        return Estimate(None, None, None, 0, name)
+    share, count = hits.mean(), int(row.max()) + 1
+    effective = float(count)
+    deviation = np.bincount(row, hits - share)
+    if count > 1 and (spread := (deviation**2).sum() * count / (count - 1)) > 0:
+        effective = min(len(hits), share * (1 - share) * len(hits) ** 2 / spread)
+    found = proportion_interval(share * effective, effective)
+    return Estimate(float(share), found.low, found.high, count, name)
+
+
+Criterion = Literal["sensitivity", "specificity", "youden"]
+MEASURES = ("sensitivity", "specificity", "ppv", "npv")
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A rule: call an image positive for `label` from `threshold` on, chosen so that `criterion` reaches `target`."""
+
+    label: str
+    criterion: Criterion
+    target: float | None
+    threshold: float
+
+
+def choose_threshold(truth: Any, scores: Any, criterion: Criterion, target: float | None = None) -> float:
+    """The threshold that reaches a sensitivity with the best specificity, or the reverse; or Youden's best sum.
+
+    Thresholds lie half-way between neighbouring scores, so that new ones near them fall on the likelier side.
+
+    Args:
+        truth: bool (N,), with both outcomes.
+        scores: float (N,).
+        target: above 0, at most 1; None for `youden`.
+
+    Raises:
+        RetFoundError: one outcome only, or a target that is none.
+    """
+    truth, scores = np.asarray(truth, bool), np.asarray(scores, np.float64)
+    if truth.all() or not truth.any():
+        raise RetFoundError("a threshold needs images with and images without the class; these are all of one kind")
+    if criterion != "youden" and not (target is not None and 0 < target <= 1):
+        raise RetFoundError(f"a {criterion} of {target} cannot be asked for; give one above 0 and at most 1")
+    values = np.unique(scores)
+    candidates = np.r_[values[0], (values[1:] + values[:-1]) / 2, np.nextafter(values[-1], np.inf)]
+    sensitivity = 1 - np.searchsorted(np.sort(scores[truth]), candidates, side="left") / truth.sum()
+    specificity = np.searchsorted(np.sort(scores[~truth]), candidates, side="left") / (~truth).sum()
+    # Rounding must not turn 9 of 10 away from a target of 0.9.
+    if criterion == "sensitivity":
+        return float(candidates[np.flatnonzero(sensitivity >= target - 1e-9)[-1]])
+    if criterion == "specificity":
+        return float(candidates[np.flatnonzero(specificity >= target - 1e-9)[0]])
+    return float(candidates[(sensitivity + specificity).round(12).argmax()])
+
+
+def measure_threshold(truth: Any, scores: Any, threshold: float, patients: Any = None) -> dict[str, Estimate]:
+    """`sensitivity`, `specificity`, `ppv` and `npv` of a threshold that was chosen elsewhere, with 95% intervals.
+
+    Predictive values are those at the prevalence of this set.
+
+    Args:
+        truth: bool (N,).
+        scores: float (N,); positive from `threshold` on.
+        patients: (N,) names, None or NaN where unknown.
+    """
+    truth, positive = np.asarray(truth, bool), np.asarray(scores, np.float64) >= threshold
+    names = np.arange(len(truth)) if patients is None else np.asarray(patients, dtype=object)
+    sides = {"sensitivity": (truth, positive), "specificity": (~truth, ~positive),
+             "ppv": (positive, truth), "npv": (~positive, ~truth)}  # fmt: skip
+    return {name: share_interval(hits[among], names[among]) for name, (among, hits) in sides.items()}
+
+
+def sensitivity_at_specificity(
+    truth: Any, scores: Any, specificity: float, patients: Any = None, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
+    """Height of the ROC curve at a specificity, with an interval that holds the choice of the threshold as well.
+
+    A description of the ranking on this set; for a rule to use, choose the threshold on other data.
+    """
+    truth, scores = np.asarray(truth, bool), np.asarray(scores, np.float64)
+    if not 0 <= specificity <= 1:
+        raise RetFoundError(f"specificity {specificity} must be from 0 to 1")
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])
+
+    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
+        drawn = weights[:, order]
+        hits, alarms = ((drawn * truth[order] if side else drawn * ~truth[order]).cumsum(axis=1) for side in (1, 0))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            hits, alarms = hits[:, ends] / hits[:, -1:], alarms[:, ends] / alarms[:, -1:]
+        found = np.where(alarms <= 1 - specificity + 1e-9, hits, 0).max(axis=1)
+        return {"height": np.where(np.isfinite(hits[:, -1] + alarms[:, -1]), found, np.nan)}
+
+    value = float(statistic(np.ones((1, len(truth))))["height"][0])
+    units = patients_of(patients, len(truth), np.c_[truth, ~truth])
+    # A step function of few scores: BCa's corrections are for smooth ones.
+    values = {"height": None if np.isnan(value) else value}
+    return bootstrap(statistic, values, units, resamples, seed, "percentile")["height"]
+
+
+def specificity_at_sensitivity(
+    truth: Any, scores: Any, sensitivity: float, patients: Any = None, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
+    """The reverse of `sensitivity_at_specificity`."""
+    negated = -np.asarray(scores, np.float64)
+    return sensitivity_at_specificity(~np.asarray(truth, bool), negated, sensitivity, patients, resamples, seed)

@@ -1,0 +1,269 @@
+"""Export of a model folder to timm's state dict or an ONNX graph, and the command `export`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import RetFoundError, missing_extra
+from ..files import atomic_folder, write_json
+from ..models.image_processing_retfound import RetFoundImageProcessor
+from ..models.loading import is_adapter, load_classifier, load_encoder, load_processor, read_config, resolve
+from ..models.official_checkpoints import encoder_rows, pair
+from ..options import parse_arguments
+from ..record import write_run_record
+
+TOLERANCE = 1e-4  # of what the export gives, against the model that it was made from
+
+
+def export(folder: str, output_dir: str | Path, format: str, overwrite: bool = False) -> Path:
+    """Write a model in another format, after its outputs were compared with those of the model itself.
+
+    Args:
+        folder: model or adapter folder or Hub id; an adapter is merged into its base.
+        output_dir: the folder to make: `model.safetensors` and `timm.json`, or `model.onnx`; and
+            `preprocessing.json`, what has to be done to an image before.
+        format: `timm` or `onnx`.
+
+    Raises:
+        RetFoundError: a model that the format cannot express, a missing extra, outputs that differ.
+    """
+
+    model, is_classifier = load_for_export(folder)
+    processor = load_processor(resolve(folder))
+    with atomic_folder(output_dir, overwrite) as partial:
+        if format == "timm":
+            write_timm(model, is_classifier, partial)
+        else:
+            write_onnx(model, is_classifier, dict(processor.crop_size)["height"], partial)
+        write_json(partial / "preprocessing.json", preprocessing(processor, model.config, is_classifier))
+    return Path(output_dir)
+
+
+def load_for_export(folder: str) -> tuple[PreTrainedModel, bool]:
+    """The classifier of a fine-tuned folder or adapter, or else the encoder; and which of the two it is."""
+    name = resolve(folder)
+    architectures = read_config(name).architectures or []
+    is_classifier = is_adapter(name) or any("ForImageClassification" in found for found in architectures)
+    return (load_classifier(name) if is_classifier else load_encoder(name)).float().eval(), is_classifier
+
+
+def output_of(model: PreTrainedModel, is_classifier: bool, pixels: Tensor) -> Tensor:
+    """Logits of a classifier (batch, labels), or the feature vector of an encoder (batch, width)."""
+    outputs = model(pixels)
+    return outputs.logits if is_classifier else outputs.pooler_output
+
+
+def example(batch: int, size: int) -> Tensor:
+    """Seeded noise in place of images (batch, 3, size, size)."""
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def check_equal(expected: Tensor, found: Tensor, format: str) -> float:
+    """The largest difference of two outputs.
+
+    Raises:
+        RetFoundError: it is above `TOLERANCE`.
+    """
+    difference = (expected - found).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise RetFoundError(
+            f"the {format} export differs from the model by {difference:.2g}, above {TOLERANCE}; nothing is written"
+        )
+    return difference
+
+
+def preprocessing(processor: RetFoundImageProcessor, config: Any, is_classifier: bool) -> dict[str, Any]:
+    """The steps from an image to the network's input, and what its output means, for those who serve it."""
+    size, crop = dict(processor.size), dict(processor.crop_size)
+    steps: list[dict[str, Any]] = [{"step": "to_rgb", "bits": 8, "exif_orientation": True}]
+    if processor.do_fundus_crop:
+        steps.append({"step": "crop_to_field_of_view", "pad": "black, to a square", "if_none_found": "unchanged"})
+    steps += [
+        {"step": "resize", **size, "interpolation": "bicubic", "antialias": True, "dtype": "uint8"},
+        {"step": "center_crop", **crop},
+        {"step": "scale", "factor": 1 / 255},
+        {"step": "normalize", "mean": list(processor.image_mean), "std": list(processor.image_std)},
+    ]
+    # Of a size, only the sides that are set.
+    steps = [{name: value for name, value in step.items() if value is not None} for step in steps]
+    found: dict[str, Any] = {
+        "input": {"name": "pixel_values", "layout": "batch, channel, row, column"},
+        "steps": steps,
+    }
+    if not is_classifier:
+        return found | {"output": {"name": "features", "meaning": "mean of the patch tokens, normalised"}}
+    problem = config.problem_type or "single_label_classification"
+    activation = {"single_label_classification": "softmax", "multi_label_classification": "sigmoid"}.get(problem)
+    labels = [config.id2label[index] for index in range(config.num_labels)]
+    return found | {"output": {"name": "logits", "labels": labels, "problem_type": problem, "activation": activation}}
+
+
+CHECKED_BATCHES = (1, 3)
+OPSET = 18
+
+
+class OneOutput(nn.Module):
+    """Pixels in, one tensor out."""
+
+    def __init__(self, model: PreTrainedModel, is_classifier: bool):
+        super().__init__()
+        self.model, self.is_classifier = model, is_classifier
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return output_of(self.model, self.is_classifier, pixel_values)
+
+
+def write_onnx(model: PreTrainedModel, is_classifier: bool, size: int, folder: Path) -> float:
+    """Write `model.onnx` with input `pixel_values` and output `logits` or `features`, any batch size.
+
+    Returns:
+        The largest difference between onnxruntime and PyTorch, over several batch sizes.
+
+    Raises:
+        RetFoundError: the extra is not installed, or the outputs differ.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  PyTorch's exporter asks for it
+    except ImportError as error:
+        raise missing_extra("onnxruntime with onnxscript", "onnx") from error
+    path = folder / "model.onnx"
+    output = "logits" if is_classifier else "features"
+    network = OneOutput(model, is_classifier).eval()
+    with torch.no_grad():
+        torch.onnx.export(
+            network,
+            (example(2, size),),
+            path,
+            input_names=["pixel_values"],
+            output_names=[output],
+            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch", min=1)}},
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=True,  # a file may hold 2 GB at most, and ViT-L comes near
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    differences = []
+    for batch in CHECKED_BATCHES:
+        pixels = example(batch, size)
+        (found,) = session.run([output], {"pixel_values": pixels.numpy()})
+        with torch.no_grad():
+            differences.append(check_equal(network(pixels), torch.from_numpy(found), "ONNX"))
+    return max(differences)
+
+
+TIMM_NAME = "vit_large_patch16_224"
+
+
+def write_timm(model: PreTrainedModel, is_classifier: bool, folder: Path) -> float:
+    """Write `model.safetensors` and `timm.json`, the arguments of the `create_model` that loads it strictly.
+
+    Returns:
+        The largest difference of the two models' outputs.
+
+    Raises:
+        RetFoundError: another architecture, or a classifier that applies its norm twice.
+    """
+    check_expressible(model, is_classifier)
+    state, arguments = timm_state(model, is_classifier), timm_arguments(model, is_classifier)
+    difference = _compare(model, is_classifier, state, arguments)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "timm.json", {"create_model": arguments, "largest_difference": difference})
+    return difference
+
+
+def check_expressible(model: PreTrainedModel, is_classifier: bool) -> None:
+    if model.config.model_type != "retfound":
+        raise RetFoundError(f"--format timm takes RETFound models, and this is {model.config.model_type}; try onnx")
+    if is_classifier and model.config.head_norm == "double":
+        raise RetFoundError(
+            "this classifier applies its norm twice (head_norm: double, the official code since 2025), which timm's "
+            "ViT does not; export with --format onnx"
+        )
+
+
+def timm_state(model: PreTrainedModel, is_classifier: bool) -> dict[str, Tensor]:
+    """The weights under timm's names.
+
+    An encoder gets an `fc_norm` that changes nothing but scale, as the official feature vector wants it.
+    """
+    config, tensors = model.config, model.state_dict()
+    positions = (config.image_size // config.patch_size) ** 2 + 1
+    prefix = "" if is_classifier else "vit."
+    rows = list(
+        encoder_rows(
+            config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.patch_size, positions
+        )
+    )
+    if is_classifier:
+        rows += [*pair("fc_norm", "fc_norm", config.hidden_size)]
+        rows += [*pair("head", "classifier", config.num_labels, config.hidden_size)]
+    # Fused tensors such as q, k, v are joined in the order of their row.
+    state = {
+        row.source: torch.cat([tensors[name.removeprefix(prefix)] for name in row.targets]).contiguous()
+        for row in rows
+    }
+    if not is_classifier:
+        state |= {"fc_norm.weight": torch.ones(config.hidden_size), "fc_norm.bias": torch.zeros(config.hidden_size)}
+    return state
+
+
+def timm_arguments(model: PreTrainedModel, is_classifier: bool) -> dict[str, Any]:
+    """Arguments of `timm.create_model`; sizes are named only where they are not those of ViT-L."""
+    config = model.config
+    usual = {"img_size": 224, "patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16, "mlp_ratio": 4}
+    own = {
+        "img_size": config.image_size,
+        "patch_size": config.patch_size,
+        "embed_dim": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "mlp_ratio": config.intermediate_size / config.hidden_size,
+    }
+    return {
+        "model_name": TIMM_NAME,
+        "num_classes": config.num_labels if is_classifier else 0,
+        "global_pool": "avg",
+        **{name: value for name, value in own.items() if value != usual[name]},
+    }
+
+
+def _compare(
+    model: PreTrainedModel, is_classifier: bool, state: dict[str, Tensor], arguments: dict[str, Any]
+) -> float:
+    try:
+        import timm
+    except ImportError as error:
+        raise missing_extra("timm", "timm") from error
+    other = timm.create_model(**arguments).eval()
+    other.load_state_dict(state, strict=True)
+    pixels = example(2, model.config.image_size)
+    with torch.no_grad():
+        return check_equal(output_of(model, is_classifier, pixels), other(pixels), "timm")
+
+
+@dataclass
+class ExportArguments:
+    folder: str = field(metadata={"positional": True, "help": "model or adapter folder, or Hub id"})
+    format: Literal["timm", "onnx"] = field(metadata={"help": "a state dict for timm's ViT-L, or an ONNX graph"})
+    output_dir: str | None = field(default=None, metadata={"help": "folder to make; default: FOLDER-FORMAT"})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "replace the output folder"})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the arguments, export, and say how to load the result."""
+    (arguments,) = parse_arguments(
+        ExportArguments, argv=argv, description="A model folder in the format of timm or ONNX, outputs compared."
+    )
+
+    output_dir = arguments.output_dir or f"{arguments.folder.rstrip('/').split('/')[-1]}-{arguments.format}"
+    folder = export(arguments.folder, output_dir, arguments.format, arguments.overwrite_output_dir)
+    write_run_record(folder, "export", arguments)
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

@@ -1,1 +1,0 @@
-"""Official `.pth` checkpoints to model folders: safe reading, explicit key tables, whole-or-nothing output."""

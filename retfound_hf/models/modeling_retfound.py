@@ -1,0 +1,593 @@
+"""RetFound models: one deterministic encoder, and around it the masked autoencoder and the classifier."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops import StochasticDepth
+from transformers import PreTrainedConfig, ViTMAEForPreTraining
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.vit_mae.modeling_vit_mae import (
+    ViTMAEForPreTrainingOutput,
+    ViTMAEPreTrainedModel,
+    eager_attention_forward,
+)
+from transformers.utils import logging
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_retfound import RetFoundConfig
+
+
+def sincos_positions(width: int, grid: int, device: torch.device | None = None) -> Tensor:
+    """Sin-cos position table of a square grid of patches (He et al. 2022, released code `util/pos_embed.py`).
+
+    The first half of the channels encodes the column, the second half the row; each half holds the sines, then the
+    cosines, of position / 10000^(i / (width/4)). The class token, row 0, is all zeros.
+
+    Returns:
+        float32 tensor of shape (1, 1 + grid * grid, width), patches in raster order.
+    """
+    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64, device=device) / (width // 4))
+    angles = torch.arange(grid, dtype=torch.float64, device=device)[:, None] * frequencies  # (grid, width / 4)
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, width / 2)
+    columns = axis.repeat(grid, 1)
+    rows = axis.repeat_interleave(grid, dim=0)
+    patches = torch.cat([columns, rows], dim=1)
+    return torch.cat([patches.new_zeros(1, width), patches]).float()[None]
+
+
+def positions_for_grid(table: Tensor, grid: int) -> Tensor:
+    """A position table (1, 1 + n * n, width) bicubically interpolated to `grid` x `grid` patches.
+
+    The class token's row is kept. Interpolation runs in float32, since bicubic weights in half precision shift the
+    positions; the result has the table's dtype and shape (1, 1 + grid * grid, width).
+    """
+    own = round((table.shape[1] - 1) ** 0.5)
+    if own == grid:
+        return table
+    patches = table[:, 1:].float().unflatten(1, (own, own)).permute(0, 3, 1, 2)
+    resized = nn.functional.interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
+
+
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+
+
+def infer_problem_type(num_labels: int, labels: Tensor) -> str:
+    """The problem type that the labels tell, by the rule of the transformers classifiers."""
+    if num_labels == 1:
+        return "regression"
+    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+
+
+def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig) -> Tensor:
+    """Mean loss over a batch, of which each image counts by the weight of its class, if there are such.
+
+    Args:
+        logits: (batch, num_labels).
+        labels: (batch,) integer classes, or (batch, num_labels) class probabilities from mixup and cutmix, for
+            single-label targets; (batch, num_labels) of 0 and 1 for multi-label; (batch,) or (batch, num_labels)
+            for regression.
+        config: its `problem_type` (inferred when None), `label_smoothing`, `class_weights` and `target_scale`
+            are read; those that a stock configuration lacks count as unset.
+
+    Returns:
+        Scalar: cross-entropy, binary cross-entropy or mean squared error, in float32.
+    """
+    problem = config.problem_type or infer_problem_type(config.num_labels, labels)
+    if problem not in PROBLEM_TYPES:
+        raise ValueError(f"problem_type={problem!r} is unknown; accepted: {', '.join(PROBLEM_TYPES)}")
+    logits = logits.float()
+    smoothing = getattr(config, "label_smoothing", 0.0) or 0.0
+    weights = _row(getattr(config, "class_weights", None), logits)
+    if problem == "single_label_classification":
+        # Over the number of images, not the sum of their weights: a batch that lacks the rare class weighs less.
+        total = functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing, reduction="sum")
+        return total / len(logits)
+    labels = labels.to(logits.dtype).view_as(logits)
+    if problem == "multi_label_classification":
+        smoothed = labels * (1 - smoothing) + smoothing / 2
+        return functional.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weights)
+    scale = _row(getattr(config, "target_scale", None), logits)
+    errors = logits - labels if scale is None else (logits - labels) / scale
+    return errors.square().mean()
+
+
+def _row(values: list[float] | None, logits: Tensor) -> Tensor | None:
+    if values is None:
+        return None
+    if len(values) != logits.shape[-1]:
+        raise ValueError(f"{len(values)} weights were configured for {logits.shape[-1]} labels; give one per label")
+    return torch.tensor(values, dtype=logits.dtype, device=logits.device)
+
+
+class RetFoundPatchEmbeddings(nn.Module):
+    def __init__(self, config: RetFoundConfig):
+        super().__init__()
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(batch, channels, size, size) -> (batch, patches, width), patches in raster order."""
+        return self.projection(pixel_values).flatten(2).transpose(1, 2)
+
+
+class RetFoundEmbeddings(nn.Module):
+    """Patch embeddings plus positions; the class token is added by `with_class_token`, after any masking."""
+
+    def __init__(self, config: RetFoundConfig):
+        super().__init__()
+        self.config = config
+        self.grid = config.image_size // config.patch_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        positions = sincos_positions(config.hidden_size, self.grid).to(torch.get_default_dtype())
+        self.position_embeddings = nn.Parameter(positions, requires_grad=False)
+        self.patch_embeddings = RetFoundPatchEmbeddings(config)
+
+    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None) -> Tensor:
+        grid = check_image(pixel_values, self.config, interpolate_pos_encoding)
+        patches = self.patch_embeddings(pixel_values.to(self.patch_embeddings.projection.weight.dtype))
+        return patches + positions_for_grid(self.position_embeddings, grid)[:, 1:]
+
+    def with_class_token(self, patches: Tensor) -> Tensor:
+        cls_token = self.cls_token + self.position_embeddings[:, :1]
+        return torch.cat([cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+
+
+def check_image(pixel_values: Tensor, config: RetFoundConfig, interpolate_pos_encoding: bool | None) -> int:
+    """The number of patches on a side, or a ValueError that says what the model accepts.
+
+    `interpolate_pos_encoding`: None interpolates positions where the size asks for it, False refuses other sizes.
+    """
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}; accepted: (batch, {config.num_channels}, size, size)"
+        )
+    height, width = pixel_values.shape[2:]
+    if height != width or height % config.patch_size:
+        raise ValueError(
+            f"image size {height} x {width} is not accepted: it must be square and a multiple of the patch size "
+            f"{config.patch_size}, such as {config.image_size} x {config.image_size}"
+        )
+    if interpolate_pos_encoding is False and height != config.image_size:
+        raise ValueError(
+            f"image size {height} differs from the model's {config.image_size}; "
+            "leave interpolate_pos_encoding unset to interpolate the positions"
+        )
+    return height // config.patch_size
+
+
+class RetFoundProjectionQKV(nn.Linear):
+    """A linear layer that is initialised as one third of the MAE code's single (3C, C) matrix."""
+
+
+class RetFoundSelfAttention(nn.Module):
+    def __init__(self, config: RetFoundConfig, width: int, num_heads: int):
+        super().__init__()
+        self.config = config
+        self.num_attention_heads = num_heads
+        self.head_dim = width // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.query = RetFoundProjectionQKV(width, width, bias=config.qkv_bias)
+        self.key = RetFoundProjectionQKV(width, width, bias=config.qkv_bias)
+        self.value = RetFoundProjectionQKV(width, width, bias=config.qkv_bias)
+
+    def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
+        heads = (*hidden_states.shape[:-1], self.num_attention_heads, self.head_dim)
+        query, key, value = (
+            layer(hidden_states).view(heads).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        implementation = self.config._attn_implementation
+        # Fused kernels never form the attention matrix: whoever asks for it gets the eager path, whatever is set.
+        if output_attentions or implementation == "eager":
+            attend = eager_attention_forward
+        else:
+            attend = ALL_ATTENTION_FUNCTIONS[implementation]
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        context, weights = attend(self, query, key, value, None, dropout=dropout, scaling=self.scaling)
+        return context.reshape(hidden_states.shape), weights
+
+
+class RetFoundProjection(nn.Module):
+    """One linear layer under the name `dense`, as the names on disk want it."""
+
+    def __init__(self, width_in: int, width_out: int):
+        super().__init__()
+        self.dense = nn.Linear(width_in, width_out)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.dense(hidden_states)
+
+
+class RetFoundAttention(nn.Module):
+    def __init__(self, config: RetFoundConfig, width: int, num_heads: int):
+        super().__init__()
+        self.attention = RetFoundSelfAttention(config, width, num_heads)
+        self.output = RetFoundProjection(width, width)
+
+    def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
+        context, weights = self.attention(hidden_states, output_attentions)
+        return self.output(context), weights
+
+
+class RetFoundLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer block with stochastic depth on both residual branches."""
+
+    def __init__(self, config: RetFoundConfig, width: int, num_heads: int, mlp_width: int, drop_path: float = 0.0):
+        super().__init__()
+        self.attention = RetFoundAttention(config, width, num_heads)
+        self.intermediate = RetFoundProjection(width, mlp_width)
+        self.output = RetFoundProjection(mlp_width, width)
+        self.layernorm_before = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.layernorm_after = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = StochasticDepth(drop_path, mode="row") if drop_path else nn.Identity()
+
+    def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
+        attended, weights = self.attention(self.layernorm_before(hidden_states), output_attentions)
+        hidden_states = hidden_states + self.drop_path(self.dropout(attended))
+        expanded = self.activation(self.intermediate(self.layernorm_after(hidden_states)))
+        return hidden_states + self.drop_path(self.dropout(self.output(expanded))), weights
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class RetFoundModelOutput(BaseModelOutputWithPooling):
+    """What an encoder gives to the head.
+
+    Args:
+        last_hidden_state: (batch, 1 + patches, width) after the final norm: class token, then patches in raster order.
+        pooler_output: (batch, width) RETFound's official feature vector, the patch mean normalised without affine.
+        patch_mean: (batch, width) mean of the patch tokens, before any norm in RetFound's encoder; the head's input.
+        hidden_states, attentions: as everywhere in transformers, when asked for.
+    """
+
+    patch_mean: torch.FloatTensor | None = None
+
+
+class RetFoundHead(nn.Linear):
+    """A linear layer that starts near zero, so that fine-tuning begins from even predictions."""
+
+
+def classify(model: PreTrainedModel, outputs: RetFoundModelOutput, labels: Tensor | None) -> ImageClassifierOutput:
+    """Logits, and the loss where there are labels, from what the encoder of `model` gave.
+
+    Args:
+        model: its `fc_norm` (applied twice where `config.head_norm` is "double") and its `classifier`.
+        labels: see `losses.classification_loss`.
+    """
+    features = model.fc_norm(outputs.patch_mean)
+    if getattr(model.config, "head_norm", "single") == "double":
+        features = model.fc_norm(features)
+    logits = _classifier_logits(model.classifier, features)
+    loss = None
+    if labels is not None:
+        if model.training and not any(parameter.requires_grad for parameter in model.classifier.parameters()):
+            logger.warning_once(
+                "training with a frozen classifier; with peft, give LoraConfig "
+                "modules_to_save=['fc_norm', 'classifier'] so that the head is trained and saved"
+            )
+        loss = classification_loss(logits, labels, model.config)
+    return ImageClassifierOutput(
+        loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+    )
+
+
+def _classifier_logits(classifier: nn.Module, features: Tensor) -> Tensor:
+    """Logits in the precision of the weights: bfloat16 tells ages above 64 apart by half years, and ties ranks."""
+    device = features.device.type
+    if not torch.is_autocast_enabled(device):
+        return classifier(features)
+    with torch.autocast(device, enabled=False):
+        return classifier(features.to(next(classifier.parameters()).dtype))
+
+
+class RetFoundEncoder(nn.Module):
+    def __init__(self, config: RetFoundConfig):
+        super().__init__()
+        last = max(config.num_hidden_layers - 1, 1)
+        self.layer = nn.ModuleList(
+            RetFoundLayer(
+                config,
+                config.hidden_size,
+                config.num_attention_heads,
+                config.intermediate_size,
+                drop_path=config.drop_path_rate * index / last,
+            )
+            for index in range(config.num_hidden_layers)
+        )
+
+    def forward(
+        self, hidden_states: Tensor, output_attentions: bool = False, output_hidden_states: bool = False
+    ) -> BaseModelOutput:
+        states: tuple[Tensor, ...] = (hidden_states,)
+        attentions: tuple[Tensor, ...] = ()
+        for layer in self.layer:
+            hidden_states, weights = layer(hidden_states, output_attentions)
+            if output_hidden_states:
+                states += (hidden_states,)
+            if output_attentions:
+                attentions += (weights,)
+        return BaseModelOutput(
+            last_hidden_state=hidden_states,
+            hidden_states=states if output_hidden_states else None,
+            attentions=attentions if output_attentions else None,
+        )
+
+
+class RetFoundDecoder(nn.Module):
+    """The light decoder of the masked autoencoder: visible tokens in, pixels of every patch out."""
+
+    def __init__(self, config: RetFoundConfig):
+        super().__init__()
+        width = config.decoder_hidden_size
+        self.grid = config.image_size // config.patch_size
+        self.decoder_embed = nn.Linear(config.hidden_size, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        positions = sincos_positions(width, self.grid).to(torch.get_default_dtype())
+        self.decoder_pos_embed = nn.Parameter(positions, requires_grad=False)
+        self.decoder_layers = nn.ModuleList(
+            RetFoundLayer(config, width, config.decoder_num_attention_heads, config.decoder_intermediate_size)
+            for _ in range(config.decoder_num_hidden_layers)
+        )
+        self.decoder_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.decoder_pred = nn.Linear(width, config.patch_size**2 * config.num_channels)
+
+    def forward(self, hidden_states: Tensor, ids_restore: Tensor) -> Tensor:
+        """(batch, 1 + visible, encoder width), (batch, patches) -> (batch, patches, patch_size^2 * channels)."""
+        hidden_states = self.decoder_embed(hidden_states)
+        batch, patches = ids_restore.shape
+        hidden = patches + 1 - hidden_states.shape[1]
+        tokens = torch.cat([hidden_states[:, 1:], self.mask_token.to(hidden_states).expand(batch, hidden, -1)], dim=1)
+        tokens = tokens.gather(1, ids_restore[..., None].expand(-1, -1, tokens.shape[-1]))
+        hidden_states = torch.cat([hidden_states[:, :1], tokens], dim=1)
+        hidden_states = hidden_states + positions_for_grid(self.decoder_pos_embed, math.isqrt(patches))
+        for layer in self.decoder_layers:
+            hidden_states, _ = layer(hidden_states)
+        return self.decoder_pred(self.decoder_norm(hidden_states))[:, 1:]
+
+
+class RetFoundPreTrainedModel(ViTMAEPreTrainedModel):
+    config_class = RetFoundConfig
+    config: RetFoundConfig
+    base_model_prefix = "vit"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    # The forwards take **kwargs for the transformers interface; the losses are plain batch means, which Trainer must
+    # divide by the accumulation steps itself.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["RetFoundEmbeddings", "RetFoundLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {}
+    # Endings of the names of parameters that no training changes.
+    _fixed_parameters: tuple[str, ...] = ("position_embeddings", "decoder_pos_embed")
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        # transformers 5 loads every tensor into a parameter that trains, whatever the model was built with.
+        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_fixed_parameters()
+        return loaded
+
+    def freeze_fixed_parameters(self) -> None:
+        """Turn off the gradients of what stays as it is: sin-cos positions, or the norm that a classifier skips."""
+        for name, parameter in self.named_parameters():
+            if name.endswith(self._fixed_parameters):
+                parameter.requires_grad_(False)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialisation of the released MAE code (He et al. 2022): Xavier-uniform, tokens normal, positions fixed."""
+        if isinstance(module, RetFoundHead):
+            init.trunc_normal_(module.weight, std=2e-5)  # as in the official fine-tuning code
+            init.zeros_(module.bias)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            fan_out, fan_in = module.weight.shape[0], math.prod(module.weight.shape[1:])
+            rows = 3 * fan_out if isinstance(module, RetFoundProjectionQKV) else fan_out
+            bound = math.sqrt(6 / (fan_in + rows))  # Xavier, the convolution counted as a linear layer on patches
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, RetFoundEmbeddings):
+            init.normal_(module.cls_token, std=self.config.initializer_range)
+            init.copy_(module.position_embeddings, sincos_positions(self.config.hidden_size, module.grid))
+        elif isinstance(module, RetFoundDecoder):
+            init.normal_(module.mask_token, std=self.config.initializer_range)
+            init.copy_(module.decoder_pos_embed, sincos_positions(self.config.decoder_hidden_size, module.grid))
+
+    def save_pretrained(self, save_directory: str | Path, *args, **kwargs):
+        self.config.encoder_only = not isinstance(self, RetFoundForPreTraining)
+        if self._auto_class is None and hasattr(self.config, "auto_map"):
+            del self.config.auto_map  # of a published folder: the files that it names do not come along
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class RetFoundModel(RetFoundPreTrainedModel):
+    """The encoder. It never masks: every patch in raster order, the same output on every call."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^fc_norm\.", r"^classifier\."]
+
+    def __init__(self, config: RetFoundConfig):
+        super().__init__(config)
+        self.embeddings = RetFoundEmbeddings(config)
+        self.encoder = RetFoundEncoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        interpolate_pos_encoding: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> RetFoundModelOutput:
+        """Encode normalised images.
+
+        Args:
+            pixel_values: (batch, 3, size, size), ImageNet-normalised.
+            interpolate_pos_encoding: None interpolates the positions when size differs from `config.image_size`;
+                False makes such a size an error.
+            output_attentions: return the attention matrices too, computed by the eager path.
+            output_hidden_states: return the input of the first block and the output of every block too.
+        """
+        patches = self.embeddings(pixel_values, interpolate_pos_encoding)
+        encoded = self.encoder(
+            self.embeddings.with_class_token(patches),
+            *requested_outputs(self.config, output_attentions, output_hidden_states),
+        )
+        patch_mean = encoded.last_hidden_state[:, 1:].mean(dim=1)
+        return RetFoundModelOutput(
+            last_hidden_state=self.layernorm(encoded.last_hidden_state),
+            pooler_output=nn.functional.layer_norm(patch_mean, patch_mean.shape[-1:], eps=self.config.layer_norm_eps),
+            patch_mean=patch_mean,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+
+def requested_outputs(
+    config: RetFoundConfig, attentions: bool | None, hidden_states: bool | None
+) -> tuple[bool, bool]:
+    """The two output switches, from the call or else from the configuration."""
+    return (
+        config.output_attentions if attentions is None else attentions,
+        config.output_hidden_states if hidden_states is None else hidden_states,
+    )
+
+
+class RetFoundForPreTraining(RetFoundPreTrainedModel, ViTMAEForPreTraining):
+    """The masked autoencoder, a `ViTMAEForPreTraining` with the same outputs and the same loss.
+
+    Raises:
+        ValueError: the configuration says that the weights have no decoder (`encoder_only`).
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^fc_norm\.", r"^classifier\."]
+
+    def __init__(self, config: RetFoundConfig):
+        # Not `ViTMAEForPreTraining.__init__`, which would build the stock encoder, one that masks by itself.
+        PreTrainedModel.__init__(self, config)
+        if config.encoder_only:
+            raise ValueError(
+                "this folder holds an encoder without decoder (encoder_only=true in its config.json), so pretraining "
+                "cannot continue from it; pass encoder_only=False to from_pretrained to start with a fresh decoder"
+            )
+        self.vit = RetFoundModel(config)
+        self.decoder = RetFoundDecoder(config)
+        self.post_init()
+
+    def random_masking(self, patches: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Keep the int(patches * (1 - mask_ratio)) patches of lowest noise, drawn uniformly unless given.
+
+        Returns:
+            visible patches (batch, kept, width); mask (batch, patches), 1 where hidden; ids_restore (batch, patches).
+        """
+        batch, count, width = patches.shape
+        kept = int(count * (1 - self.config.mask_ratio))
+        if noise is None:
+            noise = torch.rand(batch, count, device=patches.device)
+        shuffle = noise.to(patches.device).argsort(dim=1)
+        restore = shuffle.argsort(dim=1)
+        visible = patches.gather(1, shuffle[:, :kept, None].expand(-1, -1, width))
+        return visible, (restore >= kept).to(torch.float32), restore
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> ViTMAEForPreTrainingOutput:
+        """Mask, encode what is visible, reconstruct; arguments and outputs as in `ViTMAEForPreTraining`."""
+        patches = self.vit.embeddings(pixel_values, interpolate_pos_encoding)
+        visible, mask, ids_restore = self.random_masking(patches, noise)
+        encoded = self.vit.encoder(
+            self.vit.embeddings.with_class_token(visible),
+            *requested_outputs(self.config, output_attentions, output_hidden_states),
+        )
+        logits = self.decoder(self.vit.layernorm(encoded.last_hidden_state), ids_restore)
+        target = self.patchify(pixel_values, interpolate_pos_encoding=True)
+        if self.config.norm_pix_loss:
+            target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+        loss = ((logits - target) ** 2).mean(-1)
+        return ViTMAEForPreTrainingOutput(
+            loss=(loss * mask).sum() / mask.sum(),
+            logits=logits,
+            mask=mask,
+            ids_restore=ids_restore,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+
+class RetFoundForImageClassification(RetFoundPreTrainedModel):
+    """The fine-tuned model: mean of the patch tokens, `fc_norm` (once or twice), one linear layer.
+
+    Fine-tuning trains the positions, as the official code does. The final norm is not on the way to the logits: it
+    stays as it is, in the folder for `AutoModel`.
+    """
+
+    _fixed_parameters = ("vit.layernorm.weight", "vit.layernorm.bias")
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]
+
+    def __init__(self, config: RetFoundConfig):
+        super().__init__(config)
+        self.vit = RetFoundModel(config)
+        self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.classifier = RetFoundHead(config.hidden_size, config.num_labels)
+        self.vit.embeddings.position_embeddings.requires_grad_(True)
+        self.freeze_fixed_parameters()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> ImageClassifierOutput:
+        """Classify normalised images.
+
+        Args:
+            pixel_values: (batch, 3, size, size), ImageNet-normalised.
+            labels: see `losses.classification_loss`; when given, the output holds the mean loss.
+
+        Returns:
+            `ImageClassifierOutput` with logits (batch, num_labels).
+        """
+        outputs = self.vit(
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        return classify(self, outputs, labels)

@@ -1,1 +1,0 @@
-"""Training from shards as they are fetched, without a copy of all of them."""

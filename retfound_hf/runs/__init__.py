@@ -1,1 +1,0 @@
-"""What every command shares: one-line errors, arguments, whole-or-nothing outputs and the record of a run."""
