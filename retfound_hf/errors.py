@@ -182,3 +182,9 @@ def nearest(name: str, accepted: Iterable[str]) -> str:
     """`; did you mean X?` for a mistyped name, or an empty string when none is near."""
     found = difflib.get_close_matches(name, list(accepted), n=1)
     return f"; did you mean {found[0]}?" if found else ""
+
+
+def join_names(names: Iterable[object], limit: int = 5) -> str:
+    """The first `limit` names, and the number of the others."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")

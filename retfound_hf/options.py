@@ -1,16 +1,23 @@
-"""Command arguments: dataclasses through `HfArgumentParser`, or a YAML or JSON file in place of flags."""
+"""Command arguments: dataclasses through `HfArgumentParser`, a YAML or JSON file in place of flags, or keywords.
+
+This module alone knows that fields become flags: errors name fields in backticks, and `run_command` writes the dashes.
+"""
 
 import dataclasses
 import json
+import re
 import sys
 from argparse import ArgumentDefaultsHelpFormatter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import RetFoundError, nearest
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+# `level`, `level=eye` or `level='eye'` in an error's message.
+FIELD = re.compile(r"`(\w+)(?:=([^`]*))?`")
+_fields: set[str] = set()  # of the command that runs in this process
 
 
 def parse_arguments(
@@ -34,6 +41,7 @@ def parse_arguments(
     words = list(sys.argv[1:] if argv is None else argv)
     if options_file and words and words[0].endswith(CONFIG_SUFFIXES) and not words[0].startswith("-"):
         words = _words_of_file(Path(words[0]), types) + words[1:]
+    _fields.update(field.name for kind in types for field in dataclasses.fields(kind))
     parser = _parser(types, description)
     *parsed, unknown = parser.parse_args_into_dataclasses(
         args=words, return_remaining_strings=True, look_for_args_file=False
@@ -50,12 +58,41 @@ def run_command(function: Callable[[Sequence[str] | None], Any], argv: Sequence[
     try:
         function(argv)
     except RetFoundError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {with_flags(' '.join(str(error).split()), _fields)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def with_flags(message: str, fields: Collection[str]) -> str:
+    """`message` with its backticked `fields` written as flags: `level='eye'` becomes --level eye."""
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        if name not in fields:
+            return match.group(0)
+        return f"--{name}" if value is None else f"--{name} {value.strip(chr(39))}"
+
+    return FIELD.sub(flag, message)
+
+
+def build_arguments(types: Sequence[type], options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """One instance per dataclass of `types` from keyword arguments; a field of two types goes to both.
+
+    Raises:
+        TypeError: an option that no type has, with the nearest one.
+        RetFoundError: a value that a type refuses.
+    """
+    names = [{field.name for field in dataclasses.fields(kind) if field.init} for kind in types]
+    for name in options:
+        if not any(name in known for known in names):
+            raise TypeError(f"unknown option {name!r}{nearest(name, set().union(*names))}")
+    return tuple(
+        kind(**{name: value for name, value in options.items() if name in known})
+        for kind, known in zip(types, names, strict=True)
+    )
 
 
 def _hide_script_folder() -> None:

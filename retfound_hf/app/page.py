@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from ..data.checks import join_names
-from ..errors import RetFoundError
+from ..errors import RetFoundError, join_names
 from ..evaluation.report import predictions_table
 from ..explain.reconstruction import COLUMNS, paint, sheet_row
 from ..explain.relevance import relevance

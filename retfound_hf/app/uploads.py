@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from ..data.checks import join_names
-from ..errors import RetFoundError
+from ..errors import RetFoundError, join_names
 from ..images.dicom import MAGIC, PREAMBLE, is_dicom
 from ..images.reading import IMAGE_SUFFIXES
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..errors import RetFoundError, nearest
+from ..errors import RetFoundError, join_names, nearest
 from .splits import SPLITS
 
 logger = logging.getLogger(__name__)
@@ -19,12 +19,6 @@ ACCEPTED_DATA = (
 )
 HASHED_BYTES_LIMIT = 256 * 2**20
 PATIENTS = re.compile(r"(patient|subject|person|participant|pat)s?[ _.-]?(id|identifier|nr|no|num|number|code)?", re.I)
-
-
-def join_names(names: Iterable[object], limit: int = 5) -> str:
-    """The first `limit` names, and how many more there are."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
 
 
 def check_columns(table: pd.DataFrame, wanted: Sequence[str], source: object, option: str) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..errors import RetFoundError
-from .checks import join_names
+from ..errors import RetFoundError, join_names
 from .dates import Horizon
 from .registry import DEATH, LAST_FOLLOW_UP, Registry, known_events
 from .splits import PAPER_FRACTIONS, SPLITS, assign_splits

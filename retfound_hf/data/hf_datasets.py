@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ..errors import RetFoundError, one_line
+from ..errors import RetFoundError, join_names, one_line
 from ..hub_access import look_up_data_set
-from .checks import ACCEPTED_DATA, join_names
+from .checks import ACCEPTED_DATA
 from .splits import normalise_split
 
 if TYPE_CHECKING:

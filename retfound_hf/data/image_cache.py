@@ -17,12 +17,11 @@ import torch
 import torchvision
 from PIL import Image
 
-from ..errors import RetFoundError
+from ..errors import RetFoundError, join_names
 from ..files import atomic_folder, file_lock, write_json
 from ..images.field_of_view import crop_field_of_view
 from ..images.geometry import resize
 from ..images.reading import UnreadableImageError, read_image
-from .checks import join_names
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ..errors import RetFoundError, nearest
+from ..errors import RetFoundError, join_names, nearest
 from ..images.reading import IMAGE_SUFFIXES, find_images
-from .checks import check_columns, join_names
+from .checks import check_columns
 from .hf_datasets import find_image_column, load_splits
 from .tables import TABLE_SUFFIXES, holds_images, read_table
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..errors import RetFoundError
+from ..errors import RetFoundError, join_names
 from ..evaluation.validation import ProblemType
 from ..images.reading import find_images
 from . import checks
-from .checks import check_columns, join_names
+from .checks import check_columns
 from .hf_datasets import read_stored
 from .splits import (
     PAPER_FRACTIONS,

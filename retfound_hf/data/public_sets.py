@@ -12,12 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from ..errors import RetFoundError, nearest
+from ..errors import RetFoundError, join_names, nearest
 from ..files import refuse_existing, write_json
 from ..images.reading import UnreadableImageError, find_images, read_image
 from ..options import parse_arguments
 from ..record import write_run_record
-from .checks import join_names
 from .splits import SPLITS, normalise_split
 
 FILE = Path(__file__).with_name("public_sets.yaml")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..errors import RetFoundError, nearest
-from .checks import bare_name, check_columns, join_names
+from ..errors import RetFoundError, join_names, nearest
+from .checks import bare_name, check_columns
 from .dates import DateReader, offset_of, read_eyes, rows_of
 from .tables import as_text, read_table, table_images
 

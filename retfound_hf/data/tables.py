@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..errors import RetFoundError
-from ..evaluation.validation import PROBLEM_TYPES, ProblemType
-from .checks import check_columns, check_labels_present, check_spelling, join_names
+from ..errors import RetFoundError, join_names
+from ..evaluation.validation import ProblemType
+from ..vocabulary import PROBLEM_TYPES
+from .checks import check_columns, check_labels_present, check_spelling
 
 
 def as_text(values: pd.Series) -> pd.Series:

@@ -6,14 +6,14 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import RetFoundError
+from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, SINGLE_LABEL
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 # Rows of a softmax that ran in bfloat16 (8 bits of mantissa) miss a sum of one by up to about this much.
 SUM_TOLERANCE = 0.02
 
 
-def check_problem_type(problem_type: str, accepted: Sequence[str] = PROBLEM_TYPES) -> None:
+def check_problem_type(problem_type: str, accepted: Sequence[str] = tuple(PROBLEM_TYPES)) -> None:
     """Raise RetFoundError unless `problem_type` is one of `accepted`."""
     if problem_type not in accepted:
         raise RetFoundError(f"problem_type={problem_type!r} is not accepted here; accepted: {', '.join(accepted)}")
@@ -36,7 +36,7 @@ def check_classification(
     Raises:
         RetFoundError: shapes that do not fit, labels outside the classes, values that are no probabilities.
     """
-    check_problem_type(problem_type, PROBLEM_TYPES[:2])
+    check_problem_type(problem_type, (SINGLE_LABEL, MULTI_LABEL))
     single = problem_type == "single_label_classification"
     names = len(class_names)
     if len(set(class_names)) != names or names < (2 if single else 1):

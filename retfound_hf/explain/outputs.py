@@ -16,10 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import PreTrainedConfig
 
-from ..data.checks import join_names
 from ..data.image_sources import list_parts
 from ..data.labelled import read_labelled
-from ..errors import RetFoundError
+from ..errors import RetFoundError, join_names
 from ..images.drawing import INK, PAPER, contact_sheet
 from ..images.geometry import Window, resize
 from ..images.reading import IMAGE_SUFFIXES, UnreadableImageError, read_image

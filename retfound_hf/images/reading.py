@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from ..errors import RetFoundError
+from ..errors import RetFoundError, UnreadableImageError
 from .dicom import DICOM_SUFFIXES, DicomError, is_dicom, read_dicom
 from .geometry import apply_in_row_chunks
 
@@ -16,10 +16,6 @@ IMAGE_SUFFIXES: tuple[str, ...] = (
     *DICOM_SUFFIXES,
 )  # fmt: skip
 SENSOR_BITS = (8, 10, 12, 14, 16)
-
-
-class UnreadableImageError(RetFoundError):
-    """A file that is not an image, or not a whole one."""
 
 
 class OversizeError(ValueError):
@@ -63,7 +59,8 @@ def read_image(
     except RetFoundError:
         raise  # the fault is not the file's
     except Exception as error:  # decoders fail on broken files with errors of every type
-        raise UnreadableImageError(f"cannot read {name}: {_reason(error, source)}") from error
+        reason = _reason(error, source)
+        raise UnreadableImageError(f"cannot read {name}: {reason}", path=name, reason=reason) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from ..data.checks import join_names
 from ..data.labelled import LabelledSet, read_labelled
-from ..errors import RetFoundError
+from ..errors import RetFoundError, join_names
 from ..evaluation.report import ReportArguments, format_table, read_points, write_report
 from ..files import atomic_file, refuse_existing
 from ..models.loading import load_classifier, load_processor

@@ -23,6 +23,7 @@ from ..images.geometry import resize
 from ..images.quality import GRAY, channel_spread
 from ..images.reading import UnreadableImageError
 from ..models.image_processing_retfound import RetFoundImageProcessor
+from ..vocabulary import PROBLEM_TYPES
 
 
 def process_state() -> PartialState:
@@ -243,10 +244,7 @@ def pooled(outputs: Any) -> Tensor:
 
 def to_scores(logits: np.ndarray, problem_type: str) -> np.ndarray:
     """Class probabilities (softmax), label probabilities (sigmoid) or predicted values, by the problem type."""
-    values = torch.from_numpy(logits).double()
-    if problem_type == "single_label_classification":
-        return values.softmax(dim=1).numpy()
-    return values.sigmoid().numpy() if problem_type == "multi_label_classification" else logits
+    return PROBLEM_TYPES[problem_type].to_scores(torch.from_numpy(logits).double()).numpy()
 
 
 logger = logging.getLogger(__name__)

@@ -4,13 +4,13 @@ from typing import Any
 
 from transformers import ViTMAEConfig
 
-MODALITIES = ("cfp", "oct")
+from ..vocabulary import MODALITIES
+
 HEAD_NORMS = ("single", "double")
 
 # Only what differs from the defaults of `RetFoundConfig.__init__`, which are the paper's ViT-L.
 PRESETS: dict[str, dict[str, Any]] = {
-    "retfound-cfp": {"modality": "cfp", "mask_ratio": 0.75},
-    "retfound-oct": {"modality": "oct", "mask_ratio": 0.85},
+    **{f"retfound-{row.name}": {"modality": row.name, "mask_ratio": row.mask_ratio} for row in MODALITIES.values()},
     "retfound-tiny": {
         "hidden_size": 192,
         "num_hidden_layers": 12,

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.ops import StochasticDepth
 from transformers import PreTrainedConfig, ViTMAEForPreTraining
 from transformers import initialization as init
@@ -22,6 +21,7 @@ from transformers.models.vit_mae.modeling_vit_mae import (
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
+from ..vocabulary import PROBLEM_TYPES
 from .configuration_retfound import RetFoundConfig
 
 
@@ -57,9 +57,6 @@ def positions_for_grid(table: Tensor, grid: int) -> Tensor:
     return torch.cat([table[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
 
 
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
-
-
 def infer_problem_type(num_labels: int, labels: Tensor) -> str:
     """The problem type that the labels tell, by the rule of the transformers classifiers."""
     if num_labels == 1:
@@ -85,19 +82,8 @@ def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig
     if problem not in PROBLEM_TYPES:
         raise ValueError(f"problem_type={problem!r} is unknown; accepted: {', '.join(PROBLEM_TYPES)}")
     logits = logits.float()
-    smoothing = getattr(config, "label_smoothing", 0.0) or 0.0
-    weights = _row(getattr(config, "class_weights", None), logits)
-    if problem == "single_label_classification":
-        # Over the number of images, not the sum of their weights: a batch that lacks the rare class weighs less.
-        total = functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing, reduction="sum")
-        return total / len(logits)
-    labels = labels.to(logits.dtype).view_as(logits)
-    if problem == "multi_label_classification":
-        smoothed = labels * (1 - smoothing) + smoothing / 2
-        return functional.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weights)
-    scale = _row(getattr(config, "target_scale", None), logits)
-    errors = logits - labels if scale is None else (logits - labels) / scale
-    return errors.square().mean()
+    weights, scale = (_row(getattr(config, name, None), logits) for name in ("class_weights", "target_scale"))
+    return PROBLEM_TYPES[problem].loss(logits, labels, weights, getattr(config, "label_smoothing", 0.0) or 0.0, scale)
 
 
 def _row(values: list[float] | None, logits: Tensor) -> Tensor | None:

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..data.checks import join_names
 from ..data.labelled import LabelledSet, keep_fraction, read_labelled
-from ..errors import RetFoundError, nearest
+from ..errors import RetFoundError, join_names, nearest
 from ..evaluation.aggregation import count_conflicts, units_of
 from ..models.loading import is_adapter, read_config
 from .config import (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retfound_hf.app.page import Painter, build_page, input_window, look, relevance_layer, explained
+from retfound_hf.app.page import Painter, build_page, explained, input_window, look, relevance_layer
 from retfound_hf.app.predictor import Reader
 from retfound_hf.app.uploads import Limits
 from retfound_hf.explain.relevance import relevance
