@@ -239,10 +239,10 @@ class Predictions:
             found = [[cell] if problem_type == SINGLE_LABEL else cell.split("|") if cell else [] for cell in labels]
             wrong = [row for row, cells in enumerate(found) if not set(cells) <= set(names)]
             if wrong:
-                ids = table["id"].iloc[wrong]
+                ids, label = table["id"].iloc[wrong], labels.iloc[wrong[0]]
                 raise BadDataError(
-                    f"{path}: {len(wrong)} label(s), such as {labels.iloc[wrong[0]]!r} of {ids.iloc[0]}, are no class; it "
-                    f"has {', '.join(names)}", rows=ids, source=path,
+                    f"{path}: {len(wrong)} label(s), such as {label!r} of {ids.iloc[0]}, are no class; "
+                    f"classes: {', '.join(names)}", rows=ids, source=path,
                 )  # fmt: skip
             targets = np.array([[name in cells for name in names] for cells in found])
             targets = targets.argmax(axis=1) if problem_type == SINGLE_LABEL else targets.astype(np.int64)

@@ -150,9 +150,9 @@ def test_move_into_adds_nothing_when_stopped(tmp_path):
 
 KILLED = """
 import sys, time
-from retfound_hf.files import whole_file, whole_folder
+from retfound_hf.files import atomic_file, atomic_folder
 kind, path = sys.argv[1:]
-with (whole_file(path) if kind == "file" else whole_folder(path, overwrite=True)) as partial:
+with (atomic_file(path) if kind == "file" else atomic_folder(path, overwrite=True)) as partial:
     (partial if kind == "file" else partial / "content").write_text("half")
     print("writing", flush=True)
     time.sleep(60)
@@ -205,9 +205,9 @@ def test_readers_never_see_a_half_written_file(tmp_path):
 def test_one_process_at_a_time_makes_a_file(tmp_path):
     path = tmp_path / "deep" / "made.txt"
     code = (
-        "import sys, time; from pathlib import Path; from retfound_hf.files import one_at_a_time\n"
+        "import sys, time; from pathlib import Path; from retfound_hf.files import file_lock\n"
         "path = Path(sys.argv[1])\n"
-        "with one_at_a_time(path):\n"
+        "with file_lock(path):\n"
         "    if not path.exists():\n"
         "        time.sleep(0.3); path.write_text(sys.argv[2]); print('made')\n"
     )
@@ -224,8 +224,8 @@ def test_a_folder_has_one_writer_until_it_ends(tmp_path, monkeypatch):
     monkeypatch.setattr("retfound_hf.files.PATIENCE", 0.2)
     folder = tmp_path / "out"
     code = (
-        "import sys, time; from pathlib import Path; from retfound_hf.files import only_writer\n"
-        "with only_writer(Path(sys.argv[1])):\n"
+        "import sys, time; from pathlib import Path; from retfound_hf.files import exclusive_folder\n"
+        "with exclusive_folder(Path(sys.argv[1])):\n"
         "    print('mine', flush=True); time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True) as other:
