@@ -23,7 +23,7 @@ COMMANDS = {
     "export": ("hub.export", "main", "a model folder -> timm's state dict or an ONNX graph"),
     "publish": ("hub.publish", "main", "a finished folder -> the Hub, with its card"),
     "embed": ("inference.embed", "main", "feature vectors of a folder of images"),
-    "explain": ("explain.explain", "main", "what a classifier looks at, what an autoencoder paints"),
+    "explain": ("explanation.explain", "main", "what a classifier looks at, what an autoencoder paints"),
     "app": ("app.server", "main", "a fine-tuned folder in a browser: one image, many, and where it looks"),
 }
 

@@ -5,7 +5,7 @@ python scripts/explain.py --model_name_or_path my-classifier --data my-images/te
 
 import sys
 
-from retfound_hf.explain.explain import main
+from retfound_hf.explanation.explain import main
 from retfound_hf.options import run_command
 
 if __name__ == "__main__":

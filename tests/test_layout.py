@@ -11,7 +11,7 @@ FLOORS = {
     "images": 1, "evaluation": 1,
     "models": 2, "data": 2,
     "inference": 3,
-    "pretraining": 4, "finetuning": 4, "explain": 4,
+    "pretraining": 4, "finetuning": 4, "explanation": 4,
     "study": 5, "app": 5,
     "hub": 6,
     "cli": 7, "__init__": 7,

@@ -18,8 +18,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from ..errors import RetFoundError, join_names
 from ..evaluation.report import predictions_table
-from ..explain.reconstruction import COLUMNS, paint, sheet_row
-from ..explain.relevance import relevance
+from ..explanation.reconstruction import COLUMNS, paint, sheet_row
+from ..explanation.relevance import relevance
 from ..images.drawing import colour_layer, heat_on_image
 from ..images.geometry import Window
 from ..images.quality import assess_quality

@@ -13,7 +13,7 @@ from PIL import Image
 from retfound_hf.app.page import Painter, build_page, explained, input_window, look, relevance_layer
 from retfound_hf.app.predictor import Reader
 from retfound_hf.app.uploads import Limits
-from retfound_hf.explain.relevance import relevance
+from retfound_hf.explanation.relevance import relevance
 
 
 def layer_of(html: str) -> Image.Image:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retfound_hf.explain.outputs import FileNames
+from retfound_hf.explanation.outputs import FileNames
 from retfound_hf.images.drawing import colour_layer, heat_on_image, overlay, with_scale
 from retfound_hf.images.geometry import Window
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from retfound_hf import RetFoundModel
 from retfound_hf.errors import RetFoundError
-from retfound_hf.explain.relevance import METHODS, relevance
+from retfound_hf.explanation.relevance import METHODS, relevance
 
 ATTENTION = ("relevance", "rollout")
 ANY_MODEL = [method for method in METHODS if method != "relprop"]

@@ -6,7 +6,7 @@ from captum.attr import LRP
 from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule
 from torch import nn
 
-from retfound_hf.explain.relprop import through_linear, through_mean, through_product, through_sum
+from retfound_hf.explanation.relprop import through_linear, through_mean, through_product, through_sum
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from retfound_hf.errors import RetFoundError
-from retfound_hf.explain.faithfulness import Curves, deletion_and_insertion, mass_over_chance
-from retfound_hf.explain.relevance import METHODS, relevance
+from retfound_hf.explanation.faithfulness import Curves, deletion_and_insertion, mass_over_chance
+from retfound_hf.explanation.relevance import METHODS, relevance
 
 # Times as much of the map within the lesions as chance puts there.
 MULTIPLE = {"relevance": 5.0, "relprop": 5.0, "rollout": 3.0, "integrated_gradients": 8.0}

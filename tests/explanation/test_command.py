@@ -11,9 +11,9 @@ from PIL import Image
 
 from retfound_hf.cli import main as cli
 from retfound_hf.errors import RetFoundError
-from retfound_hf.explain.explain import main
-from retfound_hf.explain.reconstruction import paint
-from retfound_hf.explain.relevance import relevance
+from retfound_hf.explanation.explain import main
+from retfound_hf.explanation.reconstruction import paint
+from retfound_hf.explanation.relevance import relevance
 from retfound_hf.images.reading import read_image
 from retfound_hf.models.loading import load_autoencoder, load_classifier, load_processor
 

@@ -6,9 +6,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from retfound_hf.errors import RetFoundError
-from retfound_hf.explain.attention import attention_pass, view_of
-from retfound_hf.explain.relevance import relevance
-from retfound_hf.explain.relprop import through_block, through_head
+from retfound_hf.explanation.attention import attention_pass, view_of
+from retfound_hf.explanation.relevance import relevance
+from retfound_hf.explanation.relprop import through_block, through_head
 
 
 def linear(x: Tensor, weight: Tensor, relevance: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Dinov2Config, DINOv3ViTConfig
 
-from retfound_hf.explain.relevance import relevance
+from retfound_hf.explanation.relevance import relevance
 from retfound_hf.models.backbones import StockEncoderConfig, StockEncoderForImageClassification
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}

@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from retfound_hf.errors import RetFoundError
-from retfound_hf.explain.reconstruction import paint
-from retfound_hf.explain.relevance import METHODS, relevance
+from retfound_hf.explanation.reconstruction import paint
+from retfound_hf.explanation.relevance import METHODS, relevance
 
 
 def state_of(model) -> dict:
