@@ -21,7 +21,7 @@ from ..evaluation.report import predictions_table
 from ..explanation.reconstruction import COLUMNS, paint, sheet_row
 from ..explanation.relevance import relevance
 from ..images.drawing import colour_layer, heat_on_image
-from ..images.geometry import Window
+from ..images.geometry import ImageRegion
 from ..images.quality import assess_quality
 from ..images.reading import UnreadableImageError, read_image
 from ..inference.predict import process_state
@@ -102,14 +102,14 @@ class Turns:
             self._line.remove(own)
 
 
-def input_window(reader: Reader, image: Image.Image, size: tuple[int, int]) -> Window:
+def input_window(reader: Reader, image: Image.Image, size: tuple[int, int]) -> ImageRegion:
     """Where the network's input lies on an image that is shown at `size`."""
     window = reader.processor.input_window(image, reader.processor.crop_box(image))
     return window.scaled(size[0] / image.width, size[1] / image.height)
 
 
 def relevance_layer(
-    reader: Reader, pixel_values: Tensor, window: Window, target: str, size: tuple[int, int]
+    reader: Reader, pixel_values: Tensor, window: ImageRegion, target: str, size: tuple[int, int]
 ) -> tuple[Image.Image, float]:
     """A transparent layer of colour that lies on the image shown at `size`, and what its hottest colour stands for.
 
@@ -157,7 +157,7 @@ class Seen:
     """
 
     photo: Photo
-    window: Window
+    window: ImageRegion
     pixel_values: Tensor
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..errors import RetFoundError, join_names
 from ..files import atomic_folder, file_lock, write_json
-from ..images.field_of_view import crop_field_of_view
+from ..images.field_of_view import crop_field_of_view, side_to_read
 from ..images.geometry import resize
 from ..images.reading import UnreadableImageError, read_image
 
@@ -65,7 +65,7 @@ class Decoder:
         """The prepared image, 8-bit RGB."""
         side = min(self.size.values())
         # The smallest field that the crop accepts is 0.4 of its photograph's shorter side: it keeps `side` pixels.
-        image = read_image(source, min_side=None if self.exact else 5 * side // 2)
+        image = read_image(source, min_side=None if self.exact else side_to_read(side))
         if self.crop:
             image = crop_field_of_view(image)
         if self.exact:

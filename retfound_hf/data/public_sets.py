@@ -190,7 +190,7 @@ def _look(path: Path) -> tuple[bytes, str]:
         content = path.read_bytes()
         read_image(content, min_side=64)
     except UnreadableImageError as error:
-        return b"", str(error).removeprefix("cannot read the image: ")
+        return b"", error.reason
     except OSError as error:
         return b"", error.strerror or type(error).__name__
     return hashlib.blake2b(content).digest(), ""

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from ..errors import RetFoundError
 from ..files import atomic_file, refuse_existing, write_json
-from ..images.field_of_view import crop_field_of_view
+from ..images.field_of_view import crop_field_of_view, side_to_read
 from ..images.geometry import resize
 from ..images.reading import IMAGE_SUFFIXES, UnreadableImageError, read_image
 from .image_sources import Item, Source, Unit, cut_units, identity
@@ -85,7 +85,7 @@ class Preparer:
         """
         # Of a JPEG, no more is decoded than leaves the smallest field that the crop accepts, 0.4 of the photograph's
         # shorter side, as large as the result: it differs less from full decoding than JPEG at quality 95 does.
-        image = read_image(source, min_side=max(5 * self.size // 2, self.min_side))
+        image = read_image(source, min_side=max(side_to_read(self.size), self.min_side))
         if min(image.size) < self.min_side:
             raise UnreadableImageError(f"{image.width} x {image.height} pixels are fewer than {self.min_side} a side")
         if self.crop:

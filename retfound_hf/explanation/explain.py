@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..files import atomic_folder, refuse_existing
 from ..images.drawing import contact_sheet, heat_on_image, overlay, with_scale
-from ..images.geometry import Window
+from ..images.geometry import ImageRegion
 from ..inference.predict import DTYPES, process_state, to_scores
 from ..models.loading import load_autoencoder, load_classifier, load_processor
 from ..options import parse_arguments
@@ -75,7 +75,7 @@ def _targets(target: str, items: list[Opened]) -> str | list[str | None] | None:
     return [item.source.label for item in items] if target == LABEL else target
 
 
-def _seen(picture: Image.Image, window: Window) -> Image.Image:
+def _seen(picture: Image.Image, window: ImageRegion) -> Image.Image:
     """The part of a picture that the network saw."""
     return picture.crop(tuple(round(edge) for edge in (window.left, window.top, window.right, window.bottom)))
 

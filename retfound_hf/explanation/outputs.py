@@ -20,7 +20,7 @@ from ..data.image_sources import list_parts
 from ..data.labelled import read_labelled
 from ..errors import RetFoundError, join_names
 from ..images.drawing import INK, PAPER, contact_sheet
-from ..images.geometry import Window, resize
+from ..images.geometry import ImageRegion, resize
 from ..images.reading import IMAGE_SUFFIXES, UnreadableImageError, read_image
 from ..inference.evaluate import split_of_training
 from ..inference.predict import EvaluationPixels, ForwardArguments
@@ -117,12 +117,12 @@ class Opened:
     source: Source
     prepared: Image.Image
     picture: Image.Image
-    window: Window
+    window: ImageRegion
     size: tuple[int, int]
     reason: str = ""
 
     @property
-    def window_on_picture(self) -> Window:
+    def window_on_picture(self) -> ImageRegion:
         return self.window.scaled(self.picture.width / self.size[0], self.picture.height / self.size[1])
 
 
@@ -141,7 +141,7 @@ class Opening(Dataset):
             image = read_image(source.image)
         except UnreadableImageError as error:
             blank = Image.new("RGB", (64, 64))
-            return Opened(source, resize(blank, size), blank, Window(0, 0, 64, 64), blank.size, str(error))
+            return Opened(source, resize(blank, size), blank, ImageRegion(0, 0, 64, 64), blank.size, str(error))
         box = self.processor.crop_box(image)
         prepared = resize(image if box == (0, 0, *image.size) else image.crop(box), size)
         window = self.processor.input_window(image, box)

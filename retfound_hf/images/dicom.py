@@ -9,116 +9,29 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from ..errors import missing_extra
+from ..errors import MissingPackageError, UnreadableImageError, one_line
 from .geometry import apply_in_row_chunks
-
-JP2_BOXES = b"\x00\x00\x00\x0cjP  "
-ALONE = {0x01, *range(0xD0, 0xD8)}  # markers of JPEG without a length
-# Frame headers of JPEG and JPEG-LS (SOF 0-15 but DHT, JPG and DAC; DHP of hierarchical JPEG; SOF 55).
-FRAMES = {*range(0xC0, 0xD0), 0xDE, 0xF7} - {0xC4, 0xC8, 0xCC}
-PADDING = 2  # times the pixels that a segment of run lengths may hold, since some writers pad
-
-
-class CodestreamError(ValueError):
-    """A frame whose size cannot be told, or is another one; the message is the reason."""
-
-
-def jpeg_size(frame: bytes) -> tuple[int, int, int]:
-    """Width, height and components in the first frame header of a JPEG or JPEG-LS codestream."""
-    try:
-        if frame[:2] != b"\xff\xd8":
-            raise CodestreamError("its frame does not begin as a JPEG does")
-        position = 2
-        while frame[position] == 0xFF:
-            kind = frame[position + 1]
-            if kind in FRAMES:
-                height, width, components = unpack_from(">HHB", frame, position + 5)
-                return width, height, components
-            if kind == 0xFF:
-                position += 1
-            elif kind in ALONE:
-                position += 2
-            elif kind >= 0xC0 and kind not in (0xD9, 0xDA):
-                position += 2 + unpack_from(">H", frame, position + 2)[0]
-            else:
-                break
-    except (IndexError, StructError):
-        pass
-    raise CodestreamError("its JPEG frame has no header that tells its size")
-
-
-def jpeg2000_size(frame: bytes) -> tuple[int, int, int]:
-    """Width, height and components in the header (SIZ) of a JPEG 2000 codestream, bare or in the boxes of a JP2."""
-    try:
-        position = _codestream(frame) if frame.startswith(JP2_BOXES) else 0
-        if frame[position : position + 4] == b"\xff\x4f\xff\x51":
-            right, bottom, left, top = unpack_from(">4I", frame, position + 8)
-            return right - left, bottom - top, unpack_from(">H", frame, position + 40)[0]
-    except StructError:
-        pass
-    raise CodestreamError("its JPEG 2000 frame has no header that tells its size")
-
-
-def check_run_lengths(frame: bytes, pixels: int) -> None:
-    """Refuse RLE of which a segment unpacks to more than `PADDING` times its pixels."""
-    if len(frame) < 64:
-        raise CodestreamError("its RLE frame has no header")
-    count, *offsets = unpack("<16I", frame[:64])
-    ends = [*offsets[1 : min(count, 15)], len(frame)]
-    for start, end in zip(offsets, ends, strict=False):
-        if _unpacked(memoryview(frame)[start:end], PADDING * pixels) > PADDING * pixels:
-            raise CodestreamError(f"its RLE frame unpacks to more than the {pixels:,} pixels that its header says")
-
-
-def _codestream(frame: bytes) -> int:
-    """Where the first box of a JP2 that holds a codestream begins to hold it."""
-    position = 0
-    while True:
-        length, kind = unpack_from(">I4s", frame, position)
-        start = position + (16 if length == 1 else 8)
-        if kind == b"jp2c":
-            return start
-        length = unpack_from(">Q", frame, position + 8)[0] if length == 1 else length
-        if length < start - position:
-            raise CodestreamError("its JPEG 2000 frame holds a box without an end")
-        position += length
-
-
-def _unpacked(segment: memoryview, limit: int) -> int:
-    """Bytes that a segment unpacks to; the count stops beyond `limit`."""
-    total = position = 0
-    while position < len(segment) and total <= limit:
-        header = segment[position]
-        if header < 128:
-            total += header + 1
-            position += header + 2
-        elif header > 128:
-            total += 257 - header
-            position += 2
-        else:
-            position += 1
-    return total
-
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 PREAMBLE, MAGIC = 128, b"DICM"
 PIXEL_DATA = b"\xe0\x7f\x10\x00"
 OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
-# What turns stored values into a picture, beside what pydicom takes along by itself.
+# Elements that turn stored values into a picture, beside those that pydicom reads by itself.
 DISPLAY_TAGS = (
     "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction",
     "VOILUTSequence", "RedPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableDescriptor",
     "BluePaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData", "GreenPaletteColorLookupTableData",
     "BluePaletteColorLookupTableData",
 )  # fmt: skip
-
-
-class DicomError(ValueError):
-    """A DICOM file without an image that can be shown; the message is the reason."""
+JP2_BOXES = b"\x00\x00\x00\x0cjP  "
+ALONE = {0x01, *range(0xD0, 0xD8)}  # markers of JPEG without a length
+# Frame headers of JPEG and JPEG-LS (SOF 0-15 but DHT, JPG and DAC; DHP of hierarchical JPEG; SOF 55).
+FRAMES = {*range(0xC0, 0xD0), 0xDE, 0xF7} - {0xC4, 0xC8, 0xCC}
+PADDING = 2  # a segment of run lengths may hold this many times its pixels, since some writers pad
 
 
 def is_dicom(source: str | Path | bytes) -> bool:
-    """Whether a file, or the bytes of one, has the mark of DICOM behind its preamble; its name is not looked at."""
+    """Whether a file, or the bytes of one, has the mark of DICOM behind its preamble, whatever its name."""
     if isinstance(source, bytes):
         return source[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC
     with open(source, "rb") as file:
@@ -129,9 +42,10 @@ def read_dicom(source: str | Path | bytes, max_pixels: int | None = None) -> Ima
     """Read one image; of several frames the central one, as RETFound takes the central B-scan of an OCT volume.
 
     Rescaling, the window or lookup table, and palettes are applied as the file says; MONOCHROME1 is inverted and YBR
-    becomes RGB. What is burned into the pixels stays.
+    becomes RGB. Text burned into the pixels stays.
 
     Args:
+        source: path, or the bytes of a file.
         max_pixels: refuse larger images before anything is decoded.
 
     Returns:
@@ -139,14 +53,14 @@ def read_dicom(source: str | Path | bytes, max_pixels: int | None = None) -> Ima
         `reading.to_rgb`.
 
     Raises:
-        RetFoundError: pydicom is not installed.
-        DicomError: no image in the file, or one that is compressed in an unknown way or too large.
+        MissingPackageError: pydicom is not installed.
+        UnreadableImageError: no image in the file, or one that is compressed in an unknown way or too large.
     """
     try:
         import pydicom
         from pydicom.pixels import pixel_array
     except ImportError as error:
-        raise missing_extra("pydicom", "dicom") from error
+        raise MissingPackageError("pydicom", "dicom") from error
 
     def file() -> Any:
         return BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
@@ -160,47 +74,48 @@ def read_dicom(source: str | Path | bytes, max_pixels: int | None = None) -> Ima
         with file() as opened:
             values = pixel_array(opened, ds_out=header, specific_tags=tags, index=frame)
     except (AttributeError, RuntimeError, NotImplementedError) as error:
-        raise DicomError(f"its image cannot be decoded: {' '.join(str(error).split())}") from error
+        raise UnreadableImageError(f"its image cannot be decoded: {one_line(error)}") from error
     return _picture(values, header)
 
 
 def _check_syntax(file: BinaryIO) -> None:
-    """Refuse a file that is deflated as a whole: whoever reads its first element has unpacked it all."""
+    """Refuse a file that is deflated as a whole: reading its first element would unpack all of it."""
     from pydicom.filereader import read_dataset, read_preamble
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     read_preamble(file, force=False)
     meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        raise DicomError("it is deflated as a whole (transfer syntax 1.2.840.10008.1.2.1.99); store it unpacked")
+        raise UnreadableImageError(
+            "it is deflated as a whole (transfer syntax 1.2.840.10008.1.2.1.99); store it unpacked"
+        )
     file.seek(0)
 
 
 def _check_size(file: BinaryIO, max_pixels: int | None) -> int:
-    """Index of the central frame, which is as large as the header says and no larger than allowed."""
+    """Index of the central frame, checked to be as large as the header says and no larger than allowed."""
     import pydicom
 
     names = ["Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", *OFFSETS]
     header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=names)
     if "Rows" not in header or "Columns" not in header:
-        raise DicomError("this DICOM file holds no image (a report or a document, perhaps)")
+        raise UnreadableImageError("this DICOM file holds no image (a report or a document, perhaps)")
     if max_pixels is not None and header.Rows * header.Columns > max_pixels:
-        raise DicomError(f"it has {header.Columns} x {header.Rows} pixels, more than the {max_pixels:,} allowed")
+        raise UnreadableImageError(
+            f"it has {header.Columns} x {header.Rows} pixels, more than the {max_pixels:,} allowed"
+        )
     frames = int(header.get("NumberOfFrames") or 1)
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax is not None and not syntax.is_private and syntax.is_encapsulated and file.read(4) == PIXEL_DATA:
         file.seek(8, SEEK_CUR)  # its representation and length
         offsets = tuple(header[name].value for name in OFFSETS) if all(name in header for name in OFFSETS) else None
         encoded = pydicom.encaps.get_frame(file, frames // 2, number_of_frames=frames, extended_offsets=offsets)
-        try:
-            _check_frame(encoded, syntax, header)
-        except CodestreamError as error:
-            raise DicomError(str(error)) from error
+        _check_frame(encoded, syntax, header)
     return frames // 2
 
 
 def _check_frame(encoded: bytes, syntax: Any, header: Any) -> None:
-    """Refuse a frame that unpacks to another size than the header's, by which the decoder would not be bound."""
+    """Refuse a frame that unpacks to another size than the header's: the decoder would follow the frame."""
     from pydicom import uid
 
     if syntax == uid.RLELossless:
@@ -215,7 +130,7 @@ def _check_frame(encoded: bytes, syntax: Any, header: Any) -> None:
     expected = (header.Columns, header.Rows, header.get("SamplesPerPixel", 1))
     if found != expected:
         sizes = [f"{width} x {height} pixels of {samples}" for width, height, samples in (found, expected)]
-        raise DicomError(f"its compressed image has {sizes[0]} samples, though the header says {sizes[1]}")
+        raise UnreadableImageError(f"its compressed image has {sizes[0]} samples, though the header says {sizes[1]}")
 
 
 def _picture(values: np.ndarray, header: Any) -> Image.Image:
@@ -228,9 +143,7 @@ def _picture(values: np.ndarray, header: Any) -> Image.Image:
     if values.ndim == 3:
         return Image.fromarray(_eight_bits(values, header.BitsStored))
     if not kind.startswith("MONOCHROME"):
-        raise DicomError(
-            f"its photometric interpretation {kind} is not known; accepted: MONOCHROME, RGB, YBR, PALETTE"
-        )
+        raise UnreadableImageError(f"photometric interpretation {kind} is none of MONOCHROME, RGB, YBR, PALETTE")
     return _monochrome(values, header, inverted=kind == "MONOCHROME1")
 
 
@@ -264,3 +177,82 @@ def _windowed(stored: np.ndarray, header: Any, low: float, high: float, inverted
 
 def _eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
     return values.astype(np.uint8) if bits <= 8 else np.right_shift(values, bits - 8).astype(np.uint8)
+
+
+def jpeg_size(frame: bytes) -> tuple[int, int, int]:
+    """Width, height and components in the first frame header of a JPEG or JPEG-LS codestream."""
+    try:
+        if frame[:2] != b"\xff\xd8":
+            raise UnreadableImageError("its frame does not begin as a JPEG does")
+        position = 2
+        while frame[position] == 0xFF:
+            kind = frame[position + 1]
+            if kind in FRAMES:
+                height, width, components = unpack_from(">HHB", frame, position + 5)
+                return width, height, components
+            if kind == 0xFF:
+                position += 1
+            elif kind in ALONE:
+                position += 2
+            elif kind >= 0xC0 and kind not in (0xD9, 0xDA):
+                position += 2 + unpack_from(">H", frame, position + 2)[0]
+            else:
+                break
+    except (IndexError, StructError):
+        pass
+    raise UnreadableImageError("its JPEG frame has no header that tells its size")
+
+
+def jpeg2000_size(frame: bytes) -> tuple[int, int, int]:
+    """Width, height and components in the header (SIZ) of a JPEG 2000 codestream, bare or in the boxes of a JP2."""
+    try:
+        position = _codestream(frame) if frame.startswith(JP2_BOXES) else 0
+        if frame[position : position + 4] == b"\xff\x4f\xff\x51":
+            right, bottom, left, top = unpack_from(">4I", frame, position + 8)
+            return right - left, bottom - top, unpack_from(">H", frame, position + 40)[0]
+    except StructError:
+        pass
+    raise UnreadableImageError("its JPEG 2000 frame has no header that tells its size")
+
+
+def check_run_lengths(frame: bytes, pixels: int) -> None:
+    """Refuse RLE of which a segment unpacks to more than `PADDING` times its pixels."""
+    if len(frame) < 64:
+        raise UnreadableImageError("its RLE frame has no header")
+    count, *offsets = unpack("<16I", frame[:64])
+    ends = [*offsets[1 : min(count, 15)], len(frame)]
+    for start, end in zip(offsets, ends, strict=False):
+        if _unpacked(memoryview(frame)[start:end], PADDING * pixels) > PADDING * pixels:
+            raise UnreadableImageError(
+                f"its RLE frame unpacks to more than the {pixels:,} pixels that its header says"
+            )
+
+
+def _codestream(frame: bytes) -> int:
+    """Position of the codestream in the boxes of a JP2 file."""
+    position = 0
+    while True:
+        length, kind = unpack_from(">I4s", frame, position)
+        start = position + (16 if length == 1 else 8)
+        if kind == b"jp2c":
+            return start
+        length = unpack_from(">Q", frame, position + 8)[0] if length == 1 else length
+        if length < start - position:
+            raise UnreadableImageError("its JPEG 2000 frame holds a box without an end")
+        position += length
+
+
+def _unpacked(segment: memoryview, limit: int) -> int:
+    """Bytes that a segment of run lengths unpacks to; counting stops beyond `limit`."""
+    total = position = 0
+    while position < len(segment) and total <= limit:
+        header = segment[position]
+        if header < 128:
+            total += header + 1
+            position += header + 2
+        elif header > 128:
+            total += 257 - header
+            position += 2
+        else:
+            position += 1
+    return total

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from ..errors import RetFoundError
-from .geometry import Window
+from .geometry import ImageRegion
 
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 SMALLEST_FONT = 8
@@ -125,7 +125,7 @@ class Heat:
     top: float
 
 
-def heat_on_image(patches: np.ndarray, window: Window, size: tuple[int, int]) -> Heat:
+def heat_on_image(patches: np.ndarray, window: ImageRegion, size: tuple[int, int]) -> Heat:
     """Scale a map by its average and lay it on the image.
 
     The average is what every patch would have, were relevance spread evenly. A map without a peak of `LEAST_TOP`

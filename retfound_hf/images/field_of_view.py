@@ -1,4 +1,9 @@
-"""Field of view of a colour fundus photograph: the lit disc within a dark surround."""
+"""Field of view of a colour fundus photograph: the lit disc on a dark surround, and the square crop around it.
+
+The image is reduced to about 256 pixels and split by a threshold above the level of its corners; a circle is fitted to
+the outline of the largest bright part. Straight cuts (a disc larger than the sensor), notches, captions and specks lie
+off the circle and do not move it. An outline that is not a circle means that there is no field to crop.
+"""
 
 from dataclasses import dataclass
 
@@ -6,14 +11,103 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from ..errors import RetFoundError
+from ..errors import BadDataError
 
-ROUNDS = 8
+SMALLEST_FIELD = 0.4  # smallest accepted diameter of the field, as a share of the image's shorter side
+DETECTION_SIDE = 256
+# The crop of a crop must be itself: a square within this share of the whole image is the whole image.
+WHOLE_TOLERANCE = 0.02
+FIT_ROUNDS = 8
+FEWEST_POINTS = 12
+
+
+@dataclass(frozen=True)
+class FieldOfView:
+    """Bounding box of the lit field in pixels, `right` and `bottom` exclusive.
+
+    `found` is false where the image has no dark surround to cut away (an OCT B-scan, a patch, an image that is cropped
+    already); the box is then the whole image.
+    """
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    found: bool
+
+    @property
+    def side(self) -> int:
+        """Side of the square crop in pixels: the longer side of the box."""
+        return max(self.right - self.left, self.bottom - self.top)
+
+
+def side_to_read(side: int) -> int:
+    """Shorter side in pixels that an image needs for the smallest accepted field to have `side` pixels."""
+    return int(side * (1 / SMALLEST_FIELD))
+
+
+def find_field_of_view(image: np.ndarray | Image.Image) -> FieldOfView:
+    """Find the lit disc of a fundus photograph, to about 1% of its diameter.
+
+    Args:
+        image: RGB, uint8, as a PIL image or an array (height, width, 3).
+
+    Raises:
+        BadDataError: another shape or type.
+    """
+    image = as_rgb_image(image)
+    factor = max(1, max(image.size) // DETECTION_SIDE)
+    # The brightest channel: the rim of a fundus is dark in green and blue long before it is dark in red.
+    box = _box_of_disc(np.asarray(image.reduce(factor)).max(axis=2))
+    width, height = image.size
+    whole = FieldOfView(0, 0, width, height, found=False)
+    if box is None:
+        return whole
+    left, top, right, bottom = (round(edge * factor) for edge in box)
+    field = FieldOfView(max(left, 0), max(top, 0), min(right, width), min(bottom, height), found=True)
+    slack = WHOLE_TOLERANCE * max(image.size)
+    is_whole = all(abs(a - b) <= slack for a, b in zip(square_box(field), (0, 0, width, height), strict=True))
+    return whole if is_whole else field
+
+
+def square_box(field: FieldOfView) -> tuple[int, int, int, int]:
+    """Square crop (left, top, right, bottom) in the image's pixels, centred on the field.
+
+    It may reach beyond the image, where the crop is padded with black. Adding `left` and `top` maps a pixel of the
+    crop back to the image.
+    """
+    left = (field.left + field.right - field.side) // 2
+    top = (field.top + field.bottom - field.side) // 2
+    return left, top, left + field.side, top + field.side
+
+
+def crop_field_of_view(image: Image.Image) -> Image.Image:
+    """Cut an RGB image to its field of view, padded with black to a square; the image itself where there is none.
+
+    This is the first preprocessing step of RETFound's fundus model (AutoMorph, Zhou et al. 2022, step 1).
+    """
+    box = crop_box(image)
+    return image if box == (0, 0, *image.size) else image.crop(box)
+
+
+def crop_box(image: Image.Image) -> tuple[int, int, int, int]:
+    """Square crop to the field of view of an RGB image, or the whole image where there is none."""
+    field = find_field_of_view(image)
+    return square_box(field) if field.found else (0, 0, *image.size)
+
+
+def as_rgb_image(image: np.ndarray | Image.Image) -> Image.Image:
+    """The image as a PIL image in mode RGB; an array must be uint8 of shape (height, width, 3)."""
+    if isinstance(image, Image.Image):
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise BadDataError(f"array of {image.dtype} and shape {image.shape}; give uint8 of shape (height, width, 3)")
+    return Image.fromarray(image)
 
 
 @dataclass(frozen=True)
 class Circle:
-    """Centre and radius in pixels; `inliers` is the fraction of the points within 2% of the radius of the circle."""
+    """Centre and radius in pixels; `inliers` is the share of the points within 2% of the radius of the circle."""
 
     x: float
     y: float
@@ -28,19 +122,18 @@ def fit_circle(x: np.ndarray, y: np.ndarray) -> Circle | None:
         x, y: (n,) coordinates of the points.
 
     Returns:
-        None for fewer than 12 points or points that lie on a line.
+        None for fewer than 12 points or points on a line.
     """
     keep = np.ones(len(x), dtype=bool)
     centre_x = centre_y = radius = 0.0
-    for round_ in range(ROUNDS):
-        if keep.sum() < 12:
+    for round_ in range(FIT_ROUNDS):
+        if keep.sum() < FEWEST_POINTS:
             return None
         # Centred coordinates keep the normal equations well conditioned.
         mean_x, mean_y = x[keep].mean(), y[keep].mean()
         u, v = x[keep] - mean_x, y[keep] - mean_y
-        solution, _, rank, _ = np.linalg.lstsq(
-            np.stack([2 * u, 2 * v, np.ones_like(u)], axis=1), u**2 + v**2, rcond=None
-        )
+        equations = np.stack([2 * u, 2 * v, np.ones_like(u)], axis=1)
+        solution, _, rank, _ = np.linalg.lstsq(equations, u**2 + v**2, rcond=None)
         if rank < 3:
             return None
         centre_x, centre_y = mean_x + solution[0], mean_y + solution[1]
@@ -55,15 +148,8 @@ def fit_circle(x: np.ndarray, y: np.ndarray) -> Circle | None:
     return Circle(float(centre_x), float(centre_y), radius, inliers)
 
 
-def box_of_disc(value: np.ndarray) -> tuple[float, float, float, float] | None:
-    """Find the lit disc of a fundus photograph.
-
-    Args:
-        value: brightness, uint8 (height, width), some 250 pixels wide.
-
-    Returns:
-        (left, top, right, bottom) of the disc's visible part, to a fraction of a pixel; None without a disc.
-    """
+def _box_of_disc(value: np.ndarray) -> tuple[float, float, float, float] | None:
+    """Box of the visible part of the disc in brightness uint8 (height, width), to a fraction of a pixel."""
     if min(value.shape) < 16:
         return None
     value = ndimage.median_filter(value, 3)
@@ -73,15 +159,14 @@ def box_of_disc(value: np.ndarray) -> tuple[float, float, float, float] | None:
     height, width = value.shape
     rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    outline = lit & ~ndimage.binary_erosion(lit, border_value=1)
-    y, x = np.nonzero(outline)
+    y, x = np.nonzero(lit & ~ndimage.binary_erosion(lit, border_value=1))
     # Straight cuts run along the box, whether at the image's edge or within it.
     free = (x >= left + 2) & (x < right - 2) & (y >= top + 2) & (y < bottom - 2)
     x, y = x[free] + 0.5, y[free] + 0.5
     circle = fit_circle(x, y)
     if circle is None or not _is_field(circle, lit):
         return None
-    circle = _sharpened(circle, x, y, value)
+    circle = _at_steepest_edge(circle, x, y, value)
     r = circle.radius
     # For each side: the outermost lit line, the circle's edge, the outward direction, lit pixels near that line.
     sides = (
@@ -100,14 +185,14 @@ def box_of_disc(value: np.ndarray) -> tuple[float, float, float, float] | None:
 
 
 def _lit_part(value: np.ndarray) -> np.ndarray | None:
-    """Largest part (height, width) bool that is clearly brighter than the corners, holes filled."""
+    """Largest part, bool (height, width), that is clearly brighter than the corners, with its holes filled."""
     height, width = value.shape
     h, w = max(3, height // 32), max(3, width // 32)
     corners = np.stack([value[:h, :w], value[:h, -w:], value[-h:, :w], value[-h:, -w:]]).reshape(4, -1).astype(float)
-    # Half of the corners may hold a caption or a bit of the field: the darker two speak for the background.
+    # Half of the corners may hold a caption or a bit of the field: the darker two are the background.
     darkest = corners[np.argsort(np.median(corners, axis=1))[:2]]
     level = float(np.median(darkest))
-    spread = 1.4826 * float(np.median(np.abs(darkest - level)))
+    spread = 1.4826 * float(np.median(np.abs(darkest - level)))  # of a normal distribution: its standard deviation
     bright = float(np.percentile(value, 90))
     if bright - level < max(12, 4 * spread):
         return None
@@ -121,8 +206,19 @@ def _lit_part(value: np.ndarray) -> np.ndarray | None:
     return lit if 0.1 < lit.mean() < 0.99 else None
 
 
-def _sharpened(circle: Circle, x: np.ndarray, y: np.ndarray, value: np.ndarray) -> Circle:
-    """The circle through the steepest descent near its outline: a low threshold lies outside a blurred edge."""
+def _is_field(circle: Circle, lit: np.ndarray) -> bool:
+    """Whether the circle has a plausible size and covers the lit part and little else."""
+    height, width = lit.shape
+    if not SMALLEST_FIELD / 2 * min(height, width) < circle.radius < 0.75 * max(height, width):
+        return False
+    y, x = np.ogrid[:height, :width]
+    disc = np.hypot(x + 0.5 - circle.x, y + 0.5 - circle.y) <= circle.radius
+    both = (disc & lit).sum()
+    return bool(circle.inliers > 0.6 and both > 0.75 * disc.sum() and both > 0.9 * lit.sum())
+
+
+def _at_steepest_edge(circle: Circle, x: np.ndarray, y: np.ndarray, value: np.ndarray) -> Circle:
+    """The circle moved to the steepest descent near its outline: a low threshold lies outside a blurred edge."""
     near = np.abs(np.hypot(x - circle.x, y - circle.y) - circle.radius) < 0.05 * circle.radius
     angles = np.arctan2(y[near] - circle.y, x[near] - circle.x)
     reach = max(0.08 * circle.radius, 3)
@@ -135,106 +231,3 @@ def _sharpened(circle: Circle, x: np.ndarray, y: np.ndarray, value: np.ndarray) 
     steepest = radii[:-4][(profile[:, :-4] - profile[:, 4:]).argmax(axis=1)] + 0.5
     refined = fit_circle(circle.x + steepest * cos[:, 0], circle.y + steepest * sin[:, 0])
     return refined if refined is not None and abs(refined.radius - circle.radius) < reach else circle
-
-
-def _is_field(circle: Circle, lit: np.ndarray) -> bool:
-    height, width = lit.shape
-    if not 0.2 * min(height, width) < circle.radius < 0.75 * max(height, width):
-        return False
-    y, x = np.ogrid[:height, :width]
-    disc = np.hypot(x + 0.5 - circle.x, y + 0.5 - circle.y) <= circle.radius
-    both = (disc & lit).sum()
-    return bool(circle.inliers > 0.6 and both > 0.75 * disc.sum() and both > 0.9 * lit.sum())
-
-
-DETECTION_SIDE = 256
-# The crop of a crop must be itself: a box within this fraction of the whole image is the whole image.
-WHOLE_TOLERANCE = 0.02
-
-
-@dataclass(frozen=True)
-class FieldOfView:
-    """Bounding box of the lit field in pixels, `right` and `bottom` exclusive.
-
-    `found` is false where the image shows no dark surround to cut away (an OCT B-scan, a patch, an image that is
-    cropped already); the box is then the whole image.
-    """
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-    found: bool
-
-    @property
-    def side(self) -> int:
-        """Side of the square crop in pixels: the longer side of the box."""
-        return max(self.right - self.left, self.bottom - self.top)
-
-
-def find_field_of_view(image: np.ndarray | Image.Image) -> FieldOfView:
-    """Find the lit disc of a fundus photograph, to about 1% of its diameter.
-
-    The image is reduced to about 256 pixels, separated from the level of its corners, and a circle is fitted to the
-    outline of the largest lit part. Straight cuts (a disc larger than the sensor), notches, captions and specks lie
-    off the circle and do not move it; an outline that is no circle means that there is no field to crop.
-
-    Args:
-        image: RGB, uint8, as a PIL image or an array (height, width, 3).
-
-    Raises:
-        RetFoundError: another shape or type.
-    """
-
-    image = as_rgb_image(image)
-    factor = max(1, max(image.size) // DETECTION_SIDE)
-    # The brightest channel: the rim of a fundus is dark in green and blue long before it is dark in red.
-    small = np.asarray(image.reduce(factor)).max(axis=2)
-    box = box_of_disc(small)
-    width, height = image.size
-    whole = FieldOfView(0, 0, width, height, found=False)
-    if box is None:
-        return whole
-    left, top, right, bottom = (round(edge * factor) for edge in box)
-    field = FieldOfView(max(left, 0), max(top, 0), min(right, width), min(bottom, height), found=True)
-    cut = square_box(field)
-    slack = WHOLE_TOLERANCE * max(image.size)
-    same = all(abs(a - b) <= slack for a, b in zip(cut, (0, 0, width, height), strict=True))
-    return whole if same else field
-
-
-def square_box(fov: FieldOfView) -> tuple[int, int, int, int]:
-    """The square crop (left, top, right, bottom) in the image's pixels, centred on the field.
-
-    It may reach beyond the image, where the crop is padded with black. Adding `left` and `top` maps a pixel of the
-    crop back to the image.
-    """
-    left = (fov.left + fov.right - fov.side) // 2
-    top = (fov.top + fov.bottom - fov.side) // 2
-    return left, top, left + fov.side, top + fov.side
-
-
-def crop_field_of_view(image: Image.Image) -> Image.Image:
-    """Cut an RGB image to its field of view, padded with black to a square; unchanged where there is none.
-
-    This is the first preprocessing step of RETFound's fundus model (AutoMorph, Zhou et al. 2022, step 1).
-    """
-    box = crop_box(image)
-    return image if box == (0, 0, *image.size) else image.crop(box)
-
-
-def crop_box(image: Image.Image) -> tuple[int, int, int, int]:
-    """The square crop to the field of view of an RGB image, or the whole image where there is none."""
-    field = find_field_of_view(image)
-    return square_box(field) if field.found else (0, 0, *image.size)
-
-
-def as_rgb_image(image: np.ndarray | Image.Image) -> Image.Image:
-    """The image as a PIL image in mode RGB; an array must be uint8 of shape (height, width, 3)."""
-    if isinstance(image, Image.Image):
-        return image if image.mode == "RGB" else image.convert("RGB")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise RetFoundError(
-            f"the image is a {image.dtype} array of shape {image.shape}; give uint8 of shape (height, width, 3)"
-        )
-    return Image.fromarray(image)

@@ -1,4 +1,4 @@
-"""Resizing, arithmetic in row chunks, and the rectangle of an image that a network looked at."""
+"""Resizing, element-wise arithmetic in chunks of rows, and regions of images."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,21 +9,19 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from ..errors import RetFoundError
+from ..errors import BadDataError
 
-STRIP = 2**20  # values
+CHUNK_VALUES = 2**20
+RESIZING_ROWS = 64
 
 
 def apply_in_row_chunks(values: np.ndarray, to_eight_bits: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """uint8 (rows, columns): what a function that treats every value by itself makes of an array of that shape."""
+    """uint8 (rows, columns) from an element-wise function, computed in chunks of rows to save memory."""
     result = np.empty(values.shape, np.uint8)
-    rows = max(1, STRIP // max(values.shape[1], 1))
+    rows = max(1, CHUNK_VALUES // max(values.shape[1], 1))
     for start in range(0, len(values), rows):
         result[start : start + rows] = to_eight_bits(values[start : start + rows])
     return result
-
-
-RESIZING_STRIP = 64  # rows
 
 
 def resize(image: Image.Image, size: Mapping[str, int]) -> Image.Image:
@@ -49,8 +47,7 @@ def resized_shape(shape: tuple[int, int], size: Mapping[str, int]) -> tuple[int,
 def to_tensor(image: Image.Image, box: tuple[int, int, int, int] | None = None) -> Tensor:
     """The part of an RGB image within `box` as uint8 (3, height, width), channels last in memory.
 
-    It is copied in strips: Pillow hands over a whole photograph through several copies, each of which costs more than
-    resizing it.
+    Copied in chunks of rows: Pillow converts a whole photograph through several copies, each slower than resizing.
 
     Args:
         box: (left, top, right, bottom) in pixels, black where it reaches beyond the image; None for the whole image.
@@ -58,15 +55,15 @@ def to_tensor(image: Image.Image, box: tuple[int, int, int, int] | None = None) 
     left, top, right, bottom = box or (0, 0, *image.size)
     pixels = np.zeros((bottom - top, right - left, 3), np.uint8)
     x0, x1 = max(left, 0), min(right, image.width)
-    for y0 in range(max(top, 0), min(bottom, image.height), RESIZING_STRIP):
-        y1 = min(y0 + RESIZING_STRIP, bottom, image.height)
+    for y0 in range(max(top, 0), min(bottom, image.height), RESIZING_ROWS):
+        y1 = min(y0 + RESIZING_ROWS, bottom, image.height)
         pixels[y0 - top : y1 - top, x0 - left : x1 - left] = np.asarray(image.crop((x0, y0, x1, y1)))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 @dataclass(frozen=True)
-class Window:
-    """A rectangle in pixels of an image, edges at fractions of them; it may reach beyond the image.
+class ImageRegion:
+    """Rectangle on an image, with fractional edges in pixels; it may reach beyond the image.
 
     Pixel (i, j) of an image covers x from i to i + 1 and y from j to j + 1.
     """
@@ -76,31 +73,32 @@ class Window:
     right: float
     bottom: float
 
-    def scaled(self, x: float, y: float | None = None) -> "Window":
+    def scaled(self, x: float, y: float | None = None) -> "ImageRegion":
         """The same part of the image after its pixels are multiplied by `x` (and `y`, or else `x` too)."""
         y = x if y is None else y
-        return Window(self.left * x, self.top * y, self.right * x, self.bottom * y)
+        return ImageRegion(self.left * x, self.top * y, self.right * x, self.bottom * y)
 
-    def moved(self, x: float, y: float) -> "Window":
-        return Window(self.left + x, self.top + y, self.right + x, self.bottom + y)
+    def moved(self, x: float, y: float) -> "ImageRegion":
+        """The region shifted by `x` and `y` pixels."""
+        return ImageRegion(self.left + x, self.top + y, self.right + x, self.bottom + y)
 
     def place(self, values: np.ndarray, size: tuple[int, int], outside: float = 0.0) -> np.ndarray:
-        """Lay a map that fills the window, of any resolution, onto the image.
+        """Lay a map that fills the region, of any resolution, onto the image.
 
         Args:
-            values: (rows, columns), of which each covers an equal part of the window. Between their centres the map
-                is linear, towards the window's edge flat.
+            values: (rows, columns), each covering an equal part of the region; linear between their centres, constant
+                beyond the outermost.
             size: width and height of the image in pixels.
-            outside: value of pixels that the window does not reach.
+            outside: value of pixels beyond the region.
 
         Returns:
             float32 (height, width).
 
         Raises:
-            RetFoundError: a map that is not two-dimensional.
+            BadDataError: a map that is not two-dimensional.
         """
         if values.ndim != 2:
-            raise RetFoundError(f"a map has shape {values.shape}; give (rows, columns)")
+            raise BadDataError(f"a map has shape {values.shape}; give (rows, columns)")
         rows, columns = values.shape
         across, down = columns / (self.right - self.left), rows / (self.bottom - self.top)
         picture = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))

@@ -1,4 +1,4 @@
-"""Any retinal image file as 8-bit RGB, the right way up, or one clear line about why not."""
+"""Reading of image files of every common format as upright 8-bit RGB, and finding them in folders."""
 
 import os
 from io import BytesIO
@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from ..errors import RetFoundError, UnreadableImageError
-from .dicom import DICOM_SUFFIXES, DicomError, is_dicom, read_dicom
+from ..errors import BadDataError, MissingPackageError, UnreadableImageError, one_line
+from .dicom import DICOM_SUFFIXES, is_dicom, read_dicom
 from .geometry import apply_in_row_chunks
 
 IMAGE_SUFFIXES: tuple[str, ...] = (
@@ -18,14 +18,10 @@ IMAGE_SUFFIXES: tuple[str, ...] = (
 SENSOR_BITS = (8, 10, 12, 14, 16)
 
 
-class OversizeError(ValueError):
-    """More pixels than the caller allows; the message is the reason."""
-
-
 def read_image(
     source: str | Path | bytes | Image.Image, min_side: int | None = None, max_pixels: int | None = None
 ) -> Image.Image:
-    """Read an image as 8-bit RGB with its EXIF orientation applied; `to_rgb` tells how each mode is converted.
+    """Read an image as 8-bit RGB with its EXIF orientation applied; for the conversion of modes see `to_rgb`.
 
     The first frame of a multi-frame file is read, the central one of a DICOM file (which needs the extra `dicom`).
     16-bit RGB files arrive from Pillow with 8 bits (the high bytes).
@@ -37,10 +33,10 @@ def read_image(
         max_pixels: refuse larger images before they are decoded.
 
     Raises:
-        UnreadableImageError: names the file and the reason.
-        RetFoundError: a DICOM file where the extra `dicom` is not installed.
+        UnreadableImageError: `.path` (empty for bytes and open images) and `.reason`.
+        MissingPackageError: a DICOM file where the extra `dicom` is not installed.
     """
-    name = str(source) if isinstance(source, (str, Path)) else "the image"
+    path = str(source) if isinstance(source, (str, Path)) else ""
     try:
         if isinstance(source, Image.Image):
             return _upright_rgb(source)
@@ -48,19 +44,18 @@ def read_image(
             return to_rgb(read_dicom(source, max_pixels))
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
             if max_pixels is not None and image.width * image.height > max_pixels:
-                raise OversizeError(
-                    f"it has {image.width} x {image.height} pixels, more than the {max_pixels:,} allowed"
-                )
+                size = f"{image.width} x {image.height}"
+                raise UnreadableImageError(f"it has {size} pixels, more than the {max_pixels:,} allowed")
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
             upright = _upright_rgb(image)
             # An image must not outlive its file.
             return image.copy() if upright is image else upright
-    except RetFoundError:
-        raise  # the fault is not the file's
+    except MissingPackageError:
+        raise
     except Exception as error:  # decoders fail on broken files with errors of every type
-        reason = _reason(error, source)
-        raise UnreadableImageError(f"cannot read {name}: {reason}", path=name, reason=reason) from error
+        reason = error.reason if isinstance(error, UnreadableImageError) else _reason(error, source)
+        raise UnreadableImageError(f"cannot read {path or 'the image'}: {reason}", path=path, reason=reason) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -85,17 +80,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """All image files under `folder` by suffix, in sorted order; hidden files and folders are passed over.
-
-    Links to folders are followed.
+    """All image files under `folder` by suffix, in sorted order, without hidden ones; links to folders are followed.
 
     Raises:
-        RetFoundError: `folder` is not a folder.
+        BadDataError: `folder` is not a folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
         what = "is a file" if folder.is_file() else "does not exist"
-        raise RetFoundError(f"image folder {folder} {what}; give a folder that holds images")
+        raise BadDataError(f"image folder {folder} {what}; give a folder that holds images", source=folder)
     found = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -125,8 +118,6 @@ def _deep_to_rgb(values: np.ndarray) -> Image.Image:
 
 
 def _reason(error: Exception, source: object) -> str:
-    if isinstance(error, (DicomError, OversizeError)):
-        return str(error)
     if isinstance(error, FileNotFoundError):
         return "the file does not exist"
     if isinstance(error, IsADirectoryError):
@@ -140,4 +131,4 @@ def _reason(error: Exception, source: object) -> str:
         return "the file is empty" if empty else "it is not an image in a format that Pillow knows"
     if "truncated" in str(error):
         return f"the file is truncated ({error})"
-    return f"the file is damaged ({' '.join(str(error).split()) or type(error).__name__})"
+    return f"the file is damaged ({one_line(error)})"

@@ -16,7 +16,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 
 from ..images.field_of_view import crop_box
-from ..images.geometry import Window, resized_shape, to_tensor
+from ..images.geometry import ImageRegion, resized_shape, to_tensor
 from ..images.reading import read_image, to_rgb
 
 CHANNELS = (1, 3, 4)
@@ -91,7 +91,7 @@ class RetFoundImageProcessor(TorchvisionBackend):
         """What is cut from an upright RGB image before resizing: (left, top, right, bottom) in pixels."""
         return crop_box(image) if self.do_fundus_crop else (0, 0, *image.size)
 
-    def input_window(self, image: Image.Image, box: tuple[int, int, int, int] | None = None) -> Window:
+    def input_window(self, image: Image.Image, box: tuple[int, int, int, int] | None = None) -> ImageRegion:
         """Where on an upright RGB image (`read_image` makes one) the network's input lies.
 
         Args:
@@ -106,7 +106,9 @@ class RetFoundImageProcessor(TorchvisionBackend):
             (whole - part) // 2 if part <= whole else -((part - whole) // 2)
             for whole, part in zip(scaled, crop, strict=True)
         )
-        return Window(x, y, x + crop[1], y + crop[0]).scaled(width / scaled[1], height / scaled[0]).moved(left, top)
+        return (
+            ImageRegion(x, y, x + crop[1], y + crop[0]).scaled(width / scaled[1], height / scaled[0]).moved(left, top)
+        )
 
     def _preprocess(self, images: list[torch.Tensor], do_resize: bool, size: Any, resample: Any, **kwargs: Any) -> Any:
         # One by one, since the stacks of the base class change the channels-last layout, which resizes ten times

@@ -4,9 +4,9 @@ from PIL import Image
 
 from retfound_hf.explanation.outputs import FileNames
 from retfound_hf.images.drawing import colour_layer, heat_on_image, overlay, with_scale
-from retfound_hf.images.geometry import Window
+from retfound_hf.images.geometry import ImageRegion
 
-WINDOW = Window(20, 10, 60, 50)
+WINDOW = ImageRegion(20, 10, 60, 50)
 
 
 def test_heat_is_in_multiples_of_the_average():
