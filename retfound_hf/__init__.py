@@ -1,7 +1,10 @@
 """RETFound, the retinal foundation model (Zhou et al., Nature 2023), native to Hugging Face Transformers.
 
-Importing the package registers its models with the Auto classes.
+Importing the package registers its models with the Auto classes; everything else is imported when it is first used.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from .errors import RetFoundError
 from .models.backbones import register
@@ -9,15 +12,75 @@ from .models.configuration_retfound import PRESETS, RetFoundConfig
 from .models.image_processing_retfound import RetFoundImageProcessor
 from .models.modeling_retfound import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundModel
 
+if TYPE_CHECKING:
+    from .data.prepare_images import prepare_images
+    from .evaluation.metrics import METRICS
+    from .evaluation.predictions import Predictions
+    from .explanation.explain import explain
+    from .finetuning.finetune import finetune
+    from .finetuning.methods import METHODS
+    from .inference.embed import embed
+    from .inference.evaluate import evaluate
+    from .inference.predict import load_classifier
+    from .models.backbones import BACKBONES
+    from .models.starting_points import STARTING_POINTS
+    from .pretraining.objectives import OBJECTIVES
+    from .pretraining.pretrain import pretrain
+    from .vocabulary import MODALITIES, PROBLEM_TYPES
+
 __version__ = "0.1.0"
+# Name -> module that is imported when the name is first used (PEP 562).
+_LAZY = {
+    "BACKBONES": "models.backbones",
+    "METHODS": "finetuning.methods",
+    "METRICS": "evaluation.metrics",
+    "MODALITIES": "vocabulary",
+    "OBJECTIVES": "pretraining.objectives",
+    "PROBLEM_TYPES": "vocabulary",
+    "Predictions": "evaluation.predictions",
+    "STARTING_POINTS": "models.starting_points",
+    "embed": "inference.embed",
+    "evaluate": "inference.evaluate",
+    "explain": "explanation.explain",
+    "finetune": "finetuning.finetune",
+    "load_classifier": "inference.predict",
+    "prepare_images": "data.prepare_images",
+    "pretrain": "pretraining.pretrain",
+}
 __all__ = [
+    "BACKBONES",
+    "METHODS",
+    "METRICS",
+    "MODALITIES",
+    "OBJECTIVES",
     "PRESETS",
+    "PROBLEM_TYPES",
+    "STARTING_POINTS",
+    "Predictions",
     "RetFoundConfig",
     "RetFoundError",
     "RetFoundForImageClassification",
     "RetFoundForPreTraining",
     "RetFoundImageProcessor",
     "RetFoundModel",
+    "embed",
+    "evaluate",
+    "explain",
+    "finetune",
+    "load_classifier",
+    "prepare_images",
+    "pretrain",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault(name, getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 register()
