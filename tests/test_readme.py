@@ -1,4 +1,4 @@
-"""The README under test: its snippets run in the order in which they stand, and its figures are those of records."""
+"""README and guides: snippets run in their order, links resolve, and figures equal the recorded ones."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,13 @@ from retfound_hf.data.public_sets import recipe
 from retfound_hf.study.config import read_settings
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+# In the order in which a reader goes through them: later pages use folders that earlier ones make.
+ROOMS = (
+    "models", "data", "finetuning", "inference", "evaluation", "explanation", "app", "pretraining", "study", "hub",
+    "images",
+)  # fmt: skip
+PAGES = {"README": ROOT / "README.md", **{room: ROOT / "retfound_hf" / room / "README.md" for room in ROOMS}}
+TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 HUB = "<!-- run by the tests on a Hub of their own -->"
 BLOCK = re.compile(
     rf"(?:<!-- not run by the tests: (?P<why>[^>]*?) -->\n|(?P<hub>{HUB})\n)?```(?P<language>\w+)\n(?P<code>.*?)```",
@@ -35,11 +42,6 @@ SHORTER = {
     "scripts/explain.py": ["--max_images", "2", "--dataloader_num_workers", "0"],
     "pretrain.py": ["--max_steps", "2", "--dataloader_num_workers", "1"],
 }
-
-
-def snippets() -> list[tuple[str, str, str | None]]:
-    """Language and code of each, and why it is not run."""
-    return [(found["language"], found["code"], found["why"]) for found in BLOCK.finditer(README)]
 
 
 def official_file(path: Path) -> None:
@@ -134,10 +136,13 @@ def run(words: list[str], folder: Path, hub: LoopbackHub | None = None) -> None:
     assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
-# Runs the scripts that it is given one after the other, each as `python SCRIPT` would, but imports only once.
+# Runs scripts, each as `python SCRIPT` would, and code, one after the other, but imports only once.
 RUNNER = """
 import json, runpy, sys
 for words in json.loads(sys.argv[1]):
+    if isinstance(words, str):
+        exec(compile(words, "snippet", "exec"), {"__name__": "__main__"})
+        continue
     sys.argv = words
     try:
         runpy.run_path(words[0], run_name="__main__")
@@ -146,33 +151,46 @@ for words in json.loads(sys.argv[1]):
 """
 
 
-def test_snippets_run_in_order(desk: Path, hub: LoopbackHub):
-    for found in BLOCK.finditer(README):
-        language, code, asked = found["language"], found["code"], hub if found["hub"] else None
+def steps_of(text: str, desk: Path) -> Iterator[tuple[bool, list[str] | str, bool]]:
+    """What the snippets of a page run: words of a script or code, whether on a Hub, and whether under a launcher."""
+    for found in BLOCK.finditer(text):
+        language, code, on_hub = found["language"], found["code"], bool(found["hub"])
         if found["why"]:
-            continue
-        if language == "python":
-            run([sys.executable, "-c", code], desk)
             continue
         if language == "yaml":
             (desk / "study.yaml").write_text(code)
             read_settings(desk / "study.yaml")
-            continue
-        assert language == "bash"
-        commands: list[list[str]] = []
-        for line in code.replace("\\\n", " ").strip().splitlines():
-            program, *words = shlex.split(line, comments=True)
-            words += [word for script, flags in SHORTER.items() if script in line for word in flags]
-            if program == "python":
-                commands.append(words)
-                continue
-            assert (program, words[0]) == ("accelerate", "launch"), line
-            run([sys.executable, "-c", RUNNER, json.dumps(commands)], desk, asked)
-            run([sys.executable, "-m", "accelerate.commands.launch", *words[1:]], desk, asked)
-            commands = []
-        if commands:
-            run([sys.executable, "-c", RUNNER, json.dumps(commands)], desk, asked)
-    assert (desk / "my-evaluation" / "metrics.json").is_file()
+        elif language == "python":
+            yield on_hub, code, False
+        else:
+            for line in code.replace("\\\n", " ").strip().splitlines():
+                program, *words = shlex.split(line, comments=True)
+                words += [word for script, flags in SHORTER.items() if script in line for word in flags]
+                assert program == "python" or (program, words[0]) == ("accelerate", "launch"), line
+                yield on_hub, words if program == "python" else words[1:], program != "python"
+
+
+def test_snippets_run_in_order(desk: Path, hub: LoopbackHub):
+    waiting: list[list[str] | str] = []
+
+    def flush(on_hub: bool) -> None:
+        if waiting:
+            run([sys.executable, "-c", RUNNER, json.dumps(waiting)], desk, hub if on_hub else None)
+            waiting.clear()
+
+    last = False
+    for text in TEXTS.values():
+        for on_hub, step, launched in steps_of(text, desk):
+            if on_hub != last or launched:
+                flush(last)
+            last = on_hub
+            if launched:
+                launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+                run([*launcher, *step], desk, hub if on_hub else None)
+            else:
+                waiting.append(step)
+    flush(last)
+    assert (desk / "my-evaluation" / "metrics.json").is_file() and (desk / "map.png").is_file()
     assert (desk / "my-features" / "features.parquet").is_file()
     assert (desk / "my-retfound" / "model.safetensors").is_file()
     assert (desk / "my-streamed" / "model.safetensors").is_file()
@@ -184,7 +202,8 @@ def test_snippets_run_in_order(desk: Path, hub: LoopbackHub):
 
 
 def test_only_set_up_and_the_gpu_are_left_out():
-    assert [why for _, _, why in snippets() if why] == [
+    reasons = [found["why"] for text in TEXTS.values() for found in BLOCK.finditer(text) if found["why"]]
+    assert reasons == [
         "they are run by these",
         "needs a GPU",
         "serves until it is stopped",
@@ -193,28 +212,33 @@ def test_only_set_up_and_the_gpu_are_left_out():
     ]
 
 
-def test_links_within_the_page_lead_to_headings():
-    headings = re.findall(r"^#+ (.+)$", README, re.M)
-    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    links = re.findall(r"\]\(#([^)]+)\)", README)
-    assert len(links) > 10 and set(links) <= anchors
+def test_front_page_is_short_and_every_room_has_a_guide():
+    assert len(TEXTS["README"].splitlines()) <= 200
+    rooms = {path.parent.name for path in (ROOT / "retfound_hf").glob("*/__init__.py")}
+    assert rooms == set(ROOMS)
+    assert all(f"(retfound_hf/{room}/README.md)" in TEXTS["README"] for room in ROOMS)
 
 
-def test_pictures_of_the_page_are_there():
-    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)|<img src=\"([^\"]+)\"", README)
-    assert len(pictures) > 5
-    assert all((ROOT / (one or other)).is_file() for one, other in pictures)
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_folder_is_loaded_right_after_it_is_made():
-    codes = [code for _, code, _ in snippets()]
-    index = next(index for index, code in enumerate(codes) if "convert_checkpoint.py" in code)
-    assert 'AutoModel.from_pretrained("retfound-cfp")' in codes[index + 1]
+@pytest.mark.parametrize("name", PAGES)
+def test_links_and_pictures_resolve(name: str):
+    links = re.findall(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"", TEXTS[name])
+    for target in (one or other for one, other in links):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        page = (PAGES[name].parent / path).resolve() if path else PAGES[name]
+        assert page.exists(), target
+        assert not anchor or anchor in anchors(page), target
 
 
 def test_memory_table_equals_the_recorded_result():
     record = json.loads((ROOT / "scripts/benchmarks/results/finetune_memory.json").read_text())
-    table = re.search(r"<!-- memory -->(.*?)<!-- /memory -->", README, re.S)[1]
+    table = re.search(r"<!-- memory -->(.*?)<!-- /memory -->", TEXTS["finetuning"], re.S)[1]
     assert ("computed, not measured" in table) == record["how"].startswith("computed")
     rows = [
         [float(cell) for cell in re.findall(r"\d+\.\d\d", line)]
@@ -226,7 +250,7 @@ def test_memory_table_equals_the_recorded_result():
 
 def test_speed_of_shards_equals_the_recorded_result():
     record = json.loads((ROOT / "scripts/benchmarks/results/prepare_images.json").read_text())
-    said = re.search(r"One\s+core prepares(.*?)Memory does not grow", README, re.S)[1]
+    said = re.search(r"One\s+core prepares(.*?)Memory does not grow", TEXTS["data"], re.S)[1]
     rows = record["speed"]
     found = [f"{row['images_per_second_per_core']:.0f}" for row in rows]
     found += [str(value) for row in rows for name, value in row.items() if name.startswith("projected_hours")]
@@ -236,7 +260,7 @@ def test_speed_of_shards_equals_the_recorded_result():
 
 def test_maps_table_equals_the_recorded_result():
     record = json.loads((ROOT / "scripts/benchmarks/results/explain.json").read_text())
-    table = re.search(r"<!-- explain -->(.*?)<!-- /explain -->", README, re.S)[1]
+    table = re.search(r"<!-- explain -->(.*?)<!-- /explain -->", TEXTS["explanation"], re.S)[1]
     for method, cost in record["cost"]["retfound-cfp"].items():
         if method == "forward_seconds_per_image":
             continue
@@ -246,7 +270,7 @@ def test_maps_table_equals_the_recorded_result():
             assert cell.strip() == " / ".join(f"{run[method][name]:.{digits}f}" for run in record["sanity"])
         assert cells[-1].strip() == f"{cost:.1f}"
     costs = record["cost"]["retfound-cfp"]
-    said = re.search(r"forward pass of ViT-L, which is \*\*([\d.]+)\*\* s an image", README)[1]
+    said = re.search(r"forward pass of ViT-L, which is \*\*([\d.]+)\*\* s an image", TEXTS["explanation"])[1]
     assert said == f"{costs['forward_seconds_per_image']:.2f}"
     assert costs["relevance"] < costs["relprop"] < costs["integrated_gradients"]
     for run in record["sanity"]:
@@ -265,7 +289,7 @@ def test_maps_table_equals_the_recorded_result():
 
 def test_waits_for_the_web_page_equal_the_recorded_result():
     record = json.loads((ROOT / "scripts/benchmarks/results/app_latency.json").read_text())
-    said = re.search(r"- \*\*Speed\.\*\* On two cores, with ViT-L(.*?)small steps", README, re.S)[1]
+    said = re.search(r"- \*\*Speed\.\*\* On two cores, with ViT-L(.*?)small steps", TEXTS["app"], re.S)[1]
     waits = [
         record[when][name]["waited"] for name in ("answer", "relevance") for when in ("later", "first_after_start")
     ]
@@ -275,7 +299,7 @@ def test_waits_for_the_web_page_equal_the_recorded_result():
 
 def test_matrix_of_versions_equals_the_recorded_result():
     record = json.loads((ROOT / "scripts/benchmarks/results/load_matrix.json").read_text())
-    lines = re.search(r"<!-- matrix -->(.*?)<!-- /matrix -->", README, re.S)[1].strip().splitlines()
+    lines = re.search(r"<!-- matrix -->(.*?)<!-- /matrix -->", TEXTS["hub"], re.S)[1].strip().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     said = {(row[0], way): cell for row in cells[2:] for way, cell in zip(cells[0][1:], row[1:], strict=True)}
     found = {
@@ -292,7 +316,7 @@ def test_what_the_example_study_took_is_what_was_recorded():
     said = re.search(
         r"Its (\d+) jobs took (\d+) seconds of processor time, and\s+(\d+) minutes.*?ahead, by ([\d.]+) in AUROC "
         r"\(([\d.]+) to ([\d.]+)\), at another clinic by ([\d.]+)\s+\(([\d.]+) to ([\d.]+)\), both with p < 0.001",
-        " ".join(README.split()),
+        " ".join(TEXTS["study"].split()),
     )  # fmt: skip
     here, elsewhere, none = record["findings"]
     numbers = [one[name] for one in (here, elsewhere) for name in ("difference", "low", "high")]

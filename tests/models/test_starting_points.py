@@ -91,8 +91,8 @@ def test_published_weights_are_known_by_name_and_id():
 
 
 def test_the_readme_has_the_table():
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    section = readme.split("### Starting points")[1].split("\n## ")[0]
+    readme = (Path(__file__).parents[2] / "retfound_hf" / "models" / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## Starting points")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
     assert named == set(STARTING_POINTS)
