@@ -1,73 +1,55 @@
 """95% confidence intervals by the bootstrap over patients (BCa) or the jackknife on the logit scale."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import RetFoundError
-from .estimates import CONFIDENCE, Estimate, Patients, is_skewed, logit_interval, patients_of
+from .estimates import CONFIDENCE, Estimate, Patients, logit_interval, patients_of
 from .estimates import METHOD as LOGIT
-from .metrics import OF_CLASSES, Statistic, Values, classification_statistic, compute_metrics, regression_statistic
-from .validation import ProblemType, check_classification, check_problem_type, check_regression
+from .metrics import METRICS, Rows, Values, metric_of, weighted_metrics
+from .validation import ProblemType
+
+Statistic = Callable[[np.ndarray], Values]
 
 
-@dataclass(frozen=True)
-class MetricDraws:
-    """Labels and scores of one model, checked.
+def passes(rows: Rows, names: Collection[str], patients: Any) -> Iterator[tuple[list[str], Patients]]:
+    """The metrics that are drawn together, and the units that are drawn for them.
 
-    Attributes:
-        truth: bool (N, C), the classes of each row; None for regression, which has none.
-        rows: N.
+    AUROC, balanced accuracy and macro recall (`within_class`) do not depend on how frequent the classes are: their
+    patients are drawn within their class. All other metrics do depend on it, and drawing within classes would hide
+    that part of their variation: they get free draws. Metrics without interval are not drawn.
+
+    Args:
+        names: of metrics.
+        patients: (N,) names, see `patients_of`.
     """
-
-    truth: np.ndarray | None
-    rows: int
-    _build: Callable[..., Statistic]
-
-    def statistic(self, names: Collection[str] | None = None) -> Statistic:
-        """A function from weights of the rows to every metric; AUPRC, half of the work, is NaN unless in `names`."""
-        return self._build(precision=names is None or any(name.startswith("auprc") for name in names))
-
-    def passes(self, names: Collection[str], patients: Any) -> Iterator[tuple[list[str], Patients]]:
-        """The metrics that are drawn together, and the units that are drawn for them.
-
-        AUROC, balanced accuracy and macro recall do not depend on how frequent the classes are: their patients are
-        drawn within their class. All other metrics do depend on it, and drawing within classes would hide that part
-        of their variation: they get free draws.
-
-        Raises:
-            RetFoundError: see `patients.patients_of`.
-        """
-        for within in (False, True):
-            chosen = [name for name in names if (self.truth is not None and of_classes(name)) == within]
-            if chosen:
-                yield chosen, patients_of(patients, self.rows, self.truth if within else None)
+    for within in (False, True):
+        chosen = [name for name in names if has_interval(name) and metric_of(name).within_class == within]
+        if chosen:
+            yield chosen, patients_of(patients, len(rows), rows.truth if within else None)
 
 
-def metric_draws(problem_type: ProblemType, labels: Any, scores: Any, class_names: Sequence[str]) -> MetricDraws:
-    """Check what `metrics.compute_metrics` takes, once for all draws."""
-    check_problem_type(problem_type)
-    if problem_type == "regression":
-        labels, scores = check_regression(labels, scores)
-        return MetricDraws(None, len(labels), lambda precision: regression_statistic(labels, scores, class_names))
-    labels, scores, truth = check_classification(labels, scores, class_names, problem_type)
-    single = problem_type == "single_label_classification"
-    return MetricDraws(truth, len(labels), partial(classification_statistic, labels, scores, class_names, single))
+def is_skewed(name: str) -> bool:
+    """Whether a name's metric gets its interval by the jackknife on the logit scale; False for other numbers."""
+    return (metric := METRICS.get(name.split("/", 1)[0])) is not None and metric.skewed
 
 
-def of_classes(name: str) -> bool:
-    """Whether a metric conditions on the true class, so that patients are drawn within theirs."""
-    return name.split("/", 1)[0] in OF_CLASSES
+def has_interval(name: str) -> bool:
+    """Whether a metric gets an interval."""
+    return metric_of(name).has_interval
+
+
+def no_interval(name: str) -> str:
+    """Why a metric has no interval, for tables."""
+    return f"no interval: the {metric_of(name).title} of a sample is biased upwards"
 
 
 RESAMPLES = 2000  # below, the ends of a BCa interval move visibly with the seed
 # With fewer defined resamples in a tail the ends of an interval are noise.
 MIN_DEFINED = 100
-# A small sample's ECE lies above the true one by more than it varies, and a resample's above the sample's.
-NO_INTERVAL = "no interval: the ECE of a sample is biased upwards"
 Method = Literal["bca", "percentile"]
 
 
@@ -99,13 +81,17 @@ def metric_intervals(
     Raises:
         RetFoundError: as `compute_metrics`, or a single patient.
     """
-    values = compute_metrics(problem_type, labels, scores, class_names)
-    draws, found = metric_draws(problem_type, labels, scores, class_names), {}
-    for names, units in draws.passes(values, patients):
+    from .predictions import Predictions
+
+    predictions = Predictions(None, scores, labels, class_names, problem_type)
+    values, rows = predictions.metrics(), predictions.rows
+    count, found = patients_of(patients, len(rows)).count, {}
+    for names, units in passes(rows, values, patients):
         chosen = {name: values[name] for name in names}
-        found |= bootstrap(draws.statistic(names), chosen, units, resamples, seed)
-    if "ece" in found:
-        found["ece"] = Estimate(values["ece"], None, None, found["ece"].n, NO_INTERVAL)
+        found |= bootstrap(partial(weighted_metrics, rows, names), chosen, units, resamples, seed)
+    for name in values:
+        if name not in found:
+            found[name] = Estimate(values[name], None, None, count, no_interval(name))
     return {name: found[name] for name in values}
 
 
@@ -116,7 +102,7 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
     method: Method = "bca",
-    skewed: Callable[[Any], bool] = is_skewed,
+    skewed: Callable[[Any], bool] | None = None,
 ) -> dict[str, Estimate]:
     """Intervals of whatever can be computed from weighted rows.
 
@@ -137,7 +123,7 @@ def bootstrap(
     found = {}
     for name, value in values.items():
         without = (jackknife[name], strata) if method == "bca" else None
-        found[name] = interval(value, drawn[name], patients.count, without, skewed(name))
+        found[name] = interval(value, drawn[name], patients.count, without, (skewed or is_skewed)(name))
     return found
 
 

@@ -1,15 +1,15 @@
 """Comparisons of models: paired bootstrap, DeLong, over seeds, over seeds and patients, Holm's correction."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..errors import RetFoundError
-from .bootstrap import MIN_DEFINED, NO_INTERVAL, RESAMPLES, bootstrap, metric_draws
+from .bootstrap import MIN_DEFINED, RESAMPLES, Statistic, bootstrap, no_interval, passes
 from .estimates import CONFIDENCE, Comparison, Estimate, Patients, Z, patients_of
-from .metrics import Statistic, Values, compute_metrics
+from .metrics import Values, weighted_metrics
 from .validation import ProblemType
 
 
@@ -126,16 +126,18 @@ def compare_metrics(
     """
     if np.shape(first) != np.shape(second):
         raise RetFoundError(f"scores of shapes {np.shape(first)} and {np.shape(second)} are not of the same images")
-    one, other = (metric_draws(problem_type, labels, scores, class_names) for scores in (first, second))
-    measured = [compute_metrics(problem_type, labels, scores, class_names) for scores in (first, second)]
+    from .predictions import Predictions
+
+    one, other = (Predictions(None, scores, labels, class_names, problem_type) for scores in (first, second))
+    measured = [one.metrics(), other.metrics()]
     values = {name: _minus(value, measured[1][name]) for name, value in measured[0].items()}
-    found: dict[str, Comparison] = {}
-    for names, units in one.passes(values, patients):
-        difference = _difference(one.statistic(names), other.statistic(names))
+    count, found = patients_of(patients, len(one)).count, {}
+    for names, units in passes(one.rows, values, patients):
+        difference = _difference(*(partial(weighted_metrics, side.rows, names) for side in (one, other)))
         found |= compare(difference, {name: values[name] for name in names}, units, resamples, seed)
-    if "ece" in found:
-        bare = replace(found["ece"].difference, low=None, high=None, method=NO_INTERVAL)
-        found["ece"] = Comparison(bare, None, TEST)
+    for name in values:
+        if name not in found:
+            found[name] = Comparison(Estimate(values[name], None, None, count, no_interval(name)), None, TEST)
     return {name: found[name] for name in values}
 
 

@@ -65,13 +65,6 @@ def _number(value: float | None) -> str:
 
 
 METHOD = "jackknife over patients, logit scale"
-# An average precision of few positives is skewed beyond what BCa mends.
-SKEWED = ("auprc",)
-
-
-def is_skewed(name: str) -> bool:
-    """Whether a metric gets its interval here, and not from the bootstrap."""
-    return name.split("/", 1)[0] in SKEWED
 
 
 def logit_interval(value: float, left_out: np.ndarray) -> tuple[float, float] | None:

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from ..errors import RetFoundError
-from .metrics import mean_of_defined, one_vs_rest
+from .metrics import class_areas
 from .validation import ProblemType, check_problem_type
 
 FOLDS = 5
@@ -193,8 +193,9 @@ def held_out_scores(
         truth = targets.astype(bool)
         loss = np.logaddexp(0, np.where(truth, -outputs, outputs)).mean(axis=(1, 2))
         ranked = expit(outputs)
-    aurocs = [mean_of_defined(one_vs_rest(truth, scores)[0]) for scores in ranked]
-    return (None if aurocs[0] is None else np.array(aurocs)), loss
+    areas = np.array([class_areas(truth, scores) for scores in ranked])
+    defined = areas[:, ~np.isnan(areas[0])]
+    return (defined.mean(axis=1) if defined.size else None), loss
 
 
 def _softmax(features: np.ndarray, labels: np.ndarray, strengths: np.ndarray, weights: Any) -> list[Any]:

@@ -1,283 +1,334 @@
-"""Metrics of classifiers and regressors, plain and for many reweighted copies at once."""
+"""Metrics of classifiers and regressors: one row each in `METRICS`, one implementation for plain and resampled values.
+
+Every metric is computed for weighted rows: weights of one give the plain value, and a bootstrap's counts of draws the
+value of each resample. scikit-learn, whose values these equal, takes one set of weights at a time.
+"""
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.special import xlogy
-from sklearn import metrics as sklearn_metrics
-from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ..errors import RetFoundError
-from .calibration import BINS, bin_of, confidence_and_correctness, expected_calibration_error
-from .validation import ProblemType, check_classification, check_problem_type, check_regression
+from ..errors import join_names, require
+from ..vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from .calibration import BINS, bin_of, confidence_and_correctness
+
+if TYPE_CHECKING:
+    from .predictions import Predictions
+
+Values = dict[str, np.ndarray]
+CLASSIFICATION = (SINGLE_LABEL, MULTI_LABEL)
 
 
-def defined_classes(truth: np.ndarray) -> np.ndarray:
-    """bool (C,): which columns of `truth`, bool (N, C), hold both outcomes, without which no curve exists."""
-    return truth.any(axis=0) & ~truth.all(axis=0)
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        name: key in `metrics.json`; its interval is `<name>_ci95`.
+        title: heading in tables, cards and plots.
+        higher_is_better: None where neither end is good, as for a calibration slope.
+        problem_types: those that it is defined for.
+        function: from `WeightedRows` to values (B,), or (B, C) if `per_class`; NaN where undefined.
+        per_class: also reported for each class as `<name>/<class>`; the value itself is the mean of the defined ones.
+        within_class: independent of class frequencies, so that resamples are drawn within classes.
+        has_interval: False where resamples are biased, as for the ECE.
+        skewed: the interval is the jackknife's on the logit scale; BCa does not mend the skewness.
+        by_group: among the metrics of subgroups, unless others are asked for.
+        indexed: in the model index of cards.
+    """
+
+    name: str
+    title: str
+    higher_is_better: bool | None
+    problem_types: tuple[str, ...]
+    function: "Callable[[WeightedRows], np.ndarray]"
+    per_class: bool = False
+    within_class: bool = False
+    has_interval: bool = True
+    skewed: bool = False
+    by_group: bool = True
+    indexed: bool = True
 
 
-def one_vs_rest(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Area under the ROC and under the precision-recall curve, per class.
+class Rows:
+    """Labels and scores of N rows, and what metrics need of each row, computed once for all weights.
 
-    The area under the precision-recall curve is the average precision, the step-wise sum without interpolation, of
-    each column of the one-hot labels: the same as in the official code (RETFound_MAE, `engine_finetune.py`).
+    Attributes:
+        problem_type, class_names, targets, scores: of the predictions.
+    """
+
+    def __init__(self, predictions: "Predictions") -> None:
+        self.problem_type, self.class_names = predictions.problem_type, predictions.class_names
+        self.targets, self.scores = predictions.targets, predictions.scores
+        self.single = self.problem_type == SINGLE_LABEL
+        self._defined: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @cached_property
+    def truth(self) -> np.ndarray | None:
+        """bool (N, C): whether a row is of a class; None for regression."""
+        if self.problem_type == REGRESSION:
+            return None
+        return self.targets[:, None] == np.arange(self.scores.shape[1]) if self.single else self.targets.astype(bool)
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """Predicted class (N,), or bool (N, C), the findings with a probability of at least 0.5."""
+        return self.scores.argmax(axis=1) if self.single else self.scores >= THRESHOLD
+
+    @cached_property
+    def two_sided(self) -> np.ndarray:
+        """Classes that some rows have and others do not, without which no curve exists."""
+        return np.flatnonzero(defined_classes(self.truth))
+
+    @cached_property
+    def cells(self) -> csr_array:
+        """(C * C, N): the cell of the confusion table that a row counts in."""
+        rows, classes = self.scores.shape
+        index = self.targets * classes + self.predicted
+        return csr_array((np.ones(rows), (index, np.arange(rows))), shape=(classes**2, rows))
+
+    @cached_property
+    def outcomes(self) -> list[np.ndarray]:
+        """Three of float (N, C): true positives, labels, predictions of a multi-label classifier."""
+        sides = (self.truth & self.predicted, self.truth, self.predicted)
+        return [side.astype(np.float64) for side in sides]
+
+    @cached_property
+    def gaps(self) -> np.ndarray:
+        """float (N, bins): what a row adds to correct minus confident in each bin of confidence."""
+        confidence, correct = confidence_and_correctness(self.truth, self.scores, self.single)
+        row = np.repeat(np.arange(len(self)), len(confidence) // len(self))
+        table = np.zeros((len(self), BINS))
+        np.add.at(table, (row, bin_of(confidence, np.linspace(0, 1, BINS + 1))), correct - confidence)
+        return table
+
+    @cached_property
+    def squares(self) -> np.ndarray:
+        """(N,) squared differences of probability and outcome: summed over exclusive classes, else their mean."""
+        squares = (self.scores - self.truth) ** 2
+        # Halved for two classes, the sum is the square of the one probability that matters.
+        return squares.sum(axis=1) / (2 if squares.shape[1] == 2 else 1) if self.single else squares.mean(axis=1)
+
+    @cached_property
+    def losses(self) -> np.ndarray:
+        """(N,) negative log-likelihood, clipped where scikit-learn's `log_loss` clips."""
+        tiny = np.finfo(np.float64).eps
+        if self.single:
+            scores = self.scores / self.scores.sum(axis=1, keepdims=True)
+            return -np.log(np.clip(scores[self.truth], tiny, 1 - tiny))
+        clipped = np.clip(self.scores, tiny, 1 - tiny)
+        return -(xlogy(self.truth, clipped) + xlogy(~self.truth, 1 - clipped)).mean(axis=1)
+
+    def defined(self, metric: Metric) -> np.ndarray:
+        """bool (C,): the classes or targets for which the whole set has a value of a `per_class` metric."""
+        if metric.name not in self._defined:
+            self._defined[metric.name] = ~np.isnan(WeightedRows(self, np.ones((1, len(self)))).table(metric)[0])
+        return self._defined[metric.name]
+
+
+class WeightedRows:
+    """Rows under B sets of weights, and what several metrics need of them, computed once by whoever asks first.
 
     Args:
-        truth: bool (N, C), whether row n is of class c.
-        scores: float (N, C), higher for more likely; only their order within a column counts.
-
-    Returns:
-        auroc, auprc: float64 (C,), NaN for a class without both outcomes.
+        rows: labels and scores.
+        weights: float (B, N), at least 0; all ones for the plain value, counts of draws for a bootstrap.
     """
-    auroc, auprc = np.full((2, truth.shape[1]), np.nan)
-    for column in np.flatnonzero(defined_classes(truth)):
-        auroc[column] = roc_auc_score(truth[:, column], scores[:, column])
-        auprc[column] = average_precision_score(truth[:, column], scores[:, column])
-    return auroc, auprc
+
+    def __init__(self, rows: Rows, weights: np.ndarray) -> None:
+        self.rows, self.weights, self.total = rows, weights, weights.sum(axis=1)
+        self._tables: dict[str, np.ndarray] = {}
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Weighted mean (B,) of values (N,)."""
+        return self.weights @ values / self.total
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """Confusion tables of exclusive classes, (B, C, C): true class by predicted class."""
+        classes = self.rows.scores.shape[1]
+        return (self.rows.cells @ self.weights.T).T.reshape(-1, classes, classes)
+
+    @cached_property
+    def counts(self) -> tuple[np.ndarray, ...]:
+        """True positives, positives and predicted positives of each class, (B, C) each."""
+        if self.rows.single:
+            return np.einsum("bcc->bc", self.confusion), self.confusion.sum(axis=2), self.confusion.sum(axis=1)
+        return tuple(self.weights @ side for side in self.rows.outcomes)
+
+    @cached_property
+    def findings(self) -> tuple[np.ndarray, ...]:
+        """`counts` of the two-sided labels of a multi-label classifier, and the total (B, 1)."""
+        return *(side[:, self.rows.two_sided] for side in self.counts), self.total[:, None]
+
+    def mean_of_findings(self, values: np.ndarray) -> np.ndarray:
+        """Mean (B,) of values (B, two-sided labels), undefined where a label lost one of its sides."""
+        _, true, _, every = self.findings
+        if not true.shape[1]:
+            return np.full(len(self.total), np.nan)
+        return (np.where((true > 0) & (true < every), 1.0, np.nan) * values).mean(axis=1)
+
+    def areas(self, precision: bool) -> np.ndarray:
+        """AUROC of each class against the rest, (B, C), or with `precision` the average precision."""
+        found = np.full((self.rows.scores.shape[1], len(self.total)), np.nan)
+        for column in self.rows.two_sided:
+            found[column] = weighted_area(
+                self.rows.truth[:, column], self.rows.scores[:, column], self.weights, precision
+            )
+        return found.T
+
+    def table(self, metric: Metric) -> np.ndarray:
+        """Values of a metric: (B,), or (B, C) if it is given per class."""
+        if metric.name not in self._tables:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                self._tables[metric.name] = np.asarray(metric.function(self), np.float64)
+        return self._tables[metric.name]
+
+    def value(self, name: str) -> np.ndarray:
+        """Values (B,) of `<metric>` or `<metric>/<class>`.
+
+        A mean over classes is undefined where one of them has no value although it has one in the whole set, instead
+        of being a mean over fewer classes.
+        """
+        metric, label = metric_of(name), name.partition("/")[2]
+        table = self.table(metric)
+        if label:
+            require("class_name", label, self.rows.class_names)
+            return table[:, self.rows.class_names.index(label)]
+        if not metric.per_class:
+            return table
+        defined = table.T[self.rows.defined(metric)]
+        return defined.mean(axis=0) if len(defined) else np.full(len(table), np.nan)
 
 
-def mean_of_defined(values: np.ndarray) -> float | None:
-    """Mean of the entries that are not NaN; None when there is none."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else None
+def per_target(function: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Any:
+    """Metric of each target of a regression, (B, T), from a function of labels (N,), predictions (N,) and weights."""
 
+    def metric(drawn: WeightedRows) -> np.ndarray:
+        pairs = zip(drawn.rows.targets.T, drawn.rows.scores.T, strict=True)
+        return np.array([function(label, predicted, drawn.weights) for label, predicted in pairs]).T
 
-def regression_metrics(
-    labels: Any, predictions: Any, target_names: Sequence[str] | None = None
-) -> dict[str, float | None]:
-    """Errors and correlations, in the units of the labels.
-
-    Args:
-        labels, predictions: float (N,) or (N, T).
-        target_names: T names; `target_0`... when None.
-
-    Returns:
-        `mae`, `mse`, `rmse`, `r2` (1 - residual / total sum of squares), `pearson`, `spearman` and `loss` (= `mse`);
-        with several targets the means over them, and every metric per target as `mae/<target>`... None, with one
-        warning, for `r2` and correlations of a target (or, for correlations, of a prediction) that does not vary.
-
-    Raises:
-        RetFoundError: shapes that do not fit, or values that are not finite.
-    """
-    labels, predictions = check_regression(labels, predictions)
-    targets = labels.shape[1]
-    names = list(target_names) if target_names is not None else [f"target_{index}" for index in range(targets)]
-    if len(names) != targets:
-        raise RetFoundError(f"{len(names)} target names {names} for {targets} targets; give one per target")
-    errors = predictions - labels
-    squares = (errors**2).mean(axis=0)
-    per_target = {
-        "mae": np.abs(errors).mean(axis=0),
-        "mse": squares,
-        "rmse": np.sqrt(squares),
-        "r2": 1 - squares / np.where(_varies(labels), labels.var(axis=0), np.nan),
-        "pearson": _correlation(labels, predictions),
-        "spearman": _correlation(_ranks(labels), _ranks(predictions)),
-    }
-    _warn_undefined(per_target, names)
-    values = {name: mean_of_defined(value) for name, value in per_target.items()}
-    values["loss"] = values["mse"]
-    if targets > 1:
-        for name, value in per_target.items():
-            values |= {f"{name}/{target}": mean_of_defined(value[[i]]) for i, target in enumerate(names)}
-    return values
-
-
-def _correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Pearson correlation of the columns, (T,), NaN where one does not vary."""
-    defined = _varies(first) & _varies(second)
-    first, second = first - first.mean(axis=0), second - second.mean(axis=0)
-    norms = np.sqrt((first**2).sum(axis=0)) * np.sqrt((second**2).sum(axis=0))
-    return np.clip((first * second).sum(axis=0) / np.where(defined, norms, np.nan), -1, 1)
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    from scipy.stats import rankdata  # ties share their mean rank, as Spearman's correlation asks
-
-    return rankdata(values, axis=0)
-
-
-def _varies(values: np.ndarray) -> np.ndarray:
-    """bool (T,). Not the variance, which rounding leaves above 0 for many a constant."""
-    return np.ptp(values, axis=0) > 0
-
-
-def _warn_undefined(per_target: dict[str, np.ndarray], names: Sequence[str]) -> None:
-    lacking = [metric for metric, values in per_target.items() if np.isnan(values).any()]
-    if lacking:
-        targets = [name for index, name in enumerate(names) if np.isnan(per_target["pearson"][index])]
-        warnings.warn(
-            f"{', '.join(lacking)} are undefined for {', '.join(targets)}: its labels or predictions do not vary",
-            stacklevel=3,
-        )
+    return metric
 
 
 THRESHOLD = 0.5  # a label of a multi-label classifier is predicted from this probability on
 
 
-def compute_metrics(
-    problem_type: ProblemType, labels: Any, scores: Any, class_names: Sequence[str]
-) -> dict[str, float | None]:
-    """`classification_metrics` or `regression_metrics`, by `config.problem_type` of transformers.
+def accuracy(drawn: WeightedRows) -> np.ndarray:
+    """Share of rows whose predicted class, or whole set of labels, is the true one."""
+    if drawn.rows.single:
+        return drawn.counts[0].sum(axis=1) / drawn.total
+    return drawn.mean((drawn.rows.truth == drawn.rows.predicted).all(axis=1))
+
+
+def balanced_accuracy(drawn: WeightedRows) -> np.ndarray:
+    """Mean recall of the classes in the labels; multi-label: mean over labels of sensitivity and specificity."""
+    if drawn.rows.single:
+        hit, true, _ = drawn.counts
+        return (hit / true)[:, drawn.rows.truth.any(axis=0)].mean(axis=1)
+    hit, true, said, every = drawn.findings
+    return drawn.mean_of_findings((hit / true + (1 - (said - hit) / (every - true))) / 2)
+
+
+def macro(part: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Any:
+    """Metric (B,): mean over the classes that occur in labels or predictions of a ratio, with 0 for 0/0.
 
     Args:
-        labels: (N,) integer classes; (N, C) of 0 and 1 for multi-label; (N,) or (N, T) numbers for regression.
-        scores: (N, C) softmax or sigmoid probabilities; (N,) or (N, T) predictions for regression.
-        class_names: names of the C classes or T targets.
+        part: numerator and denominator (B, C) from true positives, positives and predicted positives.
     """
-    check_problem_type(problem_type)
-    if problem_type == "regression":
-        return regression_metrics(labels, scores, class_names)
-    return classification_metrics(labels, scores, class_names, problem_type)
+
+    def metric(drawn: WeightedRows) -> np.ndarray:
+        hit, true, said = drawn.counts
+        occurs = np.where(true + said > 0, 1.0, np.nan)
+        return np.nansum(occurs * _ratio(*part(hit, true, said)), axis=1) / (occurs == 1).sum(axis=1)
+
+    return metric
 
 
-def classification_metrics(
-    labels: Any,
-    probabilities: Any,
-    class_names: Sequence[str],
-    problem_type: ProblemType = "single_label_classification",
-) -> dict[str, float | None]:
-    """Every metric of a classifier.
-
-    `auroc`, `auprc`: per class against the rest, then averaged (RETFound, Zhou et al. 2023, Methods); both classes of
-    a two-class task count, which for AUROC equals the usual figure. `f1_macro`, `precision_macro`, `recall_macro` and
-    `jaccard` average over the classes that occur in labels or predictions, with 0 for 0/0. `balanced_accuracy` is the
-    mean recall of the classes in the labels. `quadratic_kappa` takes the classes as grades in their order.
-    `hamming` of single-label predictions is 1 - accuracy (that of their one-hot code is 2/C times as much).
-    `ece`: see `calibration`. `loss` is the mean negative log-likelihood in nats. `brier` is the mean over rows of the
-    squared differences summed over the classes, halved for two classes, as scikit-learn's `brier_score_loss` does.
-
-    Multi-label predictions are the labels with a probability of 0.5 or more. `accuracy` then asks for all labels of a
-    row; balanced accuracy, kappa and mcc are computed per label and averaged, likewise `brier` and `loss`.
-
-    Args:
-        labels: integer (N,), or (N, C) of 0 and 1 for multi-label.
-        probabilities: float (N, C), softmax, or sigmoid for multi-label.
-        class_names: C names.
-
-    Returns:
-        Flat dictionary with `auroc/<class>` and `auprc/<class>` at its end. A metric is None where the labels leave it
-        undefined (a class without examples of both kinds); one warning then names the classes.
-
-    Raises:
-        RetFoundError: see `inputs.check_classification`.
-    """
-    labels, probabilities, truth = check_classification(labels, probabilities, class_names, problem_type)
-    single = problem_type == "single_label_classification"
-    _metrics_warn_undefined(truth, class_names)
-    auroc, auprc = one_vs_rest(truth, probabilities)
-    hard = _single_label if single else _multi_label
-    values = {
-        "auroc": mean_of_defined(auroc),
-        "auprc": mean_of_defined(auprc),
-        **hard(labels, probabilities),
-        "ece": expected_calibration_error(*confidence_and_correctness(truth, probabilities, single)),
-        "brier": _brier(truth, probabilities, single),
-        "loss": _log_loss(labels, probabilities, single),
-    }
-    for name, per_class in (("auroc", auroc), ("auprc", auprc)):
-        values |= {f"{name}/{label}": value for label, value in zip(class_names, per_class, strict=True)}
-    return {name: None if value is None or np.isnan(value) else float(value) for name, value in values.items()}
+def kappa(drawn: WeightedRows) -> np.ndarray:
+    """Cohen's kappa; multi-label: mean over labels."""
+    if drawn.rows.single:
+        _, true, said = drawn.counts
+        chance = np.einsum("bc,bc->b", true, said) / drawn.total**2
+        return _if_several(true, (accuracy(drawn) - chance) / (1 - chance))
+    hit, true, said, every = drawn.findings
+    agreed = (every - true - (said - hit) + hit) / every
+    chance = (true * said + (every - true) * (every - said)) / every**2
+    return drawn.mean_of_findings((agreed - chance) / (1 - chance))
 
 
-def _single_label(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
-    predicted = probabilities.argmax(axis=1)
-    classes = np.arange(probabilities.shape[1])
-    present = np.unique(labels)
-    # With one class in the labels, agreement beyond chance is 0/0.
-    several = len(present) > 1
-    kappa = sklearn_metrics.cohen_kappa_score
-    return {
-        "accuracy": sklearn_metrics.accuracy_score(labels, predicted),
-        "balanced_accuracy": sklearn_metrics.recall_score(labels, predicted, labels=present, average="macro"),
-        **_macro(labels, predicted, np.union1d(labels, predicted)),
-        "kappa": kappa(labels, predicted, labels=classes) if several else None,
-        "quadratic_kappa": kappa(labels, predicted, labels=classes, weights="quadratic") if several else None,
-        "mcc": sklearn_metrics.matthews_corrcoef(labels, predicted) if several else None,
-        "hamming": sklearn_metrics.hamming_loss(labels, predicted),
-    }
+def quadratic_kappa(drawn: WeightedRows) -> np.ndarray:
+    """Cohen's kappa with quadratic weights (Cohen 1968); classes are grades in their order."""
+    if not drawn.rows.single:
+        return drawn.table(METRICS["kappa"])  # two grades have one distance
+    _, true, said = drawn.counts
+    grades = np.arange(true.shape[1])
+    penalty = (grades[:, None] - grades) ** 2
+    expected = np.einsum("bc,cd,bd->b", true, penalty, said) / drawn.total
+    return _if_several(true, 1 - np.einsum("bcd,cd->b", drawn.confusion, penalty) / expected)
 
 
-def _multi_label(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
-    predicted = (probabilities >= THRESHOLD).astype(np.int64)
-    columns = np.flatnonzero(defined_classes(labels.astype(bool)))
-
-    def mean_over_labels(metric: Any) -> float | None:
-        return mean_of_defined(np.array([metric(labels[:, column], predicted[:, column]) for column in columns]))
-
-    kappa = mean_over_labels(sklearn_metrics.cohen_kappa_score)
-    return {
-        "accuracy": (labels == predicted).all(axis=1).mean(),
-        "balanced_accuracy": mean_over_labels(sklearn_metrics.balanced_accuracy_score),
-        **_macro(labels, predicted, np.flatnonzero((labels | predicted).any(axis=0))),
-        "kappa": kappa,
-        "quadratic_kappa": kappa,  # two grades have one distance
-        "mcc": mean_over_labels(sklearn_metrics.matthews_corrcoef),
-        "hamming": (labels != predicted).mean(),
-    }
+def matthews_correlation(drawn: WeightedRows) -> np.ndarray:
+    """Matthews correlation coefficient of C classes (Gorodkin 2004), 0 for 0/0; multi-label: mean over labels."""
+    if drawn.rows.single:
+        hit, true, said = drawn.counts
+        spreads = [drawn.total**2 - (side**2).sum(axis=1) for side in (true, said)]
+        covariance = drawn.total * hit.sum(axis=1) - np.einsum("bc,bc->b", true, said)
+        return _if_several(true, _ratio(covariance, np.sqrt(spreads[0] * spreads[1])))
+    hit, true, said, every = drawn.findings
+    norm = np.sqrt(true * (every - true) * said * (every - said))
+    return drawn.mean_of_findings(_ratio(every * hit - true * said, norm))
 
 
-def _macro(labels: np.ndarray, predicted: np.ndarray, classes: np.ndarray) -> dict[str, float | None]:
-    names = ("f1_macro", "precision_macro", "recall_macro", "jaccard")
-    if not len(classes):
-        return dict.fromkeys(names)
-    if labels.ndim == 2:  # scikit-learn takes a lone column for a two-class task
-        labels, predicted = labels[:, classes], predicted[:, classes]
-        if len(classes) == 1:
-            labels, predicted, classes = labels[:, 0], predicted[:, 0], np.array([1])
-        else:
-            classes = np.arange(len(classes))
-    options = {"labels": classes, "average": "macro", "zero_division": 0}
-    precision, recall, f1, _ = sklearn_metrics.precision_recall_fscore_support(labels, predicted, **options)
-    jaccard = sklearn_metrics.jaccard_score(labels, predicted, **options)
-    return dict(zip(names, (f1, precision, recall, jaccard), strict=True))
+def hamming(drawn: WeightedRows) -> np.ndarray:
+    """Share of wrong labels; of exclusive classes 1 - accuracy (that of their one-hot code is 2/C times as much)."""
+    if drawn.rows.single:
+        return 1 - accuracy(drawn)
+    return 1 - drawn.mean((drawn.rows.truth == drawn.rows.predicted).mean(axis=1))
 
 
-def _brier(truth: np.ndarray, probabilities: np.ndarray, single: bool) -> float:
-    squares = (probabilities - truth) ** 2
-    # Halved for two classes, the sum is the square of the one probability that matters.
-    return float(squares.sum(axis=1).mean() / (2 if truth.shape[1] == 2 else 1)) if single else float(squares.mean())
+def calibration_error(drawn: WeightedRows) -> np.ndarray:
+    """Expected calibration error in bins of equal width, see `calibration.expected_calibration_error`."""
+    cells = 1 if drawn.rows.single else drawn.rows.scores.shape[1]
+    return np.abs(drawn.weights @ drawn.rows.gaps).sum(axis=1) / (drawn.total * cells)
 
 
-def _log_loss(labels: np.ndarray, probabilities: np.ndarray, single: bool) -> float:
-    if single:
-        rows = probabilities / probabilities.sum(axis=1, keepdims=True)
-        return sklearn_metrics.log_loss(labels, rows, labels=np.arange(probabilities.shape[1]))
-    return sklearn_metrics.log_loss(labels.ravel(), probabilities.ravel(), labels=[0, 1])
+def loss(drawn: WeightedRows) -> np.ndarray:
+    """Mean negative log-likelihood in nats, per label for multi-label; mean squared error for regression."""
+    return drawn.value("mse") if drawn.rows.problem_type == REGRESSION else drawn.mean(drawn.rows.losses)
 
 
-def _metrics_warn_undefined(truth: np.ndarray, class_names: Sequence[str]) -> None:
-    lacking = np.flatnonzero(~defined_classes(truth))
-    if not len(lacking):
-        return
-    names = ", ".join(class_names[index] for index in lacking[:5])
-    more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-    left = truth.shape[1] - len(lacking)
-    rest = f"the averages are over the other {left}" if left else "so are their averages, kappa and mcc"
-    warnings.warn(
-        f"auroc and auprc are undefined for {names}{more}: among the {len(truth)} labels all or none are of "
-        f"that class; {rest}",
-        stacklevel=3,
-    )
+def _if_several(true: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """NaN where one class is left in the labels: agreement beyond chance is then 0/0."""
+    return np.where((true > 0).sum(axis=1) > 1, 1.0, np.nan) * values
 
 
-def weighted_areas(
-    truth: np.ndarray, scores: np.ndarray, weights: np.ndarray, precision: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
-    """Area under the ROC curve and average precision, as if each row stood as often as its weight says.
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.zeros(np.shape(below)), where=below > 0)
+
+
+def weighted_area(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray, precision: bool = False) -> np.ndarray:
+    """Area under the ROC curve, as if each row stood as often as its weight says, or the average precision.
+
+    Average precision is the step-wise sum under the precision-recall curve, without interpolation, as in the official
+    code (RETFound_MAE, `engine_finetune.py`).
 
     Args:
         truth: bool (N,).
-        scores: float (N,), ties allowed.
+        scores: float (N,), ties allowed; only their order counts.
         weights: float (B, N), at least 0.
-        precision: compute the average precision too.
+        precision: the average precision instead, which takes longer.
 
     Returns:
-        auroc, auprc: float64 (B,), NaN where one outcome has no weight; auprc all NaN unless asked for.
+        float64 (B,), NaN where one outcome has no weight.
     """
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
@@ -286,63 +337,63 @@ def weighted_areas(
     if len(starts) < len(scores):  # rows of one score enter the curve together
         everyone, positive = (np.add.reduceat(array, starts, axis=1) for array in (everyone, positive))
     negative = everyone - positive
-    below = negative.cumsum(axis=1) - negative / 2
     positives, negatives = positive.sum(axis=1), negative.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        auroc = np.einsum("bn,bn->b", positive, below) / (positives * negatives)
         if not precision:
-            return auroc, np.full(len(weights), np.nan)
+            below = negative.cumsum(axis=1) - negative / 2
+            return np.einsum("bn,bn->b", positive, below) / (positives * negatives)
         # From the highest score down; where nothing was drawn yet there is no precision, and no positive to count it.
         hits, drawn = (array[:, ::-1].cumsum(axis=1) for array in (positive, everyone))
         share = np.divide(hits, drawn, out=np.zeros_like(hits), where=drawn > 0)
-        auprc = np.einsum("bn,bn->b", positive[:, ::-1], share) / positives
-    auprc[(positives == 0) | (negatives == 0)] = np.nan
-    return auroc, auprc
+        area = np.einsum("bn,bn->b", positive[:, ::-1], share) / positives
+    area[(positives == 0) | (negatives == 0)] = np.nan
+    return area
 
 
-def regression_statistic(
-    labels: np.ndarray, predictions: np.ndarray, target_names: Sequence[str]
-) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A function from weights (B, N) to every metric of a regressor, (B,) each, NaN where undefined.
+def defined_classes(truth: np.ndarray) -> np.ndarray:
+    """bool (C,): which columns of `truth`, bool (N, C), hold both outcomes."""
+    return truth.any(axis=0) & ~truth.all(axis=0)
 
-    Whole weights give what `regression.regression_metrics` gives for rows repeated as often.
+
+def class_areas(truth: np.ndarray, scores: np.ndarray, precision: bool = False) -> np.ndarray:
+    """Area of each class against the rest, float64 (C,), NaN for a class without both outcomes; see `weighted_area`.
 
     Args:
-        labels, predictions: float64 (N, T).
+        truth: bool (N, C).
+        scores: float (N, C).
     """
-    targets = range(labels.shape[1])
-
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found = [_one_target(labels[:, target], predictions[:, target], weights) for target in targets]
-        values = {name: np.mean([part[name] for part in found], axis=0) for name in found[0]}
-        values["loss"] = values["mse"]
-        if len(found) > 1:
-            for name in found[0]:
-                values |= {f"{name}/{target}": part[name] for target, part in zip(target_names, found, strict=True)}
-        return values
-
-    return statistic
+    once = np.ones((1, len(truth)))
+    columns = zip(truth.T, scores.T, strict=True)
+    return np.array([weighted_area(*column, once, precision)[0] for column in columns])
 
 
-def _one_target(label: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    error = prediction - label
-    total = weights.sum(axis=1)
-    square = weights @ error**2 / total
-    centred = label - label.mean()
+def _mean_absolute_error(label: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return weights @ np.abs(predicted - label) / weights.sum(axis=1)
+
+
+def _mean_squared_error(label: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return weights @ (predicted - label) ** 2 / weights.sum(axis=1)
+
+
+def _r2(label: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """1 - residual / total sum of squares; NaN where the labels do not vary."""
+    total, centred = weights.sum(axis=1), label - label.mean()
     variance = weights @ centred**2 / total - (weights @ centred / total) ** 2
-    ranks = [_weighted_regression_ranks(values, weights) for values in (label, prediction)]
-    return {
-        "mae": weights @ np.abs(error) / total,
-        "mse": square,
-        "rmse": np.sqrt(square),
-        "r2": 1 - square / np.where(_weighted_regression_varies(label, weights), variance, np.nan),
-        "pearson": _weighted_regression_correlation(centred, prediction - prediction.mean(), weights),
-        "spearman": _weighted_regression_correlation(*ranks, weights),
-    }
+    # Not told by the variance, which rounding leaves above 0 for many a constant.
+    drawn = weights > 0
+    varies = np.where(drawn, label, -np.inf).max(axis=1) > np.where(drawn, label, np.inf).min(axis=1)
+    return 1 - _mean_squared_error(label, predicted, weights) / np.where(varies, variance, np.nan)
 
 
-def _weighted_regression_correlation(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _pearson(label: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return _correlation(label - label.mean(), predicted - predicted.mean(), weights)
+
+
+def _spearman(label: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return _correlation(_ranks(label, weights), _ranks(predicted, weights), weights)
+
+
+def _correlation(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted Pearson correlation (B,) of values (N,) or (B, N); NaN where one does not vary."""
     total = weights.sum(axis=1, keepdims=True)
     first, second = (side - (weights * side).sum(axis=1, keepdims=True) / total for side in (first, second))
@@ -354,7 +405,7 @@ def _weighted_regression_correlation(first: np.ndarray, second: np.ndarray, weig
     return np.clip((weights * first * second).sum(axis=1) / np.where(defined, norm, np.nan), -1, 1)
 
 
-def _weighted_regression_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Ranks (B, N) among rows repeated by weight; ties share their mean rank."""
     order = np.argsort(values, kind="stable")
     group = np.cumsum(np.r_[True, np.diff(values[order]) > 0]) - 1
@@ -365,162 +416,130 @@ def _weighted_regression_ranks(values: np.ndarray, weights: np.ndarray) -> np.nd
     return ranks
 
 
-def _weighted_regression_varies(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """bool (B,): whether the rows of weight above 0 hold more than one value."""
-    drawn = weights > 0
-    return np.where(drawn, values, -np.inf).max(axis=1) > np.where(drawn, values, np.inf).min(axis=1)
+# `auroc`, `auprc`: each class against the rest, then averaged (RETFound, Zhou et al. 2023, Methods); both classes of a
+# two-class task count, which for AUROC equals the usual figure.
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("auroc", "AUROC", True, CLASSIFICATION, lambda drawn: drawn.areas(precision=False), per_class=True,
+               within_class=True),
+        Metric("auprc", "AUPRC", True, CLASSIFICATION, lambda drawn: drawn.areas(precision=True), per_class=True,
+               skewed=True, by_group=False),
+        Metric("accuracy", "Accuracy", True, CLASSIFICATION, accuracy, by_group=False),
+        Metric("balanced_accuracy", "Balanced accuracy", True, CLASSIFICATION, balanced_accuracy, within_class=True),
+        Metric("f1_macro", "F1, mean of classes", True, CLASSIFICATION,
+               macro(lambda hit, true, said: (2 * hit, true + said)), by_group=False),
+        Metric("precision_macro", "Precision, mean of classes", True, CLASSIFICATION,
+               macro(lambda hit, true, said: (hit, said)), by_group=False, indexed=False),
+        Metric("recall_macro", "Recall, mean of classes", True, CLASSIFICATION,
+               macro(lambda hit, true, said: (hit, true)), within_class=True, by_group=False, indexed=False),
+        Metric("jaccard", "Jaccard index", True, CLASSIFICATION,
+               macro(lambda hit, true, said: (hit, true + said - hit)), by_group=False, indexed=False),
+        Metric("kappa", "Cohen's kappa", True, CLASSIFICATION, kappa, by_group=False),
+        Metric("quadratic_kappa", "Quadratic kappa", True, CLASSIFICATION, quadratic_kappa, by_group=False),
+        Metric("mcc", "Matthews correlation", True, CLASSIFICATION, matthews_correlation, by_group=False,
+               indexed=False),
+        Metric("hamming", "Hamming loss", False, CLASSIFICATION, hamming, by_group=False, indexed=False),
+        Metric("ece", "ECE", False, CLASSIFICATION, calibration_error, has_interval=False, by_group=False,
+               indexed=False),
+        Metric("brier", "Brier score", False, CLASSIFICATION, lambda drawn: drawn.mean(drawn.rows.squares),
+               indexed=False),
+        Metric("mae", "MAE", False, (REGRESSION,), per_target(_mean_absolute_error), per_class=True),
+        Metric("mse", "MSE", False, (REGRESSION,), per_target(_mean_squared_error), per_class=True, by_group=False,
+               indexed=False),
+        Metric("rmse", "RMSE", False, (REGRESSION,), per_target(lambda *pair: np.sqrt(_mean_squared_error(*pair))),
+               per_class=True, indexed=False),
+        Metric("r2", "R²", True, (REGRESSION,), per_target(_r2), per_class=True, by_group=False),
+        Metric("pearson", "Pearson's r", True, (REGRESSION,), per_target(_pearson), per_class=True, by_group=False,
+               indexed=False),
+        Metric("spearman", "Spearman's ρ", True, (REGRESSION,), per_target(_spearman), per_class=True, by_group=False,
+               indexed=False),
+        Metric("loss", "Loss", False, (*CLASSIFICATION, REGRESSION), loss, by_group=False, indexed=False),
+    )
+}  # fmt: skip
 
 
-Values = dict[str, np.ndarray]
-Statistic = Callable[[np.ndarray], Values]
-# Metrics that condition on the true class: their sampling does not involve how frequent the classes are.
-OF_CLASSES = ("auroc", "balanced_accuracy", "recall_macro")
+def metric_of(name: str) -> Metric:
+    """The row of `auroc` or `auroc/<class>`; BadArgumentError for a name that is in no row."""
+    metric = name.split("/", 1)[0]  # a class name may hold a slash itself
+    require("metric", metric, METRICS)
+    return METRICS[metric]
 
 
-def classification_statistic(
-    labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str], single: bool, precision: bool = True
-) -> Statistic:
-    """A function from weights (B, N) to every metric of a classifier, (B,) each, NaN where undefined.
+def metric_title(name: str) -> str:
+    """Heading of `auroc` or `auroc/<class>`; a name that is in no row stays as it is."""
+    metric, _, label = name.partition("/")
+    return (METRICS[metric].title if metric in METRICS else metric) + (f", {label}" if label else "")
 
-    Whole weights give what `metrics.classification_metrics` gives for rows repeated as often, with one exception: an
-    average over classes is undefined where a class lost an outcome that the whole set has, instead of being an
-    average over fewer classes.
+
+def lower_is_better(name: str) -> bool:
+    """Whether the row of a name says so; False for a name that is in no row."""
+    metric = METRICS.get(name.split("/", 1)[0])
+    return metric is not None and metric.higher_is_better is False
+
+
+def metrics_for(problem_type: str) -> tuple[Metric, ...]:
+    """The rows that are defined for a problem type."""
+    return tuple(metric for metric in METRICS.values() if problem_type in metric.problem_types)
+
+
+def metric_names(problem_type: str, class_names: Sequence[str]) -> list[str]:
+    """Every name in `metrics.json`: the metrics, then `<metric>/<class>`; a lone target has no names of its own."""
+    rows = metrics_for(problem_type)
+    labels = class_names if problem_type != REGRESSION or len(class_names) > 1 else ()
+    of_classes = [f"{metric.name}/{label}" for metric in rows if metric.per_class for label in labels]
+    return [metric.name for metric in rows] + of_classes
+
+
+def weighted_metrics(rows: Rows, names: Iterable[str], weights: np.ndarray) -> Values:
+    """Metrics by name, (B,) each, NaN where undefined; weights (B, N)."""
+    drawn = WeightedRows(rows, weights)
+    return {name: drawn.value(name) for name in names}
+
+
+def plain_metrics(rows: Rows, names: Collection[str]) -> dict[str, float | None]:
+    """Metrics by name; None where the labels leave one undefined."""
+    found = weighted_metrics(rows, names, np.ones((1, len(rows))))
+    return {name: None if np.isnan(value[0]) else float(value[0]) for name, value in found.items()}
+
+
+def compute_metrics(
+    problem_type: str, labels: Any, scores: Any, class_names: Sequence[str]
+) -> dict[str, float | None]:
+    """Every metric of `METRICS` for a problem type.
 
     Args:
-        labels, probabilities: as `inputs.check_classification` returns them.
-        precision: compute AUPRC, which takes half of the time; NaN otherwise.
+        problem_type: as `config.problem_type` of transformers.
+        labels: (N,) integer classes; (N, C) of 0 and 1 for multi-label; (N,) or (N, T) numbers for regression.
+        scores: (N, C) softmax or sigmoid probabilities; (N,) or (N, T) predictions for regression.
+        class_names: names of the C classes or T targets.
+
+    Returns:
+        Flat dictionary with `<metric>/<class>` at its end. A metric is None where the labels leave it undefined (a
+        class without examples of both kinds, numbers that do not vary); one warning then names the classes.
+
+    Raises:
+        BadDataError: see `Predictions`.
     """
-    truth = labels[:, None] == np.arange(len(class_names)) if single else labels.astype(bool)
-    columns = np.flatnonzero(defined_classes(truth))
-    hard = (
-        _weighted_metrics_single_label(truth, probabilities)
-        if single
-        else _weighted_metrics_multi_label(truth, probabilities, columns)
+    from .predictions import Predictions
+
+    return Predictions(None, scores, labels, class_names, problem_type).metrics()
+
+
+def warn_undefined(rows: Rows, stacklevel: int = 3) -> None:
+    """Warn once of classes or targets without a value, and of what that means for the averages."""
+    lacking = {
+        metric.name: np.flatnonzero(~rows.defined(metric))
+        for metric in metrics_for(rows.problem_type) if metric.per_class and not rows.defined(metric).all()
+    }  # fmt: skip
+    if not lacking:
+        return
+    classes = np.unique(np.concatenate(list(lacking.values())))
+    left = len(rows.class_names) - len(classes)
+    why = "the labels, or the predictions," if rows.problem_type == REGRESSION else f"the {len(rows)} labels"
+    rest = f"the averages are over the other {left}" if left else "so are their averages"
+    warnings.warn(
+        f"{', '.join(lacking)} are undefined for {join_names(rows.class_names[index] for index in classes)}: "
+        f"{why} do not vary; {rest}",
+        stacklevel=stacklevel,
     )
-    bins = _bins(truth, probabilities, single)
-    cells = len(probabilities) if single else probabilities.size
-    squares = (probabilities - truth) ** 2
-    brier = squares.sum(axis=1) / (2 if truth.shape[1] == 2 else 1) if single else squares.mean(axis=1)
-    losses = _losses(truth, probabilities, single)
-
-    def statistic(weights: np.ndarray) -> Values:
-        areas = np.full((2, truth.shape[1], len(weights)), np.nan)
-        for column in columns:
-            areas[:, column] = weighted_areas(truth[:, column], probabilities[:, column], weights, precision)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            total = weights.sum(axis=1)
-            values = {
-                "auroc": areas[0, columns].mean(axis=0) if len(columns) else np.full(len(weights), np.nan),
-                "auprc": areas[1, columns].mean(axis=0) if len(columns) else np.full(len(weights), np.nan),
-                **hard(weights),
-                "ece": np.abs(weights @ bins).sum(axis=1) / (total * cells / len(truth)),
-                "brier": weights @ brier / total,
-                "loss": weights @ losses / total,
-            }
-        for name, per_class in zip(("auroc", "auprc"), areas, strict=True):
-            values |= {f"{name}/{label}": value for label, value in zip(class_names, per_class, strict=True)}
-        return values
-
-    return statistic
-
-
-def _bins(truth: np.ndarray, probabilities: np.ndarray, single: bool) -> np.ndarray:
-    """float64 (N, bins): what each row adds to correct minus confident in each bin of confidence."""
-    confidence, correct = confidence_and_correctness(truth, probabilities, single)
-    row = np.repeat(np.arange(len(truth)), len(confidence) // len(truth))
-    table = np.zeros((len(truth), BINS))
-    np.add.at(table, (row, bin_of(confidence, np.linspace(0, 1, BINS + 1))), correct - confidence)
-    return table
-
-
-def _losses(truth: np.ndarray, probabilities: np.ndarray, single: bool) -> np.ndarray:
-    """Negative log-likelihood of each row, (N,), clipped where scikit-learn's `log_loss` clips."""
-    tiny = np.finfo(np.float64).eps
-    if single:
-        rows = probabilities / probabilities.sum(axis=1, keepdims=True)
-        return -np.log(np.clip(rows[truth], tiny, 1 - tiny))
-    clipped = np.clip(probabilities, tiny, 1 - tiny)
-    return -(xlogy(truth, clipped) + xlogy(~truth, 1 - clipped)).mean(axis=1)
-
-
-def _weighted_metrics_single_label(truth: np.ndarray, probabilities: np.ndarray) -> Statistic:
-    classes = truth.shape[1]
-    labels, predicted = truth.argmax(axis=1), probabilities.argmax(axis=1)
-    cell = csr_array((np.ones(len(labels)), (labels * classes + predicted, np.arange(len(labels)))),
-                     shape=(classes**2, len(labels)))  # fmt: skip
-    present = truth.any(axis=0)
-    penalty = (np.arange(classes)[:, None] - np.arange(classes)) ** 2
-
-    def statistic(weights: np.ndarray) -> Values:
-        table = (cell @ weights.T).T.reshape(-1, classes, classes)
-        true, said, hit = table.sum(axis=2), table.sum(axis=1), np.einsum("bcc->bc", table)
-        total = true.sum(axis=1)
-        accuracy = hit.sum(axis=1) / total
-        chance = np.einsum("bc,bc->b", true, said) / total**2
-        # One class left: agreement beyond chance is 0/0.
-        several = np.where((true > 0).sum(axis=1) > 1, 1.0, np.nan)
-        expected = np.einsum("bc,cd,bd->b", true, penalty, said) / total
-        spreads = [total**2 - (side**2).sum(axis=1) for side in (true, said)]
-        norm = np.sqrt(spreads[0] * spreads[1])
-        return {
-            "accuracy": accuracy,
-            "balanced_accuracy": (hit / true)[:, present].mean(axis=1),
-            **_weighted_metrics_macro(hit, true, said),
-            "kappa": several * (accuracy - chance) / (1 - chance),
-            "quadratic_kappa": several * (1 - np.einsum("bcd,cd->b", table, penalty) / expected),
-            "mcc": several * _ratio(total * hit.sum(axis=1) - np.einsum("bc,bc->b", true, said), norm),
-            "hamming": 1 - accuracy,
-        }
-
-    return statistic
-
-
-def _weighted_metrics_multi_label(truth: np.ndarray, probabilities: np.ndarray, columns: np.ndarray) -> Statistic:
-    predicted = probabilities >= THRESHOLD
-    same = truth == predicted
-    sides = [array.astype(np.float64) for array in (truth & predicted, truth, predicted)]
-
-    def statistic(weights: np.ndarray) -> Values:
-        total = weights.sum(axis=1)
-        hit, true, said = (weights @ side for side in sides)
-        overall = _weighted_metrics_macro(hit, true, said)
-        hit, true, said, every = hit[:, columns], true[:, columns], said[:, columns], total[:, None]
-        wrong = said - hit
-        specificity = 1 - wrong / (every - true)
-        agreed = (every - true - wrong + hit) / every
-        chance = (true * said + (every - true) * (every - said)) / every**2
-        norm = np.sqrt(true * (every - true) * said * (every - said))
-        both = np.where((true > 0) & (true < every), 1.0, np.nan)
-
-        def mean(values: np.ndarray) -> np.ndarray:
-            return (both * values).mean(axis=1) if len(columns) else np.full(len(weights), np.nan)
-
-        kappa = mean((agreed - chance) / (1 - chance))
-        return {
-            "accuracy": weights @ same.all(axis=1) / total,
-            "balanced_accuracy": mean((hit / true + specificity) / 2),
-            **overall,
-            "kappa": kappa,
-            "quadratic_kappa": kappa,
-            "mcc": mean(_ratio(every * hit - true * said, norm)),
-            "hamming": 1 - weights @ same.mean(axis=1) / total,
-        }
-
-    return statistic
-
-
-def _weighted_metrics_macro(hit: np.ndarray, true: np.ndarray, said: np.ndarray) -> Values:
-    """Averages (B,) over the classes that occur in labels or predictions, with 0 for 0/0; arguments (B, C)."""
-    occurs = np.where(true + said > 0, 1.0, np.nan)
-    parts = {
-        "f1_macro": _ratio(2 * hit, true + said),
-        "precision_macro": _ratio(hit, said),
-        "recall_macro": _ratio(hit, true),
-        "jaccard": _ratio(hit, true + said - hit),
-    }
-    count = (occurs == 1).sum(axis=1)
-    return {name: np.nansum(occurs * value, axis=1) / count for name, value in parts.items()}
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.zeros(np.shape(below)), where=below > 0)

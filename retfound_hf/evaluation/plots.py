@@ -17,7 +17,7 @@ from ..errors import RetFoundError
 from ..files import atomic_file
 from .calibration import confidence_and_correctness, decision_curve, reliability_curve
 from .estimates import CONFIDENCE
-from .metrics import THRESHOLD, defined_classes, one_vs_rest
+from .metrics import THRESHOLD, class_areas, defined_classes
 from .thresholds import positive_class
 from .validation import ProblemType, check_classification, check_regression
 
@@ -110,7 +110,7 @@ def plot_roc(truth: np.ndarray, probabilities: np.ndarray, class_names: Sequence
         class_names: C names.
         path: the image file to write.
     """
-    auroc, _ = one_vs_rest(truth, probabilities)
+    auroc = class_areas(truth, probabilities)
     curves: Curves = {}
     for index in np.flatnonzero(defined_classes(truth)):
         fpr, tpr, _ = roc_curve(truth[:, index], probabilities[:, index])
@@ -131,7 +131,7 @@ def plot_precision_recall(
 
     Arguments as `plot_roc`. Curves are steps, as the average precision sums them: interpolation would flatter.
     """
-    _, auprc = one_vs_rest(truth, probabilities)
+    auprc = class_areas(truth, probabilities, precision=True)
     curves: Curves = {}
     for index in np.flatnonzero(defined_classes(truth)):
         precision, recall, _ = precision_recall_curve(truth[:, index], probabilities[:, index])

@@ -13,13 +13,13 @@ from ..errors import BadDataError
 from ..files import atomic_file
 from ..vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from .aggregation import Aggregate, Conflicts, Level, aggregate, units_of
+from .metrics import THRESHOLD, Rows, metric_names, plain_metrics, warn_undefined
 from .validation import SUM_TOLERANCE, check_classification, check_problem_type, check_regression
 
 if TYPE_CHECKING:
     from .estimates import Estimate
     from .thresholds import OperatingPoint
 
-THRESHOLD = 0.5  # a finding is predicted from this probability on
 PROBABILITY = "prob/"
 
 
@@ -28,7 +28,7 @@ class Predictions:
     """Scores of N images (or eyes, or patients) and their labels, checked on construction.
 
     Attributes:
-        ids: (N,) unique names.
+        ids: (N,) unique names; their numbers where None is given.
         scores: (N, C) probabilities; (N, T) numbers for regression.
         targets: (N,) class indices, (N, C) of 0 and 1, or (N, T) numbers; None where labels are unknown.
         class_names: names of the C classes or T targets, in the order of `scores`.
@@ -54,13 +54,17 @@ class Predictions:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         check_problem_type(self.problem_type)
         put("class_names", tuple(map(str, self.class_names)))
-        ids = pd.Series(np.asarray(self.ids, dtype=object).astype(str))
+        given = np.arange(len(self.scores)) if self.ids is None else self.ids
+        ids = pd.Series(np.asarray(given, dtype=object).astype(str))
         put("ids", ids.to_numpy(object))
         if ids.duplicated().any():
             repeated = ids[ids.duplicated()].unique()
             raise BadDataError(f"{len(repeated)} id(s) occur more than once, such as {repeated[0]}", rows=repeated)
         if self.problem_type == REGRESSION:
             targets, scores = check_regression(self.scores if self.targets is None else self.targets, self.scores)
+            if len(self.class_names) != scores.shape[1]:
+                names, count = list(self.class_names), scores.shape[1]
+                raise BadDataError(f"{len(names)} target names {names} for {count} targets; give one per target")
         else:
             unknown = np.zeros(np.shape(self.scores)[: 1 if self.problem_type == SINGLE_LABEL else 2], np.int64)
             targets = unknown if self.targets is None else self.targets
@@ -83,11 +87,22 @@ class Predictions:
         return len(self.ids)
 
     @cached_property
-    def truth(self) -> np.ndarray:
-        """bool (N, C): whether row n is of class c; classification alone."""
-        if self.problem_type == SINGLE_LABEL:
-            return self.targets[:, None] == np.arange(len(self.class_names))
-        return self.targets.astype(bool)
+    def rows(self) -> Rows:
+        """Labels and scores as metrics take them."""
+        if self.targets is None:
+            raise BadDataError("metrics need labels, and these predictions have none")
+        return Rows(self)
+
+    @property
+    def truth(self) -> np.ndarray | None:
+        """bool (N, C): whether row n is of class c; None for regression."""
+        return self.rows.truth
+
+    def select(self, rows: np.ndarray) -> "Predictions":
+        """Predictions of some rows, given by number."""
+        arrays = {name: getattr(self, name) for name in ("ids", "scores", "targets", "patients", "eyes")}
+        chosen = {name: None if values is None else values[rows] for name, values in arrays.items()}
+        return replace(self, **chosen, columns=None if self.columns is None else self.columns.iloc[rows])
 
     @classmethod
     def of_table(
@@ -104,10 +119,19 @@ class Predictions:
         return cls(rows["id"], scores, targets, tuple(class_names), problem_type, *known.values(), columns=rows)
 
     def metrics(self) -> dict[str, float | None]:
-        """Every metric of `METRICS` for this problem type, by name; None where the labels leave it undefined."""
-        from .metrics import compute_metrics
+        """Every metric of `METRICS` for this problem type, by name.
 
-        return compute_metrics(self.problem_type, self.targets, self.scores, self.class_names)
+        Returns:
+            Values, then those per class as `<metric>/<class>`; None, with one warning that names the classes, where
+            the labels leave a metric undefined.
+        """
+        warn_undefined(self.rows)
+        return plain_metrics(self.rows, self.metric_names)
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of all metrics, then those per class."""
+        return metric_names(self.problem_type, self.class_names)
 
     def intervals(self, resamples: int = 2000, seed: int = 0) -> "dict[str, Estimate]":
         """Metrics with 95% intervals over patients (over rows where patients are unknown), by name."""

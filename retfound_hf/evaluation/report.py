@@ -17,14 +17,13 @@ from .aggregation import aggregate, units_of
 from .bootstrap import MIN_DEFINED, RESAMPLES, metric_intervals
 from .calibration import calibration_line, confidence_and_correctness, expected_calibration_error
 from .estimates import Estimate
-from .metrics import compute_metrics
+from .metrics import compute_metrics, metric_title
 from .plots import plot_classification, plot_regression
 from .subgroups import UNKNOWN, column_groups, subgroup_metrics
 from .thresholds import MEASURES, OperatingPoint, measure_threshold
 from .validation import check_classification
 
 INTERVAL = "_ci95"
-HEADINGS = {"auroc": "AUROC", "auprc": "AUPRC"}
 
 
 def format_table(metrics: dict[str, Any], class_names: Sequence[str] | None = None) -> str:
@@ -45,7 +44,7 @@ def format_table(metrics: dict[str, Any], class_names: Sequence[str] | None = No
     found = list(dict.fromkeys(label for _, label in split))
     rows = [name for name in class_names if name in found] if class_names is not None else found
     if rows:
-        heading = ["class", *(HEADINGS.get(column, column) for column in columns)]
+        heading = ["class", *map(metric_title, columns)]
         cells = [[row, *(_cell(metrics, f"{column}/{row}") for column in columns)] for row in rows]
         lines += ["", *_aligned([heading, *cells])]
     return "\n".join(lines)

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import RetFoundError
-from .bootstrap import MIN_DEFINED, RESAMPLES, bootstrap, metric_draws, of_classes
-from .estimates import CONFIDENCE, Comparison, Estimate, Patients, is_skewed
-from .metrics import Statistic, Values
+from ..errors import RetFoundError, require
+from .bootstrap import MIN_DEFINED, RESAMPLES, Statistic, bootstrap, is_skewed, no_interval, passes
+from .estimates import CONFIDENCE, Comparison, Estimate, Patients, patients_of
+from .metrics import METRICS, Values, metric_names, metric_of, metrics_for, plain_metrics, weighted_metrics
+from .predictions import Predictions
 from .validation import ProblemType
 
 UNKNOWN = "unknown"
@@ -69,8 +70,6 @@ def _plain(value: Any) -> str:
     return str(int(value)) if whole else str(value).strip()
 
 
-CLASSIFIER_METRICS = ("auroc", "balanced_accuracy", "brier")
-REGRESSOR_METRICS = ("mae", "rmse")
 TEST = "bootstrap over patients, largest studentised difference of all pairs"
 # Of fewer patients the resamples tell too little for an interval, or for a comparison.
 FEWEST = 10
@@ -134,22 +133,31 @@ def subgroup_metrics(
     if len(groups) != len(labels):
         raise RetFoundError(f"{len(groups)} groups were given for {len(labels)} rows; give one per row")
     names = in_order(groups)
-    wanted = metrics or (REGRESSOR_METRICS if problem_type == "regression" else CLASSIFIER_METRICS)
+    wanted = metrics or [metric.name for metric in metrics_for(problem_type) if metric.by_group]
+    for metric in wanted:
+        require("metric", metric, metric_names(problem_type, class_names))
     rows = {name: np.flatnonzero(groups == name) for name in names}
-    whole = metric_draws(problem_type, labels, scores, class_names)
+    predictions = Predictions(None, scores, labels, class_names, problem_type)
+    whole = predictions.rows
     parts = {}
     for name, members in rows.items():
-        part = metric_draws(problem_type, labels[members], scores[members], class_names)
-        lacking = whole.truth is not None and (_both(part.truth) != _both(whole.truth)).any()
-        parts[name] = (members, part.statistic(wanted), lacking)
+        part = predictions.select(members).rows
+        lacking = whole.truth is not None and not np.array_equal(part.two_sided, whole.two_sided)
+        parts[name] = (members, part, lacking)
     found: dict[str, dict[str, Estimate]] = {name: {} for name in names}
     gaps = []
-    for chosen, units in whole.passes(wanted, patients):
+    for chosen, units in passes(whole, wanted, patients):
         estimates, drawn = _draw(_statistic(parts, chosen), units, resamples, seed)
         for (metric, name), estimate in estimates.items():
             own = replace(estimate, n=len(np.unique(units.row[rows[name]])))
             found[name][metric] = own if own.n >= FEWEST else replace(own, low=None, high=None)
         gaps += [gap for metric in chosen if (gap := _gap(metric, found, drawn, units.count)) is not None]
+    for metric in wanted:
+        if not metric_of(metric).has_interval:
+            for name, (members, part, _) in parts.items():
+                count = patients_of(None if patients is None else np.asarray(patients, object)[members], len(members))
+                value = plain_metrics(part, [metric])[metric]
+                found[name][metric] = Estimate(value, None, None, count.count, no_interval(metric))
     order = list(wanted)
     return (
         [Group(name, len(rows[name]), {metric: found[name][metric] for metric in order}) for name in names],
@@ -157,19 +165,13 @@ def subgroup_metrics(
     )
 
 
-def _both(truth: np.ndarray) -> np.ndarray:
-    return truth.any(axis=0) & ~truth.all(axis=0)
-
-
 def _statistic(parts: dict[str, Any], metrics: Sequence[str]) -> Statistic:
     def statistic(weights: np.ndarray) -> Values:
         values: dict[Any, np.ndarray] = {}
-        for name, (members, of_group, lacking) in parts.items():
-            measured = of_group(weights[:, members])
+        for name, (members, part, lacking) in parts.items():
+            measured = weighted_metrics(part, metrics, weights[:, members])
             for metric in metrics:
-                if metric not in measured:
-                    raise RetFoundError(f"metric {metric!r} is unknown; accepted: {', '.join(measured)}")
-                hidden = lacking and of_classes(metric) and "/" not in metric
+                hidden = lacking and "/" not in metric and METRICS[metric].within_class
                 values[metric, name] = np.full(len(weights), np.nan) if hidden else measured[metric]
         return values
 

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..errors import RetFoundError
+from ..evaluation.metrics import lower_is_better
 from ..models.configuration_retfound import PRESETS
 from ..models.starting_points import ACCEPTED
 
@@ -173,6 +174,8 @@ class FinetuneTrainingArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"min_lr": 1e-6}
         # Before Trainer's own default, which is the loss.
         self.metric_for_best_model = self.metric_for_best_model or "selection"
+        if self.greater_is_better is None:  # Trainer's own guess is that all but the loss are
+            self.greater_is_better = not lower_is_better(self.metric_for_best_model.removeprefix("eval_"))
         # accelerate joins processes on CPUs only when it is told.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 
-from ..evaluation.hf_metric import load_metric
+from ..evaluation.metrics import compute_metrics
 from ..inference.predict import Collator, EvaluationPixels, to_scores
 from ..models.image_processing_retfound import RetFoundImageProcessor
 from ..models.modeling_retfound import classification_loss
@@ -160,8 +160,7 @@ def selection_metrics(prediction: EvalPrediction, problem_type: str, class_names
     the negative loss.
     """
     scores = to_scores(np.asarray(prediction.predictions, np.float32), problem_type)
-    metric = load_metric(problem_type, class_names)
-    metrics = metric.compute(predictions=scores, references=prediction.label_ids)
+    metrics: dict[str, Any] = compute_metrics(problem_type, prediction.label_ids, scores, class_names)
     auroc, loss = metrics.get("auroc"), metrics["loss"]
     metrics["selection"] = -loss if auroc is None else auroc - TIE_BREAK * loss
     # Trackers refuse None, and per-class numbers would bury the epoch's line.

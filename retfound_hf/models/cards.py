@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..evaluation.calibration import is_uninformed
+from ..evaluation.metrics import METRICS, metric_title
 from ..evaluation.subgroups import FEWEST
 from ..files import atomic_file
 from .image_processing_retfound import RetFoundImageProcessor
@@ -101,20 +102,9 @@ def _by(size: dict[str, int]) -> str:
 
 
 INTERVAL = "_ci95"
-INDEXED = ("auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "kappa", "quadratic_kappa", "r2", "mae")
 SUBGROUP_METRICS = ("auroc", "mae")  # the one of classifiers, the one of regression
 MAX_SUBGROUPS = 40  # rows shown
 NUMERIC = re.compile(r"(-?\d[\d.]*( to .*| \(.*)?|undefined)?")
-# Of the names in `metrics.json` that are no words of their own.
-TITLES = {
-    "auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "f1_macro": "F1, mean of classes",
-    "precision_macro": "precision, mean of classes", "recall_macro": "recall, mean of classes",
-    "jaccard": "Jaccard index", "kappa": "Cohen's kappa", "quadratic_kappa": "Cohen's kappa, quadratic weights",
-    "mcc": "Matthews correlation", "hamming": "Hamming loss", "ece": "expected calibration error",
-    "brier": "Brier score", "loss": "log loss", "mae": "mean absolute error", "mse": "mean squared error",
-    "rmse": "root mean squared error", "r2": "R²", "pearson": "Pearson correlation",
-    "spearman": "Spearman correlation",
-}  # fmt: skip
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -184,7 +174,7 @@ def model_index(folder: Path, name: str, dataset: str, dataset_id: str | None = 
             metric_value=value,
         )
         for metric, value in read_metrics(folder).items()
-        if metric in INDEXED and value is not None
+        if metric in METRICS and METRICS[metric].indexed and value is not None
     ]
     return eval_results_to_model_index(name, results) if results else []
 
@@ -207,7 +197,7 @@ def number(value: float) -> str:
 def title(name: str) -> str:
     """A metric as cards name it: `auroc` is AUROC, `auroc/3` AUROC of `3`, whose marks tell a grade from a figure."""
     metric, _, label = name.partition("/")
-    return f"{TITLES.get(metric, metric)} of `{label}`" if label else TITLES.get(metric, metric)
+    return metric_title(metric) + (f" of `{label}`" if label else "")
 
 
 def _by_class(metrics: dict[str, Any], values: dict[str, Any], interval: bool) -> list[str]:

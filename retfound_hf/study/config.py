@@ -10,6 +10,7 @@ import yaml
 
 from ..errors import RetFoundError, nearest
 from ..evaluation.bootstrap import MIN_DEFINED
+from ..evaluation.metrics import METRICS, metrics_for
 from ..finetuning.arguments import DataArguments, FinetuneTrainingArguments, MethodArguments, ModelArguments
 from ..options import option_words, parse_arguments
 
@@ -302,21 +303,15 @@ def parse_options(options: Mapping[str, Any], output_dir: str | Path) -> tuple[A
 
 METHODS = ("full", "lora", "linear")
 MODALITIES = ("cfp", "oct")
-CLASSIFICATION_METRICS = (
-    "auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "precision_macro", "recall_macro", "kappa",
-    "quadratic_kappa", "mcc", "hamming", "jaccard", "ece", "brier", "loss",
-)  # fmt: skip
-REGRESSION_METRICS = ("mae", "mse", "rmse", "r2", "pearson", "spearman", "loss")
-METRICS = tuple(dict.fromkeys(CLASSIFICATION_METRICS + REGRESSION_METRICS))
-LOWER_IS_BETTER = frozenset({"hamming", "ece", "brier", "loss", "mae", "mse", "rmse"})
 EXTERNAL_OPTIONS = ("label_columns", "image_column", "image_root", "split_fractions", "split_seed")
 PATH_OPTIONS = ("image_root", "cache_dir")
+MAIN_METRICS = ("auroc", "auprc")
 RESERVED_SETS = ("val", "test", "train")
 
 
 def accepted_metrics(problem_type: str) -> tuple[str, ...]:
     """The metrics that exist for classes, or for numbers."""
-    return REGRESSION_METRICS if problem_type == "regression" else CLASSIFICATION_METRICS
+    return tuple(metric.name for metric in metrics_for(problem_type))
 
 
 def read_settings(path: str | Path) -> Study:
@@ -339,7 +334,7 @@ def read_settings(path: str | Path) -> Study:
         data=tuple(_data_set(name, entries, file.at("data"), folder) for name in entries),
         fractions=file.shares("fractions", (1.0,)),
         seeds=file.items("seeds", int, (0, 1, 2, 3, 4)),
-        metrics=tuple(one_of(name, METRICS, file.at("metrics")) for name in file.items("metrics", str, METRICS[:2])),
+        metrics=tuple(one_of(name, METRICS, file.at("metrics")) for name in file.items("metrics", str, MAIN_METRICS)),
         reporting=_reporting(file, models),
         finetune=_options(file.get("finetune", dict, {}), file.at("finetune"), folder),
         keep_models=file.get("keep_models", bool, False),

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..evaluation.metrics import lower_is_better, metric_title
 from ..evaluation.plots import COLOURS, GREY, PAGE, short
-from .config import LOWER_IS_BETTER
 from .report_parts import (
     Block,
     Chart,
@@ -20,7 +20,6 @@ from .report_parts import (
     interval,
     is_missing,
     label_of,
-    metric_name,
     number,
     p_value,
     share,
@@ -67,7 +66,7 @@ def comparison(found: StudyResults, figures: Path) -> Section | None:
     if not blocks:
         return None
     level = study.reporting.level
-    meanings = " ".join(f"{metric_name(metric)} is {_meaning(metric, level)}." for metric in dict.fromkeys(main))
+    meanings = " ".join(f"{metric_title(metric)} is {_meaning(metric, level)}." for metric in dict.fromkeys(main))
     lead = LEAD.format(meanings=meanings, trainings=trainings(cells))
     return Section("summary", "Models side by side", lead, blocks)
 
@@ -79,7 +78,7 @@ def trainings(summary: pd.DataFrame) -> str:
 
 
 def _meaning(metric: str, case: str) -> str:
-    meaning = MEANINGS.get(metric, "better when lower" if metric in LOWER_IS_BETTER else "better when higher")
+    meaning = MEANINGS.get(metric, "better when lower" if lower_is_better(metric) else "better when higher")
     return meaning.format(case=case, a_case=f"a {case}" if case == "patient" else f"an {case}")
 
 
@@ -89,7 +88,7 @@ def _of_largest_fraction(found: StudyResults) -> pd.DataFrame:
 
 
 def _main_table(found: StudyResults, test: pd.DataFrame, metric: str) -> Table:
-    rows = test[test["metric"] == metric].sort_values("mean", ascending=metric in LOWER_IS_BETTER)
+    rows = test[test["metric"] == metric].sort_values("mean", ascending=lower_is_better(metric))
     reference = found.study.reporting.reference
     cells, emphasis = [], set()
     counted = rows["seeds"].nunique() > 1  # else the lead says it
@@ -108,7 +107,7 @@ def _main_table(found: StudyResults, test: pd.DataFrame, metric: str) -> Table:
             ]
         )  # fmt: skip
     columns = [
-        "model", metric_name(metric), *(["trainings"] if counted else []), "95% CI, patients", "95% CI, trainings",
+        "model", metric_title(metric), *(["trainings"] if counted else []), "95% CI, patients", "95% CI, trainings",
         "against", "difference (95% CI)", "p", "p, Holm",
     ]  # fmt: skip
     fraction = max(found.study.fractions)
@@ -126,13 +125,15 @@ def _other_metrics(found: StudyResults, test: pd.DataFrame, metrics: Sequence[st
         [label_of(found, *key), *(number(row.get(metric)) for metric in metrics)]
         for key, row in means.iterrows()
     ]  # fmt: skip
-    return Table(["model", *map(metric_name, metrics)], rows, "Further metrics on the test set, means over trainings.")
+    return Table(
+        ["model", *map(metric_title, metrics)], rows, "Further metrics on the test set, means over trainings."
+    )
 
 
 def _forest(rows: pd.DataFrame, found: StudyResults, data: str, metric: str, figures: Path) -> Chart:
     """Points with their intervals over patients, a panel for each evaluated set."""
     sets = list(dict.fromkeys(rows["set"]))
-    test = rows[rows["set"] == "test"].sort_values("mean", ascending=metric in LOWER_IS_BETTER)
+    test = rows[rows["set"] == "test"].sort_values("mean", ascending=lower_is_better(metric))
     keys = [(row.model, row.method) for row in test.itertuples()]
     methods = [method.label for method in found.study.methods]
     name = file_name("models", data)
@@ -151,16 +152,16 @@ def _forest(rows: pd.DataFrame, found: StudyResults, data: str, metric: str, fig
                 axes.plot(row["mean"], -place, "D" if bold else "o", color=colour, markersize=5 if bold else 4)
             if metric == "auroc":
                 axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (3, 2)))
-            axes.set(title="Test set" if evaluated == "test" else short(evaluated), xlabel=metric_name(metric))
+            axes.set(title="Test set" if evaluated == "test" else short(evaluated), xlabel=metric_title(metric))
             axes.set_yticks([-place for place in range(len(keys))], [short(label_of(found, *key)) for key in keys])
             axes.margins(y=0.5 / max(1, len(keys)))
     said = [f"{label_of(found, *key)} {number(value)}" for key, value in zip(keys, test["mean"], strict=True)]
     caption = (
-        f"{metric_name(metric)} with 95% intervals over patients; the reference is a diamond"
+        f"{metric_title(metric)} with 95% intervals over patients; the reference is a diamond"
         + (", and colours tell the methods" if len(methods) > 1 else "")
         + "."
     )
-    alt = f"{data}, {metric_name(metric)} on the test set: {_listed(said)}"
+    alt = f"{data}, {metric_title(metric)} on the test set: {_listed(said)}"
     return Chart(figures / f"{name}.svg", caption, alt, wide=True)
 
 
@@ -198,18 +199,17 @@ def label_efficiency(found: StudyResults, figures: Path) -> Section | None:
                         alpha=0.15, linewidth=0,
                     )  # fmt: skip
                 axes.set(title=method, xlabel="Training labels (%)")
-            figure.axes[0].set_ylabel(metric_name(metric))
+            figure.axes[0].set_ylabel(metric_title(metric))
             handles, labels = figure.axes[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=2)
         means = rows.pivot_table(index=["model", "method"], columns="fraction", values="mean", sort=False)
         columns = ["model", *(share(fraction) for fraction in means.columns)]
         table = Table(
             columns, [[label_of(found, *key), *map(number, row)] for key, row in means.iterrows()],
-            f"{metric_name(metric)} on the test set by share of the training labels, means over trainings.",
+            f"{metric_title(metric)} on the test set by share of the training labels, means over trainings.",
         )  # fmt: skip
-        alt = (
-            f"{data.name}: {metric_name(metric)} against the share of training labels; the table below has the numbers"
-        )
+        heading = metric_title(metric)
+        alt = f"{data.name}: {heading} against the share of training labels; the table below has the numbers"
         caption = "Mean over trainings; the band is the 95% interval over them. Smaller shares lie within larger ones."
         blocks.append(Block(data.name, [Chart(figures / f"{name}.svg", caption, alt)], [table]))
     lead = (
@@ -301,7 +301,7 @@ def external(found: StudyResults, figures: Path) -> Section | None:
         said = "; ".join(
             f"{one.label} {', '.join(map(number, line))}" for one, line in zip(shown, values, strict=True)
         )
-        caption = f"{metric_name(metric)}: the data set's own test patients, then sets from elsewhere."
+        caption = f"{metric_title(metric)}: the data set's own test patients, then sets from elsewhere."
         alt = f"{data.name}, {', '.join(sets)}: {said}"
         blocks.append(Block(data.name, [Chart(figures / f"{name}.svg", caption, alt)]))
     lead = (

@@ -14,24 +14,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..evaluation.estimates import Estimate
+from ..evaluation.metrics import lower_is_better
 from ..evaluation.plots import COLOURS, figure
 from ..files import atomic_file
-from .config import LOWER_IS_BETTER
 from .results import JobResult, Outcomes, StudyResults, read_outcomes
-
-METRICS = {
-    "auroc": "AUROC", "auprc": "AUPRC", "accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy",
-    "f1_macro": "F1", "precision_macro": "Precision", "recall_macro": "Recall", "kappa": "Kappa",
-    "quadratic_kappa": "Quadratic kappa", "mcc": "MCC", "hamming": "Hamming loss", "jaccard": "Jaccard", "ece": "ECE",
-    "brier": "Brier score", "loss": "Log loss", "mae": "MAE", "mse": "MSE", "rmse": "RMSE", "r2": "R²",
-    "pearson": "Pearson's r", "spearman": "Spearman's ρ",
-}  # fmt: skip
-
-
-def metric_name(metric: str) -> str:
-    """As a heading says it."""
-    name, _, label = metric.partition("/")
-    return METRICS.get(name, name) + (f", {label}" if label else "")
 
 
 def is_missing(value: Any) -> bool:
@@ -225,7 +211,7 @@ def systems_of(found: StudyResults, data: str) -> list[System]:
         ordered = rows.sort_values(["value", "seed"])
         job = jobs[ordered["job"].iloc[(len(ordered) - 1) // 2]]
         systems.append(System(data, model, method, label_of(found, model, method), job, float(rows["value"].mean())))
-    return sorted(systems, key=lambda one: one.mean, reverse=metric not in LOWER_IS_BETTER)
+    return sorted(systems, key=lambda one: one.mean, reverse=not lower_is_better(metric))
 
 
 def label_of(found: StudyResults, model: str, method: str) -> str:

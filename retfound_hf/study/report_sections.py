@@ -12,6 +12,7 @@ from ..errors import RetFoundError
 from ..evaluation.bootstrap import RESAMPLES
 from ..evaluation.calibration import calibration_line, confidence_and_correctness, decision_curve, reliability_curve
 from ..evaluation.estimates import Estimate
+from ..evaluation.metrics import metric_title
 from ..evaluation.plots import GREY, PAGE, short, unit_square
 from ..evaluation.subgroups import Gap, column_groups, subgroup_metrics
 from ..evaluation.thresholds import choose_threshold, measure_threshold, positive_class
@@ -30,7 +31,6 @@ from .report_parts import (
     drawn,
     file_name,
     interval,
-    metric_name,
     number,
     outcomes_of,
     p_value,
@@ -253,7 +253,7 @@ def subgroups(found: StudyResults, figures: Path) -> Section | None:
                     rows += _gap_rows(system, column, gap, len(images))
                     cells.append(_gap_cells(system, gap))
             if cells:
-                heading = ["model", column, "cases", metric_name(metric), "95% CI", "p of the gap"]
+                heading = ["model", column, "cases", metric_title(metric), "95% CI", "p of the gap"]
                 tables.append(Table(heading, cells, text=2))
         if tables:
             blocks.append(Block(data.name, tables=tables))

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from tqdm import tqdm
 
 from ..data.labelled import LabelledSet
 from ..errors import RetFoundError
-from ..evaluation.bootstrap import evaluate, interval, metric_draws
+from ..evaluation.bootstrap import evaluate, interval, is_skewed, passes
 from ..evaluation.comparisons import compare_over_both, compare_seeds, holm, over_seeds
-from ..evaluation.estimates import Estimate, is_skewed
+from ..evaluation.estimates import Estimate, patients_of
+from ..evaluation.metrics import lower_is_better, plain_metrics, weighted_metrics
+from ..evaluation.predictions import Predictions
 from ..files import atomic_file, write_json
-from .config import LOWER_IS_BETTER, DataSet, Study
+from .config import DataSet, Study
 from .jobs import Job, Task
 from .results import (
     COMPARISON_COLUMNS,
@@ -39,9 +42,6 @@ from .results import (
     read_task,
     task_folder,
 )
-
-# A sample's ECE is biased upwards, and that of a resample more so.
-WITHOUT_INTERVAL = ("ece",)
 
 
 @dataclass(frozen=True)
@@ -95,25 +95,28 @@ def resampled(folder: Path, study: Study, job_id: str, data: str, evaluated: str
 
 def resample(outcomes: Outcomes, metrics: Sequence[str], resamples: int, seed: int = 0) -> dict[str, Resampled]:
     """The metrics `metrics`, also per class, on `resamples` bootstrap samples of patients, drawn as in `bootstrap`."""
-    draws = metric_draws(outcomes.problem_type, outcomes.labels, outcomes.scores, outcomes.class_names)
-    rows, empty = len(outcomes.labels), np.zeros(0)
-    once = draws.statistic()(np.ones((1, rows)))
-    wanted = {name: float(value[0]) for name, value in once.items() if name.split("/", 1)[0] in metrics}
-    found = {name: Resampled(value, empty, empty, empty, 1, rows) for name, value in wanted.items()}
+    predictions = Predictions(
+        None, outcomes.scores, outcomes.labels, outcomes.class_names, outcomes.problem_type, outcomes.patients
+    )
+    rows, empty = predictions.rows, np.zeros(0)
+    wanted = [name for name in predictions.metric_names if name.split("/", 1)[0] in metrics]
+    values = plain_metrics(rows, wanted)
+    found = {
+        name: Resampled(np.nan if value is None else value, empty, empty, empty, 1, len(rows))
+        for name, value in values.items()
+    }
     try:
-        passes = list(draws.passes(wanted, outcomes.patients))
+        count = patients_of(outcomes.patients, len(rows)).count
     except RetFoundError:  # a single patient
         return found
-    for names, patients in passes:
-        statistic, drawn, left_out, strata = draws.statistic(names), {}, {}, empty
-        if resamples:
-            drawn = evaluate(statistic, patients.draws(resamples, seed))
-            strata, blocks = patients.left_out()
-            left_out = evaluate(statistic, blocks)
+    found = {name: dataclasses.replace(one, patients=count) for name, one in found.items()}
+    for names, patients in passes(rows, wanted, outcomes.patients) if resamples else ():
+        statistic = partial(weighted_metrics, rows, names)
+        drawn = evaluate(statistic, patients.draws(resamples, seed))
+        strata, blocks = patients.left_out()
+        left_out = evaluate(statistic, blocks)
         for name in names:
-            found[name] = dataclasses.replace(found[name], strata=strata, patients=patients.count)
-            if resamples and name not in WITHOUT_INTERVAL:
-                found[name] = dataclasses.replace(found[name], drawn=drawn[name], left_out=left_out[name])
+            found[name] = dataclasses.replace(found[name], strata=strata, drawn=drawn[name], left_out=left_out[name])
     return found
 
 
@@ -215,7 +218,7 @@ def _compare(study: Study, models: Sequence[Trained], metric: str) -> list[dict[
     if reference is None:
         return []
     others = [one for one in models if one is not reference]
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = -1 if lower_is_better(metric) else 1
     defined = [one for one in others if not np.isnan(one.mean)]
     best = max(defined, key=lambda one: sign * one.mean, default=None)  # of equal ones the first
     return [{**_pair(reference, other), "best": other is best} for other in others]

@@ -9,7 +9,7 @@ from retfound_hf.evaluation.bootstrap import bootstrap, metric_intervals
 from retfound_hf.evaluation.calibration import calibration_line
 from retfound_hf.evaluation.comparisons import auroc_interval, compare_aurocs, compare_metrics
 from retfound_hf.evaluation.estimates import patients_of
-from retfound_hf.evaluation.metrics import compute_metrics, weighted_areas
+from retfound_hf.evaluation.metrics import compute_metrics, weighted_area
 from retfound_hf.evaluation.thresholds import sensitivity_at_specificity, share_interval
 
 CLASSIFIER = "single_label_classification"
@@ -72,7 +72,7 @@ def test_bootstrap_of_an_auroc_at_60_patients(population):
         value = roc_auc_score(truth, score)
 
         def area(weights, truth=truth, score=score):
-            return {"auroc": weighted_areas(truth, score, weights, precision=False)[0]}
+            return {"auroc": weighted_area(truth, score, weights)}
 
         units = patients_of(patient, len(truth), np.c_[truth, ~truth])
         estimate = bootstrap(area, {"auroc": value}, units, 400, seed)["auroc"]

@@ -106,7 +106,7 @@ def test_long_names_keep_both_ends():
     name = short(LONG, 30)
     assert len(name) <= 30 and name.startswith("a class with") and name.endswith("room for")
     assert short("mild", 30) == "mild"
-    assert figure_style.listed(list("abcde"), 2) == "a, b and 3 more"
+    assert figure_style.join_names(list("abcde"), 2) == "a, b and 3 more"
 
 
 def test_of_two_classes_the_one_that_is_not_health_is_drawn(single_label, tmp_path, monkeypatch):
