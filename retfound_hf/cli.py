@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from .errors import RetFoundError, nearest
+from .errors import require
 from .options import run_command
 
 # name -> (module, function, one line for --help)
@@ -44,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(name: str):
     """The function behind a command's name; it takes the command's arguments as words."""
-    if name not in COMMANDS:
-        raise RetFoundError(f"unknown command {name!r}{nearest(name, COMMANDS)}; accepted: {', '.join(COMMANDS)}")
+    require("command", name, COMMANDS)
     module, function, _ = COMMANDS[name]
     return getattr(importlib.import_module(f".{module}", __package__), function)
 

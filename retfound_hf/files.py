@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all: written beside their place, then moved."""
+"""Atomic outputs: files and folders are written beside their place, then moved; locks of what is being written."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import RetFoundError
+from .errors import OutputError
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -21,7 +21,8 @@ MODEL_FILES = {
     "adapter_config.json",
     "adapter_model.safetensors",
 }
-PATIENCE = 20  # a killed run's loader processes, which inherit its lock, and one that saves its last steps
+# Seconds to wait for a folder: a killed run's loader processes inherit its lock, another may be saving its last steps.
+PATIENCE = 20
 
 
 @contextmanager
@@ -46,7 +47,7 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it becomes `path`, on any exception it is removed.
 
     Raises:
-        RetFoundError: `path` exists, is not an empty folder, and `overwrite` is false.
+        OutputError: `path` exists, is not an empty folder, and `overwrite` is false.
     """
     path = Path(path).resolve()  # a link keeps pointing at the folder, and `.` gets a name
     refuse_existing(path, overwrite)
@@ -89,7 +90,7 @@ def move_into(folder: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def file_lock(path: str | Path) -> Iterator[None]:
-    """Let one process at a time make `path`; the others wait, and should then look whether it is there."""
+    """File lock beside `path`: one process makes it, the others wait and should then look whether it is there."""
     lock = _lock_beside(Path(path))
     with lock:
         try:
@@ -100,10 +101,10 @@ def file_lock(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def exclusive_folder(folder: Path) -> Iterator[None]:
-    """Keep a folder to the process that writes it, however that ends.
+    """Lock of an output folder: one process writes it, however that process ends.
 
     Raises:
-        RetFoundError: another process has it, and does not end within `PATIENCE` seconds.
+        OutputError: another process holds it for longer than `PATIENCE` seconds.
     """
     from filelock import Timeout
 
@@ -111,8 +112,9 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise RetFoundError(
-            f"output folder {folder}: another run writes there; wait for its end, stop it, or choose another folder"
+        raise OutputError(
+            f"output folder {folder}: another run writes there; wait for its end, stop it, or choose another folder",
+            path=folder,
         ) from None
     except NotImplementedError:  # a network file system without locks
         yield
@@ -124,16 +126,16 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _lock_beside(path: Path, patience: float = -1) -> "FileLock":
-    """The lock of a path, which waits for as many seconds; below 0 without end."""
+def _lock_beside(path: Path, timeout: float = -1) -> "FileLock":
+    """File lock beside `path`. `timeout` in seconds; negative waits forever."""
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path.with_name(f".{path.name}.lock"), timeout=patience)
+    return FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout)
 
 
 def open_to_all(folder: Path) -> None:
-    """Give the files of a folder the permissions of ordinary files; safetensors writes its for their owner alone."""
+    """Give the files of a folder ordinary permissions; safetensors makes its own readable by their owner only."""
     for path in folder.iterdir():
         if path.is_file():
             os.chmod(path, 0o666 & ~_umask())
@@ -143,9 +145,11 @@ def refuse_existing(path: str | Path, overwrite: bool = False) -> None:
     """Raise unless `path` is free to be written: absent, an empty folder, or a folder with `overwrite`."""
     path = Path(path)
     if path.is_file():
-        raise RetFoundError(f"output folder {path}: a file of this name exists; choose another folder")
+        raise OutputError(f"output folder {path}: a file of this name exists; choose another folder", path=path)
     if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise RetFoundError(f"output folder {path} is not empty; choose another folder or pass --overwrite_output_dir")
+        raise OutputError(
+            f"output folder {path} is not empty; choose another folder or pass `overwrite_output_dir`", path=path
+        )
 
 
 def write_json(path: str | Path, value: Any) -> None:

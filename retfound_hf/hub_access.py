@@ -3,17 +3,19 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .errors import RetFoundError
+from .errors import HubAccessError, RetFoundError, one_line
 
 LOGIN = "`hf auth login`, or the environment variable HF_TOKEN"
 
 
 @contextmanager
 def translate_hub_errors(repo_id: str, doing: str, token: str | None = None) -> Iterator[None]:
-    """Turn errors of the Hub within the block into `RetFoundError`: "`repo_id` cannot be `doing`: ...".
+    """Turn errors of the Hub within the block into `HubAccessError`.
 
     Args:
-        token: the one that the block uses, where it is not that of the environment or the login.
+        repo_id: repository that the block accesses.
+        doing: past participle for the message: "`repo_id` cannot be `doing`".
+        token: the token that the block uses, where it is not that of the environment or the login.
     """
     from huggingface_hub import constants, errors
 
@@ -22,32 +24,40 @@ def translate_hub_errors(repo_id: str, doing: str, token: str | None = None) -> 
     except RetFoundError:
         raise
     except errors.GatedRepoError as error:
-        raise RetFoundError(_gated(repo_id, error)) from error
+        raise HubAccessError(_gated(repo_id), repo_id=repo_id, status=_status(error)) from error
     except errors.RepositoryNotFoundError as error:
-        raise RetFoundError(
+        raise HubAccessError(
             f"{repo_id} does not exist on {constants.ENDPOINT}, or your token may not see it; check the name, and "
-            f"log in with {LOGIN}"
-        ) from error
+            f"log in with {LOGIN}", repo_id=repo_id, status=_status(error),
+        ) from error  # fmt: skip
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
-        raise RetFoundError(
+        raise HubAccessError(
             f"{repo_id} cannot be {doing.split()[0]}: {reason}; try again with a connection, or name a mirror in "
-            "HF_ENDPOINT"
-        ) from error
+            "HF_ENDPOINT", repo_id=repo_id,
+        ) from error  # fmt: skip
     except errors.HfHubHTTPError as error:
-        raise RetFoundError(_refused(repo_id, doing, error, token)) from error
+        raise HubAccessError(_refused(repo_id, doing, error, token), repo_id=repo_id, status=_status(error)) from error
     except errors.LocalTokenNotFoundError as error:
-        raise RetFoundError(f"there is no token for {repo_id}; log in with {LOGIN}") from error
+        raise HubAccessError(f"there is no token for {repo_id}; log in with {LOGIN}", repo_id=repo_id) from error
     except Exception as error:
         if not is_connection_error(error):
             raise
-        raise RetFoundError(
-            f"the connection to {constants.ENDPOINT} broke off ({_cause(error)}); nothing half-done is left there or "
-            "here: run the same command again, and it goes on with what has not arrived yet"
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        raise HubAccessError(
+            f"the connection to {constants.ENDPOINT} broke off ({type(root).__name__}: {one_line(root, 200)}); "
+            "nothing half-done is left; run the same command again to continue with what has not arrived yet",
+            repo_id=repo_id,
         ) from error
 
 
-def _gated(repo_id: str, error: Exception) -> str:
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _gated(repo_id: str) -> str:
     from huggingface_hub import constants, get_token
 
     page = f"{constants.ENDPOINT}/{repo_id}"
@@ -62,14 +72,14 @@ def _gated(repo_id: str, error: Exception) -> str:
 def _refused(repo_id: str, doing: str, error: Exception, token: str | None) -> str:
     from huggingface_hub import get_token
 
-    status = getattr(getattr(error, "response", None), "status_code", None)
     said = getattr(error, "server_message", None) or str(error).splitlines()[0]
-    if status == 401:
-        fix = "the token is not valid" if token or get_token() else "there is no token"
-        return f"{repo_id} cannot be {doing.split()[0]}: {fix}; log in with {LOGIN}"
-    if status == 403:
-        return f"{repo_id} cannot be {doing.split()[0]}: the token lacks the right to ({said}); use one that may write"
-    return f"{repo_id} cannot be {doing.split()[0]}: {said}"
+    cannot = f"{repo_id} cannot be {doing.split()[0]}"
+    if _status(error) == 401:
+        reason = "the token is not valid" if token or get_token() else "there is no token"
+        return f"{cannot}: {reason}; log in with {LOGIN}"
+    if _status(error) == 403:
+        return f"{cannot}: the token lacks the right to ({said}); use one that may write"
+    return f"{cannot}: {said}"
 
 
 def is_connection_error(error: BaseException | None) -> bool:
@@ -82,19 +92,13 @@ def is_connection_error(error: BaseException | None) -> bool:
     return False
 
 
-def _cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
 def look_up_data_set(repo_id: str) -> None:
-    """Ask the Hub for a data set of which nothing is cached here; nothing is asked offline or for what is no Hub id.
+    """Ask the Hub once for a data set that is not cached; nothing is asked offline, or for a name that is no Hub id.
 
-    Its library would ask six times over half a minute, which is long for a mistyped path.
+    The datasets library would ask six times over half a minute, which is long for a mistyped path.
 
     Raises:
-        Exception: what the library raises: no such data set, no access to it, no network.
+        Exception: as the library raises it: no such data set, no access to it, no network.
     """
     from huggingface_hub import HfApi, constants, errors, try_to_load_from_cache, utils
 

@@ -8,11 +8,11 @@ import json
 import re
 import sys
 from argparse import ArgumentDefaultsHelpFormatter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import RetFoundError, nearest
+from .errors import BadArgumentError, RetFoundError, nearest, one_line
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 # `level`, `level=eye` or `level='eye'` in an error's message.
@@ -26,17 +26,18 @@ def parse_arguments(
     """Parse command-line flags, or one YAML or JSON file optionally followed by flags that override it.
 
     Args:
-        types: dataclasses whose fields are the options; a field whose metadata says `"positional": True` is given
-            by its place instead of a flag.
+        types: dataclasses whose fields are the options; a field with the metadata `"positional": True` takes its
+            place instead of a flag.
         argv: the words after the command's name; `sys.argv[1:]` when None.
         description: shown above the options by `--help`.
-        options_file: false for a command whose first word is a file of its own.
+        options_file: False for a command whose first word is a file of its own.
 
     Returns:
         One instance per type, in order.
 
     Raises:
-        RetFoundError: an unknown option (the nearest right one is named), or a value a dataclass refuses.
+        BadArgumentError: an unknown option (the nearest right one is named).
+        RetFoundError: a value that a dataclass refuses.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if options_file and words and words[0].endswith(CONFIG_SUFFIXES) and not words[0].startswith("-"):
@@ -48,7 +49,7 @@ def parse_arguments(
     )
     if unknown:
         known = [name for action in parser._actions for name in action.option_strings]
-        raise RetFoundError(_unknown_option(unknown[0], known))
+        raise _unknown_option(unknown[0], known)
     return tuple(parsed)
 
 
@@ -96,60 +97,53 @@ def build_arguments(types: Sequence[type], options: Mapping[str, Any]) -> tuple[
 
 
 def _hide_script_folder() -> None:
-    """Take the folder of the running script off the import path.
-
-    Python puts it first, and the `evaluate.py` in it would hide the package `evaluate`.
-    """
+    """Remove the running script's folder from the import path: its `evaluate.py` would hide the package `evaluate`."""
     script = Path(sys.argv[0]).resolve()
     if script.suffix == ".py" and sys.path and Path(sys.path[0]).resolve() == script.parent:
         del sys.path[0]
 
 
 def _words_of_file(path: Path, types: Sequence[type]) -> list[str]:
-    """The options of a YAML or JSON file as command-line words, so that both forms are checked alike."""
+    """Options of a YAML or JSON file as command-line words, so that both forms are checked alike."""
+    import yaml
+
     if not path.is_file():
         raise RetFoundError(f"options file {path} does not exist")
     text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        try:
-            options = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise RetFoundError(f"options file {path} is not valid JSON: {error}") from error
-    else:
-        import yaml
-
-        try:
-            options = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RetFoundError(f"options file {path} is not valid YAML: {error}") from error
+    try:
+        options = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        kind = "JSON" if path.suffix == ".json" else "YAML"
+        raise RetFoundError(f"options file {path} is not valid {kind}: {one_line(error)}") from error
     if not isinstance(options, dict):
         raise RetFoundError(f"options file {path} must map option names to values, found {type(options).__name__}")
     return option_words(options, types, str(path))
 
 
 def option_words(options: Mapping[str, Any], types: Sequence[type], source: str) -> list[str]:
-    """Options by name as the words of a command line; `source` says in errors where they stand."""
+    """Command-line words of options by name.
+
+    Args:
+        options: name to value; None leaves an option out.
+        types: dataclasses that have the options.
+        source: place of the options, for errors.
+    """
     fields = {field.name: field for kind in types for field in dataclasses.fields(kind)}
     positional: dict[str, str] = {}
     words: list[str] = []
     for name, value in options.items():
         if name not in fields:
-            raise RetFoundError(
-                f"in {source}: {_unknown_option('--' + str(name), ['--' + known for known in fields])}"
-            )
+            raise _unknown_option(f"--{name}", fields, f"in {source}: ")
         if value is None:
             continue
         if fields[name].metadata.get("positional"):
             positional[name] = str(value)
             continue
         words.append(f"--{name}")
-        words += [json.dumps(item) if isinstance(item, dict) else str(item) for item in _listed(value)]
-    # By the place that the command gives them, whatever their order in the file.
+        items = value if isinstance(value, list) else [value]
+        words += [json.dumps(item) if isinstance(item, dict) else str(item) for item in items]
+    # In the order of the command, whatever their order in the file.
     return [positional[name] for name in fields if name in positional] + words
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _parser(types: Sequence[type], description: str) -> Any:
@@ -179,8 +173,9 @@ def _parser(types: Sequence[type], description: str) -> Any:
     )
 
 
-def _unknown_option(word: str, known: Sequence[str]) -> str:
-    name = word.split("=")[0]
+def _unknown_option(word: str, known: Iterable[str], where: str = "") -> BadArgumentError:
+    name = word.split("=")[0].removeprefix("--")
     # Without the dashes, which make every option look like every other.
-    near = nearest(name.removeprefix("--"), [option.removeprefix("--") for option in known])
-    return f"unknown option {name}{near.replace('mean ', 'mean --', 1) or '; --help lists the options'}"
+    names = [option.removeprefix("--") for option in known]
+    near = nearest(name, names).replace("mean ", "mean --") or "; --help lists the options"
+    return BadArgumentError(f"{where}unknown option --{name}{near}", field=name, accepted=names)

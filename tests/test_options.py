@@ -5,9 +5,8 @@ from typing import Literal
 import pytest
 import yaml
 
-from retfound_hf import RetFoundError
-from retfound_hf.errors import missing_extra, nearest
-from retfound_hf.options import parse_arguments, run_command
+from retfound_hf.errors import BadArgumentError, RetFoundError
+from retfound_hf.options import build_arguments, parse_arguments, run_command, with_flags
 
 
 @dataclass
@@ -102,55 +101,56 @@ def test_a_small_number_in_yaml_is_a_number(tmp_path):
 
 
 def test_unknown_option_in_a_file_names_the_nearest(options_file):
-    path = options_file({"source": "a", "out": "b", "image_sise": 96})
-    with pytest.raises(
-        RetFoundError, match=r"in .*options\.\w+: unknown option --image_sise; did you mean --image_size\?"
-    ):
-        parse(path)
+    with pytest.raises(BadArgumentError) as error:
+        parse(options_file({"source": "a", "out": "b", "image_sise": 96}))
+    assert error.value.field == "image_sise" and "--image_size" in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "named"),
     [
-        (["--imagesize", "96"], r"unknown option --imagesize; did you mean --image_size\?"),
-        (["--learning-rte=3"], r"unknown option --learning-rte; did you mean --learning[-_]rate\?"),
-        (["--image", "96"], "unknown option --image"),
-        (["--zzz", "1"], "unknown option --zzz; --help lists the options"),
-        (["--image_size", "big"], "--image_size.*: invalid int value: 'big'"),
-        (["--modality", "mri"], "invalid choice: 'mri'"),
-        (["--image_size"], "expected one argument"),
-        (["--label_columns"], "expected at least one argument"),
-        (["--learning_rate", "-1"], "learning_rate=-1.0 must be above 0"),
-        (["--mixup", "perhaps"], "perhaps"),
-        (["third"], "third"),
+        (["--imagesize", "96"], ["--imagesize", "--image_size"]),
+        (["--learning-rte=3"], ["--learning-rte", "--learning"]),
+        (["--image", "96"], ["--image"]),
+        (["--zzz", "1"], ["--zzz", "--help"]),
+        (["--image_size", "big"], ["--image_size", "'big'"]),
+        (["--modality", "mri"], ["'mri'"]),
+        (["--image_size"], ["--image_size"]),
+        (["--label_columns"], ["--label_columns"]),
+        (["--learning_rate", "-1"], ["learning_rate", "-1.0"]),
+        (["--mixup", "perhaps"], ["perhaps"]),
+        (["third"], ["third"]),
     ],
 )
-def test_bad_options_are_one_line(words, message):
-    with pytest.raises(RetFoundError, match=message) as error:
+def test_bad_options_are_one_line(words, named):
+    with pytest.raises(RetFoundError) as error:
         parse("in", "out", *words)
-    assert "\n" not in str(error.value) and "usage" not in str(error.value)
+    text = str(error.value)
+    assert "\n" not in text and "usage" not in text and all(word in text for word in named)
 
 
 def test_missing_positional_word_is_named():
-    with pytest.raises(RetFoundError, match="required: OUT"):
+    with pytest.raises(RetFoundError) as error:
         parse("in")
+    assert "OUT" in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "message"),
+    ("name", "text", "named"),
     [
-        ("absent.yaml", None, "options file .*absent.yaml does not exist"),
-        ("a.json", "{", r"options file .*a.json is not valid JSON: Expecting"),
-        ("a.yaml", "a: [", r"options file .*a.yaml is not valid YAML: "),
-        ("a.yaml", "- a\n- b\n", "must map option names to values, found list"),
-        ("a.json", '{"image_size": "big", "source": "a", "out": "b"}', "invalid int value: 'big'"),
+        ("absent.yaml", None, "absent.yaml"),
+        ("a.json", "{", "a.json"),
+        ("a.yaml", "a: [", "a.yaml"),
+        ("a.yaml", "- a\n- b\n", "list"),
+        ("a.json", '{"image_size": "big", "source": "a", "out": "b"}', "'big'"),
     ],
 )
-def test_bad_files(tmp_path, name, text, message):
+def test_bad_files(tmp_path, name, text, named):
     if text is not None:
         (tmp_path / name).write_text(text)
-    with pytest.raises(RetFoundError, match=f"(?s){message}"):
+    with pytest.raises(RetFoundError) as error:
         parse(str(tmp_path / name))
+    assert named in str(error.value)
 
 
 def test_help_lists_every_option_with_its_default(capsys):
@@ -188,16 +188,26 @@ class TestRunCommand:
             run_command(lambda _: 1 / 0, [])
 
 
-def test_error_is_a_value_error():
-    assert issubclass(RetFoundError, ValueError)
+class TestFlags:
+    def test_backticked_fields_become_flags(self):
+        message = "`level='eye'` needs `patient_id`; pass `label_conflicts=max` or leave out `level`"
+        expected = "--level eye needs `patient_id`; pass --label_conflicts max or leave out --level"
+        assert with_flags(message, {"level", "label_conflicts"}) == expected
+
+    def test_command_prints_flags_of_its_own_fields(self, capsys):
+        def command(argv):
+            parse("in", "out")
+            raise BadArgumentError("`image_size=3` must be at least 16", field="image_size", value=3)
+
+        assert run_command(command, []) == 2
+        assert capsys.readouterr().err.startswith("error: --image_size 3 must")
 
 
-def test_missing_extra_gives_the_command():
-    assert str(missing_extra("pydicom", "dicom")) == (
-        "pydicom is not installed; it comes with: pip install 'retfound-hf[dicom]'"
-    )
+class TestBuildArguments:
+    def test_fields_go_to_their_types(self):
+        data, training = build_arguments((Data, Training), {"source": "a", "out": "b", "mixup": True})
+        assert (data.source, training.mixup) == ("a", True)
 
-
-def test_nearest_name():
-    assert nearest("finetun", ["finetune", "embed"]) == "; did you mean finetune?"
-    assert nearest("xyz", ["finetune", "embed"]) == ""
+    def test_unknown_option_is_a_type_error(self):
+        with pytest.raises(TypeError, match="image_size"):
+            build_arguments((Data, Training), {"source": "a", "out": "b", "image_sise": 3})
