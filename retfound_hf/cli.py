@@ -1,35 +1,36 @@
-"""`retfound NAME`: the commands of `scripts/` for those who installed the package without the checkout."""
+"""Commands by name: `retfound NAME`, and `scripts/NAME.py` in the checkout."""
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from .errors import require
 from .options import run_command
 
-# name -> (module, function, one line for --help)
+# Name -> module, function, and one line for --help.
 COMMANDS = {
     "convert_checkpoint": ("models.conversion", "main", "official .pth checkpoint -> model folder"),
-    "fetch": ("hub.fetch", "main", "the official weights from the Hub -> model folder"),
-    "make_synthetic": ("data.synthetic_sets", "main", "a synthetic labelled set of CFP or OCT images"),
-    "make_registry": ("data.synthetic_sets", "make_registry_command", "a synthetic registry: dated images and events"),
+    "fetch": ("hub.fetch", "main", "official weights from the Hub -> model folder"),
+    "make_synthetic": ("data.synthetic_sets", "main", "synthetic labelled set of CFP or OCT images"),
+    "make_registry": ("data.synthetic_sets", "make_registry_command", "synthetic registry: dated images and events"),
     "build_cohort": ("data.build_cohort", "main", "dates of images and events -> labelled cohort for a horizon"),
-    "check_dataset": ("data.public_sets", "main", "is a copy of a public data set whole and rightly named?"),
+    "check_dataset": ("data.public_sets", "main", "check of a public data set's copy: complete, rightly named"),
     "prepare_images": ("data.prepare_images", "main", "folder, table or data set of images -> parquet shards"),
     "pretrain": ("pretraining.pretrain", "main", "shards -> model folder: self-supervised, on one or many devices"),
     "finetune": ("hub.publish", "finetune", "model folder + labelled set -> classifier: full, lora or linear"),
-    "study": ("study.runner", "main", "models x methods x data x label fractions x seeds, from one file to tables"),
-    "evaluate": ("inference.evaluate", "main", "a fine-tuned folder on any labelled set"),
-    "export": ("hub.export", "main", "a model folder -> timm's state dict or an ONNX graph"),
-    "publish": ("hub.publish", "main", "a finished folder -> the Hub, with its card"),
-    "embed": ("inference.embed", "main", "feature vectors of a folder of images"),
-    "explain": ("explanation.explain", "main", "what a classifier looks at, what an autoencoder paints"),
-    "app": ("app.server", "main", "a fine-tuned folder in a browser: one image, many, and where it looks"),
+    "study": ("study.runner", "main", "models x methods x data x fractions x seeds, from one file to a report"),
+    "evaluate": ("inference.evaluate", "main", "fine-tuned folder on any labelled set"),
+    "export": ("hub.export", "main", "model folder -> timm's state dict or an ONNX graph"),
+    "publish": ("hub.publish", "main", "finished folder -> the Hub, with its card"),
+    "embed": ("inference.embed", "main", "feature vectors of images"),
+    "explain": ("explanation.explain", "main", "relevance maps of a classifier, reconstructions of an autoencoder"),
+    "app": ("app.server", "main", "web page of a fine-tuned folder: one image, many images, relevance maps"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the first word names; the rest are its arguments."""
+    """Run the command that the first word names with the other words as its arguments; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print("usage: retfound COMMAND [arguments]\n\ncommands:")
@@ -38,12 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nretfound COMMAND --help lists the arguments of a command.")
         return 0
     if argv is None:
-        sys.argv[0] = f"retfound {words[0]}"  # what `--help` and `run.json` then call the program
+        sys.argv[0] = f"retfound {words[0]}"  # name of the program in `--help` and `run.json`
     return run_command(lambda rest: command(words[0])(rest), words[1:])
 
 
-def command(name: str):
-    """The function behind a command's name; it takes the command's arguments as words."""
+def command(name: str) -> Callable[[Sequence[str] | None], Any]:
+    """Function of a command; it takes the command's arguments as words.
+
+    Raises:
+        BadArgumentError: no command of this name.
+    """
     require("command", name, COMMANDS)
     module, function, _ = COMMANDS[name]
     return getattr(importlib.import_module(f".{module}", __package__), function)

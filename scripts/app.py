@@ -5,8 +5,7 @@ python scripts/app.py --model my-classifier
 
 import sys
 
-from retfound_hf.app.server import main
-from retfound_hf.options import run_command
+from retfound_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main(["app", *sys.argv[1:]]))

@@ -5,8 +5,7 @@ python scripts/build_cohort.py images.csv events.csv cohort --event stroke --hor
 
 import sys
 
-from retfound_hf.data.build_cohort import main
-from retfound_hf.options import run_command
+from retfound_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main(["build_cohort", *sys.argv[1:]]))

@@ -5,8 +5,7 @@ python scripts/check_dataset.py IDRiD data/IDRiD
 
 import sys
 
-from retfound_hf.data.public_sets import main
-from retfound_hf.options import run_command
+from retfound_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main(["check_dataset", *sys.argv[1:]]))

@@ -6,8 +6,7 @@ python scripts/convert_checkpoint.py checkpoint-best.pth my-classifier --modalit
 
 import sys
 
-from retfound_hf.models.conversion import main
-from retfound_hf.options import run_command
+from retfound_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main(["convert_checkpoint", *sys.argv[1:]]))

@@ -5,8 +5,7 @@ python scripts/embed.py --model_name_or_path retfound-cfp --data my-images --out
 
 import sys
 
-from retfound_hf.inference.embed import main
-from retfound_hf.options import run_command
+from retfound_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main(["embed", *sys.argv[1:]]))

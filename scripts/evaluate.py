@@ -5,8 +5,7 @@ python scripts/evaluate.py --model_name_or_path my-classifier --data other-image
 
 import sys
 
-from retfound_hf.inference.evaluate import main
-from retfound_hf.options import run_command
+from retfound_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -5,8 +5,7 @@ python scripts/explain.py --model_name_or_path my-classifier --data my-images/te
 
 import sys
 
-from retfound_hf.explanation.explain import main
-from retfound_hf.options import run_command
+from retfound_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main(["explain", *sys.argv[1:]]))

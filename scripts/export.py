@@ -5,8 +5,7 @@ python scripts/export.py my-classifier --format onnx
 
 import sys
 
-from retfound_hf.hub.export import main
-from retfound_hf.options import run_command
+from retfound_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main(["export", *sys.argv[1:]]))

@@ -5,8 +5,7 @@ python scripts/fetch.py retfound-cfp
 
 import sys
 
-from retfound_hf.hub.fetch import main
-from retfound_hf.options import run_command
+from retfound_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main(["fetch", *sys.argv[1:]]))

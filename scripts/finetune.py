@@ -5,8 +5,7 @@ python scripts/finetune.py --model_name_or_path retfound-cfp --data my-images --
 
 import sys
 
-from retfound_hf.hub.publish import finetune
-from retfound_hf.options import run_command
+from retfound_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(finetune))
+    sys.exit(main(["finetune", *sys.argv[1:]]))

@@ -5,8 +5,7 @@ python scripts/make_registry.py my-registry --modality oct --num_patients 200 --
 
 import sys
 
-from retfound_hf.data.synthetic_sets import make_registry_command
-from retfound_hf.options import run_command
+from retfound_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(make_registry_command))
+    sys.exit(main(["make_registry", *sys.argv[1:]]))

@@ -5,8 +5,7 @@ python scripts/prepare_images.py my-photographs my-shards --modality cfp
 
 import sys
 
-from retfound_hf.data.prepare_images import main
-from retfound_hf.options import run_command
+from retfound_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main(["prepare_images", *sys.argv[1:]]))

@@ -7,8 +7,7 @@ accelerate launch --config_file scripts/accelerate/8_gpus.yaml scripts/pretrain.
 
 import sys
 
-from retfound_hf.options import run_command
-from retfound_hf.pretraining.pretrain import main
+from retfound_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main(["pretrain", *sys.argv[1:]]))

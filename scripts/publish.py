@@ -5,8 +5,7 @@ python scripts/publish.py my-classifier --repo_id my-organisation/my-classifier 
 
 import sys
 
-from retfound_hf.hub.publish import main
-from retfound_hf.options import run_command
+from retfound_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main(["publish", *sys.argv[1:]]))

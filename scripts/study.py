@@ -5,8 +5,7 @@ python scripts/study.py scripts/studies/synthetic.yaml --output_dir my-study --j
 
 import sys
 
-from retfound_hf.options import run_command
-from retfound_hf.study.runner import main
+from retfound_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main(["study", *sys.argv[1:]]))
