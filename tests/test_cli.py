@@ -53,4 +53,4 @@ def test_runs_as_a_module():
     done = subprocess.run(
         [sys.executable, "-m", "retfound_hf.cli", "nothing"], capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 2 and "unknown command 'nothing'" in done.stderr
+    assert done.returncode == 2 and "nothing" in done.stderr and done.stderr.count("\n") == 1
