@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from ..errors import RetFoundError
 from ..evaluation.metrics import lower_is_better
 from ..models.configuration_retfound import PRESETS
-from ..models.starting_points import ACCEPTED
+from ..models.starting_points import accepted_weights
 
 # Peak learning rate per 256 images of the effective batch, by method. `full` is the official recipe. LoRA moves few
 # parameters from zero and takes a larger one.
@@ -19,7 +19,9 @@ BASE_LEARNING_RATES = {"full": 5e-3, "lora": 2e-2, "linear": 0.0}
 
 @dataclass
 class ModelArguments:
-    model_name_or_path: str | None = field(default=None, metadata={"help": f"weights to start from: {ACCEPTED}"})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": f"weights to start from: {accepted_weights()}"}
+    )
     config_name: str | None = field(
         default=None, metadata={"help": f"instead: train from scratch with this preset ({', '.join(PRESETS)})"}
     )

@@ -12,9 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..data.labelled import LabelledSet, keep_fraction, read_labelled
-from ..errors import RetFoundError
+from ..errors import RetFoundError, require
 from ..evaluation.linear_probe import LinearProbe, fit_linear_probe
 from ..inference.predict import PreparedSet, PreparedSplit, head_inputs, prepare_split, warn_of_modality
+from ..models.backbones import backbone_of
 from ..models.configuration_retfound import RetFoundConfig
 from ..models.image_processing_retfound import RetFoundImageProcessor
 from ..models.loading import is_adapter, load_network, load_processor, network_config, read_config
@@ -50,10 +51,7 @@ def build_classifier(
     """
     if config_name is not None:
         size = {} if image_size is None else {"image_size": image_size}
-        try:
-            config = RetFoundConfig.from_preset(config_name, **labels, **size, drop_path_rate=drop_path)
-        except ValueError as error:
-            raise RetFoundError(f"--config_name {config_name}: {error}") from error
+        config = RetFoundConfig.from_preset(config_name, **labels, **size, drop_path_rate=drop_path)
         model = RetFoundForImageClassification(config)
         _scale_fresh_head(model, target_scale)
         return model
@@ -90,12 +88,15 @@ def add_lora(
     """Wrap `model` so that only the adapters and the head are trained, and saved together.
 
     Raises:
-        RetFoundError: no linear layer bears one of the names in `targets`.
+        BadArgumentError: no linear layer has one of the names in `targets`.
     """
     from peft import LoraConfig, get_peft_model
 
     linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    targets = [_own_name(target, linear) for target in targets]
+    own = backbone_of(model.config).projections
+    targets = [own.get(target, target) for target in targets]
+    for target in targets:
+        require("lora_targets", target, sorted(linear))
     head = ["fc_norm", "classifier"]
     return get_peft_model(
         model,
@@ -118,14 +119,6 @@ def save_adapter(model: nn.Module, processor: RetFoundImageProcessor, folder: st
     model.save_pretrained(folder)
     model.base_model.model.config.save_pretrained(folder)
     processor.save_pretrained(folder)
-
-
-def _own_name(target: str, linear: set[str]) -> str:
-    # Stock models of transformers 5 call the same projections q_proj and v_proj.
-    for name in (target, f"{target[0]}_proj"):
-        if name in linear:
-            return name
-    raise RetFoundError(f"--lora_targets {target!r} names no linear layer; accepted: {', '.join(sorted(linear))}")
 
 
 def fit_head(

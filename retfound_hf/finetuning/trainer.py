@@ -1,6 +1,5 @@
 """Trainer of fine-tuning: layer-wise learning rates, the classifier's loss for every model, metrics per epoch."""
 
-import re
 import time
 from functools import partial
 from typing import Any
@@ -13,23 +12,14 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallba
 
 from ..evaluation.metrics import compute_metrics
 from ..inference.predict import Collator, EvaluationPixels, to_scores
+from ..models.backbones import parameter_depths
 from ..models.image_processing_retfound import RetFoundImageProcessor
 from ..models.modeling_retfound import classification_loss
 from .arguments import FinetuneTrainingArguments
 from .targets import TargetScale
 
-# Block numbers in the names of every transformers vision model: `encoder.layer.3.`, `layers.3.`, `blocks.3.`; the
-# stages of a ResNet count as one block each.
-BLOCK = re.compile(r"(?:^|\.)(?:layer|layers|blocks|stages)\.(\d+)\.")
 # Not decayed although they are no vectors, as in the official code.
 POSITIONS_AND_TOKENS = ("position_embeddings", "cls_token", "mask_token", "register_tokens")
-
-
-def layer_index(name: str, num_blocks: int) -> int:
-    """0 for the embeddings, i + 1 for block i, `num_blocks` + 1 for everything after the last block."""
-    if found := BLOCK.search(name):
-        return int(found[1]) + 1
-    return 0 if "embedd" in name else num_blocks + 1
 
 
 def layer_decay_groups(
@@ -42,19 +32,22 @@ def layer_decay_groups(
 
     Returns:
         One dict per layer and decay, with `params`, `lr`, `weight_decay` and, for reading, `layer`.
+
+    Raises:
+        BadModelError: the patterns of the model's row in `BACKBONES` do not find its blocks.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    blocks = [int(found[1]) for name, _ in model.named_parameters() if (found := BLOCK.search(name))]
-    num_blocks = max(blocks, default=-1) + 1
+    depths = parameter_depths(model)
+    last = max(depths.values())
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in named:
-        layer = layer_index(name, num_blocks)
+        layer = depths[name]
         decays = parameter.ndim > 1 and not any(token in name for token in POSITIONS_AND_TOKENS)
         group = groups.setdefault(
             (layer, decays),
             {
                 "params": [],
-                "lr": learning_rate * layer_decay ** (num_blocks + 1 - layer),
+                "lr": learning_rate * layer_decay ** (last - layer),
                 "weight_decay": weight_decay if decays else 0.0,
                 "layer": layer,
             },

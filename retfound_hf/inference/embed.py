@@ -21,7 +21,7 @@ from ..errors import RetFoundError
 from ..files import atomic_file, refuse_existing, write_json
 from ..models.image_processing_retfound import RetFoundImageProcessor
 from ..models.loading import load_encoder, load_processor
-from ..models.starting_points import ACCEPTED
+from ..models.starting_points import accepted_weights
 from ..options import parse_arguments
 from ..record import write_run_record
 from .predict import ForwardArguments, SourceSet, forward_here, pooled, process_state
@@ -133,7 +133,7 @@ def _merge(paths: list[Path], target: Path) -> None:
 
 @dataclass
 class EmbedArguments:
-    model_name_or_path: str = field(metadata={"help": f"adapter folder, or weights: {ACCEPTED}"})
+    model_name_or_path: str = field(metadata={"help": f"adapter folder, or weights: {accepted_weights()}"})
     data: str = field(metadata={"help": "folder of images, folder of parquet shards, or table with a column image"})
     part_size: int = field(default=1000, metadata={"help": "images from one resting point to the next"})
 

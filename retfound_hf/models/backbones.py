@@ -1,5 +1,8 @@
-"""Encoders of transformers (DINOv2, DINOv3, ResNet) under RETFound's head, and the registration of all models."""
+"""Backbones: one row per architecture in `BACKBONES`, wrapped encoders under RETFound's head, and registration."""
 
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,14 +15,16 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForPreTraining,
     Dinov2Config,
-    PreTrainedConfig,
 )
-from transformers import initialization as init
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_retfound import RetFoundConfig
+from ..errors import BadModelError
+from .compat import PreTrainedConfig
+from .compat import initialization as init
+from .configuration_retfound import HeadOptions, RetFoundConfig
 from .image_processing_retfound import RetFoundImageProcessor
 from .modeling_retfound import (
     RetFoundForImageClassification,
@@ -30,62 +35,145 @@ from .modeling_retfound import (
     classify,
 )
 
-STOCK_ENCODERS = ("dinov2", "dinov2_with_registers", "dinov3_vit", "resnet")
 HEAD_NORM_EPS = 1e-6
+# What a stock ViT configuration says of the encoder; all else in it is of heads that are left out.
+VIT_KEYS = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "image_size",
+    "patch_size", "num_channels", "qkv_bias",
+)  # fmt: skip
 
 
-class StockEncoderConfig(PreTrainedConfig):
-    """The configuration of a stock encoder and, around it, of the head and its losses.
+def _all_keys(stored: PreTrainedConfig) -> dict[str, Any]:
+    left_out = ("model_type", "architectures", "transformers_version")
+    return {key: value for key, value in stored.to_dict().items() if key not in left_out}
 
-    Args:
-        encoder_config: of the encoder; its `model_type` is one of `STOCK_ENCODERS`.
-        drop_path_rate, label_smoothing, class_weights, target_scale, calibration_temperature, modality: as in
-            `RetFoundConfig`.
+
+def _vit_keys(stored: PreTrainedConfig) -> dict[str, Any]:
+    return {key: getattr(stored, key) for key in VIT_KEYS} | {"encoder_only": True}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Architecture whose weights every command takes.
+
+    Attributes:
+        name: `model_type` of its transformers configuration.
+        title: in running text.
+        retfound_options: from its configuration to the arguments of a `RetFoundConfig`, where its blocks are those of
+            `RetFoundModel`; None where its own class is wrapped by `StockEncoderModel`.
+        has_decoder: its folders may hold a masked autoencoder.
+        pretrains: objectives without decoder may start from it.
+        blocks: regular expression that finds the number of a block (or stage) in a parameter's name, as group 1.
+        embeddings: regular expression that finds the parameters before the first block.
+        projections: its names of the linear layers `query`, `key`, `value` and `output`, where they are others; LoRA
+            adapts `query` and `value` unless told otherwise.
+        prefix_tokens: number of tokens before the patches, from its configuration.
+        image_mean, image_std: normalisation of folders that have no image processor.
+    """
+
+    name: str
+    title: str
+    retfound_options: Callable[[PreTrainedConfig], dict[str, Any]] | None = None
+    has_decoder: bool = False
+    pretrains: bool = False
+    blocks: str = r"\b(?:layer|layers|blocks|stages)\.(\d+)\."
+    embeddings: str = "embedd"
+    projections: Mapping[str, str] = field(default_factory=dict)
+    prefix_tokens: Callable[[PreTrainedConfig], int] = lambda config: 1 + getattr(config, "num_register_tokens", 0)
+    image_mean: tuple[float, ...] = tuple(IMAGENET_DEFAULT_MEAN)
+    image_std: tuple[float, ...] = tuple(IMAGENET_DEFAULT_STD)
+
+
+SPLIT = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
+BACKBONES = {
+    row.name: row
+    for row in (
+        Backbone("retfound", "RETFound", _all_keys, has_decoder=True, pretrains=True),
+        Backbone("vit_mae", "ViT-MAE", _all_keys, has_decoder=True, pretrains=True),
+        Backbone("vit", "ViT", _vit_keys, pretrains=True),
+        Backbone("dinov2", "DINOv2", projections=SPLIT),
+        Backbone("dinov2_with_registers", "DINOv2", projections=SPLIT),
+        Backbone("dinov3_vit", "DINOv3", projections=SPLIT),
+        Backbone("resnet", "ResNet", pretrains=True, blocks=r"\bstages\.(\d+)\.", prefix_tokens=lambda config: 0),
+    )
+}
+
+
+def backbone_of(config: PreTrainedConfig) -> Backbone:
+    """Row of a configuration, of the encoder within for a wrapped one.
 
     Raises:
-        ValueError: an encoder whose patch tokens are not known here.
+        BadModelError: an architecture without a row.
+    """
+    kind = getattr(config, "encoder_config", config).model_type
+    if kind not in BACKBONES:
+        accepted = ", ".join(BACKBONES)
+        raise BadModelError(f"model type {kind!r} is unknown; accepted: {accepted}", model=config.name_or_path)
+    return BACKBONES[kind]
+
+
+def accepted_models() -> str:
+    """Titles of `BACKBONES`, for messages and help texts: "RETFound, ViT-MAE or ViT"."""
+    *titles, last = dict.fromkeys(row.title for row in BACKBONES.values())
+    return f"{', '.join(titles)} or {last}"
+
+
+def parameter_depths(model: PreTrainedModel) -> dict[str, int]:
+    """Depth of every parameter, for layer-wise learning rates.
+
+    Returns:
+        Name to 0 for the embeddings, i + 1 for block i, L + 1 for everything after the last of L blocks.
+
+    Raises:
+        BadModelError: the patterns of the row find no embeddings, or other blocks than the configuration counts.
+    """
+    row, count = backbone_of(model.config), model.config.num_hidden_layers
+    names = [name for name, _ in model.named_parameters()]
+    blocks = {name: int(found[1]) for name in names if (found := re.search(row.blocks, name))}
+    first = {name for name in names if name not in blocks and re.search(row.embeddings, name)}
+    found = sorted(set(blocks.values()))
+    if found != list(range(count)) or not first:
+        raise BadModelError(
+            f"BACKBONES[{row.name!r}] does not fit {type(model).__name__}: `blocks` finds {found} "
+            f"of {count} blocks and `embeddings` {len(first)} parameters, in names such as {names[0]}",
+            model=model.name_or_path,
+        )
+    return {name: blocks[name] + 1 if name in blocks else 0 if name in first else count + 1 for name in names}
+
+
+class StockEncoderConfig(HeadOptions, PreTrainedConfig):
+    """Configuration of a wrapped encoder and, around it, of the head and its losses.
+
+    Args:
+        encoder_config: of the encoder; its `model_type` is a key of `BACKBONES`.
+        kwargs: of `HeadOptions` and `PreTrainedConfig`.
+
+    Raises:
+        BadModelError: an encoder without a row.
     """
 
     model_type = "retfound_stock"
     sub_configs = {"encoder_config": AutoConfig}
 
-    def __init__(
-        self,
-        encoder_config: PreTrainedConfig | dict[str, Any] | None = None,
-        drop_path_rate: float = 0.0,
-        label_smoothing: float = 0.0,
-        class_weights: list[float] | None = None,
-        target_scale: list[float] | None = None,
-        calibration_temperature: float = 1.0,
-        modality: str | None = None,
-        **kwargs: Any,
-    ):
+    def __init__(self, encoder_config: PreTrainedConfig | dict[str, Any] | None = None, **kwargs: Any):
         if isinstance(encoder_config, dict):
             encoder_config = AutoConfig.for_model(**encoder_config)
         self.encoder_config = Dinov2Config() if encoder_config is None else encoder_config
-        self.drop_path_rate = drop_path_rate
-        self.label_smoothing = label_smoothing
-        self.class_weights = class_weights
-        self.target_scale = target_scale
-        self.calibration_temperature = calibration_temperature
-        self.modality = modality
         super().__init__(**kwargs)
-        if self.encoder_config.model_type not in STOCK_ENCODERS:
-            raise ValueError(
-                f"encoder of type {self.encoder_config.model_type!r} is unknown; accepted: {', '.join(STOCK_ENCODERS)}"
-            )
+        backbone_of(self)
 
     @property
     def hidden_size(self) -> int:
         """Width of the tokens."""
         own = self.encoder_config
-        return own.hidden_sizes[-1] if own.model_type == "resnet" else own.hidden_size
+        return own.hidden_size if hasattr(own, "hidden_size") else own.hidden_sizes[-1]
 
     @property
     def num_hidden_layers(self) -> int:
-        """Blocks, or stages of a ResNet."""
+        """Blocks, or stages of a convolutional network."""
         own = self.encoder_config
-        return len(own.depths) if own.model_type == "resnet" else own.num_hidden_layers
+        return own.num_hidden_layers if hasattr(own, "num_hidden_layers") else len(own.depths)
 
     @property
     def image_size(self) -> int:
@@ -100,7 +188,7 @@ class StockEncoderConfig(PreTrainedConfig):
     @property
     def num_prefix_tokens(self) -> int:
         """Class and register tokens, which stand before the patches."""
-        return 1 + getattr(self.encoder_config, "num_register_tokens", 0)
+        return backbone_of(self).prefix_tokens(self.encoder_config)
 
 
 class StockEncoderPreTrainedModel(PreTrainedModel):
@@ -117,7 +205,7 @@ class StockEncoderPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Of the head alone; the encoder has its own."""
+        """Initialise the head alone; the encoder has its own initialisation."""
         if isinstance(module, RetFoundHead):
             init.trunc_normal_(module.weight, std=2e-5)
             init.zeros_(module.bias)
@@ -127,12 +215,13 @@ class StockEncoderPreTrainedModel(PreTrainedModel):
 
 
 class StockEncoderModel(StockEncoderPreTrainedModel):
-    """A stock encoder with the outputs of `RetFoundModel`.
+    """Encoder of transformers with the outputs of `RetFoundModel`.
 
-    Its tokens are taken as it gives them, behind its final norm, for that is where its pretraining looked at them.
+    Its tokens are taken after its own final norm, where its pretraining read them.
 
     Args:
-        encoder: with its weights; of random ones when None.
+        config: with the encoder's own configuration.
+        encoder: with its weights; random ones when None.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^fc_norm\.", r"^classifier\."]
@@ -154,7 +243,7 @@ class StockEncoderModel(StockEncoderPreTrainedModel):
     def forward(
         self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs: Any
     ) -> RetFoundModelOutput:
-        """Encode normalised images (batch, 3, height, width); `kwargs` as the stock class takes them."""
+        """Encode normalised images (batch, 3, height, width); `kwargs` as the wrapped class takes them."""
         outputs = self.encoder(pixel_values, **kwargs)
         tokens = outputs.last_hidden_state
         is_map = tokens.ndim == 4
@@ -170,7 +259,7 @@ class StockEncoderModel(StockEncoderPreTrainedModel):
 
 
 class StockEncoderForImageClassification(StockEncoderPreTrainedModel):
-    """A stock encoder under the head of `RetFoundForImageClassification`; `encoder` as in `StockEncoderModel`."""
+    """Wrapped encoder under the head of `RetFoundForImageClassification`; `encoder` as in `StockEncoderModel`."""
 
     def __init__(self, config: StockEncoderConfig, encoder: PreTrainedModel | None = None):
         super().__init__(config)
@@ -185,24 +274,32 @@ class StockEncoderForImageClassification(StockEncoderPreTrainedModel):
         return classify(self, self.vit(pixel_values, **kwargs), labels)
 
 
-LORA_TARGETS = {RetFoundConfig: ("query", "value"), StockEncoderConfig: ("q_proj", "v_proj")}
+# Configuration -> Auto class -> model: what `register` registers, and what the `auto_map` of a published folder names.
+AUTO_CLASSES = {
+    RetFoundConfig: {
+        AutoModel: RetFoundModel,
+        AutoModelForPreTraining: RetFoundForPreTraining,
+        AutoModelForImageClassification: RetFoundForImageClassification,
+    },
+    StockEncoderConfig: {
+        AutoModel: StockEncoderModel,
+        AutoModelForImageClassification: StockEncoderForImageClassification,
+    },
+}
 
 
 def register() -> None:
-    """Make every Auto class, and `LoraConfig` without target modules, know our model types."""
-    AutoModelForPreTraining.register(RetFoundConfig, RetFoundForPreTraining, exist_ok=True)
-    for config, encoder, classifier in (
-        (RetFoundConfig, RetFoundModel, RetFoundForImageClassification),
-        (StockEncoderConfig, StockEncoderModel, StockEncoderForImageClassification),
-    ):
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModel.register(config, encoder, exist_ok=True)
-        AutoModelForImageClassification.register(config, classifier, exist_ok=True)
-        AutoImageProcessor.register(
-            config, image_processor_classes={"torchvision": RetFoundImageProcessor}, exist_ok=True
-        )
+    """Make every Auto class, and `LoraConfig` without target modules, know the model types of this package."""
     # Half a second, and the only moment at which a later bare `LoraConfig()` can be told where to go.
     from peft.utils import constants
 
-    for config, targets in LORA_TARGETS.items():
-        constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[config.model_type] = list(targets)
+    for config, classes in AUTO_CLASSES.items():
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        for auto_class, model_class in classes.items():
+            auto_class.register(config, model_class, exist_ok=True)
+        AutoImageProcessor.register(
+            config, image_processor_classes={"torchvision": RetFoundImageProcessor}, exist_ok=True
+        )
+        names = {} if config is RetFoundConfig else SPLIT
+        targets = [names.get(name, name) for name in ("query", "value")]
+        constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[config.model_type] = targets

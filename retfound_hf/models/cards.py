@@ -16,7 +16,7 @@ from ..files import atomic_file
 from .image_processing_retfound import RetFoundImageProcessor
 from .official_checkpoints import OfficialCheckpoint
 from .other_checkpoints import OtherEncoder
-from .starting_points import OFFICIAL_LICENSE, OFFICIAL_ORGANISATION, published
+from .starting_points import OFFICIAL_LICENSE, OFFICIAL_ORGANISATION, find_starting_point
 
 # An installed package has its templates inside, a checkout beside it.
 PACKAGE = Path(__file__).parents[1]
@@ -71,7 +71,7 @@ def describe_preprocessing(processor: RetFoundImageProcessor) -> str:
 
 def license_of(base: str) -> str:
     """The licence of the base, which holds for what is made from it; the official weights' where none is stated."""
-    known = published(base)
+    known = find_starting_point(base)
     if known is not None and known.license is not None:
         return known.license
     return _card_data(base).get("license") or OFFICIAL_LICENSE
@@ -79,7 +79,7 @@ def license_of(base: str) -> str:
 
 def hub_id_of(base: str) -> str | None:
     """The Hub id that a card can name for a base: that of the name or folder, or what the folder was made from."""
-    known = published(base)
+    known = find_starting_point(base)
     if known is not None:
         return known.hub_id
     if not Path(base).exists():

@@ -6,18 +6,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
     ChannelDimension,
     PILImageResampling,
 )
-from transformers.processing_utils import ImagesKwargs
 
 from ..images.field_of_view import crop_box
 from ..images.geometry import ImageRegion, resized_shape, to_tensor
 from ..images.reading import read_image, to_rgb
+from .compat import ImagesKwargs, TorchvisionBackend
 
 CHANNELS = (1, 3, 4)
 

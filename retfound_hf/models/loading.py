@@ -18,141 +18,44 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..errors import RetFoundError
-from .backbones import STOCK_ENCODERS, StockEncoderConfig, StockEncoderForImageClassification, StockEncoderModel
+from ..errors import BadModelError, one_line
+from .backbones import AUTO_CLASSES, BACKBONES, StockEncoderConfig, backbone_of
 from .configuration_retfound import RetFoundConfig
 from .image_processing_retfound import RetFoundImageProcessor
-from .modeling_retfound import RetFoundForImageClassification, RetFoundModel
+from .modeling_retfound import RetFoundForPreTraining
 from .starting_points import how_to_bring, resolve
 
-# What a stock ViT configuration says of the encoder; all else in it is of heads that are left out.
-VIT_KEYS = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
-    "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "image_size",
-    "patch_size", "num_channels", "qkv_bias",
-)  # fmt: skip
-HEAD = ("fc_norm.", "classifier.")
-# The only tensors that may be left out, by their names without the encoder's prefix.
-LEFT_OUT = (*HEAD, "decoder.", "pooler.", "embeddings.mask_token", "mask_token")
-
-
-# Encoder and classifier of each of our model types.
-NETWORKS = {
-    RetFoundConfig.model_type: (RetFoundModel, RetFoundForImageClassification),
-    StockEncoderConfig.model_type: (StockEncoderModel, StockEncoderForImageClassification),
-}
-
-
-def network_config(stored: PreTrainedConfig, **options: Any) -> RetFoundConfig | StockEncoderConfig:
-    """The configuration of our network for weights with the configuration `stored`.
-
-    Args:
-        options: labels, `drop_path_rate` and the like, on top.
-
-    Raises:
-        RetFoundError: a model type that has no place here.
-    """
-    kind = stored.model_type
-    if kind in STOCK_ENCODERS:
-        encoder = copy.deepcopy(stored)
-        encoder.name_or_path = ""  # a path of this machine, which a nested configuration would be saved with
-        return StockEncoderConfig(encoder_config=encoder, **options)
-    if kind == "vit":
-        own = {key: getattr(stored, key) for key in VIT_KEYS} | {"encoder_only": True}
-    elif kind in ("retfound", "vit_mae", StockEncoderConfig.model_type):
-        own = {key: value for key, value in stored.to_dict().items() if key not in ("model_type", "architectures")}
-    else:
-        accepted = ("retfound", "vit_mae", "vit", *STOCK_ENCODERS)
-        raise RetFoundError(f"model type {kind!r} is not known here; accepted: {', '.join(accepted)}")
-    own.pop("transformers_version", None)
-    if kind == StockEncoderConfig.model_type:
-        return StockEncoderConfig(**{**own, **options})
-    return RetFoundConfig(**{**own, **options})
-
-
-def load_network(
-    name_or_path: str, stored: PreTrainedConfig, config: PreTrainedConfig, classifier: bool
-) -> tuple[PreTrainedModel, bool]:
-    """Build the network of `config`, with the weights of a folder or Hub id.
-
-    Args:
-        stored: the configuration that lies beside the weights.
-        config: as `network_config` makes it.
-        classifier: with a head; otherwise the encoder alone.
-
-    Returns:
-        The network, and whether its head came with it whole.
-
-    Raises:
-        RetFoundError: weights that cannot be read, that lack a part of the encoder, or hold what has no known use.
-    """
-    network_class = NETWORKS[config.model_type][classifier]
-    try:
-        with _without_report():
-            network, info = _read(network_class, name_or_path, stored, config)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise RetFoundError(f"model {name_or_path} cannot be loaded: {first}") from error
-    mismatched = {name for name, *_ in info["mismatched_keys"]}
-    absent = {*info["missing_keys"], *mismatched}
-    missing = sorted(name for name in absent if not name.startswith((*HEAD, "pooler.")))
-    if missing:
-        raise RetFoundError(
-            f"model {name_or_path} lacks {len(missing)} tensors of its encoder, such as {missing[0]}; it would start "
-            "from random weights"
-        )
-    unknown = sorted(name for name in info["unexpected_keys"] if not name.removeprefix("vit.").startswith(LEFT_OUT))
-    if unknown:
-        raise RetFoundError(f"model {name_or_path} holds {len(unknown)} tensors of no known use, such as {unknown[0]}")
-    return network, not absent
-
-
-def _read(
-    network_class: type[PreTrainedModel], name_or_path: str, stored: PreTrainedConfig, config: PreTrainedConfig
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    if stored.model_type not in STOCK_ENCODERS:
-        return network_class.from_pretrained(
-            name_or_path, config=config, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    encoder, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True)
-    network = network_class(config, encoder)
-    network.name_or_path = str(name_or_path)  # where an adapter finds its base
-    head = {name for name in network.state_dict() if name.startswith(HEAD)}
-    return network, {**info, "missing_keys": head | set(info["missing_keys"])}
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """Silence the table of missing and left-out tensors: what matters in it is checked here, and said in one line."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    # Not its level, which transformers 5 asks whether to report on tensor parallelism.
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
 ADAPTER_FILE = "adapter_config.json"
+HEAD = ("fc_norm.", "classifier.")
+# The only tensors that an encoder or a classifier may leave out, by their names without the encoder's prefix.
+LEFT_OUT = (*HEAD, "decoder.", "pooler.", "embeddings.mask_token", "mask_token")
+# transformers 5 stores the decoder of the stock class under another name than 4.x and this package.
+STOCK_NAMES = {r"^decoder\.decoder_encoder\.layer\.": "decoder.decoder_layers."}
 
 
 def read_config(name_or_path: str) -> PreTrainedConfig:
-    """The configuration of a model folder, Hub id or starting point, or one line about why there is none."""
+    """Configuration of a model folder, Hub id or starting point.
+
+    Raises:
+        BadModelError: there is none, or it cannot be read.
+    """
     name_or_path = resolve(name_or_path)
     if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
-        raise RetFoundError(
-            f"model folder {name_or_path} has no config.json; give a folder made by convert or finetune"
+        raise BadModelError(
+            f"model folder {name_or_path} has no config.json; expected a folder written by convert_checkpoint, "
+            "pretrain or finetune",
+            model=name_or_path,
         )
     try:
         return AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        if Path(name_or_path).exists():
-            raise RetFoundError(f"model {name_or_path} cannot be read: {first}") from error
-        raise RetFoundError(
-            f"model {name_or_path} is neither a model folder here nor one that the Hub or its cache gives"
-            f"{how_to_bring(name_or_path)} ({first})"
-        ) from error
+        reason = f"cannot be read: {one_line(error)}"
+        if not Path(name_or_path).exists():
+            reason = (
+                f"is neither a model folder here nor available from the Hub or its cache{how_to_bring(name_or_path)} "
+                f"({one_line(error)})"
+            )
+        raise BadModelError(f"model {name_or_path} {reason}", model=name_or_path) from error
 
 
 def is_adapter(name_or_path: str) -> bool:
@@ -167,11 +70,110 @@ def is_adapter(name_or_path: str) -> bool:
         return False
 
 
-def load_classifier(name_or_path: str) -> PreTrainedModel:
-    """A fine-tuned classifier, in evaluation mode; an adapter comes merged into the base that it names.
+def read_weights(model_class: Any, name_or_path: str, **options: Any) -> tuple[PreTrainedModel, list[str], list[str]]:
+    """Model with the weights of a folder or Hub id, in evaluation mode.
+
+    Args:
+        model_class: class or Auto class with `from_pretrained`.
+        name_or_path: folder or Hub id.
+        options: of `from_pretrained`.
+
+    Returns:
+        The model, the names of the tensors that it lacks (or that have another shape), and of those without a use.
 
     Raises:
-        RetFoundError: a folder without a trained head, or an adapter whose base is gone.
+        BadModelError: weights that cannot be read.
+    """
+    try:
+        with _without_report():
+            model, info = model_class.from_pretrained(name_or_path, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise BadModelError(f"model {name_or_path} cannot be loaded: {one_line(error)}", model=name_or_path) from error
+    missing = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    return model.eval(), sorted(missing), sorted(info["unexpected_keys"])
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Silence the table of missing and left-out tensors, which `read_weights` returns."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    # Not its level, which transformers 5 asks whether to report on tensor parallelism.
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def network_config(stored: PreTrainedConfig, **options: Any) -> RetFoundConfig | StockEncoderConfig:
+    """Configuration of this package's network for weights with the configuration `stored`.
+
+    Args:
+        stored: of any backbone, or of a folder of this package.
+        options: labels, `drop_path_rate` and the like, on top.
+
+    Raises:
+        BadModelError: a model type without a row in `BACKBONES`.
+    """
+    row = backbone_of(stored)
+    if row.retfound_options is not None:
+        return RetFoundConfig(**{**row.retfound_options(stored), **options})
+    if stored.model_type == StockEncoderConfig.model_type:
+        left_out = ("model_type", "architectures", "transformers_version")
+        own = {key: value for key, value in stored.to_dict().items() if key not in left_out}
+        return StockEncoderConfig(**{**own, **options})
+    encoder = copy.deepcopy(stored)
+    encoder.name_or_path = ""  # a path of this machine, which a nested configuration would be saved with
+    return StockEncoderConfig(encoder_config=encoder, **options)
+
+
+def load_network(
+    name_or_path: str, stored: PreTrainedConfig, config: PreTrainedConfig, classifier: bool
+) -> tuple[PreTrainedModel, bool]:
+    """Network of `config`, with the weights of a folder or Hub id.
+
+    Args:
+        name_or_path: folder or Hub id.
+        stored: configuration beside the weights.
+        config: as `network_config` makes it.
+        classifier: with a head; otherwise the encoder alone.
+
+    Returns:
+        The network, and whether its head came with it whole.
+
+    Raises:
+        BadModelError: weights that cannot be read, that lack a part of the encoder, or hold tensors without a use.
+    """
+    network_class = AUTO_CLASSES[type(config)][AutoModelForImageClassification if classifier else AutoModel]
+    if isinstance(config, StockEncoderConfig) and not isinstance(stored, StockEncoderConfig):
+        encoder, missing, unexpected = read_weights(AutoModel, name_or_path)
+        network = network_class(config, encoder).eval()
+        network.name_or_path = str(name_or_path)  # where an adapter finds its base
+        missing += [name for name in network.state_dict() if name.startswith(HEAD)]
+    else:
+        network, missing, unexpected = read_weights(
+            network_class, name_or_path, config=config, ignore_mismatched_sizes=True
+        )
+    lacking = [name for name in missing if not name.startswith((*HEAD, "pooler."))]
+    if lacking:
+        raise BadModelError(
+            f"model {name_or_path} lacks {len(lacking)} tensors of its encoder, such as {lacking[0]}; it would start "
+            "from random weights",
+            model=name_or_path,
+        )
+    unknown = [name for name in unexpected if not name.removeprefix("vit.").startswith(LEFT_OUT)]
+    if unknown:
+        raise BadModelError(
+            f"model {name_or_path} has {len(unknown)} unexpected tensors, such as {unknown[0]}", model=name_or_path
+        )
+    return network, not missing
+
+
+def load_classifier(name_or_path: str) -> PreTrainedModel:
+    """Fine-tuned classifier, in evaluation mode; an adapter comes merged into the base that it names.
+
+    Raises:
+        BadModelError: a folder without a trained head, or an adapter whose base is gone.
     """
     name_or_path = resolve(name_or_path)
     config = read_config(name_or_path)
@@ -179,20 +181,21 @@ def load_classifier(name_or_path: str) -> PreTrainedModel:
         from peft import PeftConfig, PeftModel
 
         base = PeftConfig.from_pretrained(name_or_path).base_model_name_or_path
-        # The adapter brings its own head; what the base lacks of one is no loss.
+        # The adapter brings its own head; that of the base is not needed.
         model, _ = load_network(base, read_config(base), config, classifier=True)
         return PeftModel.from_pretrained(model, name_or_path).merge_and_unload().eval()
-    model, info = _load(AutoModelForImageClassification, name_or_path, config=config)
-    if info["missing_keys"]:
-        raise RetFoundError(
-            f"model {name_or_path} has no trained classifier (it lacks {sorted(info['missing_keys'])[0]}); "
-            "fine-tune it first with the command finetune"
+    model, missing, _ = read_weights(AutoModelForImageClassification, name_or_path, config=config)
+    if missing:
+        raise BadModelError(
+            f"model {name_or_path} has no trained classifier (it lacks {missing[0]}); fine-tune it first with the "
+            "command finetune",
+            model=name_or_path,
         )
-    return model.eval()
+    return model
 
 
 def load_encoder(name_or_path: str) -> PreTrainedModel:
-    """The encoder of any model folder, in evaluation mode; of an adapter, with the adapter merged in.
+    """Encoder of any model folder, in evaluation mode; of an adapter, with the adapter merged in.
 
     Whatever the weights, its `pooler_output` is RETFound's feature vector: the mean of the patch tokens, normalised.
     """
@@ -200,48 +203,64 @@ def load_encoder(name_or_path: str) -> PreTrainedModel:
     if is_adapter(name_or_path):
         return load_classifier(name_or_path).base_model
     stored = read_config(name_or_path)
-    model, _ = load_network(name_or_path, stored, network_config(stored), classifier=False)
-    return model.eval()
+    return load_network(name_or_path, stored, network_config(stored), classifier=False)[0]
 
 
-def load_autoencoder(name_or_path: str) -> PreTrainedModel:
-    """A masked autoencoder with its trained decoder, RetFound or stock ViT-MAE, in evaluation mode.
+def check_has_decoder(name_or_path: str) -> PreTrainedConfig:
+    """Configuration of a folder that holds a masked autoencoder.
 
     Raises:
-        RetFoundError: a folder without decoder: an encoder, a classifier, an adapter, another architecture.
+        BadModelError: an adapter, another architecture, or an encoder alone.
     """
     config = None if is_adapter(name_or_path) else read_config(name_or_path)
-    if config is None or config.model_type not in ("retfound", "vit_mae"):
-        what = "a LoRA adapter" if config is None else f"of type {config.model_type}"
-        raise RetFoundError(
-            f"model {name_or_path} is {what}, which has no decoder to paint with; give a folder of pretraining"
-        )
-    lacks = (
-        f"model {name_or_path} holds an encoder without decoder, as classifiers and some of the official files do; "
-        "give the folder of pretraining, or convert a checkpoint that has its decoder"
+    if config is None:
+        found = "is a LoRA adapter, which has no decoder"
+    elif config.model_type not in BACKBONES or not BACKBONES[config.model_type].has_decoder:
+        found = f"is a {config.model_type} model, which has no decoder"
+    elif getattr(config, "encoder_only", False):
+        found = "holds an encoder without its decoder, as classifiers and some of the official files do"
+    else:
+        return config
+    raise BadModelError(
+        f"model {name_or_path} {found}; masked autoencoding needs a folder of pretraining, RETFound's or ViT-MAE's, "
+        "or a converted checkpoint that has its decoder",
+        model=name_or_path,
     )
-    if getattr(config, "encoder_only", False):
-        raise RetFoundError(lacks)
-    model, info = _load(AutoModelForPreTraining, name_or_path)
-    if info["missing_keys"]:
-        raise RetFoundError(f"{lacks} (it lacks {sorted(info['missing_keys'])[0]})")
-    return model.eval()
 
 
-def _load(auto_class: Any, name_or_path: str, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    try:
-        return auto_class.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise RetFoundError(f"model {name_or_path} cannot be loaded: {first}") from error
+def load_autoencoder(name_or_path: str, config: RetFoundConfig | None = None) -> PreTrainedModel:
+    """Masked autoencoder with its trained decoder, in evaluation mode.
+
+    Args:
+        name_or_path: folder, Hub id or starting point.
+        config: makes a `RetFoundForPreTraining` of the weights, whichever class wrote them; without one the model is
+            the folder's own, RETFound's or the stock ViT-MAE.
+
+    Raises:
+        BadModelError: a folder without decoder: an encoder, a classifier, an adapter, another architecture.
+    """
+    name_or_path = resolve(name_or_path)
+    check_has_decoder(name_or_path)
+    if config is None:
+        model, missing, _ = read_weights(AutoModelForPreTraining, name_or_path)
+    else:
+        model, missing, _ = read_weights(RetFoundForPreTraining, name_or_path, config=config, key_mapping=STOCK_NAMES)
+    if missing:
+        raise BadModelError(
+            f"model {name_or_path} lacks {len(missing)} tensors, such as {missing[0]}; masked autoencoding needs an "
+            "autoencoder with its decoder",
+            model=name_or_path,
+        )
+    return model
 
 
 def load_processor(
     name_or_path: str, image_size: int | None = None, crop: bool | None = None
 ) -> RetFoundImageProcessor:
-    """The preprocessing of a model folder as a `RetFoundImageProcessor`.
+    """Preprocessing of a model folder as a `RetFoundImageProcessor`.
 
     Args:
+        name_or_path: folder, Hub id or starting point.
         image_size: another input size of the network than the folder's.
         crop: crop to the field of view, whatever the folder says.
     """
@@ -249,7 +268,11 @@ def load_processor(
     try:
         stored = AutoImageProcessor.from_pretrained(name_or_path)
     except (OSError, ValueError):
-        stored = RetFoundImageProcessor.for_image_size(getattr(read_config(name_or_path), "image_size", 224))
+        config = read_config(name_or_path)
+        row = BACKBONES.get(getattr(config, "encoder_config", config).model_type, BACKBONES["retfound"])
+        stored = RetFoundImageProcessor.for_image_size(
+            getattr(config, "image_size", 224), image_mean=list(row.image_mean), image_std=list(row.image_std)
+        )
     if isinstance(stored, RetFoundImageProcessor) and image_size is None:
         processor = stored
     else:

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
-from transformers import PreTrainedConfig, ViTMAEForPreTraining
-from transformers import initialization as init
+from transformers import ViTMAEForPreTraining
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling, ImageClassifierOutput
@@ -22,6 +21,8 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from ..vocabulary import PROBLEM_TYPES
+from .compat import PreTrainedConfig
+from .compat import initialization as init
 from .configuration_retfound import RetFoundConfig
 
 

@@ -5,9 +5,10 @@ from typing import Any
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, ResNetConfig, ResNetModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..errors import RetFoundError
+from ..errors import BadModelError, RetFoundError
+from ..models.backbones import BACKBONES
 from ..models.configuration_retfound import PRESETS, RetFoundConfig
-from ..models.loading import is_adapter, load_network, network_config, read_config
+from ..models.loading import check_has_decoder, is_adapter, load_autoencoder, load_network, network_config, read_config
 from ..models.modeling_retfound import RetFoundForPreTraining, RetFoundModel
 from ..models.starting_points import resolve
 from .arguments import RESNET, ModelArguments, PretrainingArguments
@@ -22,8 +23,6 @@ SIZES = (
     "num_channels", "qkv_bias", "hidden_act", "decoder_hidden_size", "decoder_num_hidden_layers",
     "decoder_num_attention_heads", "decoder_intermediate_size",
 )  # fmt: skip
-# transformers 5 stores the decoder of the stock class under another name than 4.x and this package.
-STOCK_NAMES = {r"^decoder\.decoder_encoder\.layer\.": "decoder.decoder_layers."}
 
 
 def build_model(args: ModelArguments) -> RetFoundForPreTraining:
@@ -34,34 +33,17 @@ def build_model(args: ModelArguments) -> RetFoundForPreTraining:
     """
     if args.model_name_or_path is None:
         size = {} if args.image_size is None else {"image_size": args.image_size}
-        try:
-            config = RetFoundConfig.from_preset(args.config_name, **{**_settings(args), **size})
-        except ValueError as error:
-            raise RetFoundError(f"--config_name {args.config_name}: {error}") from error
+        config = RetFoundConfig.from_preset(args.config_name, **{**_settings(args), **size})
         return RetFoundForPreTraining(config).train()
     name = resolve(args.model_name_or_path)
-    if is_adapter(name):
-        raise RetFoundError(f"--model_name_or_path {name} is a LoRA adapter; pretraining needs a whole model folder")
-    stored = read_config(name)
+    stored = check_has_decoder(name)
     _check(name, stored, args)
     sizes = {key: getattr(stored, key) for key in SIZES}
     own = stored.to_dict() if stored.model_type == "retfound" else {}
     own = {key: value for key, value in own.items() if key not in ("model_type", "transformers_version")}
     preset = {} if args.config_name is None else PRESETS[args.config_name]
     config = RetFoundConfig(**{**own, **preset, **sizes, **_settings(args)})
-    try:
-        model, info = RetFoundForPreTraining.from_pretrained(
-            name, config=config, key_mapping=STOCK_NAMES, output_loading_info=True
-        )
-    except Exception as error:  # missing, damaged and misshapen weights have errors of a type each
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise RetFoundError(f"model {name} cannot be loaded: {reason[0]}") from error
-    if info["missing_keys"]:
-        raise RetFoundError(
-            f"model {name} lacks {len(info['missing_keys'])} tensors, such as {sorted(info['missing_keys'])[0]}; "
-            "pretraining goes on from an autoencoder with its decoder"
-        )
-    return model.float().train()
+    return load_autoencoder(name, config).float().train()
 
 
 def _settings(args: ModelArguments) -> dict[str, Any]:
@@ -75,15 +57,6 @@ def _settings(args: ModelArguments) -> dict[str, Any]:
 
 
 def _check(name: str, stored: PreTrainedConfig, args: ModelArguments) -> None:
-    if stored.model_type not in ("retfound", "vit_mae"):
-        raise RetFoundError(
-            f"--model_name_or_path {name} is a {stored.model_type} model; masked autoencoding goes on from a RETFound "
-            "or ViT-MAE folder"
-        )
-    if getattr(stored, "encoder_only", False):
-        raise RetFoundError(
-            f"--model_name_or_path {name} holds an encoder without its decoder; pretraining cannot go on from it"
-        )
     if args.image_size is not None and args.image_size != stored.image_size:
         raise RetFoundError(f"--image_size {args.image_size} differs from the {stored.image_size} of {name}; leave it")
     preset = RetFoundConfig.from_preset(args.config_name) if args.config_name else stored
@@ -95,8 +68,6 @@ def _check(name: str, stored: PreTrainedConfig, args: ModelArguments) -> None:
         )
 
 
-# Encoders that become a `RetFoundModel`: the same blocks under the same names.
-SAME_BLOCKS = ("retfound", "vit_mae", "vit")
 IMAGE_SIZE = 224
 
 
@@ -121,16 +92,18 @@ def build_encoder(args: ModelArguments) -> PreTrainedModel:
     if is_adapter(name):
         raise RetFoundError(f"--model_name_or_path {name} is a LoRA adapter; pretraining needs a whole model folder")
     stored = read_config(name)
-    if stored.model_type not in (*SAME_BLOCKS, ResNetConfig.model_type):
-        raise RetFoundError(
-            f"--model_name_or_path {name} is a {stored.model_type} model; --objective {args.objective} goes on from a "
-            "RETFound, ViT-MAE, ViT or ResNet folder"
+    row = BACKBONES.get(stored.model_type)
+    if row is None or not row.pretrains:
+        raise BadModelError(
+            f"model {name} is a {stored.model_type} model; `objective={args.objective}` goes on from one of: "
+            f"{', '.join(row.title for row in BACKBONES.values() if row.pretrains)}",
+            model=name,
         )
     size = getattr(stored, "image_size", None)
     if args.image_size is not None and size is not None and args.image_size != size:
         raise RetFoundError(f"--image_size {args.image_size} differs from the {size} of {name}; leave it")
-    if stored.model_type == ResNetConfig.model_type:
-        return _load_resnet(name, stored, args).float().train()
+    if row.retfound_options is None:
+        return _load_stock(name, stored, args).float().train()
     modality = args.modality or getattr(stored, "modality", None)
     config = network_config(stored, modality=modality, drop_path_rate=0.0)
     model, _ = load_network(name, stored, config, classifier=False)
@@ -142,20 +115,17 @@ def _from_preset(args: ModelArguments) -> PreTrainedModel:
         return ResNetModel(_with_input(ResNetConfig(), args))  # its defaults are ResNet-50
     given = {"image_size": args.image_size, "modality": args.modality}
     given = {name: value for name, value in given.items() if value is not None}
-    try:
-        return RetFoundModel(RetFoundConfig.from_preset(args.config_name, **given))
-    except ValueError as error:
-        raise RetFoundError(f"--config_name {args.config_name}: {error}") from error
+    return RetFoundModel(RetFoundConfig.from_preset(args.config_name, **given))
 
 
-def _load_resnet(name: str, stored: PreTrainedConfig, args: ModelArguments) -> PreTrainedModel:
-    """A stock ResNet, without the classifier that may come with it."""
+def _load_stock(name: str, stored: PreTrainedConfig, args: ModelArguments) -> PreTrainedModel:
+    """Encoder of the stock class, such as a ResNet, without a classifier that may come with it."""
     load_network(name, stored, network_config(stored), classifier=False)  # for what it says of damaged weights
     return AutoModel.from_pretrained(name, config=_with_input(stored, args))
 
 
 def _with_input(config: PreTrainedConfig, args: ModelArguments) -> PreTrainedConfig:
-    """What a ResNet itself need not know of its images, but the runs with it."""
+    """Input size and modality, which a ResNet's own configuration lacks."""
     config.image_size = args.image_size or getattr(config, "image_size", None) or IMAGE_SIZE
     config.modality = args.modality or getattr(config, "modality", None)
     return config

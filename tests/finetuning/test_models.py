@@ -7,7 +7,7 @@ from torchvision.ops import StochasticDepth
 from transformers import ViTMAEForPreTraining
 
 from retfound_hf import RetFoundForImageClassification
-from retfound_hf.errors import RetFoundError
+from retfound_hf.errors import BadArgumentError, BadModelError, RetFoundError
 from retfound_hf.finetuning.methods import build_classifier
 from retfound_hf.models.modeling_retfound import classification_loss
 
@@ -97,8 +97,9 @@ def test_preset_from_scratch():
 
 
 def test_a_preset_with_an_impossible_size_is_refused():
-    with pytest.raises(RetFoundError, match="image_size=50 is not a multiple of patch_size=16"):
+    with pytest.raises(BadArgumentError) as error:
         build_classifier(None, "retfound-tiny", labels(), image_size=50)
+    assert (error.value.field, error.value.value) == ("image_size", 50)
 
 
 def test_drop_path_reaches_the_blocks(encoder_folder, stock_folder):
@@ -158,7 +159,7 @@ def test_an_adapter_is_refused(tmp_path):
 
 
 def test_what_is_no_model_is_refused(tmp_path):
-    with pytest.raises(RetFoundError, match=r"has no config\.json"):
-        build_classifier(str(tmp_path), None, labels())
-    with pytest.raises(RetFoundError, match="is neither a model folder here nor one that the Hub"):
-        build_classifier(str(tmp_path / "absent"), None, labels())
+    for name in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(BadModelError) as error:
+            build_classifier(str(name), None, labels())
+        assert error.value.model == str(name)

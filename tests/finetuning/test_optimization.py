@@ -9,7 +9,7 @@ from transformers import AutoModelForImageClassification, TrainerCallback, get_s
 from retfound_hf import RetFoundForImageClassification
 from retfound_hf.finetuning.arguments import FinetuneTrainingArguments
 from retfound_hf.finetuning.methods import build_classifier, train_network
-from retfound_hf.finetuning.trainer import layer_decay_groups, layer_index
+from retfound_hf.finetuning.trainer import layer_decay_groups
 
 RATE, DECAY, WEIGHT_DECAY = 1e-3, 0.65, 0.05
 LABELS = {"num_labels": 2, "id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}, "problem_type": None}
@@ -112,25 +112,6 @@ def test_what_is_frozen_is_left_out(encoder_folder):
     # The head keeps its distance from the embeddings, however many of the blocks in between are trained.
     assert {group["layer"] for group in groups} == {0, 4}
     assert min(group["lr"] for group in groups) == pytest.approx(RATE * 0.65**4)
-
-
-@pytest.mark.parametrize(
-    ("name", "layer"),
-    [
-        ("vit.embeddings.cls_token", 0),
-        ("vit.encoder.layer.0.output.dense.bias", 1),
-        ("vit.layers.11.mlp.fc1.weight", 12),
-        ("base_model.model.vit.encoder.layer.23.attention.attention.query.weight", 24),
-        ("vit.encoder.encoder.layer.7.layer_scale1.lambda1", 8),
-        ("vit.encoder.model.layer.7.norm1.weight", 8),
-        ("vit.encoder.layernorm.weight", 25),
-        ("vit.encoder.embedder.embedder.convolution.weight", 0),
-        ("vit.encoder.encoder.stages.3.layers.2.layer.0.convolution.weight", 4),
-        ("classifier.weight", 25),
-    ],
-)
-def test_layer_of_a_name(name, layer):
-    assert layer_index(name, 24) == layer
 
 
 def test_learning_rate_follows_the_batch(tmp_path):

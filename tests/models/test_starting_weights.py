@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from retfound_hf import RetFoundForImageClassification, RetFoundModel
-from retfound_hf.errors import RetFoundError
+from retfound_hf.errors import BadModelError
 from retfound_hf.models.backbones import StockEncoderForImageClassification, StockEncoderModel
 from retfound_hf.models.loading import load_network, network_config
 
@@ -146,8 +146,9 @@ def test_weights_that_are_missing_are_refused(name, lost, tmp_path):
     assert len(kept) < len(tensors)
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     for classifier in (True, False):
-        with pytest.raises(RetFoundError, match=rf"lacks {len(tensors) - len(kept)} tensors of its encoder"):
+        with pytest.raises(BadModelError) as error:
             load(folder, classifier)
+        assert f"lacks {len(tensors) - len(kept)} tensors" in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["vit", "dinov2", "dinov3"])
@@ -156,8 +157,9 @@ def test_weights_of_no_known_use_are_refused(name, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     save_file({**tensors, "adapter.weight": torch.ones(2)}, folder / "model.safetensors", metadata={"format": "pt"})
     for classifier in (True, False):
-        with pytest.raises(RetFoundError, match=r"holds 1 tensors of no known use, such as adapter\.weight"):
+        with pytest.raises(BadModelError) as error:
             load(folder, classifier)
+        assert error.value.model == str(folder) and "adapter.weight" in str(error.value)
 
 
 def test_only_the_pooler_of_a_vit_is_left_out(tmp_path):
@@ -170,10 +172,3 @@ def test_only_the_pooler_of_a_vit_is_left_out(tmp_path):
     assert {name for name in own if name.removeprefix("vit.") not in tensors} == {
         "fc_norm.weight", "fc_norm.bias", "classifier.weight", "classifier.bias",
     }  # fmt: skip
-
-
-def test_other_architectures_are_refused():
-    from transformers import SwinConfig
-
-    with pytest.raises(RetFoundError, match="model type 'swin' is not known here; accepted: retfound, vit_mae, vit, "):
-        network_config(SwinConfig())

@@ -64,7 +64,10 @@ def test_what_cannot_be_a_start_is_said_in_one_line(stock_config, tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     for options, reason in [
-        ({"model_name_or_path": str(tmp_path / "dinov2")}, "is a dinov2 model; --objective dino goes on from a RETF"),
+        (
+            {"model_name_or_path": str(tmp_path / "dinov2")},
+            "is a dinov2 model; `objective=dino` goes on",
+        ),
         ({"model_name_or_path": str(tmp_path / "adapter")}, "is a LoRA adapter"),
         ({"model_name_or_path": str(tmp_path)}, "has no config.json"),
         ({"model_name_or_path": str(tmp_path / "swav.pth.tar")}, "is a checkpoint file, .*scripts/convert_checkpoint"),
