@@ -201,10 +201,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         CohortArguments, argv=argv, description="A labelled cohort from the dates of images and events."
     )
     refuse_existing(arguments.out, arguments.overwrite_output_dir)
-    from .checks import check_images_exist
     from .cohort import Matching, Question, build_cohort, default_unit
     from .dates import DateReader, Horizon
     from .registry import read_registry
+    from .tables import check_images_exist
 
     horizon = Horizon.parse(arguments.horizon)
     matching = None

@@ -8,9 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import RetFoundError, join_names, nearest
-from .checks import bare_name, check_columns
 from .dates import DateReader, offset_of, read_eyes, rows_of
-from .tables import as_text, read_table, table_images
+from .tables import as_text, bare_name, check_columns, read_table, table_images
 
 DEATH, LAST_FOLLOW_UP = "death", "last_follow_up"
 FACTS = ("birth_date", "sex", DEATH, LAST_FOLLOW_UP)
@@ -224,7 +223,7 @@ def read_registry(
     reader = reader or DateReader()
     tables = {str(path): _read(Path(path)) for path in (images, events, patients) if path is not None}
     for name, table in tables.items():
-        check_columns(table, ["patient_id"], name, "its header")
+        check_columns(table, ["patient_id"], name)
         refuse(table["patient_id"].isna(), name, "name no patient")
     photographs = _images(tables[str(images)], Path(images), reader, image_column, image_root)
     without_images = {
@@ -265,7 +264,7 @@ def _read(path: Path) -> pd.DataFrame:
 def _images(
     table: pd.DataFrame, path: Path, reader: DateReader, image_column: str, image_root: str | None
 ) -> pd.DataFrame:
-    check_columns(table, ["date"], path, "its header")
+    check_columns(table, ["date"], path)
     own = {name: f"image_{name}" for name in ("label", "split") if name in table}
     found = table_images(table.rename(columns=own), path, image_column, image_root).rename(columns=PATH)
     repeated = found["path_in_table"].duplicated(keep=False)
@@ -278,7 +277,7 @@ def _images(
 
 
 def _events(table: pd.DataFrame, name: str, reader: DateReader) -> pd.DataFrame:
-    check_columns(table, ["event", "date"], name, "its header")
+    check_columns(table, ["event", "date"], name)
     event = as_text(table["event"]).replace("", None)
     found = pd.DataFrame({"patient_id": table["patient_id"], "eye": read_eyes(table, name, both=True), "event": event})
     found["date"] = reader.read(table["date"], f"the date of {name}")

@@ -1,108 +1,44 @@
-"""Parquet shards of prepared images: workers, writing, completion records, and the run over all units."""
+"""Parquet shards of prepared images: worker processes, writing, and the completion record of each shard."""
 
-import hashlib
 import json
-import multiprocessing
 import os
 import posixpath
 import shutil
 import signal
-import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from io import BytesIO
+from dataclasses import asdict, dataclass
 from itertools import groupby
-from multiprocessing import forkserver
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from ..errors import RetFoundError
+from ..errors import OutputError, RetFoundError, UnreadableImageError, one_line
 from ..files import atomic_file, refuse_existing, write_json
-from ..images.field_of_view import crop_field_of_view, side_to_read
-from ..images.geometry import resize
-from ..images.reading import IMAGE_SUFFIXES, UnreadableImageError, read_image
-from .image_sources import Item, Source, Unit, cut_units, identity
+from ..images.reading import IMAGE_SUFFIXES
+from ..processes import deferred_interrupt, exit_with_parent, hidden_main, worker_context
+from .image_cache import Prepared, Preparer
+from .image_sources import ImageRef, ImageSource, Part
 
-BLANK_RANGE = 8  # of 255 gray levels, from the 1st to the 99th percentile
+if TYPE_CHECKING:
+    import datasets
 
-
-class Prepared(NamedTuple):
-    """A prepared image, or the reason why there is none.
-
-    `hash` is the BLAKE2b digest (128 bits, hex) of the prepared pixels before they are encoded.
-    """
-
-    image: bytes = b""
-    hash: str = ""
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Preparer:
-    """Reads, crops, resizes and encodes one image; no metadata of the original is kept.
-
-    Attributes:
-        size: side of the square result in pixels.
-        crop: cut to the field of view (colour fundus photographs).
-        min_side: images with a shorter side of fewer pixels are rejected.
-        format: JPEG keeps full colour resolution (4:4:4): the red of vessels and haemorrhages on orange is colour
-            contrast, and halving it costs 4-7 dB in the red channel (JPEG 95 at 256 pixels), a fifth of the bytes.
-        quality: of JPEG.
-    """
-
-    size: int
-    crop: bool
-    min_side: int
-    format: Literal["jpeg", "png"] = "jpeg"
-    quality: int = 95
-
-    def __call__(self, source: str | bytes) -> Prepared:
-        """Never raises for an image, whatever is wrong with it."""
-        try:
-            image = self.prepare(source)
-        except UnreadableImageError as error:
-            name = source if isinstance(source, str) else "the image"
-            return Prepared(reason=str(error).removeprefix(f"cannot read {name}: "))
-        return self._encoded(image)
-
-    def prepare(self, source: str | bytes) -> Image.Image:
-        """The prepared image, 8-bit RGB of `size` x `size`.
-
-        Raises:
-            UnreadableImageError: no image, or too small a one, or a blank one.
-        """
-        # Of a JPEG, no more is decoded than leaves the smallest field that the crop accepts, 0.4 of the photograph's
-        # shorter side, as large as the result: it differs less from full decoding than JPEG at quality 95 does.
-        image = read_image(source, min_side=max(side_to_read(self.size), self.min_side))
-        if min(image.size) < self.min_side:
-            raise UnreadableImageError(f"{image.width} x {image.height} pixels are fewer than {self.min_side} a side")
-        if self.crop:
-            image = crop_field_of_view(image)
-        image = resize(image, {"height": self.size, "width": self.size})
-        low, high = np.percentile(np.asarray(image.convert("L")), (1, 99))
-        if high - low < BLANK_RANGE:
-            raise UnreadableImageError(f"it is blank: its gray levels span {high - low:.0f} of 255")
-        return image
-
-    def _encoded(self, image: Image.Image) -> Prepared:
-        encoded = BytesIO()
-        if self.format == "jpeg":
-            image.save(encoded, "JPEG", quality=self.quality, subsampling="4:4:4")
-        else:
-            image.save(encoded, "PNG", compress_level=1)
-        return Prepared(encoded.getvalue(), hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest())
+ROW_GROUP = 100  # images: what a streaming reader fetches at once, some 2 MB
+SUFFIXES = {"jpeg": ".jpg", "png": ".png"}
+RECORDS = ".prepared"
+SUMMARY_FILES = ("README.md", "dataset_info.json", "rejected.csv", "duplicates.csv", "run.json")
+CHUNK = 8  # images that go to a worker at once
+IN_FLIGHT = 4  # chunks for each worker
+KILLED = "it ended the process that read it (the decoder crashed, or memory ran out)"
+Task = TypeVar("Task")
 
 
 class Job(NamedTuple):
@@ -111,43 +47,118 @@ class Job(NamedTuple):
     opener: Callable[[Any], str | bytes]
     preparer: Preparer
 
-    def __call__(self, ref: Any) -> Prepared:
+    def __call__(self, image: Any) -> Prepared:
         try:
-            return self.preparer(self.opener(ref))
+            return self.preparer(self.opener(image))
+        except UnreadableImageError as error:
+            return Prepared(reason=error.reason)
         except Exception as error:  # one image must not end the work on a million
-            return Prepared(reason=f"it cannot be prepared ({' '.join(str(error).split()) or type(error).__name__})")
+            return Prepared(reason=f"it cannot be prepared ({one_line(error)})")
 
 
 _jobs: list[Job] = []
 
 
-def start_worker(job: Job) -> None:
-    """Make this process ready: one thread, deaf to Ctrl-C (its parent ends it), gone when its parent is."""
+def _start_worker(job: Job) -> None:
+    """Initialise a worker: one thread, deaf to Ctrl-C (its parent ends it), gone when its parent is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of Pillow about damaged metadata, which is dropped anyway
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    exit_with_parent()
     _jobs[:] = [job]
 
 
-def run_chunk(refs: Sequence[Any]) -> list[Prepared]:
-    """Do the job on some images."""
-    return [_jobs[0](ref) for ref in refs]
+def _run_chunk(images: Sequence[Any]) -> list[Prepared]:
+    return [_jobs[0](image) for image in images]
 
 
-def _end_with_parent() -> None:
-    # A killed parent says nothing to its workers, which would wait for work for ever.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+class Workers:
+    """Pool of processes that prepare images: results in order, and an image that kills its process is rejected alone.
 
+    To be used in a `with`. joblib and `concurrent.futures` give up all that is in flight when a worker dies.
+    """
 
-if TYPE_CHECKING:
-    import datasets
+    def __init__(self, num_workers: int, job: Job):
+        self.num_workers = num_workers
+        self.job = job
+        self._context = worker_context(__name__)
+        self._pool = self._new_pool(num_workers)
+        self._lone: ProcessPoolExecutor | None = None
 
-ROW_GROUP = 100  # images: what a streaming reader fetches at once, some 2 MB
-SUFFIXES = {"jpeg": ".jpg", "png": ".png"}
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self._pool, self._lone):
+            if pool is not None:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def ordered(self, tasks: Iterable[tuple[Task, Sequence[Any]]]) -> Iterator[tuple[Task, list[Prepared]]]:
+        """Results of `(task, images)` pairs in their order; the pairs are taken as there is room for them.
+
+        Raises:
+            RetFoundError: no worker process can be kept alive even without an image.
+        """
+        tasks = iter(tasks)
+        waiting: deque[tuple[Task, Sequence[Any], Future]] = deque()
+        while True:
+            while len(waiting) < IN_FLIGHT * self.num_workers and (pair := next(tasks, None)) is not None:
+                waiting.append((*pair, self._submit(self._pool, pair[1])))
+            if not waiting:
+                return
+            try:
+                results = waiting[0][2].result()
+            except BrokenProcessPool:
+                self._rescue(waiting)
+                continue
+            yield waiting.popleft()[0], results
+
+    def _new_pool(self, num_workers: int) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(num_workers, self._context, _start_worker, (self.job,))
+
+    @staticmethod
+    def _submit(pool: ProcessPoolExecutor, images: Sequence[Any]) -> Future:
+        try:
+            with deferred_interrupt(), hidden_main():  # it may start a process
+                return pool.submit(_run_chunk, images)
+        except BrokenProcessPool as error:
+            failed: Future = Future()
+            failed.set_exception(error)
+            return failed
+
+    def _rescue(self, waiting: deque[tuple[Task, Sequence[Any], Future]]) -> None:
+        """Do again, one by one, what a dead worker took down with it; all that was in flight is suspect."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        try:
+            self._alone([])
+        except BrokenProcessPool as error:
+            raise RetFoundError(
+                "worker processes end as soon as they start; check the memory that is free, and `num_workers`"
+            ) from error
+        for place, (task, images, future) in enumerate(waiting):
+            if future.cancelled() or future.exception() is not None:
+                done: Future = Future()
+                done.set_result(self._survivors(images))
+                waiting[place] = task, images, done
+        self._pool = self._new_pool(self.num_workers)
+
+    def _survivors(self, images: Sequence[Any]) -> list[Prepared]:
+        """Results of a suspect chunk, in which an image that kills a process of its own is rejected."""
+        try:
+            return self._alone(images)
+        except BrokenProcessPool:
+            if len(images) == 1:
+                return [Prepared(reason=KILLED)]
+        return [result for image in images for result in self._survivors([image])]
+
+    def _alone(self, images: Sequence[Any]) -> list[Prepared]:
+        self._lone = self._lone or self._new_pool(1)
+        try:
+            return self._submit(self._lone, images).result()
+        except BrokenProcessPool:
+            self._lone.shutdown()
+            self._lone = None
+            raise
 
 
 def shard_features(kept: Mapping[str, Any]) -> "datasets.Features":
@@ -159,7 +170,7 @@ def shard_features(kept: Mapping[str, Any]) -> "datasets.Features":
 
 
 class Shard:
-    """A shard in the making; rows go to disk as soon as they fill a row group."""
+    """Shard that is being written; rows go to disk as soon as they fill a row group."""
 
     def __init__(self, path: Path, schema: pa.Schema, image_format: str, stack: ExitStack):
         self.path = path
@@ -171,10 +182,10 @@ class Shard:
         self._writer: pq.ParquetWriter | None = None
         self._pending: list[tuple[Any, ...]] = []
 
-    def add(self, item: Item, prepared: Prepared) -> None:
+    def add(self, ref: ImageRef, prepared: Prepared) -> None:
         """Append one image."""
-        image = {"bytes": prepared.image, "path": file_name(item.id) + self._suffix}
-        self._pending.append((image, item.id, prepared.hash, *item.kept))
+        image = {"bytes": prepared.image, "path": _stem(ref.id) + self._suffix}
+        self._pending.append((image, ref.id, prepared.hash, *ref.facts.values()))
         self.rows += 1
         self.image_bytes += len(prepared.image)
         if len(self._pending) == ROW_GROUP:
@@ -195,10 +206,12 @@ class Shard:
 
 @contextmanager
 def open_shard(path: Path, schema: pa.Schema, image_format: str) -> Iterator[Shard]:
-    """A shard that appears at `path` when the `with` ends well and has rows; an old one there is replaced or removed.
+    """Shard that appears at `path` when the `with` ends well and has rows; an old one there is replaced or removed.
 
     Args:
+        path: parquet file.
         schema: of `shard_features(...).arrow_schema`, which carries the features as metadata.
+        image_format: key of `SUFFIXES`.
     """
     for leftover in path.parent.glob(f".{path.stem}-*{path.suffix}"):  # of a run that was killed
         leftover.unlink(missing_ok=True)
@@ -210,26 +223,22 @@ def open_shard(path: Path, schema: pa.Schema, image_format: str) -> Iterator[Sha
         path.unlink(missing_ok=True)
 
 
-def file_name(name: str) -> str:
+def _stem(name: str) -> str:
     """The last part of an id, without the suffix of an image file."""
     stem, suffix = os.path.splitext(posixpath.basename(name))
     return stem if suffix.lower() in IMAGE_SUFFIXES else stem + suffix
 
 
-FOLDER = ".prepared"
-SUMMARY_FILES = ("README.md", "dataset_info.json", "rejected.csv", "duplicates.csv", "run.json")
-
-
 @dataclass(frozen=True)
 class Record:
-    """What became of a unit.
+    """Completion record of a shard.
 
     Attributes:
-        unit: its index.
-        identity: see `items.identity`.
+        unit: number of the shard.
+        identity: see `image_sources.Part`.
         source: the source's name, for the error where another one is put into the same folder.
-        options: what the shard depends on beside its images.
-        images: in the unit; `written` of them are in the shard.
+        options: what the shard depends on beside its images, the version of the crop rule included.
+        images: of the source; `written` of them are in the shard.
         image_bytes, shard_bytes: sizes of the encoded images and of the parquet file (0 without one).
         rejected: (id, reason) pairs.
     """
@@ -246,7 +255,7 @@ class Record:
 
 
 class Records:
-    """The records in an output folder.
+    """Completion records in an output folder, used to resume runs and to merge parallel parts.
 
     Args:
         out: output folder.
@@ -258,13 +267,13 @@ class Records:
         self.out = out
         self.source = source
         self.options = json.loads(json.dumps(options))  # as they come back from a file
-        self._folder = out / FOLDER
+        self._folder = out / RECORDS
 
     def open(self, overwrite: bool) -> None:
         """Make the folder ready for this run.
 
         Raises:
-            RetFoundError: it holds something else, or shards made with other options, and `overwrite` is false.
+            OutputError: it holds something else, or shards made with other options, and `overwrite` is false.
         """
         if not self._folder.is_dir():
             refuse_existing(self.out, overwrite)
@@ -274,45 +283,47 @@ class Records:
             for path in [*self.out.glob("data/train-*.parquet"), *(self.out / name for name in SUMMARY_FILES)]:
                 path.unlink(missing_ok=True)
         for record in self:
-            for name in self.options.keys() | record.options.keys():
+            for name in sorted(self.options.keys() | record.options.keys()):
                 old, new = record.options.get(name), self.options.get(name)
                 if old != new:
-                    raise RetFoundError(
-                        f"{self.out} holds shards made with --{name} {_said(old)}, not {_said(new)}; give the same "
-                        "options or another folder, or begin anew with --overwrite_output_dir"
+                    raise OutputError(
+                        f"{self.out} holds shards made with `{name}={_said(old)}`, not {_said(new)}; give the same "
+                        "options or another folder, or begin anew with `overwrite_output_dir`",
+                        path=self.out,
                     )
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def __iter__(self) -> Iterator[Record]:
-        """All records, by unit."""
+        """All records, by number."""
         for path in sorted(self._folder.glob("[0-9]*.json"), key=lambda path: int(path.stem)):
             if (record := self._read(path)) is not None:
                 yield record
 
-    def is_done(self, unit: int, identity: str) -> bool:
-        """Whether the unit's shard is there and its images have not changed.
+    def is_done(self, part: Part) -> bool:
+        """Whether the shard of a part is there and its images have not changed.
 
         Raises:
-            RetFoundError: the shard is of another source.
+            OutputError: the shard is of another source.
         """
-        record = self._read(self._path(unit))
+        record = self._read(self._path(part.index))
         if record is None:
             return False
-        if record.identity != identity:
+        if record.identity != part.identity:
             if record.source != self.source:
-                raise RetFoundError(
+                raise OutputError(
                     f"{self.out} holds shards of {record.source}, not of {self.source}; choose another folder, or "
-                    "begin anew with --overwrite_output_dir"
+                    "begin anew with `overwrite_output_dir`",
+                    path=self.out,
                 )
             return False
-        shard = self.shard(unit)
+        shard = self.shard(part.index)
         return (shard.stat().st_size if shard.is_file() else 0) == record.shard_bytes
 
     def write(self, record: Record) -> None:
         write_json(self._path(record.unit), asdict(record))
 
     def remove(self, unit: int) -> None:
-        """Forget a unit and remove its shard."""
+        """Forget a shard and remove it."""
         self._path(unit).unlink(missing_ok=True)
         self.shard(unit).unlink(missing_ok=True)
 
@@ -336,146 +347,8 @@ def _said(value: Any) -> str:
     return "(none)" if value is None else str(value)
 
 
-Task = TypeVar("Task")
-IN_FLIGHT = 4  # chunks for each worker
-KILLED = "it ended the process that read it (the decoder crashed, or memory ran out)"
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class Workers:
-    """Processes that prepare images; to be used in a `with`.
-
-    They are forked from a server that has imported the package once: a worker of its own import takes seconds and
-    hundreds of megabytes, and one forked from this process could inherit a lock that nobody will release.
-    """
-
-    def __init__(self, num_workers: int, job: Job):
-        self.num_workers = num_workers
-        self.job = job
-        has_server = "forkserver" in multiprocessing.get_all_start_methods()
-        self._context = multiprocessing.get_context("forkserver" if has_server else "spawn")
-        if has_server:
-            _start_server(self._context)
-        self._pool = self._new_pool(num_workers)
-        self._lone: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> "Workers":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for pool in (self._pool, self._lone):
-            if pool is not None:
-                pool.shutdown(wait=True, cancel_futures=True)
-
-    def ordered(self, tasks: Iterable[tuple[Task, Sequence[Any]]]) -> Iterator[tuple[Task, list[Prepared]]]:
-        """The results of `(task, refs)` pairs in their order; the pairs are taken as there is room for them.
-
-        Raises:
-            RetFoundError: no worker process can be kept alive even without an image.
-        """
-        tasks = iter(tasks)
-        waiting: deque[tuple[Task, Sequence[Any], Future]] = deque()
-        while True:
-            while len(waiting) < IN_FLIGHT * self.num_workers and (pair := next(tasks, None)) is not None:
-                waiting.append((*pair, self._submit(pair[1])))
-            if not waiting:
-                return
-            try:
-                results = waiting[0][2].result()
-            except BrokenProcessPool:
-                self._rescue(waiting)
-                continue
-            yield waiting.popleft()[0], results
-
-    def _new_pool(self, num_workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(num_workers, self._context, start_worker, (self.job,))
-
-    def _submit(self, refs: Sequence[Any]) -> Future:
-        try:
-            with _interrupt_deferred():
-                return self._pool.submit(run_chunk, refs)
-        except BrokenProcessPool as error:
-            failed: Future = Future()
-            failed.set_exception(error)
-            return failed
-
-    def _rescue(self, waiting: deque[tuple[Task, Sequence[Any], Future]]) -> None:
-        """Do again, one by one, what a dead worker took down with it; all that was in flight is suspect."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        try:
-            self._alone([])
-        except BrokenProcessPool as error:
-            raise RetFoundError(
-                "worker processes end as soon as they start; check the memory that is free, and --num_workers"
-            ) from error
-        for place, (task, refs, future) in enumerate(waiting):
-            if future.cancelled() or future.exception() is not None:
-                done: Future = Future()
-                done.set_result(self._survivors(refs))
-                waiting[place] = task, refs, done
-        self._pool = self._new_pool(self.num_workers)
-
-    def _survivors(self, refs: Sequence[Any]) -> list[Prepared]:
-        """Results of a suspect chunk, in which an image that kills a process of its own is rejected."""
-        try:
-            return self._alone(refs)
-        except BrokenProcessPool:
-            if len(refs) == 1:
-                return [Prepared(reason=KILLED)]
-        return [result for ref in refs for result in self._survivors([ref])]
-
-    def _alone(self, refs: Sequence[Any]) -> list[Prepared]:
-        if self._lone is None:
-            self._lone = self._new_pool(1)
-        try:
-            with _interrupt_deferred():
-                future = self._lone.submit(run_chunk, refs)
-            return future.result()
-        except BrokenProcessPool:
-            self._lone.shutdown()
-            self._lone = None
-            raise
-
-
-@contextmanager
-def _interrupt_deferred() -> Iterator[None]:
-    """Let Ctrl-C wait: a process that is half started when its parent leaves ends in a traceback."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if caught:
-        raise KeyboardInterrupt
-
-
-def _start_server(context: multiprocessing.context.BaseContext) -> None:
-    context.set_forkserver_preload([__name__])
-    if threading.current_thread() is not threading.main_thread():
-        forkserver.ensure_running()
-        return
-    # It inherits this, so that Ctrl-C during its imports brings no traceback.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-CHUNK = 8  # images that go to a worker at once
-
-
-@dataclass(frozen=True)
-class Part:
-    """The units whose index leaves `number - 1` when divided by `count`: the share of one machine of several."""
+class Share(NamedTuple):
+    """Share of one machine of several: the shards whose index leaves `number - 1` when divided by `count`."""
 
     number: int = 1
     count: int = 1
@@ -483,26 +356,21 @@ class Part:
     def owns(self, unit: int) -> bool:
         return unit % self.count == self.number - 1
 
-    def images(self, total: int, unit_size: int) -> int:
-        """How many of `total` images are in these units."""
-        units, rest = divmod(total, unit_size)
-        return len(range(self.number - 1, units, self.count)) * unit_size + rest * self.owns(units)
+    def images(self, total: int, shard_size: int) -> int:
+        """How many of `total` images are in these shards."""
+        full, rest = divmod(total, shard_size)
+        return len(range(self.number - 1, full, self.count)) * shard_size + rest * self.owns(full)
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Some images of a unit, and the identity of the whole of it."""
-
-    unit: Unit
-    identity: str
-    items: list[Item] = field(repr=False)
-
-
-def make_shards(source: Source, records: Records, preparer: Preparer, part: Part, num_workers: int) -> int:
-    """Write the shards of `part` that are not there yet, each followed by its record.
+def make_shards(source: ImageSource, records: Records, preparer: Preparer, share: Share, num_workers: int) -> int:
+    """Write the shards of `share` that are not there yet, each followed by its record.
 
     Args:
+        source: of the images.
         records: of the output folder, opened; its options hold `modality`, `shard_size` and `image_format`.
+        preparer: for each image.
+        share: of this machine.
+        num_workers: processes.
 
     Returns:
         How many images were read; those of shards that were there already are not.
@@ -511,52 +379,42 @@ def make_shards(source: Source, records: Records, preparer: Preparer, part: Part
         RetFoundError: the folder holds shards of another source, or no worker process can be kept alive.
     """
     options = records.options
-    schema = shard_features(source.kept_features).arrow_schema
-    total = part.images(len(source), options["shard_size"])
+    schema = shard_features(source.features).arrow_schema
+    total = share.images(len(source), options["shard_size"])
     progress = tqdm(total=total, desc=f"Preparing {options['modality'].upper()}", unit="image")
     read = 0
     with progress, Workers(num_workers, Job(source.opener(), preparer)) as workers:
-        chunks = _unfinished(source, records, part, progress)
-        results = workers.ordered((chunk, [item.ref for item in chunk.items]) for chunk in chunks)
-        for index, of_unit in groupby(results, key=lambda result: result[0].unit.index):
+        chunks = _unfinished(source, records, share, progress)
+        results = workers.ordered((chunk, [ref.image for ref in chunk[1]]) for chunk in chunks)
+        for index, of_part in groupby(results, key=lambda result: result[0][0].index):
             rejected: list[tuple[str, str]] = []
             with open_shard(records.shard(index), schema, options["image_format"]) as shard:
-                for chunk, prepared in of_unit:
-                    for item, image in zip(chunk.items, prepared, strict=True):
+                for (part, refs), prepared in of_part:  # noqa: B007
+                    for ref, image in zip(refs, prepared, strict=True):
                         if image.reason:
-                            rejected.append((item.id, image.reason))
+                            rejected.append((ref.id, image.reason))
                         else:
-                            shard.add(item, image)
-                    progress.update(len(chunk.items))
-            images = len(chunk.unit.items)
-            records.write(
-                Record(
-                    unit=index,
-                    identity=chunk.identity,
-                    source=records.source,
-                    options=options,
-                    images=images,
-                    written=shard.rows,
-                    image_bytes=shard.image_bytes,
-                    shard_bytes=shard.path.stat().st_size if shard.rows else 0,
-                    rejected=rejected,
-                )
-            )
-            read += images
+                            shard.add(ref, image)
+                    progress.update(len(refs))
+            size = shard.path.stat().st_size if shard.rows else 0
+            facts = (len(part.refs), shard.rows, shard.image_bytes, size, rejected)
+            records.write(Record(index, part.identity, records.source, options, *facts))
+            read += len(part.refs)
     units = -(-len(source) // options["shard_size"])
     for record in records:  # left of a time when the source was larger
-        if record.unit >= units and part.owns(record.unit):
+        if record.unit >= units and share.owns(record.unit):
             records.remove(record.unit)
     return read
 
 
-def _unfinished(source: Source, records: Records, part: Part, progress: tqdm) -> Iterator[Chunk]:
-    for unit in cut_units(source, records.options["shard_size"]):
-        if not part.owns(unit.index):
+def _unfinished(
+    source: ImageSource, records: Records, share: Share, progress: tqdm
+) -> Iterator[tuple[Part, Sequence[ImageRef]]]:
+    for part in source.parts(records.options["shard_size"]):
+        if not share.owns(part.index):
             continue
-        digest = identity(source, unit)
-        if records.is_done(unit.index, digest):
-            progress.update(len(unit.items))
+        if records.is_done(part):
+            progress.update(len(part.refs))
             continue
-        for start in range(0, len(unit.items), CHUNK):
-            yield Chunk(unit, digest, unit.items[start : start + CHUNK])
+        for start in range(0, len(part.refs), CHUNK):
+            yield part, part.refs[start : start + CHUNK]

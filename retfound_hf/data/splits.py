@@ -1,23 +1,26 @@
-"""Train, validation and test parts by patient: stratified, seeded, and never sharing a patient."""
+"""Splits and shares by patient: stratified, seeded, never dividing a patient."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from ..errors import RetFoundError
+from ..errors import BadArgumentError, BadDataError
 
 SPLITS = ("train", "val", "test")
 PAPER_FRACTIONS = (0.55, 0.15, 0.30)
 REGRESSION_BINS = 5
-
-
 SPLIT_ALIASES = {"validation": "val", "valid": "val", "dev": "val", **{split: split for split in SPLITS}}
 
 
 def normalise_split(name: object) -> str | None:
     """One of "train", "val", "test" for any accepted spelling, else None."""
     return SPLIT_ALIASES.get(str(name).strip().lower())
+
+
+def patient_groups(rows: pd.DataFrame) -> np.ndarray:
+    """Patient of each row; a row without one is a patient of its own."""
+    return rows["patient_id"].where(rows["patient_id"].notna(), "image:" + rows["id"]).to_numpy(str)
 
 
 def assign_splits(
@@ -42,15 +45,16 @@ def assign_splits(
         (images,) of "train", "val", "test".
 
     Raises:
-        RetFoundError: impossible fractions, arrays of different lengths, or fewer patients than splits.
+        BadArgumentError: impossible fractions.
+        BadDataError: arrays of different lengths, or fewer patients than splits.
     """
     shares = _checked_fractions(fractions)
     groups, labels = np.asarray(groups), np.asarray(labels)
     if len(groups) != len(labels):
-        raise RetFoundError(f"{len(groups)} patients were given for {len(labels)} labels; give one of each per image")
+        raise BadDataError(f"{len(groups)} patients were given for {len(labels)} labels; give one of each per image")
     patients, patient_of_image = np.unique(groups, return_inverse=True)
     if len(patients) < (shares > 0).sum():
-        raise RetFoundError(
+        raise BadDataError(
             f"{len(patients)} patient(s) cannot be divided into {(shares > 0).sum()} splits; "
             "add patients, or give a split column"
         )
@@ -65,7 +69,7 @@ def check_no_patient_leak(table: pd.DataFrame) -> None:
         table: columns `patient_id` (missing where unknown) and `split`.
 
     Raises:
-        RetFoundError: names the first five patients, with their splits, and the number of them all.
+        BadDataError: its `rows` are the patients.
     """
     known = table.dropna(subset=["patient_id"])
     found = known.groupby("patient_id")["split"].unique()
@@ -75,20 +79,22 @@ def check_no_patient_leak(table: pd.DataFrame) -> None:
     named = "; ".join(
         f"{patient} in {' and '.join(sorted(splits, key=SPLITS.index))}" for patient, splits in leaked[:5].items()
     )
-    raise RetFoundError(
+    raise BadDataError(
         f"{len(leaked)} patient(s) are in more than one split ({named}{'; ...' if len(leaked) > 5 else ''}), so that "
         "the test would not be of unseen patients; keep each patient in one split, or give a table without a split "
-        "column to have it split by patient"
+        "column to have it split by patient",
+        rows=leaked.index,
     )
 
 
 def _checked_fractions(fractions: Sequence[float]) -> np.ndarray:
     shares = np.asarray(fractions, dtype=float)
     if shares.shape != (3,) or not (shares >= 0).all() or shares[0] == 0 or abs(shares.sum() - 1) > 1e-6:
-        raise RetFoundError(
-            f"split fractions {tuple(fractions)} are not shares of train, val and test; give three numbers that sum "
-            "to 1, the first above 0, such as 0.55 0.15 0.30"
-        )
+        raise BadArgumentError(
+            f"`split_fractions={tuple(fractions)}` are not shares of train, val and test; give three numbers that sum "
+            "to 1, the first above 0, such as 0.55 0.15 0.30",
+            field="split_fractions", value=fractions,
+        )  # fmt: skip
     return shares
 
 
@@ -157,3 +163,49 @@ def _settle(split: np.ndarray, presence: np.ndarray, shares: np.ndarray) -> np.n
             break
         split[mover] = target
     return split
+
+
+def fraction_of_patients(groups: np.ndarray, labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
+    """Which images belong to a share of the patients.
+
+    Patients stand in a fixed order, of which the first are taken: one of every class, then those that keep the
+    classes in proportion. The order depends on the set of patients and the seed, not on the order of the rows.
+
+    Args:
+        groups: (images,) patient of each image.
+        labels: as in `assign_splits`.
+        fraction: of the patients, above 0 and up to 1.
+        seed: of the order.
+
+    Returns:
+        bool (images,).
+    """
+    patients, patient_of_image = np.unique(np.asarray(groups), return_inverse=True)
+    presence = classes_of_patients(patient_of_image, len(patients), np.asarray(labels))
+    number = round(fraction * len(patients))
+    classes = int(presence.any(axis=0).sum())
+    if number < classes:
+        raise BadArgumentError(
+            f"a fraction of {fraction:g} of {len(patients)} training patients is {number}, fewer than the {classes} "
+            f"classes; give at least {np.ceil(100 * classes / len(patients)) / 100:g}",
+            field="train_fraction", value=fraction,
+        )  # fmt: skip
+    return np.isin(patient_of_image, _order(presence, seed)[:number])
+
+
+def _order(presence: np.ndarray, seed: int) -> np.ndarray:
+    """Patients (indices) in the order in which they join, for `presence` (patients, classes)."""
+    shuffled = np.random.default_rng(seed).permutation(len(presence))
+    sizes = np.where(presence.any(axis=0), presence.sum(axis=0), len(presence) + 1)
+    first: list[int] = []
+    for column in np.argsort(sizes, kind="stable"):
+        if presence[:, column].any() and not presence[first, column].any():
+            first.append(next(patient for patient in shuffled if presence[patient, column]))
+    # A patient of several classes stands for the rarest of them.
+    stratum = np.where(presence, sizes, len(presence) + 2).argmin(axis=1)
+    place = np.empty(len(presence))
+    for column in np.unique(stratum):
+        members = [patient for patient in shuffled if stratum[patient] == column and patient not in first]
+        place[members] = (np.arange(len(members)) + 0.5) / max(len(members), 1)
+    rest = [patient for patient in shuffled if patient not in first]
+    return np.array(first + sorted(rest, key=lambda patient: place[patient]), dtype=np.int64)

@@ -1,18 +1,99 @@
-"""Tables of images and labels: reading CSV and parquet, and what label columns mean."""
+"""Tables of images and labels: CSV and parquet files, what label columns mean, and checks before they are used."""
 
+import hashlib
+import logging
 import os
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..errors import RetFoundError, join_names
+from ..errors import BadArgumentError, BadDataError, join_names, nearest, one_line, require
 from ..evaluation.validation import ProblemType
-from ..vocabulary import PROBLEM_TYPES
-from .checks import check_columns, check_labels_present, check_spelling
+from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
+from .splits import SPLITS
+
+logger = logging.getLogger(__name__)
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
+TEXT_COLUMNS = ("id", "patient_id", "image", "eye", "split")
+HASHED_BYTES_LIMIT = 256 * 2**20
+PATIENTS = re.compile(r"(patient|subject|person|participant|pat)s?[ _.-]?(id|identifier|nr|no|num|number|code)?", re.I)
+
+
+def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a CSV (comma, semicolon or tab, told by its first line) or a parquet file.
+
+    Args:
+        path: of the file.
+        text_columns: read as text if they are not numeric throughout, so that a class called "None" or "NA" is not
+            taken for a missing value. Patient and image names are always text ("007" is not 7).
+
+    Raises:
+        BadDataError: the file is not such a table, or has no rows.
+    """
+    try:
+        table = pd.read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path, text_columns)
+    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
+        reason = one_line(error)
+        raise BadDataError(f"{path} cannot be read as a {path.suffix[1:]} table: {reason}", source=path) from error
+    if table.empty:
+        raise BadDataError(f"{path} has no rows", source=path)
+    return table
+
+
+def _read_csv(path: Path, text_columns: Sequence[str]) -> pd.DataFrame:
+    with open(path, encoding="utf-8-sig") as file:
+        first_line = file.readline()
+    options = {"sep": max(",;\t", key=first_line.count), "encoding": "utf-8-sig", "skipinitialspace": True}
+    header = pd.read_csv(path, nrows=0, **options).columns
+    table = pd.read_csv(path, dtype={name: str for name in header if name in TEXT_COLUMNS}, **options)
+    words = [name for name in text_columns if name in header and not pd.api.types.is_numeric_dtype(table[name])]
+    if words:
+        exact = pd.read_csv(path, dtype=str, usecols=words, keep_default_na=False, **options)
+        table = table.assign(**{name: exact[name].where(exact[name].str.strip() != "") for name in words})
+    return table
+
+
+def holds_images(path: Path, image_column: str) -> bool:
+    """Whether `path` is a parquet file that holds the images themselves, as `datasets` writes it, instead of paths."""
+    if path.suffix.lower() != ".parquet":
+        return False
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        schema = pyarrow.parquet.read_schema(path)
+    except pyarrow.ArrowInvalid as error:
+        raise BadDataError(f"{path} cannot be read as a parquet table: {error}", source=path) from error
+    return image_column in schema.names and pyarrow.types.is_struct(schema.field(image_column).type)
+
+
+def table_images(
+    table: pd.DataFrame, path: str | Path, image_column: str, image_root: str | None = None
+) -> pd.DataFrame:
+    """Replace `image_column` by `id` (path relative to the root, normalised) and `image` (absolute path).
+
+    Args:
+        table: of `read_table`.
+        path: of the table's file.
+        image_column: of the written paths.
+        image_root: folder at which relative paths start; by default that of the table.
+
+    Raises:
+        BadDataError: no such column, or rows without a path.
+    """
+    check_columns(table, [image_column], path, "image_column")
+    check_filled(table, image_column, path)
+    root = os.path.abspath(image_root or os.path.dirname(path))
+    # Strings, since pathlib takes its time for a million rows.
+    names = [str(name).replace("\\", "/").removeprefix("./") for name in table[image_column]]
+    rest = table.drop(columns=[name for name in ("id", image_column) if name in table.columns])
+    ids = [posixpath.normpath(name).removeprefix(f"{root}/") for name in names]
+    return rest.assign(id=ids, image=[os.path.join(root, name) for name in names])
 
 
 def as_text(values: pd.Series) -> pd.Series:
@@ -31,154 +112,237 @@ def as_text(values: pd.Series) -> pd.Series:
 def infer_problem_type(
     table: pd.DataFrame, columns: Sequence[str], problem_type: str | None, data: object
 ) -> ProblemType:
-    """One label column means classes, several columns of 0 and 1 multi-label; regression must be asked for.
+    """Problem type of label columns: one means classes, several of 0 and 1 findings; regression must be asked for.
+
+    Args:
+        table: with the label columns.
+        columns: names of the label columns.
+        problem_type: that was asked for, or None.
+        data: source of the table, for errors.
 
     Raises:
-        RetFoundError: a name transformers does not know, a label column of fractions, or several columns that hold
-            anything but 0 and 1.
+        BadArgumentError: an unknown problem type, or one that does not fit the number of columns.
+        BadDataError: a label column of fractions.
     """
-    if problem_type is not None and problem_type not in PROBLEM_TYPES:
-        raise RetFoundError(f"problem_type {problem_type!r} is unknown; choose one of {', '.join(PROBLEM_TYPES)}")
-    if problem_type == "single_label_classification" and len(columns) > 1:
-        raise RetFoundError(f"{problem_type} takes one label column, not {len(columns)} ({join_names(columns)})")
     if problem_type is not None:
+        require("problem_type", problem_type, PROBLEM_TYPES)
+        if problem_type == SINGLE_LABEL and len(columns) > 1:
+            raise BadArgumentError(
+                f"{problem_type} takes one label column, not {len(columns)} ({join_names(columns)})",
+                field="label_columns", value=columns,
+            )  # fmt: skip
         return problem_type
     if len(columns) > 1:
-        return "multi_label_classification"
+        return MULTI_LABEL
     values = table[columns[0]].dropna()
     if pd.api.types.is_float_dtype(values) and not np.equal(np.mod(values, 1), 0).all():
-        raise RetFoundError(
+        raise BadDataError(
             f"{data}: column {columns[0]!r} holds {values.nunique()} different values such as "
-            f"{join_names(values[:3])}; "
-            "for a numeric target pass --problem_type regression, "
-            "for classes --problem_type single_label_classification"
+            f"{join_names(values[:3])}; for a numeric target pass `problem_type='regression'`, for classes "
+            "`problem_type='single_label_classification'`",
+            source=data,
         )
-    return "single_label_classification"
+    return SINGLE_LABEL
 
 
 def clean_labels(
     table: pd.DataFrame,
     columns: Sequence[str],
-    problem_type: ProblemType,
+    problem_type: str,
     class_names: Sequence[str] | None,
     data: object,
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Bring the label columns to one type (text, 0/1 integers, or floats) and find the names of the classes.
+    """Bring the label columns to one type: text, 0/1 integers, or floats.
+
+    Args:
+        table: with `id` and the label columns.
+        columns: names of the label columns.
+        problem_type: what the labels mean.
+        class_names: of a model whose classes the labels must be, or None.
+        data: source of the table, for errors.
 
     Returns:
-        The table and the class names: for single-label the given names, else those that occur, numbers in numeric
+        The table, and the class names: for single-label the given ones, else those that occur, numbers in numeric
         order; for multi-label and regression the columns.
 
     Raises:
-        RetFoundError: a missing, unknown or non-numeric label, or a class spelled in two ways.
+        BadDataError: a missing, unknown or non-numeric label, or a class spelled in two ways.
     """
     check_labels_present(table, columns, data)
-    if problem_type == "single_label_classification":
+    if problem_type == SINGLE_LABEL:
         labels = as_text(table[columns[0]])
-        names = tuple(class_names) if class_names is not None else ordered(labels.unique())
+        names = tuple(class_names) if class_names is not None else _ordered(labels.unique())
         if class_names is None:
             check_spelling(names, data)
-        unknown = ordered(set(labels) - set(names))
+        unknown = _ordered(set(labels) - set(names))
         if unknown:
-            raise RetFoundError(
+            raise BadDataError(
                 f"{data}: label(s) {join_names(unknown)} are unknown to the model, whose classes are "
-                f"{join_names(names, 50)}; "
-                "rename them, or remove their images"
-            )
+                f"{join_names(names, 50)}; rename them, or remove their images",
+                rows=table.loc[labels.isin(unknown), "id"], source=data,
+            )  # fmt: skip
         return table.assign(**{columns[0]: labels}), names
     numbers = {column: pd.to_numeric(table[column], errors="coerce").astype(float) for column in columns}
     for column, values in numbers.items():
-        if problem_type == "regression":
+        if problem_type == REGRESSION:
             wrong, accepted = ~np.isfinite(values), "finite numbers"
         else:
-            wrong, accepted = ~values.isin((0, 1)), "0 and 1 (for numeric targets pass --problem_type regression)"
+            wrong, accepted = ~values.isin((0, 1)), "0 and 1 (for numeric targets pass `problem_type='regression'`)"
         if wrong.any():
-            found = pd.unique(table.loc[wrong, column])
-            raise RetFoundError(
-                f"{data}: column {column!r} holds {join_names(found)} (images "
-                f"{join_names(table.loc[wrong, 'id'])}), where "
-                f"only {accepted} are accepted"
-            )
-    kind = float if problem_type == "regression" else int
+            ids = table.loc[wrong, "id"]
+            raise BadDataError(
+                f"{data}: column {column!r} holds {join_names(pd.unique(table.loc[wrong, column]))} (images "
+                f"{join_names(ids)}), where only {accepted} are accepted",
+                rows=ids, source=data,
+            )  # fmt: skip
+    kind = float if problem_type == REGRESSION else int
     return table.assign(**{column: values.astype(kind) for column, values in numbers.items()}), tuple(columns)
 
 
-def ordered(names: Sequence[str] | set[str]) -> tuple[str, ...]:
+def _ordered(names: Iterable[str]) -> tuple[str, ...]:
     """Names sorted as text, or by value where all of them are numbers ("2" before "10")."""
+    names = list(names)
     if all(re.fullmatch(r"[+-]?\d+(\.\d+)?", name) for name in names):
         return tuple(sorted(names, key=lambda name: (float(name), name)))
     return tuple(sorted(names))
 
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
+def check_columns(table: Iterable[Any], wanted: Sequence[str], source: object, field: str = "") -> None:
+    """Raise `BadDataError` unless `table` has the columns `wanted`; `field` is the argument that names them."""
+    columns = [str(column) for column in table]
+    for name in wanted:
+        if name not in columns:
+            fix = f"; name the right one with `{field}`" if field else ""
+            raise BadDataError(
+                f"{source} has no column {name!r}; its columns are {join_names(columns, 20)}{fix}"
+                f"{nearest(name, columns)}",
+                source=source,
+            )
 
 
-def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
-    """Read a CSV (comma, semicolon or tab, seen from its first line) or a parquet file.
+def check_filled(table: pd.DataFrame, column: str, source: object) -> None:
+    """Raise if a row has no value in `column`, naming the rows, counted from 1."""
+    rows = [int(row) for row in table.index[table[column].isna()] + 1]
+    if rows:
+        message = f"{source}: {len(rows)} rows have no value in column {column!r} (row {join_names(rows)})"
+        raise BadDataError(message, rows=rows, source=source)
+
+
+def check_patients(table: pd.DataFrame, patients: pd.Series, label_columns: Sequence[str], data: object) -> None:
+    """Raise if the patients are in a column of another name; warn where some images have none."""
+    others = [name for name in table.columns if PATIENTS.fullmatch(str(name)) and name not in label_columns]
+    if "patient_id" not in table and others:
+        raise BadDataError(
+            f"{data} has no column patient_id, but {join_names(map(repr, others))}: call it patient_id, so that no "
+            "patient lies in two splits, or remove it if it does not name patients",
+            source=data,
+        )
+    unknown = int((patients.isna() | (patients == "")).sum())
+    if 0 < unknown < len(table):
+        logger.warning("%s: %d of %d images have no patient_id; each counts as a patient", data, unknown, len(table))
+
+
+def check_needed_splits(table: pd.DataFrame, need_splits: Sequence[str], data: object) -> None:
+    """Raise unless every split of `need_splits` has an image."""
+    present = [split for split in SPLITS if (table["split"] == split).any()]
+    missing = [split for split in need_splits if split not in present]
+    if missing:
+        raise BadDataError(
+            f"{data} has no {' and no '.join(missing)} split (it has {join_names(present)}); add it, or leave "
+            "the splits out altogether to have them made by patient",
+            source=data,
+        )
+
+
+def check_unique_images(table: pd.DataFrame, data: object) -> None:
+    """Raise if an image is listed twice: its rows could disagree, or lie in two splits."""
+    repeated = table[table.duplicated("id", keep=False)]
+    if len(repeated) == 0:
+        return
+    across = repeated.groupby("id")["split"].nunique() > 1 if "split" in repeated else pd.Series(dtype=bool)
+    names = list(across.index[across]) if across.any() else repeated["id"].unique()
+    where = "are in more than one split" if across.any() else "are listed more than once"
+    raise BadDataError(
+        f"{data}: {len(names)} image(s) {where} ({join_names(names)}); list each image once", rows=names, source=data
+    )
+
+
+def check_images_exist(table: pd.DataFrame, data: object) -> None:
+    """Raise if image files are absent; images held as bytes pass."""
+    missing = [path for path in table["image"] if isinstance(path, str) and not os.path.isfile(path)]
+    if missing:
+        raise BadDataError(
+            f"{data}: {len(missing)} of {len(table)} image files do not exist ({join_names(missing)}); relative paths "
+            "start at the table's folder, or at `image_root`",
+            rows=missing, source=data,
+        )  # fmt: skip
+
+
+def check_labels_present(table: pd.DataFrame, columns: Sequence[str], data: object) -> None:
+    """Raise if a label is missing, naming the images."""
+    for column in columns:
+        missing = table.loc[table[column].isna(), "id"]
+        if len(missing):
+            raise BadDataError(
+                f"{data}: {len(missing)} of {len(table)} rows have no label in column {column!r} "
+                f"({join_names(missing)}); label them or remove their rows",
+                rows=missing, source=data,
+            )  # fmt: skip
+
+
+def check_spelling(names: Iterable[str], data: object) -> None:
+    """Raise if two classes differ in nothing but case, spaces, hyphens or underscores."""
+    seen: dict[str, str] = {}
+    for name in sorted(set(names)):
+        if (other := seen.setdefault(bare_name(name), name)) != name:
+            raise BadDataError(
+                f"{data}: classes {other!r} and {name!r} look like one class spelled in two ways; "
+                "give it one name in all splits",
+                source=data,
+            )
+
+
+def bare_name(name: str) -> str:
+    """A name without what two spellings of it differ in: case, spaces, hyphens, underscores."""
+    return "".join(name.casefold().replace("_", " ").replace("-", " ").split()) or name
+
+
+def check_class_coverage(counts: pd.DataFrame, need_splits: Sequence[str], data: object) -> None:
+    """Raise if training would never see a class that it is validated or tested on; warn of the reverse.
 
     Args:
-        text_columns: read as text if they are not numeric throughout, so that a class called "None" or "NA" is not
-            taken for a missing value. Patient and image names are text always ("007" is not 7).
-
-    Raises:
-        RetFoundError: the file is no such table, or has no rows.
+        counts: images (or positives, for multi-label) by class and split.
+        need_splits: splits that are used.
+        data: source of the images, for errors.
     """
-    try:
-        table = pd.read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path, text_columns)
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise RetFoundError(f"{path} cannot be read as a {path.suffix[1:]} table: {reason}") from error
-    if table.empty:
-        raise RetFoundError(f"{path} has no rows")
-    return table
+    if "train" in need_splits:
+        untrained = counts.index[(counts["train"] == 0) & (counts.sum(axis=1) > 0)]
+        if len(untrained):
+            raise BadDataError(
+                f"{data}: the train split has no image of class {join_names(untrained)}, which other splits have; "
+                "add some, or remove the class",
+                source=data,
+            )
+    for split in need_splits:
+        absent = counts.index[counts[split] == 0]
+        if split != "train" and len(absent):
+            logger.warning(
+                "%s: the %s split has no image of class %s; metrics that need one will be null",
+                data, split, join_names(absent),
+            )  # fmt: skip
 
 
-def holds_images(path: Path, image_column: str) -> bool:
-    """Whether `path` is a parquet file that holds the images themselves, as `datasets` writes it, instead of paths."""
-    if path.suffix.lower() != ".parquet":
-        return False
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        schema = pyarrow.parquet.read_schema(path)
-    except pyarrow.ArrowInvalid as error:
-        raise RetFoundError(f"{path} cannot be read as a parquet table: {error}") from error
-    return image_column in schema.names and pyarrow.types.is_struct(schema.field(image_column).type)
-
-
-def table_images(table: pd.DataFrame, path: Path, image_column: str, image_root: str | None) -> pd.DataFrame:
-    """Add `id` (as written, normalised) and `image` (absolute path) for the paths in `image_column`.
-
-    Relative paths start at `image_root`, or else at the folder of the table.
-    """
-    check_columns(table, [image_column], path, "--image_column")
-    root = Path(image_root).absolute() if image_root else path.absolute().parent
-    written = table[image_column]
-    if written.isna().any():
-        rows = [str(row) for row in table.index[written.isna()][:5] + 1]
-        raise RetFoundError(f"{path}: {written.isna().sum()} rows name no image (row {', '.join(rows)})")
-    names = [str(name).replace("\\", "/") for name in written]
-    paths = [root / name for name in names]
-    # Most names are relative already, and pathlib takes its time.
-    ids = [_below(path, root) if os.path.isabs(name) else name for name, path in zip(names, paths, strict=True)]
-    rest = table.drop(columns=[name for name in ("id", image_column) if name in table.columns])
-    return rest.assign(id=[posixpath.normpath(name) for name in ids], image=[str(path) for path in paths])
-
-
-def _below(path: Path, root: Path) -> str:
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
-
-
-def _read_csv(path: Path, text_columns: Sequence[str]) -> pd.DataFrame:
-    with open(path, encoding="utf-8-sig") as file:
-        first_line = file.readline()
-    options = {"sep": max(",;\t", key=first_line.count), "encoding": "utf-8-sig", "skipinitialspace": True}
-    header = pd.read_csv(path, nrows=0, **options).columns
-    always_text = {name: str for name in header if name in ("id", "patient_id", "image", "eye", "split")}
-    table = pd.read_csv(path, dtype=always_text, **options)
-    words = [name for name in text_columns if name in header and not pd.api.types.is_numeric_dtype(table[name])]
-    if words:
-        exact = pd.read_csv(path, dtype=str, usecols=words, keep_default_na=False, **options)
-        table = table.assign(**{name: exact[name].where(exact[name].str.strip() != "") for name in words})
-    return table
+def warn_identical_content(table: pd.DataFrame, data: object) -> None:
+    """Warn of files in different splits with the same content; skipped where it would mean reading 256 MB or more."""
+    files = table.loc[table["image"].map(lambda image: isinstance(image, str)), ["id", "image", "split"]].copy()
+    if files["split"].nunique() < 2:
+        return
+    files["size"] = [os.path.getsize(path) for path in files["image"]]
+    alike = files[files.groupby("size")["split"].transform("nunique") > 1]
+    if alike.empty or alike["size"].sum() > HASHED_BYTES_LIMIT:
+        return
+    alike = alike.assign(digest=[hashlib.blake2b(Path(path).read_bytes()).hexdigest() for path in alike["image"]])
+    same = [group for _, group in alike.groupby("digest", sort=False) if group["split"].nunique() > 1]
+    if same:
+        named = "; ".join(" = ".join(group["id"]) for group in same[:5])
+        logger.warning("%s: %d image(s) occur in more than one split under other names (%s)", data, len(same), named)

@@ -53,8 +53,8 @@ def write_maps(model: PreTrainedModel, batches: GoodBatches, outputs: Outputs) -
             row["value" if kind == "regression" else "probability"] = value
             if kind == "single_label_classification":
                 row["prediction"] = names[score.argmax()]
-            if item.source.label is not None:
-                row["label"] = item.source.label
+            if item.source.facts.get("label") is not None:
+                row["label"] = item.source.facts["label"]
             heat = heat_on_image(patches, item.window_on_picture, item.picture.size)
             drawn = overlay(item.picture, heat.values, arguments.opacity)
             number = f"{value:.4g}" if kind == "regression" else f"probability {value:.2f}"
@@ -72,7 +72,7 @@ def write_maps(model: PreTrainedModel, batches: GoodBatches, outputs: Outputs) -
 def _targets(target: str, items: list[Opened]) -> str | list[str | None] | None:
     if target == PREDICTED:
         return None
-    return [item.source.label for item in items] if target == LABEL else target
+    return [item.source.facts["label"] for item in items] if target == LABEL else target
 
 
 def _seen(picture: Image.Image, window: ImageRegion) -> Image.Image:

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import PreTrainedConfig
 
-from ..data.image_sources import list_parts
+from ..data.image_cache import prepare_image
+from ..data.image_sources import BATCH, ImageRef, open_files
 from ..data.labelled import read_labelled
 from ..errors import RetFoundError, join_names
 from ..images.drawing import INK, PAPER, contact_sheet
@@ -94,15 +95,6 @@ class ExplainForwardArguments(ForwardArguments):
 
 
 @dataclass(frozen=True)
-class Source:
-    """An image that waits: `image` is a path or the bytes of a file, `label` its class where that is asked for."""
-
-    id: str
-    image: str | bytes
-    label: str | None = None
-
-
-@dataclass(frozen=True)
 class Opened:
     """An image that was read.
 
@@ -114,7 +106,7 @@ class Opened:
         reason: why it cannot be read, else empty; the rest then stands for nothing.
     """
 
-    source: Source
+    source: ImageRef
     prepared: Image.Image
     picture: Image.Image
     window: ImageRegion
@@ -129,7 +121,7 @@ class Opened:
 class Opening(Dataset):
     """Reads sources in the loader's workers; each image is decoded and searched for its field once."""
 
-    def __init__(self, sources: Sequence[Source], processor: RetFoundImageProcessor, picture_size: int):
+    def __init__(self, sources: Sequence[ImageRef], processor: RetFoundImageProcessor, picture_size: int):
         self.sources, self.processor, self.picture_size = sources, processor, picture_size
 
     def __len__(self) -> int:
@@ -143,7 +135,7 @@ class Opening(Dataset):
             blank = Image.new("RGB", (64, 64))
             return Opened(source, resize(blank, size), blank, ImageRegion(0, 0, 64, 64), blank.size, str(error))
         box = self.processor.crop_box(image)
-        prepared = resize(image if box == (0, 0, *image.size) else image.crop(box), size)
+        prepared = prepare_image(image, size, box)
         window = self.processor.input_window(image, box)
         return Opened(source, prepared, _reduced(image, self.picture_size), window, image.size)
 
@@ -156,7 +148,7 @@ class _Collator:
         return self.to_pixels([item.prepared for item in items]), items
 
 
-def find_sources(arguments: ExplainArguments, config: PreTrainedConfig) -> Iterator[list[Source]]:
+def find_sources(arguments: ExplainArguments, config: PreTrainedConfig) -> Iterator[list[ImageRef]]:
     """The images of `--data` in groups of which the memory of shards bounds the size, in a fixed order.
 
     Raises:
@@ -174,7 +166,11 @@ def find_sources(arguments: ExplainArguments, config: PreTrainedConfig) -> Itera
 
 
 def opened_batches(
-    sources: Sequence[Source], processor: RetFoundImageProcessor, picture_size: int, batch_size: int, num_workers: int
+    sources: Sequence[ImageRef],
+    processor: RetFoundImageProcessor,
+    picture_size: int,
+    batch_size: int,
+    num_workers: int,
 ) -> Iterator[tuple[Tensor, list[Opened]]]:
     """Pixel values (batch, 3, size, size) and what belongs to them."""
     yield from DataLoader(
@@ -185,17 +181,16 @@ def opened_batches(
     )
 
 
-def _unlabelled(data: str) -> Iterator[list[Source]]:
+def _unlabelled(data: str) -> Iterator[list[ImageRef]]:
     path = Path(data)
     if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES):
-        yield [Source(path.name, str(path))]
+        yield [ImageRef(path.name, str(path))]
         return
-    for part in list_parts(data):
-        ids, images = part.load()
-        yield [Source(name, image) for name, image in zip(ids, images, strict=True)]
+    for part in open_files(data).parts(BATCH):
+        yield list(part.refs)
 
 
-def _labelled(arguments: ExplainArguments, config: PreTrainedConfig) -> Iterator[list[Source]]:
+def _labelled(arguments: ExplainArguments, config: PreTrainedConfig) -> Iterator[list[ImageRef]]:
     kind = config.problem_type or "single_label_classification"
     is_single = kind == "single_label_classification"
     names = [str(config.id2label[index]) for index in range(config.num_labels)]
@@ -213,7 +208,8 @@ def _labelled(arguments: ExplainArguments, config: PreTrainedConfig) -> Iterator
     )
     rows = found.rows(arguments.split or "all")
     labels = rows[arguments.label_column] if is_single else [None] * len(rows)
-    yield [Source(*row) for row in zip(rows["id"].astype(str), rows["image"], labels, strict=True)]
+    facts = zip(rows["id"].astype(str), rows["image"], labels, strict=True)
+    yield [ImageRef(name, image, {"label": label}) for name, image, label in facts]
 
 
 def _reduced(image: Image.Image, longest: int) -> Image.Image:
@@ -260,7 +256,7 @@ class GoodBatches:
             reasons = join_names(f"{name}: {reason}" for name, reason in self.rejected)
             raise RetFoundError(f"no image of {self.arguments.data} can be read ({reasons})")
 
-    def _read(self, sources: Sequence[Source]) -> Iterator[tuple[Tensor, list[Opened]]]:
+    def _read(self, sources: Sequence[ImageRef]) -> Iterator[tuple[Tensor, list[Opened]]]:
         return opened_batches(
             sources,
             self.processor,

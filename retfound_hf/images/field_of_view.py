@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from ..errors import BadDataError
 
+CROP_VERSION = 1  # of the rule in this module: caches and shards of another version are made anew
 SMALLEST_FIELD = 0.4  # smallest accepted diameter of the field, as a share of the image's shorter side
 DETECTION_SIDE = 256
 # The crop of a crop must be itself: a square within this share of the whole image is the whole image.

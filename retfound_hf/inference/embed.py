@@ -1,6 +1,5 @@
 """Feature vectors of many images, resumable part by part, and the command `embed`."""
 
-import hashlib
 import json
 import shutil
 import time
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ..data.image_sources import Part, identities, list_parts
+from ..data.image_sources import Part, ShardPart, identities, open_files
 from ..errors import RetFoundError
 from ..files import atomic_file, refuse_existing, write_json
 from ..models.image_processing_retfound import RetFoundImageProcessor
@@ -43,7 +42,7 @@ def embed(
     image has changed. Several processes share the parts among them.
 
     Args:
-        data: see `data.sources.list_parts`; a parquet shard is a part, other images are cut into `part_size`.
+        data: see `data.image_sources.open_files`; a parquet shard is a part, other images are cut into `part_size`.
         model_name: folder or Hub id of the model, with which the parts are marked.
         options: `batch_size`, `num_workers`, `precision`, as in `forward.forward_here`.
 
@@ -56,7 +55,8 @@ def embed(
     state = process_state()
     output_dir = Path(output_dir)
     folder = output_dir / "parts"
-    parts = list_parts(data, part_size)
+    parts = list(open_files(data).parts(part_size))
+    files = [_part_file(folder, part) for part in parts]  # before any image can change
     plan = {
         "model": [model_name, identities(model_name)],
         "processor": processor.to_dict(),
@@ -64,21 +64,20 @@ def embed(
     }
     plan = json.loads(json.dumps(plan, default=str))  # as it comes back from the file
     _check_plan(folder, plan)
-    own = parts[state.process_index :: state.num_processes]
-    for part in tqdm(own, desc="embed", unit="part", disable=not state.is_main_process):
-        path = _part_file(folder, part)
+    own = list(zip(parts, files, strict=True))[state.process_index :: state.num_processes]
+    for part, path in tqdm(own, desc="embed", unit="part", disable=not state.is_main_process):
         if path.is_file():
             continue
         vectors, rejected = _embed_part(part, encoder, processor, on_bad_image, options)
         write_json(folder / "plan.json", plan)
-        write_json(_rejected_file(folder, part), rejected)
+        write_json(_rejected_file(path), rejected)
         with atomic_file(path) as partial:
             pq.write_table(vectors, partial)
     state.wait_for_everyone()
     target = output_dir / "features.parquet"
-    rejected = [tuple(entry) for part in parts for entry in json.loads(_rejected_file(folder, part).read_text())]
+    rejected = [tuple(entry) for path in files for entry in json.loads(_rejected_file(path).read_text())]
     if state.is_main_process:
-        _merge([_part_file(folder, part) for part in parts], target)
+        _merge(files, target)
     state.wait_for_everyone()  # until all have read what was rejected
     if state.is_main_process:
         shutil.rmtree(folder)
@@ -86,16 +85,15 @@ def embed(
 
 
 def _embed_part(
-    part: Part,
+    part: Part | ShardPart,
     encoder: PreTrainedModel,
     processor: RetFoundImageProcessor,
     on_bad_image: str,
     options: dict[str, Any],
 ) -> tuple[pa.Table, list[tuple[str, str]]]:
-    ids, sources = part.load()
-    vectors, reasons = forward_here(
-        encoder, SourceSet(sources, processor), processor, pooled, description=None, **options
-    )
+    refs = part.refs
+    ids, images = [ref.id for ref in refs], SourceSet([ref.image for ref in refs], processor)
+    vectors, reasons = forward_here(encoder, images, processor, pooled, description=None, **options)
     rejected = [(name, reason) for name, reason in zip(ids, reasons, strict=True) if reason]
     if rejected and on_bad_image == "error":
         raise RetFoundError(
@@ -108,14 +106,13 @@ def _embed_part(
     return pa.table({"id": pa.array([ids[index] for index in kept], pa.string()), "vector": column}), rejected
 
 
-def _part_file(folder: Path, part: Part) -> Path:
+def _part_file(folder: Path, part: Part | ShardPart) -> Path:
     # A part whose images have changed since has another name, and is computed anew.
-    digest = hashlib.sha256(repr(part.identity).encode()).hexdigest()[:16]
-    return folder / f"{part.name}-{digest}.parquet"
+    return folder / f"{part.name}-{part.identity[:16]}.parquet"
 
 
-def _rejected_file(folder: Path, part: Part) -> Path:
-    return _part_file(folder, part).with_suffix(".rejected.json")
+def _rejected_file(path: Path) -> Path:
+    return path.with_suffix(".rejected.json")
 
 
 def _check_plan(folder: Path, plan: dict[str, Any]) -> None:

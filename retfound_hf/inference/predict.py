@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ..data.image_cache import Decoder, prepare_images
+from ..data.image_cache import cache_images, prepare_image
 from ..data.labelled import LabelledSet
 from ..errors import RetFoundError
 from ..images.geometry import resize
@@ -67,7 +67,7 @@ class ForwardArguments:
 
 
 class PreparedSet(Dataset):
-    """Images decoded once (see `data.prepared`), with their targets when there are any."""
+    """Images decoded once (see `data.image_cache`), with their targets when there are any."""
 
     def __init__(self, images: Any, targets: np.ndarray | None = None):
         if targets is not None and len(targets) != len(images):
@@ -90,16 +90,16 @@ class SourceSet(Dataset):
 
     def __init__(self, sources: Sequence[str | bytes | Image.Image], processor: RetFoundImageProcessor):
         self.sources = sources
-        self.decoder = Decoder(dict(processor.size), bool(processor.do_fundus_crop), exact=True)
+        self.size, self.crop = dict(processor.size), bool(processor.do_fundus_crop)
 
     def __len__(self) -> int:
         return len(self.sources)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
-            return {"image": self.decoder.decode(self.sources[index]), "reason": ""}
+            return {"image": prepare_image(self.sources[index], self.size, self.crop), "reason": ""}
         except UnreadableImageError as error:
-            return {"image": resize(Image.new("RGB", (64, 64)), self.decoder.size), "reason": str(error)}
+            return {"image": resize(Image.new("RGB", (64, 64)), self.size), "reason": str(error)}
 
 
 @dataclass
@@ -151,7 +151,7 @@ def forward(
     Every process of a distributed run works on its own share (each n-th image) and receives the whole result.
 
     Args:
-        images: prepared images (`data.prepared`), of the processor's resized size.
+        images: prepared images (`data.image_cache`), of the processor's resized size.
         take: outputs -> (batch, columns).
         options: as in `forward_here`.
 
@@ -258,7 +258,7 @@ class PreparedSplit:
     """Decoded images with what belongs to them, in one order.
 
     Args:
-        images: decoded once and memory-mapped, see `data.prepared`.
+        images: decoded once and memory-mapped, see `data.image_cache`.
         rows: the rows of the labelled table that the images come from.
         targets: as `LabelledSet.targets`, for these rows.
         rejected: path and reason of every unreadable image that was skipped.
@@ -293,7 +293,7 @@ def prepare_split(
     """
     rows = labelled.rows(split)
     with process_state().main_process_first():
-        prepared = prepare_images(
+        prepared = cache_images(
             rows,
             size=dict(processor.size) if exact else TRAINING_SIDES * processor.crop_size.height,
             crop=bool(processor.do_fundus_crop),

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..data.shards import usable_cores
 from ..errors import RetFoundError
 from ..files import atomic_folder, write_json
 from ..options import parse_arguments
+from ..processes import usable_cores
 from ..record import write_run_record
 from .config import Study, read_settings
 from .jobs import Job, check_study, part_of, plan_jobs

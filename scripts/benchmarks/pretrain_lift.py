@@ -20,7 +20,8 @@ from torch.nn.functional import layer_norm
 from transformers import set_seed
 
 from retfound_hf import RetFoundConfig, RetFoundForPreTraining, RetFoundImageProcessor, RetFoundModel
-from retfound_hf.data.labelled import fraction_of_patients, read_labelled
+from retfound_hf.data.labelled import read_labelled
+from retfound_hf.data.splits import fraction_of_patients
 from retfound_hf.evaluation.comparisons import compare_metrics
 from retfound_hf.evaluation.linear_probe import fit_linear_probe
 from retfound_hf.evaluation.metrics import compute_metrics

@@ -1,11 +1,42 @@
+"""Labelled sets from folders, tables and data sets, and the errors that stop what would make results wrong."""
+
+import logging
+import re
+import shutil
+
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from retfound_hf.data.labelled import read_labelled
+from retfound_hf.data.labelled import LabelledSet, keep_fraction, read_labelled
 from retfound_hf.data.splits import SPLITS
-from retfound_hf.errors import RetFoundError
+from retfound_hf.errors import BadArgumentError, BadDataError
+from retfound_hf.images.reading import read_image
+
+NAMES = ["healthy", "amd", "dme"]
+
+
+def refused(data, *words, rows=None, **options):
+    """The set is an error whose one line has all `words`, and whose `rows` are these."""
+    with pytest.raises(BadDataError) as error:
+        read_labelled(str(data), **options)
+    message = str(error.value)
+    assert "\n" not in message and "--" not in message
+    assert all(word in message for word in words), message
+    assert rows is None or sorted(error.value.rows) == sorted(rows)
+    return error.value
+
+
+def refused_option(field, data, **options):
+    with pytest.raises(BadArgumentError) as error:
+        read_labelled(str(data), **options)
+    assert error.value.field == field
+    return error.value
+
+
+# ---- folders and tables
 
 
 def test_folder_with_metadata(class_folder):
@@ -20,17 +51,16 @@ def test_folder_with_metadata(class_folder):
     assert row["image"] == str(class_folder / "val/amd/p07_L.png")
     assert found.targets("val").dtype == np.int64
     np.testing.assert_array_equal(found.targets("val"), [0, 0, 1, 1, 2, 2])
+    with pytest.raises(BadArgumentError) as error:
+        found.rows("holdout")
+    assert error.value.accepted == ("test", "train", "val", "all")
 
 
-def test_table_and_folder_give_the_same_set(class_folder):
-    by_folder = read_labelled(str(class_folder))
-    by_table = read_labelled(str(class_folder / "metadata.csv"))
-    columns = sorted(by_folder.table.columns)
-    pd.testing.assert_frame_equal(by_folder.table[columns], by_table.table[columns], check_dtype=False)
-    assert by_folder.class_names == by_table.class_names
-
-
-def test_csv_and_parquet_and_semicolons_give_the_same_set(divided, save_table, tmp_path):
+def test_the_same_set_in_every_form(class_folder, divided, save_table, tmp_path):
+    by_folder = read_labelled(str(class_folder)).table
+    columns = sorted(by_folder.columns)
+    by_table = read_labelled(str(class_folder / "metadata.csv")).table
+    pd.testing.assert_frame_equal(by_folder[columns], by_table[columns], check_dtype=False)
     by_csv = read_labelled(save_table(divided)).table
     by_parquet = read_labelled(save_table(divided, "table.parquet")).table
     pd.testing.assert_frame_equal(by_csv, by_parquet[by_csv.columns], check_dtype=False)
@@ -43,8 +73,7 @@ def test_spellings_of_val(class_folder, divided, save_table, spelling):
     (class_folder / "val").rename(class_folder / spelling)
     (class_folder / "metadata.csv").unlink()
     found = read_labelled(str(class_folder))
-    assert len(found.rows("val")) == 6
-    assert not found.patients_known
+    assert len(found.rows("val")) == 6 and not found.patients_known
     table = divided.assign(split=divided["split"].replace("val", spelling))
     assert len(read_labelled(save_table(table)).rows(spelling)) == 6
 
@@ -55,9 +84,7 @@ def test_folder_of_classes_is_split_by_its_patients(class_folder):
         target.parent.mkdir(exist_ok=True)
         path.rename(target)
     for split in SPLITS:
-        for folder in (class_folder / split).iterdir():
-            folder.rmdir()
-        (class_folder / split).rmdir()
+        shutil.rmtree(class_folder / split)
     metadata = pd.read_csv(class_folder / "metadata.csv")
     metadata["image"] = metadata["image"].str.split("/", n=1).str[1]
     metadata.drop(columns="split").to_csv(class_folder / "metadata.csv", index=False)
@@ -65,8 +92,7 @@ def test_folder_of_classes_is_split_by_its_patients(class_folder):
     assert found.table.groupby("patient_id")["split"].nunique().max() == 1
     assert (found.counts() > 0).all(axis=None)
     (class_folder / "metadata.csv").unlink()
-    by_image = read_labelled(str(class_folder))
-    assert by_image.counts().sum().tolist() == [13, 4, 7]
+    assert read_labelled(str(class_folder)).counts().sum().tolist() == [13, 4, 7]
 
 
 def test_table_without_splits_is_split_alike_whatever_its_order(images, save_table):
@@ -80,12 +106,20 @@ def test_table_without_splits_is_split_alike_whatever_its_order(images, save_tab
     assert list(alone.rows("test")["id"]) == list(first.loc[first["split"] == "test", "id"])
 
 
-def test_rows_without_a_patient_are_patients_of_their_own(images, save_table):
+def test_rows_without_a_patient_are_patients_of_their_own(images, save_table, caplog):
     images.loc[:5, "patient_id"] = None
     found = read_labelled(save_table(images))
     assert not found.patients_known
     assert found.table["patient_id"].isna().sum() == 6
     assert found.table.dropna(subset="patient_id").groupby("patient_id")["split"].nunique().max() == 1
+    assert "6 of 24 images" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["Patient_ID", "PatientID", "patient", "subject_id", "Participant No"])
+def test_patients_in_a_column_of_another_name_are_no_images(images, save_table, name):
+    data = save_table(images.rename(columns={"patient_id": name}))
+    refused(data, f"'{name}'")
+    read_labelled(data, need_splits=())  # nothing is split
 
 
 def test_a_set_without_splits_can_be_used_whole(images, save_table):
@@ -125,9 +159,11 @@ def test_class_names_and_their_order(images, save_table, labels, names):
         assert [found.class_names[target] for target in found.targets("all")[first]] == [expected]
 
 
-def test_patient_names_stay_text(images, save_table):
-    found = read_labelled(save_table(images.assign(patient_id=images["patient_id"].str.replace("p", "0"))))
-    assert found.table["patient_id"].iloc[0] == "000"
+def test_patient_names_stay_text_and_other_columns_are_left_alone(images, save_table):
+    table = images.assign(patient_id=images["patient_id"].str.replace("p", "0"), acuity=np.arange(24) / 24)
+    found = read_labelled(save_table(table)).table
+    assert found["patient_id"].iloc[0] == "000"
+    np.testing.assert_allclose(found["acuity"], table.sort_values("image")["acuity"])
     numbers = images.assign(patient_id=images["patient_id"].str[1:].astype(float))
     assert read_labelled(save_table(numbers, "t.parquet")).table["patient_id"].iloc[-1] == "11"
 
@@ -171,36 +207,227 @@ def test_regression(images, save_table):
     np.testing.assert_array_equal(model.targets("all"), one.targets("all"))
 
 
-def test_other_columns_are_left_alone(divided, save_table):
-    table = divided.assign(camera="A", acuity=np.arange(24) / 24)
-    found = read_labelled(save_table(table)).table
-    expected = table.sort_values("image")
-    np.testing.assert_allclose(found["acuity"], expected["acuity"])
-    assert list(found["camera"]) == ["A"] * 24
+def test_only_training_rows_are_left_out_of_a_share():
+    table = pd.DataFrame(
+        {
+            "id": [f"i{number:02d}" for number in range(40)],
+            "split": ["train"] * 20 + ["val"] * 10 + ["test"] * 10,
+            "patient_id": None,
+            "label": ["a", "b"] * 20,
+        }
+    )
+    labelled = LabelledSet(table, "single_label_classification", ("a", "b"), ("label",))
+    kept = keep_fraction(labelled, 0.5, seed=0)
+    assert kept.table["split"].value_counts().to_dict() == {"train": 10, "val": 10, "test": 10}
+    assert keep_fraction(labelled, 1.0) is labelled
 
 
-@pytest.mark.parametrize("name", ["Patient_ID", "PatientID", "patient", "subject_id", "Participant No"])
-def test_patients_in_a_column_of_another_name_are_no_images(table_of_patients, name):
-    table, data = table_of_patients
-    table.rename(columns={"patient_id": name}).to_csv(data, index=False)
-    with pytest.raises(RetFoundError, match=f"no column patient_id, but '{name}': call it patient_id"):
-        read_labelled(data)
-    read_labelled(data, need_splits=())  # nothing is split
+# ---- what is refused
 
 
-def test_images_without_a_patient_are_counted(table_of_patients, caplog):
-    table, data = table_of_patients
-    table.loc[:4, "patient_id"] = None
-    table.to_csv(data, index=False)
-    read_labelled(data)
-    assert "5 of 30 images have no patient_id; each counts as a patient" in caplog.text
+def test_nothing_that_can_be_read(tmp_path):
+    refused(tmp_path / "nothing", "{train,val,test}", "Hub")
+    refused("typo.csv")
+    refused(tmp_path, "holds no image")
+    (tmp_path / "train/amd").mkdir(parents=True)
+    refused(tmp_path, "holds no image")
+    contents = {
+        "notes.docx": b"x", "broken.parquet": b"x", "empty.csv": b"", "header.csv": b"image,label\n",
+        "latin.csv": "image,label\na.png,rétine\n".encode("latin-1"),
+    }  # fmt: skip
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        refused(tmp_path / name, name)
+
+
+def test_folders_that_do_not_fit(class_folder):
+    (class_folder / "test/glaucoma").mkdir()
+    refused(class_folder, "test/glaucoma")
+    names = ("amd", "dme", "healthy", "glaucoma")
+    assert len(read_labelled(str(class_folder), class_names=names, need_splits=("test",)).rows("test")) == 6
+    shutil.rmtree(class_folder / "test/glaucoma")
+    shutil.copytree(class_folder / "val", class_folder / "valid")
+    refused(class_folder, "val, valid")
+    shutil.rmtree(class_folder / "valid")
+    shutil.rmtree(class_folder / "val")
+    refused(class_folder, "no val split", "train, test")
+    assert len(read_labelled(str(class_folder), need_splits=("test",)).rows("test")) == 6
+    (class_folder / "test/amd").rename(class_folder / "test/AMD")
+    refused(class_folder, "'AMD' and 'amd'")
+
+
+def test_class_that_a_split_lacks(class_folder, divided, save_table, caplog):
+    findings = divided.assign(a=1, b=(divided["split"] == "test").astype(int))
+    refused(save_table(findings), "class b", label_columns=["a", "b"])
+    shutil.rmtree(class_folder / "test/amd")
+    with caplog.at_level(logging.WARNING):
+        read_labelled(str(class_folder))
+    assert "the test split has no image of class amd" in caplog.text
+    shutil.rmtree(class_folder / "train/amd")
+    refused(class_folder, "class amd")
+
+
+def test_missing_columns(divided, save_table):
+    refused(
+        save_table(divided.rename(columns={"label": "Label"})), "'label'", "`label_columns`", "did you mean Label?"
+    )
+    refused(save_table(divided), "'picture'", "`image_column`", image_column="picture")
+    refused(save_table(divided), "'eyes'", "did you mean eye?", label_columns=["eyes"])
+
+
+def test_images_listed_twice(divided, save_table):
+    twice = divided.loc[[*range(24), 0, 1]].reset_index(drop=True)
+    refused(save_table(twice), "more than once", rows=["images/p00_R.png", "images/p00_L.png"])
+    twice.loc[24, ["split", "image"]] = "test", "./images/p00_R.png"
+    refused(save_table(twice), "more than one split", rows=["images/p00_R.png"])
+
+
+def test_same_content_in_two_splits_is_a_warning(class_folder, caplog):
+    shutil.copy(class_folder / "train/amd/p01_R.png", class_folder / "test/amd/copy.png")
+    shutil.copy(class_folder / "val/amd/p07_R.png", class_folder / "val/amd/copy_within.png")
+    with caplog.at_level(logging.WARNING):
+        read_labelled(str(class_folder))
+    assert "1 image(s)" in caplog.text and "test/amd/copy.png = train/amd/p01_R.png" in caplog.text
+
+
+def test_patient_in_two_splits(class_folder, divided, save_table):
+    divided.loc[0, "split"] = "test"
+    refused(save_table(divided), "p00 in train and test", rows=["p00"])
+    (class_folder / "train/amd/p01_R.png").rename(class_folder / "test/amd/p01_R.png")
+    metadata = (class_folder / "metadata.csv").read_text().replace("train/amd/p01_R.png", "test/amd/p01_R.png")
+    (class_folder / "metadata.csv").write_text(metadata)
+    refused(class_folder, rows=["p01"])
+    assert len(read_labelled(str(class_folder), need_splits=()).table) == 24
+
+
+def test_image_files_that_do_not_exist(divided, save_table, tmp_path):
+    for name in divided["image"][:7]:
+        (tmp_path / name).unlink()
+    rows = [str(tmp_path / name) for name in divided["image"][:7]]
+    refused(save_table(divided), "7 of 24", "and 2 more", "`image_root`", rows=rows)
+
+
+def test_rows_without_a_value(divided, save_table):
+    first = ["images/p00_R.png", "images/p00_L.png"]
+    refused(save_table(divided.assign(label=divided["label"].where(divided.index > 1))), "2 of 24", rows=first)
+    refused(save_table(divided.assign(image=divided["image"].where(divided.index != 3))), "row 4", rows=[4])
+    refused(save_table(divided.assign(split=divided["split"].replace("val", "fold1"))), "fold1")
+    refused(save_table(divided.assign(split=divided["split"].where(divided.index > 1))), "no value", rows=first)
+    findings = divided.assign(a=[np.nan, *[1] * 23], b=0)
+    refused(save_table(findings), "'a'", rows=first[:1], label_columns=["a", "b"])
+    # A missing whole number is read as NaN and the others as floats, which are not measurements.
+    refused(save_table(divided.assign(label=[np.nan, *[0, 1] * 11, 1])), "'label'", rows=first[:1])
+
+
+def test_labels_that_do_not_fit(divided, save_table):
+    refused(save_table(divided.assign(label="amd")), "'amd'")
+    one = read_labelled(save_table(divided.assign(label="amd")), class_names=("amd", "dme"), need_splits=("test",))
+    assert one.targets("test").tolist() == [0] * 6
+    healthy = divided.loc[divided["label"] == "healthy", "image"]
+    refused(save_table(divided), "healthy", rows=healthy, class_names=("dme", "amd"))
+    options = {"label_columns": ["a", "b"], "class_names": ["a", "c"]}
+    refused_option("label_columns", save_table(divided.assign(a=1, b=0)), **options)
+    table = save_table(divided.assign(age=np.linspace(40, 80, 24), grade=[0, 1, 2] * 8, stage="late"))
+    refused(table, "24 different values", "`problem_type='regression'`", label_columns=["age"])
+    refused(table, "'grade' holds 2", label_columns=["grade", "age"])
+    refused(table, "late", label_columns=["stage"], problem_type="regression")
+    single = "single_label_classification"
+    refused_option("label_columns", table, label_columns=["age", "grade"], problem_type=single)
+    assert refused_option("problem_type", table, problem_type="ordinal").accepted[0] == single
+
+
+def test_metadata_that_fit_no_image(class_folder, caplog):
+    path = class_folder / "metadata.csv"
+    text = path.read_text()
+    path.write_text(re.sub(r"(train|val|test)/", "x/", text))
+    refused(class_folder, "'x/healthy/p00_R.png'")
+    path.write_text("\n".join(text.splitlines()[:-2]))
+    with caplog.at_level(logging.WARNING):
+        assert not read_labelled(str(class_folder)).patients_known
+    assert "2 of the images" in caplog.text
+    path.write_text(text + text.splitlines()[-1])
+    refused(class_folder, rows=[text.splitlines()[-1].split(",")[0]])
+
+
+# ---- data sets of `datasets`
 
 
 @pytest.fixture
-def table_of_patients(tmp_path):
-    """30 images of 15 patients, and where to write the table."""
-    rows = []
-    for number in range(30):
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
-        rows.append({"image": f"{number}.png", "label": "ab"[number // 2 % 2], "patient_id": f"P{number // 2}"})
-    return pd.DataFrame(rows), str(tmp_path / "set.csv")
+def stored(divided, tmp_path):
+    """The divided table as a data set with embedded images and class labels."""
+    text, label = datasets.Value("string"), datasets.ClassLabel(names=NAMES)
+    features = datasets.Features({"picture": datasets.Image(), "label": label, "patient_id": text})
+
+    def make(split: str | None):
+        part = divided if split is None else divided[divided["split"] == split]
+        encoded = [{"path": None, "bytes": (tmp_path / name).read_bytes()} for name in part["image"]]
+        columns = {"picture": encoded, "label": part["label"].tolist(), "patient_id": part["patient_id"].tolist()}
+        return datasets.Dataset.from_dict(columns, features=features)
+
+    return make
+
+
+@pytest.fixture
+def on_hub(monkeypatch):
+    """Lets `datasets.load_dataset` give a data set for every id."""
+
+    def put(found):
+        def load_dataset(name):
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        return "someone/retinas"
+
+    return put
+
+
+def test_parquet_folder_with_splits(stored, divided, tmp_path):
+    folder = tmp_path / "hub"
+    for split, name in (("train", "train"), ("val", "validation"), ("test", "test")):
+        stored(split).to_parquet(folder / f"{name}-00000-of-00001.parquet")
+    found = read_labelled(str(folder))
+    assert found.class_names == ("amd", "dme", "healthy")
+    assert found.counts().to_dict("list") == {"train": [4] * 3, "val": [2] * 3, "test": [2] * 3}
+    row = found.table.set_index("id").loc["train/0"]
+    assert (row["label"], row["patient_id"]) == ("healthy", "p00")
+    expected = np.asarray(Image.open(tmp_path / divided["image"].iloc[0]))
+    np.testing.assert_array_equal(np.asarray(read_image(row["image"])), expected)
+
+
+def test_one_part_is_split_by_patient(stored, tmp_path):
+    stored(None).to_parquet(tmp_path / "hub/data.parquet")
+    stored(None).rename_column("picture", "image").to_parquet(tmp_path / "all.parquet")
+    for data in (tmp_path / "hub", tmp_path / "all.parquet"):
+        found = read_labelled(str(data))
+        assert len(found.table) == 24 and read_image(found.table["image"].iloc[0]).size == (24, 20)
+        assert found.table.groupby("patient_id")["split"].nunique().max() == 1
+        assert (found.counts() > 0).all(axis=None)
+
+
+def test_saved_to_disk_or_on_the_hub(stored, tmp_path, on_hub):
+    whole = datasets.DatasetDict({split: stored(split) for split in ("train", "val", "test")})
+    whole.save_to_disk(tmp_path / "saved")
+    assert len(read_labelled(str(tmp_path / "saved")).rows("test")) == 6
+    assert len(read_labelled(on_hub(whole)).rows("all")) == 24
+
+
+def test_folder_of_images_that_only_datasets_knows(divided, tmp_path):
+    rows = divided.rename(columns={"image": "file_name"}).assign(file_name=divided["image"].str.split("/").str[1])
+    rows.drop(columns="split").to_csv(tmp_path / "images/metadata.csv", index=False)
+    found = read_labelled(str(tmp_path / "images"))
+    assert found.table["id"].iloc[0] == "p00_L.png"
+    assert found.table["image"].iloc[0] == str(tmp_path / "images/p00_L.png")
+    assert found.patients_known
+
+
+def test_data_sets_that_do_not_fit(stored, tmp_path, on_hub):
+    part = stored("test").map(lambda row: {"label": -1})  # the mark of a hidden label
+    refused(on_hub(datasets.DatasetDict({"test": part})), "6 of 6", need_splits=())
+    refused(on_hub(datasets.DatasetDict({"train": part, "unlabelled": part})), "unlabelled")
+    bare = datasets.DatasetDict({"train": part.remove_columns("picture")})
+    refused(on_hub(bare), "'image'", "label, patient_id", "`image_column`")
+    refused(on_hub(ConnectionError("no route\nto host")), "no route to host")
+    (tmp_path / "notes.md").write_text("x")
+    refused(tmp_path, str(tmp_path))

@@ -240,7 +240,7 @@ def test_bad_input_is_one_line(encoder_folder, images_folder, tmp_path, capsys, 
     good = (encoder_folder, images_folder, tmp_path / "out")
     cases = {
         "model": (words(tmp_path / "absent", *good[1:]), "neither a model folder here nor"),
-        "data": (words(encoder_folder, tmp_path / "absent", good[2]), "absent does not exist or is no table"),
+        "data": (words(encoder_folder, tmp_path / "absent", good[2]), "absent does not exist"),
         "empty": (words(encoder_folder, tmp_path / "empty", good[2]), "holds no image"),
         "occupied": (words(*good[:2], tmp_path / "occupied"), "is not empty; choose another folder"),
         "option": (words(*good, "--part_sise", 3), "unknown option --part_sise; did you mean --part_size?"),

@@ -1,10 +1,11 @@
-"""Worker processes: results in order, and an image that kills its process is rejected alone."""
+"""Worker pool: results in order, and an image that kills its process is rejected alone."""
 
 import os
 
 import pytest
 
-from retfound_hf.data.shards import KILLED, Job, Prepared, Preparer, Workers
+from retfound_hf.data.image_cache import Prepared, Preparer
+from retfound_hf.data.shards import KILLED, Job, Workers
 from retfound_hf.errors import RetFoundError
 
 
@@ -56,7 +57,12 @@ def test_only_the_image_that_kills_its_process_is_rejected(photos, job):
 
 def test_workers_that_never_start_are_an_error_not_a_million_rejections(job):
     with (
-        pytest.raises(RetFoundError, match="worker processes end as soon as they start"),
+        pytest.raises(RetFoundError, match="`num_workers`"),
         Workers(1, Job(Bomb(), job.preparer)) as workers,
     ):
         list(workers.ordered([(0, ["eye.jpg"])]))
+
+
+def test_no_error_of_one_image_stops_a_job(job):
+    prepared = Job(lambda ref: 1 / ref, job.preparer)(0)
+    assert prepared.reason == "it cannot be prepared (division by zero)"

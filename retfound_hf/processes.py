@@ -1,0 +1,81 @@
+"""Worker processes: their start without the caller's script, their end with their parent, and the cores they share."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
+
+_starting = threading.RLock()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_context(preload: str) -> BaseContext:
+    """Start method for worker processes: forked from a server that has imported the module `preload` once.
+
+    A worker with imports of its own takes seconds and hundreds of megabytes, and one forked from this process could
+    inherit a lock that nobody releases. Where there is no fork server, workers are spawned.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([preload])
+    if threading.current_thread() is threading.main_thread():
+        # The server inherits the handler, so that Ctrl-C during its imports brings no traceback.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, before)
+    return context
+
+
+@contextmanager
+def hidden_main() -> Iterator[None]:
+    """Keep multiprocessing from importing the caller's script into the processes that are started meanwhile.
+
+    A script that calls the package without `if __name__ == "__main__"` would run again in each of them. What the
+    processes are sent must not be defined in that script.
+    """
+    with _starting:
+        names = vars(sys.modules["__main__"])
+        hidden = {name: names.pop(name) for name in ("__spec__", "__file__") if name in names}
+        names["__spec__"] = None
+        try:
+            yield
+        finally:
+            names.update(hidden)
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[None]:
+    """Deliver Ctrl-C at the end of the block, in the main thread.
+
+    A process that is half started when its parent leaves ends in a traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt
+
+
+def exit_with_parent() -> None:
+    """End this process when its parent is gone: a killed parent says nothing to its workers."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -1,0 +1,245 @@
+"""Sources: the same images in the same order with the same ids, whatever kind of source they come from."""
+
+import os
+import shutil
+
+import datasets
+import pandas as pd
+import pytest
+from tiny import save_noise
+
+from retfound_hf.data.image_sources import (
+    DatasetSource,
+    FolderSource,
+    identities,
+    open_files,
+    open_source,
+    walk_images,
+)
+from retfound_hf.errors import BadArgumentError, BadDataError, UnreadableImageError
+from retfound_hf.images.reading import find_images
+
+
+def read(source, ref) -> bytes:
+    """Bytes of an image's file, however the source gives them."""
+    opened = source.opener()(ref.image)
+    if isinstance(opened, bytes):
+        return opened
+    with open(opened, "rb") as file:
+        return file.read()
+
+
+def ids(source) -> list[str]:
+    return [ref.id for ref in source]
+
+
+def digests(source, size: int = 3) -> list[str]:
+    return [part.identity for part in source.parts(size)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Seven images in two folders, and a file that is none."""
+    for index in range(7):
+        save_noise(tmp_path / "images" / ("b" if index % 2 else "a") / f"{index}.png", index, (24, 20))
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    return tmp_path / "images"
+
+
+NAMES = ["a/0.png", "a/2.png", "a/4.png", "a/6.png", "b/1.png", "b/3.png", "b/5.png"]
+
+
+def test_a_folder_is_walked_in_the_order_of_find_images(tmp_path):
+    names = ["b/x.png", "b-c/x.png", "b.d/x.png", "a/z.JPG", "a/b/c.tiff", "Z.png", "é.png", "a0.png", "a.txt"]
+    for name in [*names, ".hidden/x.png", "a/.hidden.png", "b.png/x.png"]:  # the last in a folder named as an image
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    root = tmp_path / "tree"
+    (root / "linked").symlink_to(root / "a")
+    expected = [path.relative_to(root).as_posix() for path in find_images(root)]
+    assert list(walk_images(str(root))) == expected and len(expected) == 11
+    source = FolderSource(str(root))
+    assert ids(source) == expected and len(source) == 11
+
+
+def test_names_that_are_not_utf8_can_be_stored(tmp_path):
+    try:
+        open(os.path.join(os.fsencode(tmp_path), b"\xff.png"), "wb").close()
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    (ref,) = FolderSource(str(tmp_path))
+    assert ref.id == "?.png" and os.path.isfile(ref.image)
+
+
+def test_parts_of_a_folder_know_when_an_image_has_changed(folder, tmp_path):
+    source = open_files(str(folder))
+    parts = list(source.parts(3))
+    before = [part.identity for part in parts]
+    assert [(part.index, part.name, len(part.refs)) for part in parts] == [
+        (0, "00000", 3),
+        (1, "00001", 3),
+        (2, "00002", 1),
+    ]
+    assert ids(source) == NAMES and [ref.id for part in parts for ref in part.refs] == NAMES
+    assert [ref.image for ref in parts[1].refs] == [str(folder / name) for name in NAMES[3:6]]
+    save_noise(folder / "b" / "3.png", 99, (30, 30))
+    assert [one == two for one, two in zip(before, digests(source), strict=True)] == [True, False, True]
+    os.utime(folder / "b" / "5.png", ns=(5, 5))
+    assert [one == two for one, two in zip(before, digests(source), strict=True)] == [True, False, False]
+
+
+def test_the_identity_does_not_depend_on_where_the_folder_is_mounted(folder, tmp_path):
+    (tmp_path / "mount").symlink_to(folder)
+    first, second = open_source(str(folder)), open_source(str(tmp_path / "mount"))
+    assert digests(first) == digests(second) and first.name != second.name
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("opened", [open_source, open_files])
+def test_a_table_keeps_its_order(folder, save_table, tmp_path, suffix, opened):
+    written = ["./images/b/3.png", "images/a/0.png", str(folder / "a/2.png")]
+    data = save_table(pd.DataFrame({"image": written, "age": [61, 50, 7]}), f"table{suffix}")
+    source = opened(data)
+    # `embed` and `explain` name images as the table does, `prepare_images` by their paths from the table.
+    assert ids(source) == (written if opened is open_files else ["images/b/3.png", "images/a/0.png", "images/a/2.png"])
+    assert [read(source, ref) for ref in source] == [(tmp_path / path).read_bytes() for path in written]
+    assert len(source) == 3 and [ref.facts for ref in source] == [{}] * 3
+    named = save_table(pd.DataFrame({"image": written, "id": ["second", 1, "x"]}))
+    assert ids(opened(named)) == ["second", "1", "x"]
+
+
+def test_carried_columns_are_part_of_the_identity(folder, save_table):
+    found = []
+    for age in (61, 62):
+        table = pd.DataFrame({"photo": [f"images/{name}" for name in NAMES], "age": [age, 50, 7, 8, 9, 33, 1]})
+        source = open_source(save_table(table), image_column="photo", keep_columns=["age"])
+        assert [ref.facts for ref in source][:2] == [{"age": age}, {"age": 50}]
+        assert source.features == {"age": datasets.Value("int64")}
+        found.append(digests(source, 4))
+    assert found[0][0] != found[1][0] and found[0][1] == found[1][1]
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_a_shard_is_a_part_of_its_own(folder, tmp_path, with_ids):
+    contents = [path.read_bytes() for path in find_images(folder)]
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number, some in enumerate((contents[:4], contents[4:])):
+        part = datasets.Dataset.from_dict(
+            {"image": [{"bytes": image, "path": None} for image in some]},
+            features=datasets.Features({"image": datasets.Image()}),
+        )
+        part = part.add_column("id", [f"eye-{index}" for index in range(len(some))]) if with_ids else part
+        part.to_parquet(str(shards / f"part-{number}.parquet"))
+    source = open_files(str(shards))
+    parts = list(source.parts(1))
+    assert [part.name for part in parts] == ["00000-part-0", "00001-part-1"] and len(source) == 7
+    assert [ref.id for ref in parts[0].refs] == [
+        f"eye-{index}" if with_ids else f"00000-part-0/{index}" for index in range(4)
+    ]
+    assert [ref.image for ref in source] == contents
+    (shards / ".part-2-half.parquet").write_bytes(b"PAR1")  # of a writer that was killed
+    assert list(open_files(str(shards)).parts(1)) == parts
+    (alone,) = open_files(str(shards / "part-1.parquet")).parts(1)
+    assert [ref.image for ref in alone.refs] == contents[4:] and alone.identity == parts[1].identity
+    before = parts[0].identity
+    os.utime(shards / "part-0.parquet", ns=(5, 5))
+    assert digests(open_files(str(shards)))[0] != before
+
+
+@pytest.fixture
+def stored(folder, tmp_path, monkeypatch):
+    """Two splits: images as bytes under two labels."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    contents = [path.read_bytes() for path in find_images(folder)]
+    features = datasets.Features({"image": datasets.Image(), "grade": datasets.ClassLabel(names=["none", "some"])})
+
+    def part(some):
+        images = [{"bytes": content, "path": f"eye{number}.jpg"} for number, content in enumerate(some)]
+        grades = [number % 2 for number in range(len(some))]
+        return datasets.Dataset.from_dict({"image": images, "grade": grades}, features=features)
+
+    return datasets.DatasetDict({"train": part(contents[:4]), "test": part(contents[4:])}), contents
+
+
+@pytest.mark.parametrize("kind", ["save_to_disk", "parquet"])
+def test_a_stored_data_set(stored, tmp_path, kind):
+    splits, contents = stored
+    place = tmp_path / "set"
+    if kind == "save_to_disk":
+        splits.save_to_disk(str(place))
+    else:
+        (place / "data").mkdir(parents=True)
+        for name, part in splits.items():
+            part.to_parquet(str(place / "data" / f"{name}-00000.parquet"))
+    source = open_source(str(place), keep_columns=["grade"])
+    refs = list(source)
+    assert [read(source, ref) for ref in refs] == contents
+    assert [ref.id for ref in refs] == [f"train/{k}/eye{k}.jpg" for k in range(4)] + [
+        f"test/{k}/eye{k}.jpg" for k in range(3)
+    ]
+    assert [ref.facts for ref in refs] == [{"grade": k % 2} for k in (0, 1, 2, 3, 0, 1, 2)]
+    assert source.features["grade"] == datasets.ClassLabel(names=["none", "some"])
+    assert digests(source) == digests(open_source(str(place), keep_columns=["grade"]))
+    test = open_source(str(place), split="test")
+    assert [read(test, ref) for ref in test] == contents[4:] and len(test) == 3
+    with pytest.raises(BadArgumentError) as error:
+        open_source(str(place), split="tests")
+    assert error.value.field == "split" and set(error.value.accepted) == {"train", "test"}
+    with pytest.raises(BadDataError, match="`keep_columns`; did you mean grade"):
+        open_source(str(place), keep_columns=["grades"])
+
+
+def test_one_parquet_file_with_ids_and_a_null(stored, tmp_path):
+    splits, contents = stored
+    part = splits["train"].add_column("id", ["a", "b", "c", "d"])
+    part.to_parquet(str(tmp_path / "one.parquet"))
+    source = open_source(str(tmp_path / "one.parquet"))
+    assert isinstance(source, DatasetSource) and ids(source) == ["a", "b", "c", "d"]
+    assert read(source, list(source)[3]) == contents[3]
+    empty = datasets.Dataset.from_dict({"image": [None]}, features=datasets.Features({"image": datasets.Image()}))
+    empty.to_parquet(str(tmp_path / "null.parquet"))
+    source = open_source(str(tmp_path / "null.parquet"))
+    (ref,) = source
+    with pytest.raises(UnreadableImageError):
+        read(source, ref)
+
+
+def test_identities_of_a_folder(folder):
+    before = identities(folder)
+    assert [path for path, _, _ in before] == [str(folder / "notes.txt")]
+    (folder / "notes.txt").write_text("another")
+    assert identities(folder) != before
+    assert identities(folder / "absent") == []
+
+
+def test_what_is_refused(folder, save_table, tmp_path):
+    table = pd.DataFrame({"image": [f"images/{name}" for name in NAMES], "age": 60})
+    data = save_table(table)
+    (tmp_path / "empty").mkdir()
+    shutil.copy(folder / NAMES[0], tmp_path / "eye.png")
+    for source, options, field in [
+        (folder, {"keep_columns": ["age"]}, "keep_columns"),
+        (folder, {"split": "train"}, "split"),
+        (data, {"split": "train"}, "split"),
+        (data, {"keep_columns": ["id"]}, "keep_columns"),
+    ]:
+        with pytest.raises(BadArgumentError) as error:
+            open_source(str(source), **options)
+        assert error.value.field == field
+    for opened, source, options in [
+        (open_source, data, {"image_column": "photo"}),
+        (open_source, data, {"keep_columns": ["agee"]}),
+        (open_files, save_table(table.rename(columns={"image": "picture"}), "picture.csv"), {}),
+        *((opened, path, {}) for opened in (open_source, open_files) for path in (
+            tmp_path / "eye.png", folder / "notes.txt", tmp_path / "empty", tmp_path / "absent", "absent.csv")),
+    ]:  # fmt: skip
+        with pytest.raises(BadDataError) as error:
+            opened(str(source), **options)
+        assert error.value.source.endswith(os.path.basename(str(source)))
+    table.loc[2, "image"] = None
+    for opened in (open_source, open_files):
+        with pytest.raises(BadDataError) as error:
+            opened(save_table(table))
+        assert error.value.rows == (3,)
