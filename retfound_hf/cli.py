@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from .errors import require
@@ -18,7 +19,7 @@ COMMANDS = {
     "check_dataset": ("data.public_sets", "main", "check of a public data set's copy: complete, rightly named"),
     "prepare_images": ("data.prepare_images", "main", "folder, table or data set of images -> parquet shards"),
     "pretrain": ("pretraining.pretrain", "main", "shards -> model folder: self-supervised, on one or many devices"),
-    "finetune": ("hub.publish", "finetune", "model folder + labelled set -> classifier: full, lora or linear"),
+    "finetune": ("finetuning.finetune", "main", "model folder + labelled set -> classifier: full, lora or linear"),
     "study": ("study.runner", "main", "models x methods x data x fractions x seeds, from one file to a report"),
     "evaluate": ("inference.evaluate", "main", "fine-tuned folder on any labelled set"),
     "export": ("hub.export", "main", "model folder -> timm's state dict or an ONNX graph"),
@@ -51,7 +52,15 @@ def command(name: str) -> Callable[[Sequence[str] | None], Any]:
     """
     require("command", name, COMMANDS)
     module, function, _ = COMMANDS[name]
-    return getattr(importlib.import_module(f".{module}", __package__), function)
+    found = getattr(importlib.import_module(f".{module}", __package__), function)
+    return partial(found, publisher=_publisher) if name == "finetune" else found
+
+
+def _publisher() -> Any:
+    """The Hub's publisher for `push_to_hub` of `finetune`, a room below that of the Hub."""
+    from .hub.publish import HubPublisher
+
+    return HubPublisher()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ MODEL_FILES = {
     "preprocessor_config.json",
     "adapter_config.json",
     "adapter_model.safetensors",
+    "operating_points.json",
 }
 # Seconds to wait for a folder: a killed run's loader processes inherit its lock, another may be saving its last steps.
 PATIENCE = 20
@@ -71,7 +72,7 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def move_into(folder: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder inside `folder`; on success its files are moved up, the configuration last.
+    """Yield a temporary folder inside `folder`; on success its content is moved up, the configuration last.
 
     A reader that waits for `config.json` never sees it without the weights. Files of an earlier model that the new one
     lacks are removed: an old adapter beside new weights would be taken for the model.
@@ -85,6 +86,8 @@ def move_into(folder: str | Path) -> Iterator[Path]:
         for stale in MODEL_FILES - {path.name for path in partial.iterdir()}:
             (folder / stale).unlink(missing_ok=True)
         for path in sorted(partial.iterdir(), key=lambda path: (path.name.endswith("config.json"), path.name)):
+            if path.is_dir():
+                shutil.rmtree(folder / path.name, ignore_errors=True)
             os.replace(path, folder / path.name)
 
 

@@ -2,19 +2,19 @@
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
 
-from ..errors import RetFoundError
+from ..errors import BadArgumentError, require, require_range
 from ..evaluation.metrics import lower_is_better
+from ..evaluation.report import ReportArguments
 from ..models.configuration_retfound import PRESETS
-from ..models.starting_points import accepted_weights
-
-# Peak learning rate per 256 images of the effective batch, by method. `full` is the official recipe. LoRA moves few
-# parameters from zero and takes a larger one.
-BASE_LEARNING_RATES = {"full": 5e-3, "lora": 2e-2, "linear": 0.0}
+from ..models.starting_points import STARTING_POINTS, accepted_weights
+from ..options import build_arguments
+from .methods import METHODS
 
 
 @dataclass
@@ -34,9 +34,12 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         if (self.model_name_or_path is None) == (self.config_name is None):
-            raise RetFoundError("give either --model_name_or_path FOLDER or --config_name PRESET, not both or neither")
-        if self.config_name is not None and self.config_name not in PRESETS:
-            raise RetFoundError(f"--config_name {self.config_name!r} is unknown; accepted: {', '.join(PRESETS)}")
+            raise BadArgumentError(
+                "pass exactly one of `model_name_or_path` and `config_name`",
+                field="model_name_or_path", value=self.model_name_or_path,
+            )  # fmt: skip
+        if self.config_name is not None:
+            require("config_name", self.config_name, PRESETS)
 
 
 @dataclass
@@ -70,21 +73,19 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        if not 0 < self.train_fraction <= 1:
-            raise RetFoundError(f"--train_fraction {self.train_fraction} must be above 0 and at most 1; 1 is all")
+        require_range("train_fraction", self.train_fraction, 0, 1, open_low=True)
 
 
 @dataclass
 class MethodArguments:
-    method: Literal["full", "lora", "linear"] = field(
-        default="full", metadata={"help": "train all weights, a LoRA adapter with the head, or the head alone"}
+    method: str = field(
+        default="full",
+        metadata={"help": "train all weights, a LoRA adapter with the head, or the head alone", "choices": METHODS},
     )
     base_learning_rate: float | None = field(
         default=None,
         metadata={"help": "peak learning rate per 256 images of the effective batch; default: 5e-3 full, 2e-2 lora"},
     )
-    layer_decay: float = field(default=0.65, metadata={"help": "full: rate of a block per that of the one above"})
-    drop_path: float = field(default=0.2, metadata={"help": "full: stochastic depth of the last block"})
     class_weights: Literal["none", "balanced"] = field(
         default="none", metadata={"help": "balanced: weight classes in the loss by the inverse of their frequency"}
     )
@@ -98,27 +99,12 @@ class MethodArguments:
     random_erasing: float = field(default=0.25, metadata={"help": "probability of random erasing (recipe)"})
     mixup: float = field(default=0.0, metadata={"help": "alpha of mixup; 0 is off"})
     cutmix: float = field(default=0.0, metadata={"help": "alpha of cutmix; 0 is off"})
-    lora_rank: int = field(default=16, metadata={"help": "lora: rank"})
-    lora_alpha: int = field(default=16, metadata={"help": "lora: scale of the update is alpha / rank"})
-    lora_dropout: float = field(default=0.0, metadata={"help": "lora: dropout before the adapter"})
-    lora_targets: list[str] = field(
-        default_factory=lambda: ["query", "value"], metadata={"help": "lora: linear layers to adapt, by name"}
-    )
-    merge: bool = field(default=False, metadata={"help": "lora: write a plain model folder instead of the adapter"})
 
     def __post_init__(self) -> None:
-        for name in ("drop_path", "lora_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise RetFoundError(f"--{name} {getattr(self, name)} must be in [0, 1)")
-        if not 0 <= self.random_erasing <= 1:
-            raise RetFoundError(f"--random_erasing {self.random_erasing} is a probability: it must be in [0, 1]")
-        if not 0 < self.layer_decay <= 1:
-            raise RetFoundError(f"--layer_decay {self.layer_decay} must be above 0 and at most 1; 1 is no decay")
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise RetFoundError(f"--{name} {getattr(self, name)} must be at least 0; 0 is off")
-        if self.lora_rank < 1:
-            raise RetFoundError(f"--lora_rank {self.lora_rank} must be at least 1")
+        require("method", self.method, METHODS)
+        require_range("random_erasing", self.random_erasing, 0, 1)
+        require_range("mixup", self.mixup, 0)
+        require_range("cutmix", self.cutmix, 0)
 
 
 @dataclass
@@ -163,15 +149,17 @@ class FinetuneTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         if not self.output_dir:
-            raise RetFoundError("--output_dir is missing; give the folder to write")
-        if self.num_train_epochs <= 0 and self.max_steps <= 0:
-            raise RetFoundError(f"--num_train_epochs {self.num_train_epochs} must be above 0")
-        if not 0 <= self.label_smoothing_factor < 1:
-            raise RetFoundError(f"--label_smoothing_factor {self.label_smoothing_factor} must be in [0, 1)")
+            raise BadArgumentError("`output_dir` is missing; give the folder to write", field="output_dir")
+        if self.max_steps <= 0:
+            require_range("num_train_epochs", self.num_train_epochs, 0, open_low=True)
+        require_range("label_smoothing_factor", self.label_smoothing_factor, 0, 0.99)
         if self.fp16 and not torch.accelerator.is_available():
-            raise RetFoundError("--fp16 needs a GPU, and there is none here; leave it out")
+            raise BadArgumentError("`fp16` needs a GPU, and there is none here", field="fp16", value=True)
         if "tensorboard" in (self.report_to or ()) and find_spec("tensorboard") is None:
-            raise RetFoundError("--report_to tensorboard: it is not installed; pip install tensorboard")
+            raise BadArgumentError(
+                "`report_to=tensorboard` needs tensorboard, which is not installed: pip install tensorboard",
+                field="report_to", value=self.report_to,
+            )  # fmt: skip
         if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "cosine_with_min_lr":
             self.lr_scheduler_kwargs = {"min_lr": 1e-6}
         # Before Trainer's own default, which is the loss.
@@ -182,9 +170,80 @@ class FinetuneTrainingArguments(TrainingArguments):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
 
-    def resolve_learning_rate(self, method: str, base: float | None) -> None:
-        """Set `learning_rate`, unless it is given, from the base rate and the effective batch (Goyal et al. 2017)."""
-        if self.learning_rate is None:
+
+@dataclass
+class DecisionArguments:
+    calibrate: bool = field(
+        default=False, metadata={"help": "after training, scale the head by a temperature fitted on validation images"}
+    )
+    target_sensitivity: float = field(
+        default=0.9, metadata={"help": "per class, validation chooses the threshold that reaches this sensitivity"}
+    )
+    target_specificity: float = field(default=0.9, metadata={"help": "and another one that reaches this specificity"})
+
+    def __post_init__(self) -> None:
+        for name in ("target_sensitivity", "target_specificity"):
+            require_range(name, getattr(self, name), 0, 1, open_low=True)
+
+
+def training_types() -> tuple[type, ...]:
+    """Dataclasses of all that decides a training, the options of every row of `METHODS` among them."""
+    own = dict.fromkeys(method.options for method in METHODS.values() if method.options is not None)
+    return (ModelArguments, DataArguments, MethodArguments, FinetuneTrainingArguments, *own)
+
+
+def argument_types() -> tuple[type, ...]:
+    """Dataclasses of the command `finetune`."""
+    return (*training_types(), DecisionArguments, ReportArguments)
+
+
+class FinetuneArguments:
+    """Options of one run by name, such as `args.seed`, whichever dataclass they stand in.
+
+    Attributes:
+        parts: instances of `argument_types()`; without the last two, those have their defaults.
+        training, report: the parts for Trainer and for the report.
+        quiet: print no log of the training.
+    """
+
+    def __init__(self, parts: tuple[Any, ...], quiet: bool = False):
+        missing = [kind() for kind in (DecisionArguments, ReportArguments) if kind not in map(type, parts)]
+        self.parts = (*parts, *missing)
+        self.quiet = quiet
+        self.training = next(part for part in self.parts if isinstance(part, FinetuneTrainingArguments))
+        self.report = next(part for part in self.parts if isinstance(part, ReportArguments))
+
+    def __getattr__(self, name: str) -> Any:
+        for part in self.__dict__.get("parts", ()):
+            if name in vars(part):
+                return vars(part)[name]
+        raise AttributeError(name)
+
+    @classmethod
+    def of(cls, model: str | Path, data: str | Path, output_dir: str | Path, **options: Any) -> "FinetuneArguments":
+        """Arguments of the function `finetune`, see there."""
+        is_preset = model in PRESETS and model not in STARTING_POINTS and not Path(model).exists()
+        given = {"config_name" if is_preset else "model_name_or_path": str(model), "data": str(data), **options}
+        return cls(build_arguments(argument_types(), {**given, "output_dir": str(output_dir)}), quiet=True)
+
+    @property
+    def forward_options(self) -> dict[str, Any]:
+        """Options of `inference.predict.forward_here`."""
+        return {
+            "batch_size": self.per_device_eval_batch_size,
+            "num_workers": self.dataloader_num_workers,
+            "precision": "fp16" if self.fp16 else "bf16" if self.bf16 else "no",
+        }
+
+    def resolve_learning_rate(self, base: float) -> None:
+        """Set the learning rate, unless it is given, from the effective batch (Goyal et al. 2017).
+
+        Args:
+            base: rate per 256 images, of the method; `base_learning_rate` comes before it.
+        """
+        training = self.training
+        if training.learning_rate is None:
             # `train_batch_size` is that of a process, which may drive several GPUs.
-            batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
-            self.learning_rate = (BASE_LEARNING_RATES[method] if base is None else base) * batch / 256
+            batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+            base = base if self.base_learning_rate is None else self.base_learning_rate
+            training.learning_rate = base * batch / 256

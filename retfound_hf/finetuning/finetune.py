@@ -1,120 +1,251 @@
-"""Fine-tuning from arguments to a finished folder, and the command `finetune`."""
+"""Fine-tuning from arguments to a finished folder: the function and the command `finetune`."""
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 from transformers import set_seed
 
-from ..errors import RetFoundError
-from ..evaluation.report import ReportArguments, format_table, write_report
+from ..data.labelled import LabelledSet, keep_fraction, read_labelled
+from ..errors import BadArgumentError, OutputError
+from ..evaluation.calibration import fit_temperature
+from ..evaluation.predictions import Predictions
+from ..evaluation.report import format_table, write_points, write_report
+from ..evaluation.thresholds import OperatingPoint, choose_threshold
 from ..files import move_into, refuse_existing, write_json
 from ..inference.evaluate import write_splits
-from ..inference.predict import predict_logits, process_state, to_scores
+from ..inference.predict import Classifier, PreparedSplit, prepare_split, process_state, warn_of_modality
 from ..options import parse_arguments
 from ..record import write_run_record
-from .arguments import DataArguments, FinetuneTrainingArguments, MethodArguments, ModelArguments
+from ..vocabulary import REGRESSION
+from .arguments import FinetuneArguments, argument_types
 from .card import write_finetuned_card
-from .decisions import DecisionArguments, calibrate, check_requests, choose_points, save_points
-from .methods import FinetuneJob, make_job, save_adapter, train_head, train_network
+from .classifier import TargetScale, build_classifier, build_processor, fold_temperature, label_options
+from .methods import METHODS, Method
 
 
-def finetune(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    method_args: MethodArguments,
-    args: FinetuneTrainingArguments,
-    decision_args: DecisionArguments | None = None,
-    report_args: ReportArguments | None = None,
-) -> dict[str, Any]:
-    """Fine-tune and evaluate; `arguments`, `decision` and `inference.report_arguments` say what can be asked.
+@dataclass(frozen=True)
+class FinetuneRun:
+    """Result of `finetune`.
 
-    Writes into `args.output_dir` the model folder (or adapter), `metrics.json`, `predictions.csv` and `plots/` of the
-    test split, `validation/` with the same of the validation split, `splits.csv`, `history.json`, a card, `run.json`.
-    For classes also `operating_points.json`, thresholds chosen on the validation split, and `operating_points.csv`,
-    what they reach on the test split.
+    Attributes:
+        model: the trained classifier, or the `PeftModel` around it, in evaluation mode.
+        metrics: of the test split, as in `metrics.json`; empty on processes other than the main one.
+        predictions: of the images by split, "val" and "test".
+        output_dir: folder of the model, its report and its card.
+    """
+
+    model: Any
+    metrics: dict[str, Any]
+    predictions: dict[str, Predictions]
+    output_dir: Path
+
+
+def finetune(model: str | Path, data: str | Path, output_dir: str | Path, **options: Any) -> FinetuneRun:
+    """Fine-tune `model` on `data` and evaluate it on the test split.
+
+    Args:
+        model: folder, Hub id or starting point; the name of a preset that is none, such as "retfound-tiny", for random
+            weights.
+        data: folder `{train,val,test}/<class>/`, table, or Hub data set.
+        output_dir: new folder; see `overwrite_output_dir`.
+        **options: fields of the dataclasses of `argument_types()`, named as the flags of `retfound finetune`.
 
     Returns:
-        The test metrics; on processes other than the main one, nothing.
+        The model, its metrics and predictions; `output_dir` then holds what `run` writes.
+
+    Raises:
+        BadDataError: the labelled set cannot be used; `.rows` lists the offending ones.
+        TypeError: an option that does not exist.
     """
-    started = time.time()
-    checkpoint = checkpoint_to_resume(args)
-    if checkpoint is None and process_state().is_main_process:
+    args = FinetuneArguments.of(model, data, output_dir, **options)
+    if args.push_to_hub:
+        raise BadArgumentError(
+            "`push_to_hub` belongs to the command; publish the finished folder by itself", field="push_to_hub"
+        )
+    return run(args)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data and untrained classifier of a run.
+
+    Attributes:
+        labelled: the labelled set, with the share of its training images that is to be used.
+        classifier: with its image processor.
+        splits: decoded images of "train", "val" and "test".
+        all_training: decoded training images, whatever share of them is used.
+        target_scale: of a regression, that of the training targets.
+    """
+
+    labelled: LabelledSet
+    classifier: Classifier
+    splits: dict[str, PreparedSplit]
+    all_training: PreparedSplit
+    target_scale: TargetScale | None
+
+
+def prepare(args: FinetuneArguments, method: Method) -> Prepared:
+    """Read the labelled set, build the classifier and decode the images; mistakes in data and model show here."""
+    everything = read_labelled(
+        args.data,
+        label_columns=args.label_columns,
+        problem_type=args.problem_type,
+        image_column=args.image_column,
+        image_root=args.image_root,
+        split_fractions=tuple(args.split_fractions),
+        seed=args.split_seed,
+    )
+    labelled = keep_fraction(everything, args.train_fraction, args.seed)
+    kind, targets = labelled.problem_type, labelled.targets("train")
+    if kind == REGRESSION and (args.mixup > 0 or args.cutmix > 0):
+        raise BadArgumentError("`mixup` and `cutmix` mix classes, and the targets are numbers", field="mixup")
+    labels = label_options(targets, labelled.class_names, kind, args.class_weights, args.label_smoothing_factor)
+    # Predicted numbers start at the mean: a head near zero would first spend epochs on reaching it.
+    scale = TargetScale.of(targets) if kind == REGRESSION else None
+    name = args.model_name_or_path
+    model = build_classifier(name, args.config_name, labels, method.drop_path, args.image_size, scale)
+    classifier = Classifier(model, build_processor(name, model, args.image_size, args.crop_fundus))
+    splits = {
+        split: prepare_split(
+            everything,
+            split,
+            classifier.processor,
+            exact=split != "train" or method.frozen_encoder or args.augmentation == "none",
+            on_bad_image=args.on_bad_image,
+            num_workers=args.dataloader_num_workers,
+            cache_dir=args.cache_dir,
+        )
+        for split in ("train", "val", "test")
+    }
+    # All training images are decoded, once for whatever share of them a run takes.
+    all_training = splits["train"]
+    splits["train"] = all_training.only(labelled.rows("train")["id"])
+    warn_of_modality(splits["train"].images, getattr(model.config, "modality", None))
+    return Prepared(labelled, classifier, splits, all_training, scale)
+
+
+def run(args: FinetuneArguments) -> FinetuneRun:
+    """Fine-tune, evaluate and write `output_dir`, which appears whole at the end.
+
+    It holds the model folder (or adapter), `metrics.json`, `predictions.csv` and `plots/` of the test split,
+    `validation/` with the same of the validation split, `splits.csv`, `history.json`, a card and `run.json`; for
+    classes also `operating_points.json`, thresholds chosen on the validation split, and `operating_points.csv`, what
+    they reach on the test split.
+    """
+    started, state = time.time(), process_state()
+    method = METHODS[args.method](args)
+    checkpoint = checkpoint_to_resume(args, method)
+    if checkpoint is None and state.is_main_process:
         refuse_existing(args.output_dir, args.overwrite_output_dir)
         _remove_checkpoints(args.output_dir)  # of an earlier run: `latest` must not find them
     set_seed(args.seed)
-    decision, report = decision_args or DecisionArguments(), report_args or ReportArguments()
-    job = make_job(model_args, data_args, method_args, args)
-    check_requests(job, decision, report)
-    model, history = train_head(job) if method_args.method == "linear" else train_network(job, checkpoint)
-    logits = {
-        split: predict_logits(model, job.prepared[split].images, job.processor, **job.forward_options)
-        for split in ("val", "test")
-    }
-    if decision.calibrate:
-        calibrate(model, logits, job.prepared["val"].targets, job.labelled.problem_type)
-    scores = {split: to_scores(values, job.labelled.problem_type) for split, values in logits.items()}
+    args.resolve_learning_rate(method.base_learning_rate)
+    prepared = prepare(args, method)
+    splits = prepared.splits
+    _check_report(args, prepared)
+
+    trained = method.train(prepared.classifier, splits["train"], splits["val"], prepared.target_scale, checkpoint)
+    classifier = replace(prepared.classifier, model=trained.model.eval())
+    logits = {split: classifier.logits(splits[split].images, **args.forward_options) for split in ("val", "test")}
+    if args.calibrate:
+        temperature = fit_temperature(logits["val"], splits["val"].targets, classifier.problem_type)
+        fold_temperature(classifier.model, temperature)
+        logits = {split: values / np.float32(temperature) for split, values in logits.items()}
+    predictions = {split: classifier.predictions(splits[split], values) for split, values in logits.items()}
+
     metrics: dict[str, Any] = {}
-    if process_state().is_main_process:
-        metrics = _write(job, model, scores, history, decision, report, round(time.time() - started, 1))
-        print(f"\nTest split:\n{format_table(metrics, job.labelled.class_names)}\n")
-        print(f"Written to {args.output_dir}: the model, metrics.json, predictions.csv, plots/, validation/, run.json")
-    process_state().wait_for_everyone()
-    return metrics
+    if state.is_main_process:
+        points = choose_points(predictions["val"], args)
+        seconds = round(time.time() - started, 1)
+        with move_into(args.output_dir) as folder:
+            method.save(classifier.model, classifier.processor, folder)
+            if points:
+                write_points(folder, points, args.report, images=len(predictions["val"]))
+            _write_report(folder / "validation", splits["val"], predictions["val"], args)
+            metrics = _write_report(folder, splits["test"], predictions["test"], args, points)
+            write_splits(folder, prepared.labelled)
+            write_json(folder / "history.json", trained.history)
+            write_finetuned_card(folder, Path(args.output_dir).name, args, method, prepared, seconds)
+            write_run_record(
+                folder,
+                "finetune",
+                args.parts,
+                seconds=seconds,
+                images={split: len(part.images) for split, part in splits.items()},
+                rejected_images=[image for part in splits.values() for image in part.rejected],
+            )
+        if not args.keep_checkpoints:
+            _remove_checkpoints(args.output_dir)
+    state.wait_for_everyone()
+    return FinetuneRun(classifier.model, metrics, predictions, Path(args.output_dir))
 
 
-def _write(
-    job: FinetuneJob,
-    model: Any,
-    scores: dict[str, Any],
-    history: list[dict[str, Any]],
-    decision: DecisionArguments,
-    report: ReportArguments,
-    seconds: float,
+def _write_report(
+    folder: Path, split: PreparedSplit, found: Predictions, args: FinetuneArguments, points: Sequence[Any] = ()
 ) -> dict[str, Any]:
-    output_dir = Path(job.args.output_dir)
-    with move_into(output_dir) as partial:
-        save_model(job, model, partial)
-    points = choose_points(job, scores["val"], decision, report)
-    save_points(output_dir, job, points, report)
-    reports = {
-        split: write_report(
-            folder,
-            job.prepared[split].rows,
-            job.prepared[split].targets,
-            scores[split],
-            job.labelled.problem_type,
-            job.labelled.class_names,
-            report=report,
-            points=points if split == "test" else (),
-        )
-        for split, folder in (("val", output_dir / "validation"), ("test", output_dir))
-    }
-    write_splits(output_dir, job.labelled)
-    write_json(output_dir / "history.json", history)
-    write_finetuned_card(output_dir, job, seconds, report.level)
-    write_run_record(
-        output_dir,
-        "finetune",
-        [job.model_args, job.data_args, job.method_args, job.args, decision, report],
-        seconds=seconds,
-        images={split: len(part.images) for split, part in job.prepared.items()},
-        rejected_images=[image for part in job.prepared.values() for image in part.rejected],
-    )
-    if not job.args.keep_checkpoints:
-        _remove_checkpoints(output_dir)
-    return reports["test"]
+    return write_report(
+        folder, split.rows, split.targets, found.scores, found.problem_type, found.class_names,
+        report=args.report, points=points,
+    )  # fmt: skip
 
 
-def save_model(job: FinetuneJob, model: Any, folder: Path) -> None:
-    """Write the trained model, or the adapter, with its preprocessing."""
-    if job.method_args.method == "lora" and not job.method_args.merge:
-        save_adapter(model, job.processor, folder)
-    else:
-        model.save_pretrained(folder)
-        job.processor.save_pretrained(folder)
+def _check_report(args: FinetuneArguments, prepared: Prepared) -> None:
+    """Raise before training for what could not be reported after it."""
+    labelled, report = prepared.labelled, args.report
+    if args.calibrate and labelled.problem_type == REGRESSION:
+        raise BadArgumentError("`calibrate` scales probabilities, and regression has none", field="calibrate")
+    report.check_columns(labelled.table, args.data)
+    for split in (prepared.splits[name] for name in ("val", "test")):
+        outputs = len(labelled.class_names)
+        anything = np.full((len(split.rows), outputs), 1 / outputs)
+        found = Predictions.of_table(split.rows, split.targets, anything, labelled.class_names, labelled.problem_type)
+        found.at_level(report.level, report.aggregate, report.label_conflicts)
+
+
+def choose_points(validation: Predictions, args: FinetuneArguments) -> list[OperatingPoint]:
+    """Thresholds for every class that the validation split both shows and lacks, at the level of the report."""
+    if validation.problem_type == REGRESSION:
+        return []
+    report = args.report
+    found = validation.at_level(report.level, report.aggregate, report.label_conflicts)
+    wanted = {"sensitivity": args.target_sensitivity, "specificity": args.target_specificity, "youden": None}
+    return [
+        OperatingPoint(name, criterion, target, choose_threshold(truth, scores, criterion, target))
+        for name, truth, scores in zip(found.class_names, found.truth.T, found.scores.T, strict=True)
+        if truth.any() and not truth.all()
+        for criterion, target in wanted.items()
+    ]
+
+
+def checkpoint_to_resume(args: FinetuneArguments, method: Method) -> str | None:
+    """Folder of the checkpoint that `resume_from_checkpoint` asks for: a path, or `latest` in the output folder."""
+    asked = args.resume_from_checkpoint
+    if asked in (None, "", "False", "false"):
+        return None
+    if not method.resumes:
+        raise BadArgumentError(
+            f"`resume_from_checkpoint`: `method={method.name}` keeps no checkpoints; run it anew",
+            field="resume_from_checkpoint", value=asked,
+        )  # fmt: skip
+    if asked in ("latest", "True", "true"):
+        # Trainer writes its state last: a checkpoint without it was cut off.
+        found = [path.parent for path in Path(args.output_dir).glob("checkpoint-*/trainer_state.json")]
+        if not found:
+            raise OutputError(
+                f"`resume_from_checkpoint={asked}`: there is no checkpoint in {args.output_dir}", path=args.output_dir
+            )
+        return str(max(found, key=lambda path: int(path.name.removeprefix("checkpoint-"))))
+    if not Path(asked).is_dir():
+        raise BadArgumentError(
+            f"`resume_from_checkpoint={asked}` is not a folder; pass a checkpoint folder or latest",
+            field="resume_from_checkpoint", value=asked,
+        )  # fmt: skip
+    return asked
 
 
 def _remove_checkpoints(output_dir: str | Path) -> None:
@@ -122,55 +253,29 @@ def _remove_checkpoints(output_dir: str | Path) -> None:
         shutil.rmtree(path)
 
 
-def checkpoint_to_resume(args: FinetuneTrainingArguments) -> str | None:
-    """The checkpoint folder that `--resume_from_checkpoint` asks for: a path, or `latest` in the output folder."""
-    asked = args.resume_from_checkpoint
-    if asked in (None, "", "False", "false"):
-        return None
-    if asked in ("latest", "True", "true"):
-        # Trainer writes its state last: a checkpoint without it was cut off.
-        found = [path.parent for path in Path(args.output_dir).glob("checkpoint-*/trainer_state.json")]
-        if not found:
-            raise RetFoundError(f"--resume_from_checkpoint {asked}: there is no checkpoint in {args.output_dir}")
-        return str(max(found, key=lambda path: int(path.name.removeprefix("checkpoint-"))))
-    if not Path(asked).is_dir():
-        raise RetFoundError(f"--resume_from_checkpoint {asked} is no folder; give a checkpoint folder or latest")
-    return asked
+def main(argv: Sequence[str] | None = None, publisher: Callable[[], Any] | None = None) -> None:
+    """Parse the arguments, run, print the metrics, and publish the folder if `push_to_hub` asks for it.
 
-
-class Publisher(Protocol):
-    """What `--push_to_hub` needs; publishing is a room above this one, so that it is handed in."""
-
-    def check(self, token: str | None) -> None:
-        """Raise RetFoundError where nothing could be published, before hours of training."""
-
-    def push(self, folder: str, repo_id: str | None, private: bool | None, token: str | None) -> str | None:
-        """Publish a finished folder and return its address."""
-
-
-def main(argv: Sequence[str] | None = None, publisher: Publisher | None = None) -> None:
-    """Parse the arguments, run, and publish the folder if `--push_to_hub` asks for it."""
-    from ..evaluation.report import ReportArguments
-    from .arguments import DataArguments, FinetuneTrainingArguments, MethodArguments, ModelArguments
-    from .decisions import DecisionArguments
-
-    parsed = parse_arguments(
-        ModelArguments,
-        DataArguments,
-        MethodArguments,
-        FinetuneTrainingArguments,
-        DecisionArguments,
-        ReportArguments,
-        argv=argv,
-        description="Fine-tune a model folder on a labelled set, and evaluate it on the test split.",
+    Args:
+        argv: the words after the command's name; `sys.argv[1:]` when None.
+        publisher: makes the object with `check(token)` and `push(folder, repo_id, private, token)` that publishes.
+    """
+    args = FinetuneArguments(
+        parse_arguments(
+            *argument_types(),
+            argv=argv,
+            description="Fine-tune a model folder on a labelled set, and evaluate it on the test split.",
+        )
     )
-    args = parsed[3]
+    hub = None
     if args.push_to_hub:
         if publisher is None:
-            raise RetFoundError("--push_to_hub belongs to the command; publish the finished folder by itself instead")
-        publisher.check(args.hub_token)
-    from ..inference.predict import process_state
-
-    finetune(*parsed)
-    if args.push_to_hub and process_state().is_main_process:
-        print(publisher.push(args.output_dir, args.hub_model_id, args.hub_private_repo, args.hub_token))
+            raise BadArgumentError("`push_to_hub` needs the command `retfound finetune`", field="push_to_hub")
+        hub = publisher()
+        hub.check(args.hub_token)  # before hours of training
+    done = run(args)
+    if process_state().is_main_process:
+        print(f"\nTest split:\n{format_table(done.metrics, done.predictions['test'].class_names)}\n")
+        print(f"Written to {done.output_dir}: the model, metrics.json, predictions.csv, plots/, validation/, run.json")
+        if hub is not None:
+            print(hub.push(args.output_dir, args.hub_model_id, args.hub_private_repo, args.hub_token))

@@ -1,22 +1,24 @@
 """Trainer of fine-tuning: layer-wise learning rates, the classifier's loss for every model, metrics per epoch."""
 
 import time
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
-from ..evaluation.metrics import compute_metrics
-from ..inference.predict import Collator, EvaluationPixels, to_scores
+from ..errors import BadArgumentError
+from ..evaluation.predictions import Predictions
+from ..inference.predict import Classifier, Collator, EvaluationPixels, PreparedSet, PreparedSplit, to_scores
 from ..models.backbones import parameter_depths
-from ..models.image_processing_retfound import RetFoundImageProcessor
 from ..models.modeling_retfound import classification_loss
-from .arguments import FinetuneTrainingArguments
-from .targets import TargetScale
+from ..vocabulary import SINGLE_LABEL
+from .classifier import TargetScale
+
+if TYPE_CHECKING:
+    from .arguments import FinetuneTrainingArguments
 
 # Not decayed although they are no vectors, as in the official code.
 POSITIONS_AND_TOKENS = ("position_embeddings", "cls_token", "mask_token", "register_tokens")
@@ -72,35 +74,52 @@ class Clock(TrainerCallback):
 
 
 class FinetuneTrainer(Trainer):
-    """`Trainer` with separate collators for training and evaluation, and an optional sampler.
+    """`Trainer` with a collator of its own for evaluation, and an optional sampler.
 
     Args:
-        evaluation_collator: turns images into batches without augmentation.
+        model: the network, or a `PeftModel` around it.
+        args: of Trainer.
+        classifier: its image processor, classes and problem type.
+        train, validation: decoded images with their targets.
+        to_pixels: augmentation, from images to `pixel_values`.
+        mix: mixup or cutmix of a batch, or None.
         sampler: of the training set; None shuffles.
-        layer_decay: learning-rate factor between layers; None leaves Trainer's own optimiser.
+        layer_decay: factor of the learning rate from a layer to the one below; None leaves Trainer's own optimiser.
         target_scale: of a regression, whose head gives standard deviations while it is trained.
+        quiet: print neither log lines nor a progress bar.
     """
 
     def __init__(
-        self,
-        *,
-        evaluation_collator: Collator,
-        sampler: Sampler | None = None,
-        layer_decay: float | None = None,
-        target_scale: TargetScale | None = None,
-        **kwargs: Any,
-    ):
-        model, args = kwargs["model"], kwargs["args"]
+        self, model: nn.Module, args: "FinetuneTrainingArguments", classifier: Classifier, train: PreparedSplit,
+        validation: PreparedSplit, *, to_pixels: Callable[[Sequence[Any]], Tensor], mix: Any = None,
+        sampler: Sampler | None = None, layer_decay: float | None = None, target_scale: TargetScale | None = None,
+        quiet: bool = False,
+    ):  # fmt: skip
+        optimizer = None
         if layer_decay is not None:
-            optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+            kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
             options["params"] = layer_decay_groups(model, args.learning_rate, args.weight_decay, layer_decay)
-            kwargs["optimizer_cls_and_kwargs"] = (optimizer_class, options)
-        super().__init__(**kwargs, callbacks=[Clock()])
-        self.evaluation_collator = evaluation_collator
+            optimizer = (kind, options)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=PreparedSet(train.images, train.targets),
+            eval_dataset=PreparedSet(validation.images, validation.targets),
+            data_collator=Collator(to_pixels, mix),
+            compute_metrics=lambda found: selection_metrics(found, classifier.problem_type, classifier.class_names),
+            preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
+            processing_class=classifier.processor,
+            optimizer_cls_and_kwargs=optimizer,
+            callbacks=[Clock()],
+        )
+        self.evaluation_collator = Collator(EvaluationPixels(classifier.processor))
         self.sampler = sampler
         self.target_scale = target_scale
         # The loss below is a batch mean, which Trainer divides by the accumulation steps.
         self.model_accepts_loss_kwargs = False
+        if quiet:
+            for callback in (PrinterCallback, ProgressCallback):
+                self.remove_callback(callback)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         return self.sampler or super()._get_train_sampler(train_dataset)
@@ -145,6 +164,10 @@ class FinetuneTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
+# A loss of some units moves AUROC by less than one pair out of 100,000 would.
+TIE_BREAK = 1e-6
+
+
 def selection_metrics(prediction: EvalPrediction, problem_type: str, class_names: tuple[str, ...]) -> dict[str, float]:
     """Validation metrics of one epoch, and `selection`, the number by which the best epoch is chosen.
 
@@ -152,40 +175,45 @@ def selection_metrics(prediction: EvalPrediction, problem_type: str, class_names
     without a fault, long before the probabilities mean anything. Where AUROC is undefined, and for regression, it is
     the negative loss.
     """
-    scores = to_scores(np.asarray(prediction.predictions, np.float32), problem_type)
-    metrics: dict[str, Any] = compute_metrics(problem_type, prediction.label_ids, scores, class_names)
+    # Rounded to float32, so that probabilities which differ by the noise of the last bits are ties.
+    scores = to_scores(np.asarray(prediction.predictions, np.float32), problem_type).astype(np.float32)
+    found = Predictions(np.arange(len(scores)), scores, prediction.label_ids, class_names, problem_type)
+    metrics = found.metrics()
     auroc, loss = metrics.get("auroc"), metrics["loss"]
     metrics["selection"] = -loss if auroc is None else auroc - TIE_BREAK * loss
     # Trackers refuse None, and per-class numbers would bury the epoch's line.
     return {name: value for name, value in metrics.items() if value is not None and "/" not in name}
 
 
-def make_trainer(
-    model: PreTrainedModel,
-    args: FinetuneTrainingArguments,
-    processor: RetFoundImageProcessor,
-    train: Dataset,
-    validation: Dataset,
-    to_pixels: Any,
-    mix: Any,
-    problem_type: str,
-    class_names: tuple[str, ...],
-    **options: Any,
-) -> FinetuneTrainer:
-    """Wire a trainer; `options` as in `FinetuneTrainer`."""
-    return FinetuneTrainer(
-        model=model,
-        args=args,
-        train_dataset=train,
-        eval_dataset=validation,
-        data_collator=Collator(to_pixels, mix),
-        evaluation_collator=Collator(EvaluationPixels(processor)),
-        compute_metrics=partial(selection_metrics, problem_type=problem_type, class_names=class_names),
-        preprocess_logits_for_metrics=_logits_only,
-        processing_class=processor,
-        **options,
-    )
+class BalancedSampler(Sampler[int]):
+    """Draws with replacement so that every class comes equally often.
 
+    The draws follow from the seed and the epoch alone: every process has the same, and so has a resumed run.
 
-def _logits_only(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
-    return logits[0] if isinstance(logits, tuple) else logits
+    Args:
+        targets: (images,) classes.
+        problem_type: of the targets; one class per image is needed.
+        seed: of the draws.
+    """
+
+    def __init__(self, targets: np.ndarray, problem_type: str, seed: int):
+        if problem_type != SINGLE_LABEL:
+            raise BadArgumentError(
+                f"`sampler=balanced` needs one class per image; the problem type is {problem_type}",
+                field="sampler", value="balanced",
+            )  # fmt: skip
+        shares = 1.0 / np.bincount(targets)[targets]
+        self.probabilities = shares / shares.sum()
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Trainer before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng((self.seed, self.epoch))
+        yield from generator.choice(len(self), size=len(self), p=self.probabilities).tolist()

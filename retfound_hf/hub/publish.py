@@ -292,13 +292,6 @@ class HubPublisher:
         return publish(folder, repo_id, private=bool(private), token=token)
 
 
-def finetune(argv: Sequence[str] | None = None) -> None:
-    """The command `finetune` with a publisher behind `--push_to_hub`."""
-    from ..finetuning.finetune import main
-
-    main(argv, publisher=HubPublisher())
-
-
 def _user(token: str | None) -> str:
     from huggingface_hub import HfApi
 

@@ -11,15 +11,129 @@ from typing import Any, Literal
 import pandas as pd
 
 from ..data.labelled import LabelledSet, read_labelled
-from ..errors import RetFoundError, join_names
-from ..evaluation.report import ReportArguments, format_table, read_points, write_report
+from ..errors import BadDataError, join_names
+from ..evaluation.predictions import Predictions
+from ..evaluation.report import INTERVAL, ReportArguments, format_table, read_points, write_report
 from ..files import atomic_file, refuse_existing
-from ..models.loading import load_classifier, load_processor
-from ..options import parse_arguments
+from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
-from .predict import ForwardArguments, predict_logits, prepare_split, process_state, to_scores, warn_of_modality
+from .predict import ForwardArguments, load_classifier, prepare_split, process_state, warn_of_modality
 
 SPLITS_FILE = "splits.csv"
+
+
+@dataclass
+class EvaluateArguments:
+    model_name_or_path: str = field(metadata={"help": "fine-tuned folder, adapter folder or Hub id"})
+    data: str = field(metadata={"help": "{train,val,test}/<class>/ folder, CSV or parquet table, or Hub dataset id"})
+    split: Literal["train", "val", "test", "all"] = field(default="test", metadata={"help": "split to evaluate on"})
+    label_columns: list[str] | None = field(
+        default=None, metadata={"help": "columns of the targets in a table; default: the model's"}
+    )
+    image_column: str = field(default="image", metadata={"help": "column of the image paths in a table"})
+    image_root: str | None = field(
+        default=None, metadata={"help": "folder that image paths are relative to; default: the table's"}
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "where decoded images are kept between runs; default: the datasets cache"}
+    )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of `evaluate`.
+
+    Attributes:
+        metrics: as in `metrics.json`; empty on processes other than the main one.
+        predictions: of the images, whatever the level of the metrics.
+        output_dir: folder of the report, None where nothing was written.
+    """
+
+    metrics: dict[str, Any]
+    predictions: Predictions
+    output_dir: Path | None
+
+
+def evaluate(model: str | Path, data: str | Path, output_dir: str | Path | None = None, **options: Any) -> Evaluation:
+    """Evaluate a fine-tuned classifier or regressor on a labelled set.
+
+    Args:
+        model: fine-tuned folder, adapter folder or Hub id.
+        data: folder `{train,val,test}/<class>/`, table, or Hub data set.
+        output_dir: folder for `metrics.json`, `predictions.csv`, `plots/` and `run.json`; None writes nothing.
+        **options: fields of `EvaluateArguments`, `ForwardArguments` and `ReportArguments`, named as the flags of
+            `retfound evaluate`.
+
+    Raises:
+        BadDataError: the labelled set cannot be used; `.rows` lists the offending ones.
+    """
+    given = {"model_name_or_path": str(model), "data": str(data), "output_dir": output_dir, **options}
+    return run(*build_arguments((EvaluateArguments, ForwardArguments, ReportArguments), given))
+
+
+def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, report: ReportArguments) -> Evaluation:
+    """Evaluate and write what `report` asks for.
+
+    A model folder with thresholds (`operating_points.json`) also brings `operating_points.csv`: what they reach here.
+    """
+    started, state, output_dir = time.time(), process_state(), forward_arguments.output_dir
+    if output_dir is not None and state.is_main_process:
+        refuse_existing(output_dir, forward_arguments.overwrite_output_dir)
+    name, data, split = arguments.model_name_or_path, arguments.data, arguments.split
+    classifier = load_classifier(name)
+    labelled = read_labelled(
+        data,
+        label_columns=arguments.label_columns,
+        problem_type=classifier.problem_type,
+        class_names=classifier.class_names,
+        image_column=arguments.image_column,
+        image_root=arguments.image_root,
+        **split_of_training(name, forward_arguments.seed),
+        need_splits=() if split == "all" else (split,),
+    )
+    if split == "test":
+        refuse_trained_images(name, labelled, data)
+    report.check_columns(labelled.table, data)
+    points = read_points(name, classifier.class_names, report)
+    images = prepare_split(
+        labelled,
+        split,
+        classifier.processor,
+        on_bad_image=forward_arguments.on_bad_image,
+        num_workers=forward_arguments.dataloader_num_workers,
+        cache_dir=arguments.cache_dir,
+    )
+    warn_of_modality(images.images, getattr(classifier.model.config, "modality", None))
+    logits = classifier.logits(images.images, **forward_arguments.options)
+    predictions = classifier.predictions(images, logits)
+    metrics: dict[str, Any] = {}
+    if state.is_main_process and output_dir is None:
+        at_level = predictions.at_level(report.level, report.aggregate, report.label_conflicts)
+        metrics = at_level.metrics()
+        if report.confidence_intervals:
+            found = at_level.intervals(report.resamples)
+            metrics |= {f"{name}{INTERVAL}": one.interval for name, one in found.items() if one.interval}
+    elif state.is_main_process:
+        metrics = write_report(
+            output_dir,
+            images.rows,
+            images.targets,
+            predictions.scores,
+            predictions.problem_type,
+            predictions.class_names,
+            report=report,
+            points=points,
+        )
+        write_run_record(
+            output_dir,
+            "evaluate",
+            [arguments, forward_arguments, report],
+            seconds=round(time.time() - started, 1),
+            images=len(predictions),
+            rejected_images=images.rejected,
+        )
+    state.wait_for_everyone()
+    return Evaluation(metrics, predictions, None if output_dir is None else Path(output_dir))
 
 
 def write_splits(folder: Path, labelled: LabelledSet) -> None:
@@ -52,10 +166,11 @@ def refuse_trained_images(model_folder: str, labelled: LabelledSet, data: str) -
     table = labelled.table
     again = [name for name in table.loc[table["split"] == "test", "id"] if name in seen]
     if again:
-        raise RetFoundError(
+        raise BadDataError(
             f"{len(again)} test image(s) of {data} were trained or validated on ({join_names(again)}): the set has "
-            f"changed since, and with it its splits; give it a column split, which {path} has for the others"
-        )
+            f"changed since, and with it its splits; give it a column split, which {path} has for the others",
+            rows=again, source=data,
+        )  # fmt: skip
 
 
 def _arguments(model_folder: str) -> dict[str, Any]:
@@ -63,99 +178,10 @@ def _arguments(model_folder: str) -> dict[str, Any]:
     return json.loads(record.read_text(encoding="utf-8"))["arguments"] if record.is_file() else {}
 
 
-@dataclass
-class EvaluateArguments:
-    model_name_or_path: str = field(metadata={"help": "fine-tuned folder, adapter folder or Hub id"})
-    data: str = field(metadata={"help": "{train,val,test}/<class>/ folder, CSV or parquet table, or Hub dataset id"})
-    split: Literal["train", "val", "test", "all"] = field(default="test", metadata={"help": "split to evaluate on"})
-    label_columns: list[str] | None = field(
-        default=None, metadata={"help": "columns of the targets in a table; default: the model's"}
-    )
-    image_column: str = field(default="image", metadata={"help": "column of the image paths in a table"})
-    image_root: str | None = field(
-        default=None, metadata={"help": "folder that image paths are relative to; default: the table's"}
-    )
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "where decoded images are kept between runs; default: the datasets cache"}
-    )
-
-
-def evaluate(
-    arguments: EvaluateArguments, forward_arguments: ForwardArguments, report: ReportArguments | None = None
-) -> dict[str, Any]:
-    """Evaluate and write `metrics.json`, `predictions.csv`, `plots/` and `run.json`; the metrics are returned.
-
-    What else is written, `report` says. A model folder with thresholds (`operating_points.json`) also brings
-    `operating_points.csv`: what they reach on this set.
-    """
-    started, report = time.time(), report or ReportArguments()
-    state = process_state()
-    if state.is_main_process:
-        refuse_existing(forward_arguments.output_dir, forward_arguments.overwrite_output_dir)
-    model = load_classifier(arguments.model_name_or_path)
-    class_names = tuple(str(model.config.id2label[index]) for index in range(model.config.num_labels))
-    problem_type = model.config.problem_type or "single_label_classification"
-    labelled = read_labelled(
-        arguments.data,
-        label_columns=arguments.label_columns,
-        problem_type=problem_type,
-        class_names=class_names,
-        image_column=arguments.image_column,
-        image_root=arguments.image_root,
-        **split_of_training(arguments.model_name_or_path, forward_arguments.seed),
-        need_splits=() if arguments.split == "all" else (arguments.split,),
-    )
-    if arguments.split == "test":
-        refuse_trained_images(arguments.model_name_or_path, labelled, arguments.data)
-    report.check_columns(labelled.table, arguments.data)
-    points = read_points(arguments.model_name_or_path, class_names, report)
-    processor = load_processor(arguments.model_name_or_path)
-    prepared = prepare_split(
-        labelled,
-        arguments.split,
-        processor,
-        on_bad_image=forward_arguments.on_bad_image,
-        num_workers=forward_arguments.dataloader_num_workers,
-        cache_dir=arguments.cache_dir,
-    )
-    warn_of_modality(prepared.images, getattr(model.config, "modality", None))
-    scores = to_scores(predict_logits(model, prepared.images, processor, **forward_arguments.options), problem_type)
-    metrics: dict[str, Any] = {}
-    if state.is_main_process:
-        output_dir = Path(forward_arguments.output_dir)
-        metrics = write_report(
-            output_dir,
-            prepared.rows,
-            prepared.targets,
-            scores,
-            problem_type,
-            class_names,
-            report=report,
-            points=points,
-        )
-        write_run_record(
-            output_dir,
-            "evaluate",
-            [arguments, forward_arguments, report],
-            seconds=round(time.time() - started, 1),
-            images=len(prepared.images),
-            rejected_images=prepared.rejected,
-        )
-        print(
-            f"\n{format_table(metrics, class_names)}\n\nWritten to {output_dir}: metrics.json, predictions.csv, plots/"
-        )
-    state.wait_for_everyone()
-    return metrics
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the arguments and run."""
-    evaluate(
-        *parse_arguments(
-            EvaluateArguments,
-            ForwardArguments,
-            ReportArguments,
-            argv=argv,
-            description="A fine-tuned folder on any labelled set.",
-        )
-    )
+    """Parse the arguments, evaluate and print the metrics."""
+    types = (EvaluateArguments, ForwardArguments, ReportArguments)
+    found = run(*parse_arguments(*types, argv=argv, description="A fine-tuned folder on any labelled set."))
+    if process_state().is_main_process:
+        print(f"\n{format_table(found.metrics, found.predictions.class_names)}\n")
+        print(f"Written to {found.output_dir}: metrics.json, predictions.csv, plots/")

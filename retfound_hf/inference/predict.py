@@ -1,8 +1,9 @@
 """Batched forward passes over images, on every process there is, in order and without duplicates."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,17 +18,20 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..data.image_cache import cache_images, prepare_image
+from ..data.image_sources import ImageRef, ImageSource, Part, ShardPart, file_stamp, open_files
 from ..data.labelled import LabelledSet
-from ..errors import RetFoundError
+from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, require, require_range
+from ..evaluation.predictions import Predictions
 from ..images.geometry import resize
 from ..images.quality import GRAY, channel_spread
-from ..images.reading import UnreadableImageError
 from ..models.image_processing_retfound import RetFoundImageProcessor
-from ..vocabulary import PROBLEM_TYPES
+from ..models.loading import load_classifier as load_model
+from ..models.loading import load_processor
+from ..vocabulary import PROBLEM_TYPES, SINGLE_LABEL
 
 
 def process_state() -> PartialState:
-    """Which process this is, and of how many.
+    """Rank and number of the processes of this run.
 
     accelerate joins processes on CPUs only when it is told that they are meant; otherwise each of them would take
     itself for the only one, and all would write the same files.
@@ -37,7 +41,7 @@ def process_state() -> PartialState:
 
 @dataclass
 class ForwardArguments:
-    output_dir: str = field(metadata={"help": "folder to write"})
+    output_dir: str | None = field(metadata={"help": "folder to write"})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "write into a folder that is not empty"})
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "images per device and step"})
     dataloader_num_workers: int = field(default=2, metadata={"help": "loader processes"})
@@ -50,15 +54,14 @@ class ForwardArguments:
 
     def __post_init__(self) -> None:
         if self.fp16 and self.bf16:
-            raise RetFoundError("--fp16 and --bf16 exclude each other; give one")
+            raise BadArgumentError("`fp16` and `bf16` exclude each other; pass one", field="fp16", value=True)
         if self.fp16 and not torch.accelerator.is_available():
-            raise RetFoundError("--fp16 needs a GPU, and there is none here; leave it out")
-        if self.per_device_eval_batch_size < 1:
-            raise RetFoundError(f"--per_device_eval_batch_size {self.per_device_eval_batch_size} must be at least 1")
+            raise BadArgumentError("`fp16` needs a GPU, and there is none here", field="fp16", value=True)
+        require_range("per_device_eval_batch_size", self.per_device_eval_batch_size, 1)
 
     @property
     def options(self) -> dict[str, Any]:
-        """As `forward.forward_here` takes them."""
+        """Options of `forward_here`."""
         return {
             "batch_size": self.per_device_eval_batch_size,
             "num_workers": self.dataloader_num_workers,
@@ -86,7 +89,7 @@ class PreparedSet(Dataset):
 
 
 class SourceSet(Dataset):
-    """Images read, cropped and resized as they are asked for; what cannot be read comes black, with the reason."""
+    """Images read, cropped and resized on access; unreadable ones are black, with a non-empty `reason`."""
 
     def __init__(self, sources: Sequence[str | bytes | Image.Image], processor: RetFoundImageProcessor):
         self.sources = sources
@@ -151,8 +154,8 @@ def forward(
     Every process of a distributed run works on its own share (each n-th image) and receives the whole result.
 
     Args:
-        images: prepared images (`data.image_cache`), of the processor's resized size.
-        take: outputs -> (batch, columns).
+        images: decoded images (`data.image_cache`), of the processor's resized size.
+        take: from the model's outputs to a tensor (batch, columns).
         options: as in `forward_here`.
 
     Returns:
@@ -214,26 +217,26 @@ def forward_here(
     return torch.cat(rows).cpu().numpy() if rows else np.zeros((0, 0), np.float32), reasons
 
 
-def predict_logits(
-    model: PreTrainedModel, images: Any, processor: RetFoundImageProcessor, **options: Any
-) -> np.ndarray:
-    """Logits (images, num_labels) of a classifier; `options` as in `forward_here`."""
-    return forward(model, images, processor, lambda outputs: outputs.logits, **options)
-
-
 def features(encoder: PreTrainedModel, images: Any, processor: RetFoundImageProcessor, **options: Any) -> np.ndarray:
     """Feature vectors (images, width): the encoder's `pooler_output`; `options` as in `forward_here`."""
     return forward(encoder, images, processor, pooled, **{"description": "embed", **options})
 
 
 def head_inputs(model: PreTrainedModel, images: Any, processor: RetFoundImageProcessor, **options: Any) -> np.ndarray:
-    """What the linear layer `model.classifier` sees (images, its in_features); `options` as in `forward_here`."""
+    """Inputs (images, in_features) of the linear layer `model.classifier`; `options` as in `forward_here`."""
     seen: list[Tensor] = []
     hook = model.classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     try:
         return forward(model, images, processor, lambda outputs: seen.pop(), **{"description": "features", **options})
     finally:
         hook.remove()
+
+
+@torch.inference_mode()
+def head_logits(model: PreTrainedModel, inputs: np.ndarray) -> np.ndarray:
+    """Logits (images, num_labels) of the linear layer alone, for what `head_inputs` gives."""
+    vectors = torch.tensor(np.asarray(inputs), device=model.classifier.weight.device)
+    return model.classifier(vectors).float().cpu().numpy()
 
 
 def pooled(outputs: Any) -> Tensor:
@@ -245,6 +248,61 @@ def pooled(outputs: Any) -> Tensor:
 def to_scores(logits: np.ndarray, problem_type: str) -> np.ndarray:
     """Class probabilities (softmax), label probabilities (sigmoid) or predicted values, by the problem type."""
     return PROBLEM_TYPES[problem_type].to_scores(torch.from_numpy(logits).double()).numpy()
+
+
+class ListSource(ImageSource):
+    """List of paths, encoded bytes or `PIL.Image`s, named by their paths or their places in the list."""
+
+    name = "the list"
+
+    def __init__(self, images: Sequence[Any]):
+        self.images = [str(image) if isinstance(image, Path) else image for image in images]
+
+    def __iter__(self) -> Iterator[ImageRef]:
+        for index, image in enumerate(self.images):
+            yield ImageRef(image if isinstance(image, str) else str(index), image)
+
+    def stamp(self, ref: ImageRef) -> Any:
+        return file_stamp(ref.image) if isinstance(ref.image, str) else None
+
+
+def image_parts(images: str | Path | Sequence[Any], part_size: int = 1000) -> list[Part | ShardPart]:
+    """Images of a folder, a table or a list (see `ListSource`) in parts of at most `part_size`."""
+    source = open_files(str(images)) if isinstance(images, (str, Path)) else ListSource(images)
+    return list(source.parts(part_size))
+
+
+def forward_part(
+    model: nn.Module, part: Part | ShardPart, processor: RetFoundImageProcessor, take: Callable[[Any], Tensor],
+    on_bad_image: str = "error", **options: Any,
+) -> tuple[list[str], np.ndarray, list[tuple[str, str]]]:  # fmt: skip
+    """Run `model` over images that may be unreadable, on this process alone.
+
+    Args:
+        part: the images.
+        take: from the model's outputs to a tensor (batch, columns).
+        on_bad_image: "error", or "skip" to leave unreadable images out.
+        options: as in `forward_here`.
+
+    Returns:
+        Ids of the images; float32 (images, columns); id and reason of each that was left out.
+
+    Raises:
+        BadDataError: unreadable images; `rows` has their ids.
+    """
+    require("on_bad_image", on_bad_image, ("error", "skip"))
+    refs = part.refs
+    ids, dataset = [ref.id for ref in refs], SourceSet([ref.image for ref in refs], processor)
+    values, reasons = forward_here(model, dataset, processor, take, **{"description": None, **options})
+    rejected = [(name, reason) for name, reason in zip(ids, reasons, strict=True) if reason]
+    if rejected and on_bad_image == "error":
+        named = join_names(f"{name}: {reason}" for name, reason in rejected)
+        raise BadDataError(
+            f"{len(rejected)} of {len(ids)} images cannot be read ({named}); repair or remove them, or pass "
+            "`on_bad_image=skip`", rows=[name for name, _ in rejected],
+        )  # fmt: skip
+    kept = np.flatnonzero([not reason for reason in reasons])
+    return [ids[index] for index in kept], values[kept], rejected
 
 
 logger = logging.getLogger(__name__)
@@ -324,3 +382,64 @@ def warn_of_modality(images: Any, modality: str | None) -> None:
             "gray, as OCT scans are" if seen == "oct" else "coloured, as fundus photographs are",
             modality.upper(),
         )
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Classifier or regressor with its image processor.
+
+    Attributes:
+        model: `PreTrainedModel`, or `PeftModel` around one.
+        processor: its preprocessing.
+    """
+
+    model: Any
+    processor: RetFoundImageProcessor
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes or targets, in the order of the outputs."""
+        return tuple(str(self.model.config.id2label[index]) for index in range(self.model.config.num_labels))
+
+    @property
+    def problem_type(self) -> str:
+        """Key of `PROBLEM_TYPES`."""
+        return self.model.config.problem_type or SINGLE_LABEL
+
+    def logits(self, images: Any, **options: Any) -> np.ndarray:
+        """Logits (images, outputs) of decoded images, on every process; `options` as in `forward_here`."""
+        return forward(self.model, images, self.processor, lambda outputs: outputs.logits, **options)
+
+    def predictions(self, split: PreparedSplit, logits: np.ndarray) -> Predictions:
+        """Predictions for a labelled split, from its logits."""
+        scores = to_scores(logits, self.problem_type)
+        return Predictions.of_table(split.rows, split.targets, scores, self.class_names, self.problem_type)
+
+    def predict(self, images: str | Path | Sequence[Any], on_bad_image: str = "error", **options: Any) -> Predictions:
+        """Predictions for images without labels.
+
+        Args:
+            images: folder or table of images, or a list of paths, bytes or `PIL.Image`s; their paths become the ids.
+            on_bad_image: "error", or "skip" to leave unreadable images out.
+            options: `batch_size`, `num_workers`, `precision`, as in `forward_here`.
+
+        Raises:
+            BadDataError: unreadable images; `rows` has their ids.
+        """
+        take = lambda outputs: outputs.logits  # noqa: E731
+        parts = [
+            forward_part(self.model, part, self.processor, take, on_bad_image, **options)
+            for part in image_parts(images)
+        ]
+        ids = [name for names, _, _ in parts for name in names]
+        scores = to_scores(np.concatenate([values for _, values, _ in parts]), self.problem_type)
+        return Predictions(ids, scores, None, self.class_names, self.problem_type)
+
+
+def load_classifier(name_or_path: str | Path) -> Classifier:
+    """Fine-tuned folder, adapter folder (merged into its base) or Hub id as a `Classifier`.
+
+    Raises:
+        BadModelError: a folder without a trained head, or an adapter whose base is gone.
+    """
+    return Classifier(load_model(str(name_or_path)), load_processor(str(name_or_path)))

@@ -11,7 +11,8 @@ import yaml
 from ..errors import RetFoundError, nearest
 from ..evaluation.bootstrap import MIN_DEFINED
 from ..evaluation.metrics import METRICS, metrics_for
-from ..finetuning.arguments import DataArguments, FinetuneTrainingArguments, MethodArguments, ModelArguments
+from ..finetuning.arguments import DataArguments, FinetuneArguments, training_types
+from ..finetuning.methods import METHODS
 from ..options import option_words, parse_arguments
 
 ANY = "any"  # the modality of a start that serves every data set
@@ -257,21 +258,21 @@ def read_yaml(path: Path) -> Any:
         raise RetFoundError(f"study file {path} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
-FINETUNE_TYPES = (ModelArguments, DataArguments, MethodArguments, FinetuneTrainingArguments)
 OF_THE_STUDY = frozenset(
     {
         "model_name_or_path", "config_name", "data", "method", "seed", "train_fraction", "output_dir",
         "overwrite_output_dir", "resume_from_checkpoint", "keep_checkpoints", "do_train", "do_eval", "do_predict",
     }
 )  # fmt: skip
-FINETUNE_OPTIONS = tuple(
-    field.name
-    for kind in FINETUNE_TYPES
-    for field in dataclasses.fields(kind)
-    if field.init and field.name not in OF_THE_STUDY
-)
-_OF_DATA = {field.name for field in dataclasses.fields(DataArguments)}
-TRAINING_OPTIONS = tuple(name for name in FINETUNE_OPTIONS if name not in _OF_DATA)  # of a model or a method
+
+
+def finetune_options(of_data: bool = True) -> tuple[str, ...]:
+    """Options of `finetune` that a study takes; without those of the data for a model or a method."""
+    names = [field.name for kind in training_types() if of_data or kind is not DataArguments
+             for field in dataclasses.fields(kind) if field.init]  # fmt: skip
+    return tuple(name for name in names if name not in OF_THE_STUDY)
+
+
 # Where things lie and how fast they go: no part of what defines a result.
 NEUTRAL = frozenset(
     {
@@ -292,16 +293,15 @@ def job_options(study: Study, model: Model, method: Method, data: DataSet) -> di
 def data_arguments(study: Study, data: DataSet) -> DataArguments:
     """How a data set is read, whatever the model and the method."""
     options = {**study.finetune, **data.finetune, "data": data.data, "config_name": "retfound-tiny"}
-    return parse_options(options, "unused")[1]
+    return parse_options(options, "unused").parts[1]
 
 
-def parse_options(options: Mapping[str, Any], output_dir: str | Path) -> tuple[Any, ...]:
-    """The argument objects of `finetune`, checked as its command does."""
-    options = {**options, "output_dir": str(output_dir)}
-    return parse_arguments(*FINETUNE_TYPES, argv=option_words(options, FINETUNE_TYPES, "the study"))
+def parse_options(options: Mapping[str, Any], output_dir: str | Path) -> FinetuneArguments:
+    """The arguments of `finetune`, checked as its command does."""
+    options, types = {**options, "output_dir": str(output_dir)}, training_types()
+    return FinetuneArguments(parse_arguments(*types, argv=option_words(options, types, "the study")))
 
 
-METHODS = ("full", "lora", "linear")
 MODALITIES = ("cfp", "oct")
 EXTERNAL_OPTIONS = ("label_columns", "image_column", "image_root", "split_fractions", "split_seed")
 PATH_OPTIONS = ("image_root", "cache_dir")
@@ -344,7 +344,7 @@ def read_settings(path: str | Path) -> Study:
 def _model(name: str, value: Any, place: str, folder: Path) -> Model:
     place = f"{place} > {name}"
     value = value if isinstance(value, Mapping) else {"model_name_or_path": value}
-    section = Section(value, place, ("model_name_or_path", "config_name", *TRAINING_OPTIONS))
+    section = Section(value, place, ("model_name_or_path", "config_name", *finetune_options(of_data=False)))
     given = [option for option in ("model_name_or_path", "config_name") if section.values.get(option)]
     if len(given) != 1:
         raise RetFoundError(f"{place}: give model_name_or_path (folder, Hub id or preset) or config_name, one of them")
@@ -364,14 +364,14 @@ def _model(name: str, value: Any, place: str, folder: Path) -> Model:
 
 def _method(name: str, value: Any, place: str) -> Method:
     place = f"{place} > {name}"
-    section = Section({} if value in (None, name) else value, place, ("method", *TRAINING_OPTIONS))
+    section = Section({} if value in (None, name) else value, place, ("method", *finetune_options(of_data=False)))
     method = one_of(section.values.get("method", name), METHODS, section.at("method"))
     return Method(name, method, {key: item for key, item in section.values.items() if key != "method"})
 
 
 def _data_set(name: str, entries: Mapping[str, Any], place: str, folder: Path) -> DataSet:
     own = ("data", "modality", "external", "cohort")
-    section = _data_section(entries[name], f"{place} > {name}", (*own, *FINETUNE_OPTIONS))
+    section = _data_section(entries[name], f"{place} > {name}", (*own, *finetune_options()))
     cohort = section.get("cohort", str)
     return DataSet(
         name=name,
@@ -439,7 +439,7 @@ def _reporting(file: Section, models: tuple[Model, ...]) -> Reporting:
 
 def _options(options: Mapping[str, Any], place: str, folder: Path) -> dict[str, Any]:
     """Options of `finetune`, their paths absolute."""
-    options = dict(Section(options, place, FINETUNE_OPTIONS).values)
+    options = dict(Section(options, place, finetune_options()).values)
     return options | {name: here(str(options[name]), folder) for name in PATH_OPTIONS if options.get(name)}
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 from ..data.labelled import LabelledSet, keep_fraction, read_labelled
 from ..errors import RetFoundError, join_names, nearest
 from ..evaluation.aggregation import count_conflicts, units_of
+from ..finetuning.methods import METHODS
 from ..models.loading import is_adapter, read_config
 from .config import (
     NEUTRAL,
@@ -188,10 +189,10 @@ def _check_models(study: Study) -> None:
                 _check_start(model.label, start)
                 seen.add(start)
             for method in study.methods:
-                if method.method == "lora" and model.option == "config_name":
+                if METHODS[method.method].needs_weights and model.option == "config_name":
                     raise RetFoundError(
-                        f"methods > {method.label}: lora adapts trained weights, and models > {model.label} has none "
-                        "(config_name); leave one of the two out"
+                        f"methods > {method.label}: {method.method} adapts trained weights, and models > "
+                        f"{model.label} has none (config_name); leave one of the two out"
                     )
                 parse_options(job_options(study, model, method, data), "unused")
 

@@ -19,10 +19,10 @@ from ..data.image_cache import fingerprint
 from ..data.labelled import LabelledSet
 from ..evaluation.report import write_report
 from ..files import atomic_file, file_lock, write_json
-from ..finetuning.arguments import ModelArguments
-from ..finetuning.finetune import save_model
-from ..finetuning.methods import FinetuneJob, head_logits, make_job, train_head, train_network
-from ..inference.predict import PreparedSplit, head_inputs, predict_logits, prepare_split, to_scores
+from ..finetuning.arguments import FinetuneArguments
+from ..finetuning.finetune import Prepared, prepare
+from ..finetuning.methods import METHODS, Method, Trained
+from ..inference.predict import PreparedSplit, head_inputs, head_logits, prepare_split, to_scores
 from ..models.configuration_retfound import RetFoundConfig
 from ..models.loading import read_config
 from ..record import git_revision, versions
@@ -31,17 +31,25 @@ from .jobs import Job, Task, read_external
 from .results import JobResult, adaptation
 
 
-def cached_features(folder: Path, job: FinetuneJob, sets: Mapping[str, PreparedSplit]) -> dict[str, np.ndarray]:
+def cached_features(
+    folder: Path, args: FinetuneArguments, run: Prepared, sets: Mapping[str, PreparedSplit]
+) -> dict[str, np.ndarray]:
     """What the head sees of the images of every set, from the cache in `folder` or into it.
 
     Returns:
         By set, float32 (images, columns), memory-mapped.
     """
-    options = (encoder_digest(job.model), str(job.processor.to_dict()), job.forward_options["precision"])
-    return {
-        name: _made_once(folder / f"{fingerprint(prepared.rows, *options)}.npy", job, prepared)
-        for name, prepared in sets.items()
-    }
+    model, processor, options = run.classifier.model, run.classifier.processor, args.forward_options
+    facts = (encoder_digest(model), str(processor.to_dict()), options["precision"])
+    found = {}
+    for name, split in sets.items():
+        path = folder / f"{fingerprint(split.rows, *facts)}.npy"
+        with file_lock(path):
+            if not path.is_file():
+                with atomic_file(path) as partial:
+                    np.save(partial, head_inputs(model, split.images, processor, **options))
+        found[name] = np.load(path, mmap_mode="r")
+    return found
 
 
 def encoder_digest(model: PreTrainedModel) -> str:
@@ -54,17 +62,8 @@ def encoder_digest(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _made_once(path: Path, job: FinetuneJob, prepared: PreparedSplit) -> np.ndarray:
-    with file_lock(path):
-        if not path.is_file():
-            with atomic_file(path) as partial:
-                np.save(partial, head_inputs(job.model, prepared.images, job.processor, **job.forward_options))
-    return np.load(path, mmap_mode="r")
-
-
 START = 2.0  # seconds before and after the work itself: data, model, predictions, statistics
 SHARE = 0.4  # of the speed of one large matrix product that a transformer reaches
-PASSES = {"full": 3.0, "lora": 2.2, "linear": 1.0}  # cost of an image in training, in forward passes
 
 
 @dataclass(frozen=True)
@@ -121,26 +120,27 @@ class _Computed:
         self.with_features: set[tuple[str, str, int]] = set()
 
     def seconds(self, job: Job, images: dict[str, int]) -> float:
-        model_args, _, method_args, args = parse_options(job.options, Path("unused"))
+        args = parse_options(job.options, Path("unused"))
+        method = METHODS[args.method]
         self.rate = self.rate or _operations_per_second()
-        one = _forward_operations(model_args) / (SHARE * self.rate)
+        one = _forward_operations(args) / (SHARE * self.rate)
         evaluated = sum(count for name, count in images.items() if name != "train")
-        if method_args.method == "linear":
-            key = (job.data, job.model, job.seed if model_args.config_name else 0)
+        if method.frozen_encoder:
+            key = (job.data, job.model, job.seed if args.config_name else 0)
             new = key not in self.with_features
             self.with_features.add(key)
             return START + new * one * (evaluated + images["train"])
-        steps = args.num_train_epochs * (PASSES[method_args.method] * job.fraction * images["train"] + images["val"])
+        steps = args.num_train_epochs * (method.passes * job.fraction * images["train"] + images["val"])
         return START + one * (steps + evaluated)
 
 
-def _forward_operations(model_args: ModelArguments) -> float:
+def _forward_operations(args: FinetuneArguments) -> float:
     """Multiplications and additions of one image's forward pass through a vision transformer."""
-    preset = model_args.config_name
-    config = RetFoundConfig.from_preset(preset) if preset else read_config(model_args.model_name_or_path)
+    preset = args.config_name
+    config = RetFoundConfig.from_preset(preset) if preset else read_config(args.model_name_or_path)
     width, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", None) or 4 * width
-    tokens = ((model_args.image_size or config.image_size) // config.patch_size) ** 2 + 1
+    tokens = ((args.image_size or config.image_size) // config.patch_size) ** 2 + 1
     return 2 * layers * (tokens * (4 * width**2 + 2 * width * inner) + 2 * tokens**2 * width)
 
 
@@ -173,30 +173,32 @@ def perform(job: Job, data: DataSet, output: Path, features: Path, keep_model: b
     """
     started = time.time()
     (output / "finetune.yaml").write_text(yaml.safe_dump(dict(job.options), sort_keys=False), encoding="utf-8")
-    arguments = parse_options(job.options, output / "training")
-    set_seed(arguments[3].seed)
-    run = make_job(*arguments)
-    sets = {"val": run.prepared["val"], "test": run.prepared["test"]}
-    sets |= {one.name: _prepare(run, read_external(one, run.labelled), one.split) for one in data.external}
-    if run.method_args.method == "linear":
-        model, history, logits = _linear(run, sets, features)
+    args = parse_options(job.options, output / "training")
+    set_seed(args.seed)
+    method = METHODS[args.method](args)
+    args.resolve_learning_rate(method.base_learning_rate)
+    run = prepare(args, method)
+    sets = {"val": run.splits["val"], "test": run.splits["test"]}
+    sets |= {one.name: _prepare(args, run, read_external(one, run.labelled), one.split) for one in data.external}
+    if method.frozen_encoder:
+        (model, history), logits = _on_features(args, method, run, sets, features)
     else:
-        model, history = train_network(run)
-        logits = {name: predict_logits(model, one.images, run.processor, **run.forward_options)
-                  for name, one in sets.items()}  # fmt: skip
+        model, history = method.train(run.classifier, run.splits["train"], run.splits["val"], run.target_scale)
+        classifier = dataclasses.replace(run.classifier, model=model)
+        logits = {name: classifier.logits(one.images, **args.forward_options) for name, one in sets.items()}
     for name, prepared in sets.items():
         kind, classes = run.labelled.problem_type, run.labelled.class_names
         scores = to_scores(logits[name], kind)
         write_report(output / name, prepared.rows, prepared.targets, scores, kind, classes, plots=False)
     write_json(output / "history.json", history)
     if keep_model:
-        save_model(run, model, output / "model")
+        method.save(model, run.classifier.processor, output / "model")
     shutil.rmtree(output / "training", ignore_errors=True)
     result = JobResult(
         job.id, job.data, job.model, job.method, job.fraction, job.seed, "finished",
         seconds=round(time.time() - started, 2),
-        images={"train": len(run.prepared["train"].rows), **{name: len(one.rows) for name, one in sets.items()}},
-        patients={name: _patients(one) for name, one in {"train": run.prepared["train"], **sets}.items()},
+        images={"train": len(run.splits["train"].rows), **{name: len(one.rows) for name, one in sets.items()}},
+        patients={name: _patients(one) for name, one in {"train": run.splits["train"], **sets}.items()},
         efficiency=adaptation(history),
         facts=_facts(model),
     )  # fmt: skip
@@ -204,25 +206,23 @@ def perform(job: Job, data: DataSet, output: Path, features: Path, keep_model: b
     return result
 
 
-def _linear(
-    run: FinetuneJob, sets: dict[str, PreparedSplit], folder: Path
-) -> tuple[Any, list[dict[str, Any]], dict[str, np.ndarray]]:
+def _on_features(
+    args: FinetuneArguments, method: Method, run: Prepared, sets: dict[str, PreparedSplit], folder: Path
+) -> tuple[Trained, dict[str, np.ndarray]]:
     """The head, its log and the logits of every set, all from cached features of which a fraction is some rows."""
-    found = cached_features(folder, run, {"train": run.all_training, **sets})
-    chosen = run.all_training.rows["id"].isin(run.prepared["train"].rows["id"]).to_numpy()
-    model, history = train_head(run, {"train": found["train"][chosen], "val": found["val"]})
-    return model, history, {name: head_logits(model, found[name]) for name in sets}
+    found = cached_features(folder, args, run, {"train": run.all_training, **sets})
+    train = run.splits["train"]
+    chosen = run.all_training.rows["id"].isin(train.rows["id"]).to_numpy()
+    known = {"train": found["train"][chosen], "val": found["val"]}
+    trained = method.train(run.classifier, train, run.splits["val"], run.target_scale, features=known)
+    return trained, {name: head_logits(trained.model, found[name]) for name in sets}
 
 
-def _prepare(run: FinetuneJob, labelled: LabelledSet, split: str) -> PreparedSplit:
+def _prepare(args: FinetuneArguments, run: Prepared, labelled: LabelledSet, split: str) -> PreparedSplit:
     return prepare_split(
-        labelled,
-        split,
-        run.processor,
-        on_bad_image=run.data_args.on_bad_image,
-        num_workers=run.args.dataloader_num_workers,
-        cache_dir=run.data_args.cache_dir,
-    )
+        labelled, split, run.classifier.processor, on_bad_image=args.on_bad_image,
+        num_workers=args.dataloader_num_workers, cache_dir=args.cache_dir,
+    )  # fmt: skip
 
 
 def _patients(prepared: PreparedSplit) -> int | None:

@@ -1,7 +1,7 @@
 """A small encoder folder, small image sets with a planted signal, and runs on them."""
 
-import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from retfound_hf import RetFoundConfig, RetFoundForPreTraining, RetFoundImageProcessor
-from retfound_hf.evaluation.report import ReportArguments
-from retfound_hf.finetuning.arguments import DataArguments, FinetuneTrainingArguments, MethodArguments, ModelArguments
-from retfound_hf.finetuning.decisions import DecisionArguments
-from retfound_hf.finetuning.finetune import finetune
-from retfound_hf.finetuning.methods import FinetuneJob, make_job
+from retfound_hf.finetuning.arguments import FinetuneArguments, argument_types
+from retfound_hf.finetuning.finetune import Prepared, finetune, prepare
+from retfound_hf.finetuning.finetune import run as run_finetuning
+from retfound_hf.finetuning.methods import METHODS, Method, Trained
+from retfound_hf.options import build_arguments
 
 SIZE, PATCH = 32, 8
 COLOURS = {"amd": (200, 60, 60), "healthy": (60, 200, 60), "other": (60, 60, 200)}
@@ -184,14 +184,6 @@ def cache_dir(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("decoded")
 
 
-ARGUMENTS = (
-    ModelArguments,
-    DataArguments,
-    MethodArguments,
-    FinetuneTrainingArguments,
-    DecisionArguments,
-    ReportArguments,
-)
 FAST = {
     "num_train_epochs": 3, "learning_rate": 3e-3, "per_device_eval_batch_size": 64, "dataloader_num_workers": 0,
     "use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "drop_path": 0.1, "augmentation": "light",
@@ -200,30 +192,56 @@ FAST = {
 
 @pytest.fixture
 def arguments(encoder_folder, planted, cache_dir, tmp_path):
-    """Makes the argument objects of a quick run; keyword arguments override any option."""
+    """Makes the arguments of a quick run; keyword arguments override any option."""
 
-    def make(**options) -> tuple:
+    def make(**options) -> FinetuneArguments:
         base = {} if "config_name" in options else {"model_name_or_path": str(encoder_folder)}
         common = {"data": str(planted), "cache_dir": str(cache_dir), "output_dir": str(tmp_path / "out")}
-        options = {**FAST, **common, **base, **options}
-        parts = []
-        for kind in ARGUMENTS:
-            names = {field.name for field in dataclasses.fields(kind) if field.init}
-            parts.append(kind(**{name: options.pop(name) for name in names & set(options)}))
-        assert not options, options
-        return tuple(parts)
+        return FinetuneArguments(build_arguments(argument_types(), {**FAST, **common, **base, **options}))
 
     return make
 
 
+@dataclass
+class Job:
+    """A run up to its training."""
+
+    args: FinetuneArguments
+    method: Method
+    prepared: Prepared
+
+    @property
+    def splits(self):
+        return self.prepared.splits
+
+    @property
+    def classifier(self):
+        return self.prepared.classifier
+
+    def train(self, checkpoint: str | None = None, callback: TrainerCallback | None = None) -> Trained:
+        splits, scale = self.splits, self.prepared.target_scale
+        if callback is not None:
+            make = self.method.trainer
+
+            def with_callback(*args):
+                self.trainer = make(*args)
+                self.trainer.add_callback(callback)
+                return self.trainer
+
+            self.method.trainer = with_callback
+        return self.method.train(self.classifier, splits["train"], splits["val"], scale, checkpoint)
+
+
 @pytest.fixture
 def job(arguments):
-    """Makes a `FinetuneJob` as `finetune` does, seed included."""
+    """Makes a `Job` as `finetune` does, seed included."""
 
-    def make(**options) -> FinetuneJob:
-        parsed = arguments(**options)
-        set_seed(parsed[3].seed)
-        return make_job(*parsed[:4])
+    def make(**options) -> Job:
+        args = arguments(**options)
+        set_seed(args.seed)
+        method = METHODS[args.method](args)
+        args.resolve_learning_rate(method.base_learning_rate)
+        return Job(args, method, prepare(args, method))
 
     return make
 
@@ -233,9 +251,8 @@ def run(arguments):
     """Fine-tunes and returns what was written."""
 
     def go(**options) -> SimpleNamespace:
-        parsed = arguments(**options)
-        metrics = finetune(*parsed)
-        return finished(Path(parsed[3].output_dir), metrics)
+        done = run_finetuning(arguments(**options))
+        return finished(done.output_dir, done.metrics)
 
     return go
 
@@ -260,11 +277,4 @@ def finished_run(encoder_folder, planted, cache_dir, tmp_path_factory) -> Simple
     """One full run that many tests look at."""
     folder = tmp_path_factory.mktemp("runs") / "classifier"
     options = {**FAST, "num_train_epochs": 6, "augmentation": "recipe", "learning_rate": 5e-3}
-    method = {name: options.pop(name) for name in ("drop_path", "augmentation")}
-    metrics = finetune(
-        ModelArguments(model_name_or_path=str(encoder_folder)),
-        DataArguments(data=str(planted), cache_dir=str(cache_dir)),
-        MethodArguments(**method),
-        FinetuneTrainingArguments(output_dir=str(folder), **options),
-    )
-    return finished(folder, metrics)
+    return finished(folder, finetune(encoder_folder, planted, folder, cache_dir=str(cache_dir), **options).metrics)

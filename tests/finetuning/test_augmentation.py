@@ -51,11 +51,11 @@ def test_none_is_the_evaluation_transform_to_the_bit(options, side):
 
 def test_training_without_augmentation_sees_what_evaluation_sees(job):
     made = job(augmentation="none")
-    train = [image["image"] for image in made.prepared["train"].images]
-    files = list(made.prepared["train"].rows["image"])
-    expected = made.processor(files, return_tensors="pt")["pixel_values"]
-    assert torch.equal(TrainingPixels(made.processor, "none")(train), expected)
-    assert torch.equal(EvaluationPixels(made.processor)(train), expected)
+    train = [image["image"] for image in made.splits["train"].images]
+    files = list(made.splits["train"].rows["image"])
+    expected = made.classifier.processor(files, return_tensors="pt")["pixel_values"]
+    assert torch.equal(TrainingPixels(made.classifier.processor, "none")(train), expected)
+    assert torch.equal(EvaluationPixels(made.classifier.processor)(train), expected)
 
 
 def test_the_recipe_keeps_more_pixels_to_augment(job):

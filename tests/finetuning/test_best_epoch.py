@@ -7,9 +7,8 @@ from transformers import AutoModelForImageClassification, EvalPrediction
 
 from retfound_hf.evaluation.metrics import compute_metrics
 from retfound_hf.finetuning.arguments import FinetuneTrainingArguments
-from retfound_hf.finetuning.methods import train_network
 from retfound_hf.finetuning.trainer import selection_metrics
-from retfound_hf.inference.predict import predict_logits, to_scores
+from retfound_hf.inference.predict import Classifier, to_scores
 
 SINGLE = "single_label_classification"
 
@@ -73,7 +72,7 @@ def test_weights_of_an_earlier_epoch_come_back(job, stock_folder, tmp_path, kind
     """Highest calibration error: the first epoch. Every tensor must come back, whatever its name on disk."""
     folder = {} if kind == "retfound" else {"model_name_or_path": str(stock_folder(kind))}
     made = job(method=method, metric_for_best_model="ece", greater_is_better=True, save_total_limit=3, **folder)
-    model, history = train_network(made)
+    model, history = made.train()
     entries = [entry for entry in history if "eval_ece" in entry]
     assert entries[0]["eval_ece"] > entries[1]["eval_ece"] > entries[2]["eval_ece"]
     first = tmp_path / "out" / "checkpoint-3"
@@ -82,8 +81,8 @@ def test_weights_of_an_earlier_epoch_come_back(job, stock_folder, tmp_path, kind
         own = model.state_dict()
         assert stored.keys() == own.keys()
         assert all(torch.equal(stored[name], own[name]) for name in stored)
-    validation = made.prepared["val"]
-    scores = to_scores(predict_logits(model, validation.images, made.processor), SINGLE)
+    validation = made.splits["val"]
+    scores = to_scores(Classifier(model, made.classifier.processor).logits(validation.images), SINGLE)
     metrics = compute_metrics(SINGLE, validation.targets, scores, ("amd", "healthy"))
     assert metrics["ece"] == pytest.approx(entries[0]["eval_ece"], rel=1e-4)
     assert metrics["brier"] == pytest.approx(entries[0]["eval_brier"], rel=1e-4)

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 from retfound_hf.errors import RetFoundError
 from retfound_hf.evaluation.report import ReportArguments
-from retfound_hf.finetuning.decisions import DecisionArguments, fold_temperature
+from retfound_hf.finetuning.arguments import DecisionArguments
+from retfound_hf.finetuning.classifier import fold_temperature
 from retfound_hf.inference.evaluate import main as evaluate
 from retfound_hf.options import run_command
 

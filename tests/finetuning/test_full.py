@@ -12,9 +12,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
 
 from retfound_hf import RetFoundForImageClassification, RetFoundImageProcessor
-from retfound_hf.finetuning.methods import train_network
 from retfound_hf.inference.evaluate import main as evaluate_main
-from retfound_hf.inference.predict import predict_logits
+from retfound_hf.inference.predict import Classifier
 from retfound_hf.models.cards import title
 
 OVERALL = {
@@ -168,16 +167,16 @@ def test_labels_without_signal_give_chance(job, noise_set):
     from sklearn.metrics import roc_auc_score
 
     made = job(data=str(noise_set), num_train_epochs=3, seed=1)
-    model, _ = train_network(made)
-    logits = predict_logits(model, made.prepared["test"].images, made.processor)
+    model, _ = made.train()
+    logits = Classifier(model, made.classifier.processor).logits(made.splits["test"].images)
     # The standard error of AUROC is 0.053 at 60 against 60.
-    assert roc_auc_score(made.prepared["test"].targets, logits[:, 1] - logits[:, 0]) == pytest.approx(0.5, abs=0.16)
+    assert roc_auc_score(made.splits["test"].targets, logits[:, 1] - logits[:, 0]) == pytest.approx(0.5, abs=0.16)
 
 
 def test_two_small_batches_equal_a_large_one(job):
     options = {"augmentation": "none", "drop_path": 0.0, "num_train_epochs": 2, "load_best_model_at_end": False}
     models = [
-        train_network(job(per_device_train_batch_size=size, gradient_accumulation_steps=steps, **options))[0]
+        job(per_device_train_batch_size=size, gradient_accumulation_steps=steps, **options).train()[0]
         for size, steps in ((16, 1), (8, 2))
     ]
     states = [model.state_dict() for model in models]
@@ -187,27 +186,27 @@ def test_two_small_batches_equal_a_large_one(job):
 
 @pytest.mark.parametrize("options", [{"mixup": 0.8}, {"mixup": 0.8, "cutmix": 1.0, "class_weights": "balanced"}])
 def test_mixing_works_in_training(job, options):
-    model, history = train_network(job(**options))
+    model, history = job(**options).train()
     losses = [entry["loss"] for entry in history if "loss" in entry]
     assert np.isfinite(losses).all()
     assert model.classifier.weight.abs().max() > 1e-3
 
 
 def test_mixing_works_with_several_findings(job, table_set):
-    _, history = train_network(job(data=str(table_set), label_columns=["red", "bright"], mixup=0.8))
+    _, history = job(data=str(table_set), label_columns=["red", "bright"], mixup=0.8).train()
     assert np.isfinite([entry["loss"] for entry in history if "loss" in entry]).all()
 
 
 def test_balanced_sampler_in_training(job):
     made = job(sampler="balanced", num_train_epochs=1)
-    _, history = train_network(made)
+    _, history = made.train()
     assert sum("loss" in entry for entry in history) == 3
 
 
 def test_what_trainer_brings_works(job):
     """bfloat16, gradient checkpointing and clipping, by Trainer's own options."""
     made = job(bf16=True, gradient_checkpointing=True, max_grad_norm=0.5, num_train_epochs=1)
-    model, history = train_network(made)
+    model, history = made.train()
     assert np.isfinite([entry["loss"] for entry in history if "loss" in entry]).all()
     assert model.classifier.weight.dtype == torch.float32
 
@@ -215,7 +214,7 @@ def test_what_trainer_brings_works(job):
 def test_tensorboard(job, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
-    train_network(job(report_to="tensorboard", num_train_epochs=1))
+    job(report_to="tensorboard", num_train_epochs=1).train()
     assert list(tmp_path.rglob("events.out.tfevents*"))
 
 

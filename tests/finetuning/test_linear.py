@@ -8,8 +8,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from retfound_hf.finetuning.methods import train_head
-from retfound_hf.inference.predict import head_inputs, predict_logits, to_scores
+from retfound_hf.inference.predict import Classifier, head_inputs, to_scores
 
 LINEAR = {"method": "linear", "drop_path": 0.2}
 
@@ -25,16 +24,18 @@ def closest(candidates: list[np.ndarray], found: np.ndarray) -> float:
 
 
 def features_and_model(made):
-    model, history = train_head(made)
-    features = {split: head_inputs(model, made.prepared[split].images, made.processor) for split in made.prepared}
-    logits = predict_logits(model, made.prepared["test"].images, made.processor)
+    model, history = made.train()
+    features = {
+        split: head_inputs(model, made.splits[split].images, made.classifier.processor) for split in made.splits
+    }
+    logits = Classifier(model, made.classifier.processor).logits(made.splits["test"].images)
     return features, history, logits
 
 
 def test_equals_scikit_learn_at_the_chosen_strength(job):
     made = job(**LINEAR)
     features, history, logits = features_and_model(made)
-    targets = made.prepared["train"].targets
+    targets = made.splits["train"].targets
     found = to_scores(logits, "single_label_classification")
     candidates = []
     for strength in chosen_strength(history):
@@ -46,18 +47,18 @@ def test_equals_scikit_learn_at_the_chosen_strength(job):
 def test_regression_equals_ridge(job, table_set):
     made = job(data=str(table_set), label_columns=["level"], problem_type="regression", **LINEAR)
     features, history, logits = features_and_model(made)
-    targets = made.prepared["train"].targets
+    targets = made.splits["train"].targets
     best = max(history, key=lambda entry: entry["val_score"])["strength"]
     ridge = make_pipeline(StandardScaler(), Ridge(alpha=best)).fit(features["train"].astype(float), targets)
     assert logits[:, 0] == pytest.approx(ridge.predict(features["test"].astype(float)), abs=1e-3)
-    test = made.prepared["test"].targets
+    test = made.splits["test"].targets
     assert np.abs(logits[:, 0] - test).mean() < 0.8 * np.abs(targets.mean() - test).mean()
 
 
 def test_several_findings_equal_one_fit_each(job, table_set):
     made = job(data=str(table_set), label_columns=["red", "bright"], **LINEAR)
     features, history, logits = features_and_model(made)
-    targets = made.prepared["train"].targets
+    targets = made.splits["train"].targets
     found = to_scores(logits, "multi_label_classification")
     candidates = []
     for strength in chosen_strength(history):
@@ -89,8 +90,8 @@ def test_the_same_whatever_the_seed(job):
     states = []
     for seed in (0, 1):
         made = job(seed=seed, **LINEAR)
-        train_head(made)
-        states.append(made.model.classifier.weight.detach().clone())
+        made.train()
+        states.append(made.classifier.model.classifier.weight.detach().clone())
     assert torch.allclose(*states, atol=1e-5)
 
 
@@ -102,11 +103,11 @@ def test_class_weights_weigh_the_fit(job, tmp_path, planted):
     for path in sorted((data / "train" / "amd").glob("*.png"))[6:]:
         path.unlink()
     plain, balanced = job(data=str(data), **LINEAR), job(data=str(data), class_weights="balanced", **LINEAR)
-    assert balanced.model.config.class_weights == pytest.approx([30 / 12, 30 / 48])
+    assert balanced.classifier.model.config.class_weights == pytest.approx([30 / 12, 30 / 48])
     scores = []
     for made in (plain, balanced):
-        train_head(made)
-        logits = predict_logits(made.model, made.prepared["test"].images, made.processor)
+        made.train()
+        logits = made.classifier.logits(made.splits["test"].images)
         scores.append(to_scores(logits, "single_label_classification")[:, 0].mean())
     assert scores[1] > scores[0]
 

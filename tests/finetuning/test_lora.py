@@ -10,7 +10,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from retfound_hf import RetFoundForImageClassification
 from retfound_hf.errors import BadArgumentError, BadModelError
-from retfound_hf.finetuning.methods import add_lora, build_classifier, train_network
+from retfound_hf.finetuning.classifier import build_classifier
+from retfound_hf.finetuning.finetune import finetune
+from retfound_hf.finetuning.methods import add_lora
 from retfound_hf.models.loading import load_classifier, load_encoder, load_processor
 
 LORA = {"method": "lora", "learning_rate": 1e-2, "num_train_epochs": 4}
@@ -24,26 +26,13 @@ def probabilities(model, processor, files) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def adapter_run(encoder_folder, planted, cache_dir, tmp_path_factory):
-    from retfound_hf.finetuning.arguments import (
-        DataArguments,
-        FinetuneTrainingArguments,
-        MethodArguments,
-        ModelArguments,
-    )
-    from retfound_hf.finetuning.finetune import finetune
-
     runs = {}
     before = (encoder_folder / "model.safetensors").read_bytes()
     for name, merge in (("adapter", False), ("merged", True)):
         folder = tmp_path_factory.mktemp("lora") / name
         finetune(
-            ModelArguments(model_name_or_path=str(encoder_folder)),
-            DataArguments(data=str(planted), cache_dir=str(cache_dir)),
-            MethodArguments(method="lora", augmentation="light", merge=merge),
-            FinetuneTrainingArguments(
-                output_dir=str(folder), num_train_epochs=4, learning_rate=1e-2, dataloader_num_workers=0,
-                use_cpu=True, disable_tqdm=True,
-            ),
+            encoder_folder, planted, folder, cache_dir=str(cache_dir), method="lora", augmentation="light",
+            merge=merge, num_train_epochs=4, learning_rate=1e-2, dataloader_num_workers=0, use_cpu=True,
         )  # fmt: skip
         runs[name] = folder
     assert (encoder_folder / "model.safetensors").read_bytes() == before
@@ -123,8 +112,8 @@ def test_an_adapter_without_its_base_is_refused(adapter_run, tmp_path):
 
 def test_base_weights_do_not_change(job, encoder_folder):
     made = job(**LORA)
-    before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
-    model, _ = train_network(made)
+    before = {name: tensor.clone() for name, tensor in made.classifier.model.state_dict().items()}
+    model, _ = made.train()
     after = {name.replace("base_layer.", ""): tensor for name, tensor in model.base_model.model.state_dict().items()}
     for name, tensor in before.items():
         if name.startswith("vit."):

@@ -8,7 +8,8 @@ from transformers import AutoModelForImageClassification, TrainerCallback, get_s
 
 from retfound_hf import RetFoundForImageClassification
 from retfound_hf.finetuning.arguments import FinetuneTrainingArguments
-from retfound_hf.finetuning.methods import build_classifier, train_network
+from retfound_hf.finetuning.classifier import build_classifier
+from retfound_hf.finetuning.methods import METHODS
 from retfound_hf.finetuning.trainer import layer_decay_groups
 
 RATE, DECAY, WEIGHT_DECAY = 1e-3, 0.65, 0.05
@@ -114,24 +115,19 @@ def test_what_is_frozen_is_left_out(encoder_folder):
     assert min(group["lr"] for group in groups) == pytest.approx(RATE * 0.65**4)
 
 
-def test_learning_rate_follows_the_batch(tmp_path):
-    def resolved(method="full", base=None, **options):
-        args = FinetuneTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
-        args.resolve_learning_rate(method, base)
-        return args.learning_rate
+def test_learning_rate_follows_the_batch(arguments):
+    def resolved(gpus=1, **options):
+        args = arguments(**{"learning_rate": None, **options})
+        args.training._n_gpu = gpus
+        args.resolve_learning_rate(METHODS[args.method].base_learning_rate)
+        return args.training.learning_rate
 
     assert resolved() == pytest.approx(3.125e-4)  # 16 x 5e-3 / 256
     assert resolved(gradient_accumulation_steps=2, per_device_train_batch_size=8) == pytest.approx(3.125e-4)
-    assert resolved("lora", per_device_train_batch_size=64) == pytest.approx(5e-3)
-    assert resolved(base=1e-3, per_device_train_batch_size=256) == pytest.approx(1e-3)
+    assert resolved(method="lora", per_device_train_batch_size=64) == pytest.approx(5e-3)
+    assert resolved(base_learning_rate=1e-3, per_device_train_batch_size=256) == pytest.approx(1e-3)
     assert resolved(learning_rate=7e-4) == 7e-4
-
-
-def test_learning_rate_counts_all_gpus_of_a_process(tmp_path):
-    args = FinetuneTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    args._n_gpu = 2
-    args.resolve_learning_rate("full", None)
-    assert args.learning_rate == pytest.approx(2 * 3.125e-4)
+    assert resolved(gpus=2) == pytest.approx(2 * 3.125e-4)
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "polynomial", "constant_with_warmup", "cosine_with_min_lr"])
@@ -160,19 +156,10 @@ def mae_rate(step: int, steps: int, warm_up: int, peak: float, minimum: float) -
     return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
 
 
-def test_schedule_inside_the_trainer_is_that_of_mae(job, monkeypatch):
-    recorder = Recorder()
-    trainers = []
-    original = train_network.__globals__["make_trainer"]
-
-    def with_recorder(*args, **kwargs):
-        trainers.append(original(*args, **kwargs))
-        trainers[-1].add_callback(recorder)
-        return trainers[-1]
-
-    monkeypatch.setitem(train_network.__globals__, "make_trainer", with_recorder)
-    _, history = train_network(job(num_train_epochs=5, learning_rate=2e-3))
-    groups = layer_decay_groups(trainers[0].model, 1.0, 0.05, 0.65)
+def test_schedule_inside_the_trainer_is_that_of_mae(job):
+    recorder, made = Recorder(), job(num_train_epochs=5, learning_rate=2e-3)
+    _, history = made.train(callback=recorder)
+    groups = layer_decay_groups(made.trainer.model, 1.0, 0.05, 0.65)
     steps, warm_up = 5 * 3, 3  # 48 images in batches of 16; a fifth of the steps
     assert len(recorder.rates) == steps
     for step, rates in enumerate(recorder.rates):

@@ -10,10 +10,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from retfound_hf.errors import RetFoundError
-from retfound_hf.finetuning import methods as training
+from retfound_hf.errors import BadArgumentError, OutputError
 from retfound_hf.finetuning.finetune import checkpoint_to_resume
-from retfound_hf.finetuning.methods import train_network
+from retfound_hf.finetuning.methods import METHODS
 
 RECIPE = {"num_train_epochs": 4, "augmentation": "recipe", "drop_path": 0.3, "save_total_limit": None}
 
@@ -25,20 +24,6 @@ class StopAt(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             raise InterruptedError
-
-
-def stopped(job_made, step: int, monkeypatch) -> None:
-    original = training.make_trainer
-
-    def with_stop(*args, **kwargs):
-        trainer = original(*args, **kwargs)
-        trainer.add_callback(StopAt(step))
-        return trainer
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "make_trainer", with_stop)
-        with pytest.raises(InterruptedError):
-            train_network(job_made)
 
 
 def assert_same(first: torch.nn.Module, second: torch.nn.Module) -> None:
@@ -62,17 +47,18 @@ def assert_same(first: torch.nn.Module, second: torch.nn.Module) -> None:
     ],
     ids=["epochs", "mid-epoch", "sampler", "mixup-accumulation", "lora", "vit", "dinov2", "worker"],
 )
-def test_resumed_equals_uninterrupted(job, stock_folder, tmp_path, monkeypatch, options, kind):
+def test_resumed_equals_uninterrupted(job, stock_folder, tmp_path, options, kind):
     options = {**RECIPE, **options}
     if kind != "retfound":
         options["model_name_or_path"] = str(stock_folder(kind))
-    whole, history = train_network(job(output_dir=str(tmp_path / "whole"), **options))
+    whole, history = job(output_dir=str(tmp_path / "whole"), **options).train()
     folder = tmp_path / "stopped"
     steps = max(entry["step"] for entry in history)
-    stopped(job(output_dir=str(folder), **options), steps // 2 + 2, monkeypatch)
+    with pytest.raises(InterruptedError):
+        job(output_dir=str(folder), **options).train(callback=StopAt(steps // 2 + 2))
     torch.manual_seed(123)  # whatever state the new process is in
     made = job(output_dir=str(folder), resume_from_checkpoint="latest", **options)
-    resumed, resumed_history = train_network(made, checkpoint_to_resume(made.args))
+    resumed, resumed_history = made.train(checkpoint_to_resume(made.args, made.method))
     assert_same(whole, resumed)
     losses = [[e["loss"] for e in h if "loss" in e] for h in (history, resumed_history)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
@@ -110,21 +96,23 @@ def test_a_killed_run_goes_on(arguments, encoder_folder, planted, cache_dir, tmp
 
 
 def test_a_checkpoint_that_was_cut_off_is_passed_over(arguments, tmp_path):
-    _, _, _, args, *_ = arguments(resume_from_checkpoint="latest")
+    args = arguments(resume_from_checkpoint="latest")
     for step, names in ((9, ["model.safetensors", "trainer_state.json"]), (12, ["model.safetensors"])):
         for name in names:
             path = Path(args.output_dir) / f"checkpoint-{step}" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-    assert Path(checkpoint_to_resume(args)).name == "checkpoint-9"
+    assert Path(checkpoint_to_resume(args, METHODS["full"](args))).name == "checkpoint-9"
 
 
 def test_nothing_to_resume_is_refused(arguments, tmp_path):
-    _, _, _, args, *_ = arguments(resume_from_checkpoint="latest")
-    with pytest.raises(RetFoundError, match="--resume_from_checkpoint latest: there is no checkpoint in"):
-        checkpoint_to_resume(args)
-    _, _, _, args, *_ = arguments(resume_from_checkpoint=str(tmp_path / "absent"))
-    with pytest.raises(RetFoundError, match="is no folder; give a checkpoint folder or latest"):
-        checkpoint_to_resume(args)
-    _, _, _, args, *_ = arguments()
-    assert checkpoint_to_resume(args) is None
+    for options, error in (
+        ({"resume_from_checkpoint": "latest"}, OutputError),
+        ({"resume_from_checkpoint": str(tmp_path / "absent")}, BadArgumentError),
+        ({"resume_from_checkpoint": "latest", "method": "linear"}, BadArgumentError),
+    ):
+        args = arguments(**options)
+        with pytest.raises(error):
+            checkpoint_to_resume(args, METHODS[args.method](args))
+    args = arguments()
+    assert checkpoint_to_resume(args, METHODS["full"](args)) is None

@@ -102,7 +102,7 @@ def test_without_weights_one_line_says_how_to_bring_them(
 
 def test_features_do_not_depend_on_the_head(folders):
     """The encoder that `embed` reads is the one that fine-tuning starts from."""
-    from retfound_hf.finetuning.methods import build_classifier
+    from retfound_hf.finetuning.classifier import build_classifier
     from retfound_hf.models.loading import load_encoder
 
     labels = {"num_labels": 2, "id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}, "problem_type": None}

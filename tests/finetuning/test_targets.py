@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from retfound_hf.errors import RetFoundError
-from retfound_hf.finetuning.targets import balanced_sampler, label_options
+from retfound_hf.finetuning.classifier import label_options
+from retfound_hf.finetuning.trainer import BalancedSampler as balanced_sampler
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
@@ -59,9 +60,9 @@ def test_regression_is_measured_in_deviations_and_not_smoothed():
 
 def test_a_regression_starts_at_the_mean(job, table_set):
     made = job(data=str(table_set), label_columns=["level"], problem_type="regression")
-    targets = made.labelled.targets("train")
-    assert made.model.classifier.bias.item() == pytest.approx(targets.mean(), rel=1e-6)
-    assert made.model.config.target_scale == pytest.approx([targets.std()], rel=1e-6)
+    targets = made.prepared.labelled.targets("train")
+    assert made.classifier.model.classifier.bias.item() == pytest.approx(targets.mean(), rel=1e-6)
+    assert made.classifier.model.config.target_scale == pytest.approx([targets.std()], rel=1e-6)
 
 
 def test_balanced_draws_come_evenly():

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from retfound_hf import RetFoundError, RetFoundForImageClassification, RetFoundForPreTraining, RetFoundImageProcessor
+from retfound_hf.cli import command
 from retfound_hf.evaluation.report import ReportArguments, read_points
 from retfound_hf.hub.publish import main, publish
 from retfound_hf.options import run_command
@@ -121,11 +122,9 @@ def test_one_commit_a_tag_and_the_address(hub_here, workshop, capsys):
 
 
 def test_push_to_hub_of_finetune_gives_the_same(hub_here, workshop, tmp_path, capsys):
-    from retfound_hf.hub.publish import finetune
-
     words = ["--model_name_or_path", str(workshop / "base"), "--data", str(workshop / "images"), "--method", "linear"]
     words += ["--dataloader_num_workers", "0", "--output_dir", str(tmp_path / "pushed"), "--push_to_hub", "true"]
-    assert run_command(finetune, [*words, "--hub_private_repo", "true"]) == 0
+    assert run_command(command("finetune"), [*words, "--hub_private_repo", "true"]) == 0
     repo = hub_here.repo("writer/pushed")
     assert repo.private and len(repo.commits) == 2
     assert capsys.readouterr().out.splitlines()[-1] == f"{hub_here.url}/writer/pushed"
@@ -136,12 +135,10 @@ def test_push_to_hub_of_finetune_gives_the_same(hub_here, workshop, tmp_path, ca
 
 
 def test_push_to_hub_of_trainer_itself_gives_the_same_folder(hub_here, workshop, tmp_path):
-    from retfound_hf.hub.publish import finetune
-
     words = ["--model_name_or_path", str(workshop / "base"), "--data", str(workshop / "images")]
     words += ["--dataloader_num_workers", "0", "--output_dir", str(tmp_path / "pushed"), "--push_to_hub", "true"]
     words += ["--num_train_epochs", "1", "--disable_tqdm", "true", "--hub_model_id", "org/full"]
-    assert run_command(finetune, words) == 0
+    assert run_command(command("finetune"), words) == 0
     repo = hub_here.repo("org/full")
     assert len(repo.commits) == 2
     assert not [name for name in repo.at("main").files if "checkpoint" in name or name.endswith(".bin")]
@@ -149,24 +146,23 @@ def test_push_to_hub_of_trainer_itself_gives_the_same_folder(hub_here, workshop,
 
 
 def test_push_to_hub_is_refused_before_training(hub_here, workshop, tmp_path, monkeypatch, capsys):
-    from retfound_hf.hub.publish import finetune
-
     monkeypatch.setenv("HF_TOKEN", "")
     words = ["--model_name_or_path", str(workshop / "base"), "--data", str(workshop / "images")]
-    assert run_command(finetune, [*words, "--output_dir", str(tmp_path / "pushed"), "--push_to_hub", "true"]) == 2
+    assert (
+        run_command(command("finetune"), [*words, "--output_dir", str(tmp_path / "pushed"), "--push_to_hub", "true"])
+        == 2
+    )
     assert "there is no token for the run; log in with" in capsys.readouterr().err
     assert not (tmp_path / "pushed").exists()
 
 
 def test_push_to_hub_uses_the_token_that_it_is_given(hub_here, workshop, tmp_path, monkeypatch, capsys):
-    from retfound_hf.hub.publish import finetune
-
     words = ["--model_name_or_path", str(workshop / "base"), "--data", str(workshop / "images"), "--method", "linear"]
     words += ["--dataloader_num_workers", "0", "--output_dir", str(tmp_path / "pushed"), "--push_to_hub", "true"]
     monkeypatch.setenv("HF_TOKEN", "")
-    assert run_command(finetune, [*words, "--hub_token", "hf_wrong"]) == 2
+    assert run_command(command("finetune"), [*words, "--hub_token", "hf_wrong"]) == 2
     assert "the token is not valid" in capsys.readouterr().err and not (tmp_path / "pushed").exists()
-    assert run_command(finetune, [*words, "--hub_token", "hf_writer"]) == 0
+    assert run_command(command("finetune"), [*words, "--hub_token", "hf_writer"]) == 0
     assert "metrics.json" in hub_here.repo("writer/pushed").at("main").files
     assert "hf_writer" not in (tmp_path / "pushed" / "run.json").read_text()
 

@@ -114,29 +114,33 @@ class Stopped(BaseException):
     """As abrupt as a signal."""
 
 
-def stop_after(parts: int, monkeypatch) -> None:
-    original, done = embedding._embed_part, []
+def parts_computed(monkeypatch, at_most: int | None = None) -> list[str]:
+    """Names of the parts that are computed from now on; after `at_most` of them the run is stopped."""
+    original, done = embedding.forward_part, []
 
-    def counted(*args):
-        if len(done) == parts:
+    def counted(encoder, part, *args, **options):
+        if len(done) == at_most:
             raise Stopped
-        done.append(args[0].name)
-        return original(*args)
+        done.append(part.name)
+        return original(encoder, part, *args, **options)
 
-    monkeypatch.setattr(embedding, "_embed_part", counted)
+    monkeypatch.setattr(embedding, "forward_part", counted)
+    return done
 
 
 def test_a_stopped_run_takes_up_its_parts(encoder_folder, images_folder, tmp_path, monkeypatch):
     options = words(encoder_folder, images_folder, tmp_path / "out", "--part_size", 5)
     with monkeypatch.context() as patch:
-        stop_after(3, patch)
+        parts_computed(patch, at_most=3)
         with pytest.raises(Stopped):
             main(options)
     assert not (tmp_path / "out" / "features.parquet").exists()
     finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "parts").glob("*.parquet")}
     assert len(finished) == 3
-    original, computed = embedding._embed_part, []
-    monkeypatch.setattr(embedding, "_embed_part", lambda *args: computed.append(args[0].name) or original(*args))
+    original, computed = embedding.forward_part, []
+    monkeypatch.setattr(
+        embedding, "forward_part", lambda *args, **options: computed.append(args[1].name) or original(*args, **options)
+    )
     main(options)
     assert computed == ["00003", "00004"]
     assert not (tmp_path / "out" / "parts").exists()
@@ -150,13 +154,15 @@ def test_only_parts_with_changed_images_are_computed_anew(encoder_folder, images
     shutil.copytree(images_folder, data)
     options = words(encoder_folder, data, tmp_path / "out", "--part_size", 5)
     with monkeypatch.context() as patch:
-        stop_after(3, patch)
+        parts_computed(patch, at_most=3)
         with pytest.raises(Stopped):
             main(options)
     changed = find_images(data)[7]
     shutil.copy(find_images(data)[20], changed)
-    original, computed = embedding._embed_part, []
-    monkeypatch.setattr(embedding, "_embed_part", lambda *args: computed.append(args[0].name) or original(*args))
+    original, computed = embedding.forward_part, []
+    monkeypatch.setattr(
+        embedding, "forward_part", lambda *args, **options: computed.append(args[1].name) or original(*args, **options)
+    )
     main(options)
     assert computed == ["00001", "00003", "00004"]
     assert vectors(tmp_path / "out")[1] == pytest.approx(pooled(encoder_folder, find_images(data)), abs=1e-5)
@@ -166,7 +172,7 @@ def test_parts_of_another_model_are_not_taken_up(
     encoder_folder, dinov2_folder, images_folder, tmp_path, monkeypatch, capsys
 ):
     with monkeypatch.context() as patch:
-        stop_after(1, patch)
+        parts_computed(patch, at_most=1)
         with pytest.raises(Stopped):
             main(words(encoder_folder, images_folder, tmp_path / "out", "--part_size", 5))
     assert run_command(main, words(dinov2_folder, images_folder, tmp_path / "out", "--part_size", 5)) == 2
@@ -174,7 +180,7 @@ def test_parts_of_another_model_are_not_taken_up(
     moved = tmp_path / "same-name"
     shutil.copytree(encoder_folder, moved)
     with monkeypatch.context() as patch:
-        stop_after(1, patch)
+        parts_computed(patch, at_most=1)
         with pytest.raises(Stopped):
             main(words(moved, images_folder, tmp_path / "other", "--part_size", 5))
     os.utime(moved / "model.safetensors", ns=(1, 1))  # as after training it again
@@ -214,7 +220,7 @@ def test_a_corrupt_image_is_named(encoder_folder, damaged, tmp_path, capsys):
     assert run_command(main, words(encoder_folder, damaged, tmp_path / "out")) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     name = find_images(damaged)[3].relative_to(damaged).as_posix()
-    assert error.startswith("error: 1 of 24 images of part 00000 cannot be read, such as " + name)
+    assert error.startswith("error: 1 of 24 images cannot be read (" + name)
     assert "--on_bad_image skip" in error
     assert not (tmp_path / "out").exists()
 

@@ -8,6 +8,7 @@ from PIL import Image
 from retfound_hf import RetFoundImageProcessor
 from retfound_hf.images.reading import find_images
 from retfound_hf.inference.predict import (
+    Classifier,
     Collator,
     EvaluationPixels,
     PreparedSet,
@@ -16,7 +17,6 @@ from retfound_hf.inference.predict import (
     forward_here,
     head_inputs,
     pooled,
-    predict_logits,
     to_scores,
 )
 from retfound_hf.models.loading import load_classifier, load_encoder, load_processor
@@ -30,12 +30,12 @@ def prepared():
 
 def test_batches_do_not_change_the_result(classifier_folder, prepared):
     model, processor = load_classifier(str(classifier_folder)), load_processor(str(classifier_folder))
-    whole = predict_logits(model, prepared, processor, batch_size=11)
+    whole = Classifier(model, processor).logits(prepared, batch_size=11)
     assert whole.shape == (11, 3)
     assert whole.dtype == np.float32
-    parts = predict_logits(model, prepared, processor, batch_size=4, num_workers=1)
+    parts = Classifier(model, processor).logits(prepared, batch_size=4, num_workers=1)
     assert parts == pytest.approx(whole, abs=1e-5)
-    one = predict_logits(model, prepared[7:8], processor)
+    one = Classifier(model, processor).logits(prepared[7:8])
     assert one == pytest.approx(whole[7:8], abs=1e-5)
 
 
@@ -47,7 +47,7 @@ def test_logits_and_features_are_the_models_own(classifier_folder, encoder_folde
     with torch.no_grad():
         logits = model(pixels).logits.numpy()
         normed = model.fc_norm(model.vit(pixels).patch_mean).numpy()
-    assert predict_logits(model, prepared, processor) == pytest.approx(logits, abs=1e-5)
+    assert Classifier(model, processor).logits(prepared) == pytest.approx(logits, abs=1e-5)
     assert head_inputs(model, prepared, processor, batch_size=3) == pytest.approx(normed, abs=1e-5)
     assert not model.classifier._forward_pre_hooks
     encoder = load_encoder(str(encoder_folder))
@@ -59,14 +59,14 @@ def test_logits_and_features_are_the_models_own(classifier_folder, encoder_folde
 def test_training_mode_is_left_as_it_was(classifier_folder, prepared):
     model, processor = load_classifier(str(classifier_folder)), load_processor(str(classifier_folder))
     model.train()
-    predict_logits(model, prepared, processor)
+    Classifier(model, processor).logits(prepared)
     assert model.training
 
 
 def test_half_precision_is_near(classifier_folder, prepared):
     model, processor = load_classifier(str(classifier_folder)), load_processor(str(classifier_folder))
-    full = predict_logits(model, prepared, processor)
-    half = predict_logits(model, prepared, processor, precision="bf16")
+    full = Classifier(model, processor).logits(prepared)
+    half = Classifier(model, processor).logits(prepared, precision="bf16")
     assert half.dtype == np.float32
     assert half == pytest.approx(full, abs=0.1)
     assert not np.array_equal(half, full)

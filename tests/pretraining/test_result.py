@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, ViTMAEForPreTraining
 
 from retfound_hf import RetFoundForPreTraining, RetFoundModel
-from retfound_hf.finetuning.arguments import DataArguments, FinetuneTrainingArguments, MethodArguments, ModelArguments
 from retfound_hf.finetuning.finetune import finetune
 from retfound_hf.pretraining.arguments import PretrainingArguments
 from retfound_hf.pretraining.pretrain import pretrain
@@ -119,15 +118,11 @@ def planted(tmp_path) -> Path:
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_fine_tuning_goes_on_from_it(result, planted, tmp_path, name):
-    metrics = finetune(
-        ModelArguments(model_name_or_path=str(result / name)),
-        DataArguments(data=str(planted), cache_dir=str(tmp_path / "cache")),
-        MethodArguments(method="linear"),
-        FinetuneTrainingArguments(
-            output_dir=str(tmp_path / "classifier"), dataloader_num_workers=0, use_cpu=True, disable_tqdm=True
-        ),
-    )
-    assert metrics["auroc"] > 0.95
+    done = finetune(
+        result / name, planted, tmp_path / "classifier", cache_dir=str(tmp_path / "cache"), method="linear",
+        dataloader_num_workers=0, use_cpu=True,
+    )  # fmt: skip
+    assert done.metrics["auroc"] > 0.95
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, ResNetModel
 
 from retfound_hf.errors import RetFoundError
-from retfound_hf.finetuning.methods import build_classifier
+from retfound_hf.finetuning.classifier import build_classifier
 from retfound_hf.models.loading import load_encoder, load_processor
 from retfound_hf.pretraining.arguments import ModelArguments
 from retfound_hf.pretraining.build import build_encoder

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from retfound_hf import RetFoundModel
-from retfound_hf.finetuning.methods import build_classifier
+from retfound_hf.finetuning.classifier import build_classifier
 from retfound_hf.models.loading import load_encoder
 from retfound_hf.pretraining.data import make_loader
 from retfound_hf.pretraining.order import step_generator
