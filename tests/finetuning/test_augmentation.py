@@ -59,7 +59,7 @@ def test_training_without_augmentation_sees_what_evaluation_sees(job):
 
 
 def test_the_recipe_keeps_more_pixels_to_augment(job):
-    prepared = job(augmentation="recipe").prepared
+    prepared = job(augmentation="recipe").splits
     assert min(prepared["train"].images[0]["image"].size) == 48  # the file's own: never enlarged
     assert prepared["val"].images[0]["image"].size == (37, 37)
 

@@ -82,7 +82,7 @@ def test_the_unit_of_a_number_changes_nothing(run, table_set, tmp_path, method):
 def test_a_trained_regression_goes_on_from_what_it_knows(run, job, table_set, tmp_path):
     data = {"data": str(table_set), "label_columns": ["level"], "problem_type": "regression"}
     first = run(**data, num_train_epochs=20, learning_rate=5e-3, layer_decay=0.9)
-    model = job(**data, model_name_or_path=str(first.folder)).model
+    model = job(**data, model_name_or_path=str(first.folder)).classifier.model
     known = RetFoundForImageClassification.from_pretrained(first.folder)
     assert model.classifier.bias.item() == known.classifier.bias.item()
     again = run(
