@@ -308,7 +308,7 @@ def _with_retinopathy(image: Array, view: _View, severity: float, stage: Stage, 
     def red(centres: Array, low: float, high: float, flattest: float) -> Array:
         count = len(centres)
         axes = rng.uniform(low, high, (count, 1)) * rng.uniform([1, flattest], 1, (count, 2))
-        return view.spots(centres, axes, rng.uniform(0.5, 0.85, count), rng)
+        return view.spots(centres, axes, rng.uniform(0.55, 0.9, count), rng)
 
     def pale(scene: Array, exudates: Array, largest: float, wool: Array, widest: float) -> Array:
         sizes = rng.uniform(0.5 * largest, largest, len(exudates)), rng.uniform(0.6 * widest, widest, len(wool))
@@ -320,7 +320,7 @@ def _with_retinopathy(image: Array, view: _View, severity: float, stage: Stage, 
     flames = red(places(rng.poisson(4 * severity)), 0.04, 0.08, 0.25)
     image = _blend(image, np.maximum(np.maximum(dots, blots), flames), BLOOD)
     exudates = groups(places(rng.poisson(0.5 + 2.5 * severity), 0.55), 0.06, 5, 16)
-    image = pale(image, exudates, 0.02, places(rng.poisson(1.5 * severity), 0.7), 0.055)
+    image = pale(image, exudates, 0.024, places(rng.poisson(1.5 * severity), 0.7), 0.055)
     if stage == "early":
         return image
     blots = groups(places(3 + rng.poisson(3 * severity), 0.8), 0.1, 4, 10)
