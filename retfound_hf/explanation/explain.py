@@ -1,10 +1,12 @@
-"""Command `explain`: relevance maps of a classifier or reconstructions of an autoencoder for a set of images."""
+"""Explanations of images: relevance maps of a classifier, or reconstructions of an autoencoder; command `explain`."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -13,137 +15,252 @@ from transformers import PreTrainedModel
 
 from ..files import atomic_folder, refuse_existing
 from ..images.drawing import contact_sheet, heat_on_image, overlay, with_scale
-from ..images.geometry import ImageRegion
 from ..inference.predict import DTYPES, process_state, to_scores
 from ..models.loading import load_autoencoder, load_classifier, load_processor
-from ..options import parse_arguments
+from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
+from ..vocabulary import REGRESSION, SINGLE_LABEL
 from .outputs import (
-    LABEL,
-    PREDICTED,
-    RECONSTRUCTION,
-    ExplainArguments,
-    ExplainForwardArguments,
-    GoodBatches,
-    Opened,
-    Outputs,
-)
+    LABEL, PREDICTED, RECONSTRUCTION, ExplainArguments, ExplainForwardArguments, OpenedImage, OutputFolder,
+    ReadableBatches,
+)  # fmt: skip
 from .reconstruction import COLUMNS, paint, sheet_row
 from .relevance import relevance
 
-TITLES = ("image", "relevance")
+
+@dataclass(frozen=True)
+class Explanation:
+    """Relevance map of one image.
+
+    Attributes:
+        opened: the image, its id, and the region that the network saw.
+        patches: (grid, grid) float32, row 0 at the top; see `RelevanceMaps.patches`.
+        target: explained class, or predicted value of a regression.
+        index: number of the target among the model's outputs.
+        score: probability of the class, or the predicted value.
+        problem_type: of the model.
+        method: of the map.
+        opacity: of the overlay where relevance is high, 0 to 1.
+        prediction: class of highest probability; None unless classes exclude each other.
+    """
+
+    opened: OpenedImage
+    patches: np.ndarray
+    target: str
+    index: int
+    score: float
+    problem_type: str
+    method: str
+    opacity: float
+    prediction: str | None = None
+
+    titles = ("image", "relevance")
+
+    def overlay(self, opacity: float | None = None) -> Image.Image:
+        """The image under its map; `opacity` from 0 to 1."""
+        image = self.opened.picture
+        heat = heat_on_image(self.patches, self.opened.region_on_picture, image.size)
+        return overlay(image, heat.values, self.opacity if opacity is None else opacity)
+
+    def on_image(self) -> np.ndarray:
+        """The map on the pixels of the picture, (height, width); 0 where the network saw nothing."""
+        return self.opened.region_on_picture.place(self.patches, self.opened.picture.size)
+
+    def picture(self) -> Image.Image:
+        """`overlay` above a strip with class, score and scale."""
+        image = self.opened.picture
+        heat = heat_on_image(self.patches, self.opened.region_on_picture, image.size)
+        number = f"{self.score:.4g}" if self.problem_type == REGRESSION else f"probability {self.score:.2f}"
+        return with_scale(self.overlay(), f"{self.target}, {number} ({self.method.replace('_', ' ')})", heat.top)
+
+    def row(self) -> dict[str, Any]:
+        """Row of `maps.csv` without id and files."""
+        score = "value" if self.problem_type == REGRESSION else "probability"
+        row = {"class": self.target, score: self.score, "prediction": self.prediction, "label": self.opened.label}
+        return {name: value for name, value in row.items() if value is not None}
+
+    def arrays(self) -> dict[str, Any]:
+        """Arrays of `maps.npz`."""
+        return {"patches": self.patches, "target": self.index}
+
+    def tiles(self) -> list[Image.Image]:
+        """Pictures of the contact sheet, one for each of `titles`: the region that the network saw."""
+        region = self.opened.region_on_picture
+        edges = tuple(round(edge) for edge in (region.left, region.top, region.right, region.bottom))
+        return [picture.crop(edges) for picture in (self.opened.picture, self.overlay())]
+
+    def caption(self) -> str:
+        """Line below the tiles."""
+        return f"{self.target} {self.score:{'.4g' if self.problem_type == REGRESSION else '.2f'}}"
 
 
-def write_maps(model: PreTrainedModel, batches: GoodBatches, outputs: Outputs) -> None:
-    """Explain every image of `batches` and hand its map to `outputs`."""
+@dataclass(frozen=True)
+class ImageReconstruction:
+    """Reconstruction of one image by a masked autoencoder.
+
+    Attributes:
+        opened: the image, its id, and the region that the network saw.
+        pictures: original, masked, reconstructed and error, (3, size, size) each in 0..1.
+        error: (grid, grid) reconstruction error of the patches.
+        mask: bool (grid, grid), the hidden patches.
+    """
+
+    opened: OpenedImage
+    pictures: tuple[Tensor, ...]
+    error: np.ndarray
+    mask: np.ndarray
+
+    titles = COLUMNS
+
+    @property
+    def loss(self) -> float:
+        """Mean error of the hidden patches."""
+        return float(self.error[self.mask].mean()) if self.mask.any() else 0.0
+
+    def on_image(self) -> np.ndarray:
+        """The error on the pixels of the picture, (height, width)."""
+        return self.opened.region_on_picture.place(self.error, self.opened.picture.size)
+
+    def picture(self) -> Image.Image:
+        """The four pictures side by side, titled."""
+        return contact_sheet([list(self.pictures)], titles=COLUMNS)
+
+    def row(self) -> dict[str, Any]:
+        """Row of `maps.csv` without id and files."""
+        return {"loss": self.loss, "hidden": float(self.mask.mean(dtype=np.float32))}
+
+    def arrays(self) -> dict[str, Any]:
+        """Arrays of `maps.npz`."""
+        return {"error": self.error, "mask": self.mask}
+
+    def tiles(self) -> list[Image.Image]:
+        """Pictures of the contact sheet, one for each of `titles`."""
+        return [to_pil_image(picture.cpu()) for picture in self.pictures]
+
+    def caption(self) -> str:
+        """Line below the tiles."""
+        return f"loss {self.loss:.3f}"
+
+
+def _maps(model: PreTrainedModel, batches: ReadableBatches) -> Iterator[Explanation]:
     arguments = batches.arguments
     names = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
-    kind = model.config.problem_type or "single_label_classification"
+    kind = model.config.problem_type or SINGLE_LABEL
     precision = DTYPES[batches.options.options["precision"]]
-    device = model.device.type
     for pixels, items in batches:
-        with torch.autocast(device, dtype=precision or torch.bfloat16, enabled=precision is not None):
-            maps = relevance(model, pixels, _targets(arguments.target, items), arguments.method, arguments.steps)
+        target = {PREDICTED: None, LABEL: [item.label for item in items]}.get(arguments.target, arguments.target)
+        with torch.autocast(
+            model.device.type, dtype=precision or torch.bfloat16, enabled=precision is not None
+        ):
+            maps = relevance(model, pixels, target, arguments.method, arguments.steps)
         scores = to_scores(maps.logits.numpy(), kind)
-        for item, patches, target, score in zip(
+        for item, patches, index, score in zip(
             items, maps.patches.numpy(), maps.targets.tolist(), scores, strict=True
         ):
-            value = float(score[target])
-            row: dict[str, Any] = {"class": names[target]}
-            row["value" if kind == "regression" else "probability"] = value
-            if kind == "single_label_classification":
-                row["prediction"] = names[score.argmax()]
-            if item.source.facts.get("label") is not None:
-                row["label"] = item.source.facts["label"]
-            heat = heat_on_image(patches, item.window_on_picture, item.picture.size)
-            drawn = overlay(item.picture, heat.values, arguments.opacity)
-            number = f"{value:.4g}" if kind == "regression" else f"probability {value:.2f}"
-            outputs.add(
-                item,
-                row,
-                with_scale(drawn, f"{names[target]}, {number} ({arguments.method.replace('_', ' ')})", heat.top),
-                {"patches": patches, "target": target},
-                item.window_on_picture.place(patches, item.picture.size),
-                [_seen(picture, item.window_on_picture) for picture in (item.picture, drawn)],
-                f"{names[target]} {value:.4g}" if kind == "regression" else f"{names[target]} {value:.2f}",
-            )
+            predicted = names[score.argmax()] if kind == SINGLE_LABEL else None
+            yield Explanation(
+                item, patches, names[index], index, float(score[index]), kind, arguments.method, arguments.opacity,
+                predicted,
+            )  # fmt: skip
 
 
-def _targets(target: str, items: list[Opened]) -> str | list[str | None] | None:
-    if target == PREDICTED:
-        return None
-    return [item.source.facts["label"] for item in items] if target == LABEL else target
-
-
-def _seen(picture: Image.Image, window: ImageRegion) -> Image.Image:
-    """The part of a picture that the network saw."""
-    return picture.crop(tuple(round(edge) for edge in (window.left, window.top, window.right, window.bottom)))
-
-
-def write_reconstructions(model: PreTrainedModel, batches: GoodBatches, outputs: Outputs) -> None:
-    """Hide patches of every image of `batches`, let the model paint them, and hand the pictures to `outputs`."""
+def _reconstructions(model: PreTrainedModel, batches: ReadableBatches) -> Iterator[ImageReconstruction]:
     ratio, seed = batches.arguments.mask_ratio, batches.options.seed
     for pixels, items in batches:
-        found = paint(model, pixels, [item.source.id for item in items], batches.processor, ratio, seed)
+        found = paint(model, pixels, [item.id for item in items], batches.processor, ratio, seed)
         for index, item in enumerate(items):
-            row = sheet_row(found, index)
-            hidden = found.mask[index]
-            loss = float(found.error[index][hidden].mean()) if hidden.any() else 0.0
-            error = found.error[index].cpu().numpy()
-            outputs.add(
-                item,
-                {"loss": loss, "hidden": float(hidden.float().mean())},
-                contact_sheet([row], titles=COLUMNS),
-                {"error": error, "mask": hidden.cpu().numpy()},
-                item.window_on_picture.place(error, item.picture.size),
-                [_image(picture) for picture in row],
-                f"loss {loss:.3f}",
-            )
+            error, mask = found.error[index].cpu().numpy(), found.mask[index].cpu().numpy()
+            yield ImageReconstruction(item, tuple(sheet_row(found, index)), error, mask)
 
 
-def _image(picture: Tensor) -> Image.Image:
-    return to_pil_image(picture.cpu())
+def _explained(
+    arguments: ExplainArguments, options: ExplainForwardArguments
+) -> tuple[Iterator[Explanation | ImageReconstruction], ReadableBatches]:
+    name, hides = arguments.model_name_or_path, arguments.method == RECONSTRUCTION
+    model = (load_autoencoder if hides else load_classifier)(name).to(process_state().device)
+    batches = ReadableBatches(arguments, options, model.config, load_processor(name))
+    make: Callable[..., Iterator[Explanation | ImageReconstruction]] = _reconstructions if hides else _maps
+    return make(model, batches), batches
 
 
-def explain(arguments: ExplainArguments, options: ExplainForwardArguments) -> Path:
-    """Explain the images and write the folder, whole or not at all.
+def write_explanations(
+    arguments: ExplainArguments, options: ExplainForwardArguments, keep: bool = False
+) -> list[Explanation | ImageReconstruction]:
+    """Explain images and write the folder, whole or not at all.
 
-    Returns:
-        The folder: `pictures/`, `arrays/`, `maps.csv`, `maps.npz`, `contact_sheet.png`, `run.json`.
+    Args:
+        arguments: model, images and method.
+        options: output folder, batch size and precision.
+        keep: return the explanations, which hold the pictures of all images in memory.
 
     Raises:
-        RetFoundError: a model without classifier or decoder, images that are not there or cannot be read.
+        BadModelError: a model without classifier or decoder.
+        BadDataError: images that are missing or unreadable.
     """
     started = time.time()
-    folder = Path(options.output_dir)
+    folder, kept = Path(options.output_dir), []
     refuse_existing(folder, options.overwrite_output_dir)
-    name, paints = arguments.model_name_or_path, arguments.method == RECONSTRUCTION
-    write, titles = (write_reconstructions, COLUMNS) if paints else (write_maps, TITLES)
-    model = load_autoencoder(name) if paints else load_classifier(name)
-    model = model.to(process_state().device)
-    batches = GoodBatches(arguments, options, model.config, load_processor(name))
+    explained, batches = _explained(arguments, options)
     with atomic_folder(folder, options.overwrite_output_dir) as partial:
-        outputs = Outputs(partial, arguments.sheet_images, titles)
-        write(model, batches, outputs)
+        outputs = OutputFolder(partial, arguments.sheet_images)
+        for one in explained:
+            outputs.add(one)
+            kept += [one] if keep else []
         outputs.close()
         write_run_record(
-            partial,
-            "explain",
-            [arguments, options],
-            seconds=round(time.time() - started, 1),
-            images=len(outputs.rows),
-            rejected_images=batches.rejected,
-        )
-    return folder
+            partial, "explain", [replace(arguments, data=str(arguments.data)), options],
+            seconds=round(time.time() - started, 1), images=len(outputs.rows), rejected_images=batches.rejected,
+        )  # fmt: skip
+    return kept
+
+
+def explain(
+    model: str,
+    images: str | Path | Image.Image | Sequence[str | Path | Image.Image],
+    target: str | None = None,
+    method: str = "relevance",
+    output_dir: str | Path | None = None,
+    **options: Any,
+) -> Any:
+    """Explain images: where a classifier looks, or what an autoencoder reconstructs.
+
+    Args:
+        model: fine-tuned folder or adapter; for `method="reconstruction"` a pretrained folder.
+        images: an image, several, or a folder, table or folder of shards.
+        target: class to explain, or "label" for each image's own; the predicted class where None.
+        method: "relevance", "relprop", "rollout", "integrated_gradients" or "reconstruction".
+        output_dir: folder for pictures, arrays and tables; nothing is written where None.
+        **options: further fields of `ExplainArguments` and `ForwardArguments`.
+
+    Returns:
+        `Explanation` (`ImageReconstruction`) of a single image, else a list of them.
+
+    Raises:
+        BadModelError: a model without classifier or decoder.
+        BadDataError: images that are missing or unreadable.
+        BadArgumentError: an unknown class or method.
+    """
+    single = isinstance(images, Image.Image) or (isinstance(images, (str, Path)) and Path(images).is_file())
+    single = single and not str(images).lower().endswith((".csv", ".parquet"))
+    asked = {
+        "model_name_or_path": model, "data": [images] if single else images, "target": target or PREDICTED,
+        "method": method, "output_dir": str(output_dir) if output_dir is not None else "", **options,
+    }  # fmt: skip
+    arguments, forward = build_arguments((ExplainArguments, ExplainForwardArguments), asked)
+    if output_dir is None:
+        found = list(_explained(arguments, forward)[0])
+    else:
+        found = write_explanations(arguments, forward, keep=True)
+    return found[0] if single else found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the arguments, explain, and say where the results are."""
+    """Parse the arguments, explain, and print where the results are."""
     arguments, options = parse_arguments(
         ExplainArguments,
         ExplainForwardArguments,
         argv=argv,
         description="Relevance maps of a classifier, or reconstructions of an autoencoder, on the images themselves.",
     )
-    folder = explain(arguments, options)
-    print(f"Written to {folder}: pictures/, arrays/, maps.csv, maps.npz, contact_sheet.png")
+    write_explanations(arguments, options)
+    print(f"Written to {options.output_dir}: pictures/, arrays/, maps.csv, maps.npz, contact_sheet.png")

@@ -1,4 +1,4 @@
-"""Images to explain, and the folder that `explain` writes."""
+"""Images to explain, read in batches, and the folder that `explain` writes."""
 
 import logging
 import re
@@ -19,34 +19,21 @@ from transformers import PreTrainedConfig
 from ..data.image_cache import prepare_image
 from ..data.image_sources import BATCH, ImageRef, open_files
 from ..data.labelled import read_labelled
-from ..errors import RetFoundError, join_names
+from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, require_range
 from ..images.drawing import INK, PAPER, contact_sheet
 from ..images.geometry import ImageRegion, resize
-from ..images.reading import IMAGE_SUFFIXES, UnreadableImageError, read_image
+from ..images.reading import IMAGE_SUFFIXES, read_image
 from ..inference.evaluate import split_of_training
 from ..inference.predict import EvaluationPixels, ForwardArguments
 from ..models.image_processing_retfound import RetFoundImageProcessor
-
-LONGEST = 120
-
-
-class FileNames:
-    """Gives every id a name of its own without folders or suffix: `test/mild/a.jpg` becomes `test_mild_a`."""
-
-    def __init__(self) -> None:
-        self.taken: dict[str, int] = {}
-
-    def __call__(self, name: str) -> str:
-        path = PurePosixPath(name.replace("\\", "/"))
-        # File systems that do not tell cases apart must hold both `A` and `a`.
-        plain = re.sub(r"[^\w-]+", "_", str(path.with_suffix("") if path.name else path)).strip("_")
-        plain = plain[-LONGEST:] or "image"
-        count = self.taken[plain.lower()] = self.taken.get(plain.lower(), 0) + 1
-        return plain if count == 1 else self(f"{plain}-{count}")
-
+from ..vocabulary import SINGLE_LABEL
 
 RECONSTRUCTION = "reconstruction"
 PREDICTED, LABEL = "predicted", "label"
+PICTURES, ARRAYS = "pictures", "arrays"
+LONGEST_NAME = 120  # characters of a file name
+TILE = 256  # pixels of a picture on the contact sheet
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -54,7 +41,7 @@ class ExplainArguments:
     model_name_or_path: str = field(metadata={"help": "fine-tuned folder or adapter; for reconstruction a pretrained"})
     data: str = field(metadata={"help": "an image, a folder, a CSV or parquet table, or a folder of shards"})
     method: Literal["relevance", "relprop", "rollout", "integrated_gradients", "reconstruction"] = field(
-        default="relevance", metadata={"help": "how the maps are made, or what the autoencoder paints"}
+        default="relevance", metadata={"help": "method of the relevance maps, or reconstruction by an autoencoder"}
     )
     target: str = field(
         default=PREDICTED, metadata={"help": "class to explain: a name, `predicted`, or `label` for each image's own"}
@@ -76,16 +63,19 @@ class ExplainArguments:
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("picture_size", 0), ("max_images", 0), ("sheet_images", 1)):
-            if getattr(self, name) < least:
-                raise RetFoundError(f"--{name} {getattr(self, name)} must be at least {least}")
-        if not 0 <= self.opacity <= 1:
-            raise RetFoundError(f"--opacity {self.opacity} is out of range; give a number from 0 to 1")
-        if self.mask_ratio is not None and not 0 <= self.mask_ratio < 1:
-            raise RetFoundError(f"--mask_ratio {self.mask_ratio} is out of range; give a number from 0 to below 1")
-        if self.mask_ratio is not None and self.method != RECONSTRUCTION:
-            raise RetFoundError("--mask_ratio belongs to --method reconstruction; leave it out")
-        if self.method == RECONSTRUCTION and self.target != PREDICTED:
-            raise RetFoundError("a reconstruction has no class; leave --target out")
+            require_range(name, getattr(self, name), least)
+        require_range("opacity", self.opacity, 0, 1)
+        hides = self.method == RECONSTRUCTION
+        if self.mask_ratio is not None:
+            if not 0 <= self.mask_ratio < 1:
+                message = f"`mask_ratio={self.mask_ratio}` must be at least 0 and below 1"
+                raise BadArgumentError(message, field="mask_ratio", value=self.mask_ratio)
+            if not hides:
+                message = "`mask_ratio` belongs to `method=reconstruction`; leave it out"
+                raise BadArgumentError(message, field="mask_ratio", value=self.mask_ratio)
+        if hides and self.target != PREDICTED:
+            message = "a reconstruction has no class; leave `target` out"
+            raise BadArgumentError(message, field="target", value=self.target)
 
 
 @dataclass
@@ -95,31 +85,34 @@ class ExplainForwardArguments(ForwardArguments):
 
 
 @dataclass(frozen=True)
-class Opened:
-    """An image that was read.
+class OpenedImage:
+    """Image that was read.
 
     Attributes:
+        id, label: of the source.
         prepared: cropped and resized for the network.
         picture: the whole image, upright, reduced to the size of the pictures.
-        window: of the network's input, in pixels of the image.
+        region: of the network's input, in pixels of the image.
         size: width and height of the image.
-        reason: why it cannot be read, else empty; the rest then stands for nothing.
+        reason: why it cannot be read, else empty; an unreadable image is blank.
     """
 
-    source: ImageRef
+    id: str
+    label: str | None
     prepared: Image.Image
     picture: Image.Image
-    window: ImageRegion
+    region: ImageRegion
     size: tuple[int, int]
     reason: str = ""
 
     @property
-    def window_on_picture(self) -> ImageRegion:
-        return self.window.scaled(self.picture.width / self.size[0], self.picture.height / self.size[1])
+    def region_on_picture(self) -> ImageRegion:
+        """The region in pixels of the picture."""
+        return self.region.scaled(self.picture.width / self.size[0], self.picture.height / self.size[1])
 
 
-class Opening(Dataset):
-    """Reads sources in the loader's workers; each image is decoded and searched for its field once."""
+class OpenedImages(Dataset):
+    """Sources read in the loader's workers; each image is decoded and searched for its field of view once."""
 
     def __init__(self, sources: Sequence[ImageRef], processor: RetFoundImageProcessor, picture_size: int):
         self.sources, self.processor, self.picture_size = sources, processor, picture_size
@@ -127,77 +120,69 @@ class Opening(Dataset):
     def __len__(self) -> int:
         return len(self.sources)
 
-    def __getitem__(self, index: int) -> Opened:
+    def __getitem__(self, index: int) -> OpenedImage:
         source, size = self.sources[index], dict(self.processor.size)
+        label = source.facts.get("label")
         try:
             image = read_image(source.image)
         except UnreadableImageError as error:
-            blank = Image.new("RGB", (64, 64))
-            return Opened(source, resize(blank, size), blank, ImageRegion(0, 0, 64, 64), blank.size, str(error))
+            blank, whole = Image.new("RGB", (64, 64)), ImageRegion(0, 0, 64, 64)
+            return OpenedImage(
+                source.id, label, resize(blank, size), blank, whole, blank.size, str(error)
+            )
         box = self.processor.crop_box(image)
         prepared = prepare_image(image, size, box)
-        window = self.processor.input_window(image, box)
-        return Opened(source, prepared, _reduced(image, self.picture_size), window, image.size)
+        region = self.processor.input_window(image, box)
+        picture = image
+        if self.picture_size and max(image.size) > self.picture_size:
+            scale = self.picture_size / max(image.size)
+            shape = tuple(max(1, round(side * scale)) for side in image.size)
+            picture = image.resize(shape, Image.Resampling.BICUBIC, reducing_gap=3)
+        return OpenedImage(source.id, label, prepared, picture, region, image.size)
 
 
 @dataclass(frozen=True)
-class _Collator:
+class Collator:
+    """Opened images with their pixel values (batch, 3, size, size)."""
+
     to_pixels: EvaluationPixels
 
-    def __call__(self, items: list[Opened]) -> tuple[Tensor, list[Opened]]:
+    def __call__(self, items: list[OpenedImage]) -> tuple[Tensor, list[OpenedImage]]:
         return self.to_pixels([item.prepared for item in items]), items
 
 
 def find_sources(arguments: ExplainArguments, config: PreTrainedConfig) -> Iterator[list[ImageRef]]:
-    """The images of `--data` in groups of which the memory of shards bounds the size, in a fixed order.
+    """Images of `arguments.data` in a fixed order, in groups, so that only one shard is in memory at a time.
 
     Raises:
-        RetFoundError: nothing there, or labels that are asked for and not there.
+        BadDataError: no image, or labels that are asked for and missing.
     """
     labelled = arguments.target == LABEL or arguments.split is not None
     groups = _labelled(arguments, config) if labelled else _unlabelled(arguments.data)
     left = arguments.max_images or None
     for group in groups:
-        group = group[:left]
-        yield group
-        left = None if left is None else left - len(group)
+        yield group[:left]
+        left = None if left is None else left - len(group[:left])
         if left == 0:
             return
 
 
-def opened_batches(
-    sources: Sequence[ImageRef],
-    processor: RetFoundImageProcessor,
-    picture_size: int,
-    batch_size: int,
-    num_workers: int,
-) -> Iterator[tuple[Tensor, list[Opened]]]:
-    """Pixel values (batch, 3, size, size) and what belongs to them."""
-    yield from DataLoader(
-        Opening(sources, processor, picture_size),
-        batch_size=batch_size,
-        num_workers=min(num_workers, len(sources)),
-        collate_fn=_Collator(EvaluationPixels(processor)),
-    )
-
-
-def _unlabelled(data: str) -> Iterator[list[ImageRef]]:
-    path = Path(data)
-    if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES):
-        yield [ImageRef(path.name, str(path))]
+def _unlabelled(data: Any) -> Iterator[list[ImageRef]]:
+    if isinstance(data, (str, Path)) and not (Path(data).is_file() and str(data).lower().endswith(IMAGE_SUFFIXES)):
+        yield from (list(part.refs) for part in open_files(str(data)).parts(BATCH))
         return
-    for part in open_files(data).parts(BATCH):
-        yield list(part.refs)
+    images = [data] if isinstance(data, (str, Path)) else list(data)
+    names = [Path(one).name if isinstance(one, (str, Path)) else str(index) for index, one in enumerate(images)]
+    yield [ImageRef(name, image) for name, image in zip(names, images, strict=True)]
 
 
 def _labelled(arguments: ExplainArguments, config: PreTrainedConfig) -> Iterator[list[ImageRef]]:
-    kind = config.problem_type or "single_label_classification"
-    is_single = kind == "single_label_classification"
+    kind = config.problem_type or SINGLE_LABEL
+    is_single = kind == SINGLE_LABEL
     names = [str(config.id2label[index]) for index in range(config.num_labels)]
     if arguments.target == LABEL and not is_single:
-        raise RetFoundError(
-            f"--target label takes one class per image, but the model is of {kind}; give one of {', '.join(names)}"
-        )
+        message = f"`target=label` needs one class per image, and the model is of {kind}; pass one of its classes"
+        raise BadArgumentError(message, field="target", value=LABEL, accepted=names)
     found = read_labelled(
         arguments.data,
         label_columns=[arguments.label_column] if is_single else None,
@@ -212,22 +197,18 @@ def _labelled(arguments: ExplainArguments, config: PreTrainedConfig) -> Iterator
     yield [ImageRef(name, image, {"label": label}) for name, image, label in facts]
 
 
-def _reduced(image: Image.Image, longest: int) -> Image.Image:
-    if not longest or max(image.size) <= longest:
-        return image
-    scale = longest / max(image.size)
-    shape = tuple(max(1, round(side * scale)) for side in image.size)
-    return image.resize(shape, Image.Resampling.BICUBIC, reducing_gap=3)
+class ReadableBatches:
+    """Batches of readable images with a progress bar; `rejected` collects (id, reason) of the others.
 
-
-logger = logging.getLogger(__name__)
-
-
-class GoodBatches:
-    """Batches of images that can be read, with a progress bar; the others are collected in `rejected` (id, reason).
+    Args:
+        arguments: images, labels and size of the pictures.
+        options: batch size, loader processes, and what happens to unreadable images.
+        config: of the model, for the names of its classes.
+        processor: of the model.
 
     Raises:
-        RetFoundError: an unreadable image, unless they are skipped; no image that can be read.
+        UnreadableImageError: an unreadable image, unless they are skipped.
+        BadDataError: no readable image.
     """
 
     def __init__(
@@ -240,99 +221,95 @@ class GoodBatches:
         self.arguments, self.options, self.config, self.processor = arguments, options, config, processor
         self.rejected: list[tuple[str, str]] = []
 
-    def __iter__(self) -> Iterator[tuple[Tensor, list[Opened]]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, list[OpenedImage]]]:
         any_good = False
-        with tqdm(desc="explain", unit="image") as bar:
+        with tqdm(desc="explain", unit="image", disable=None) as bar:
             for sources in find_sources(self.arguments, self.config):
                 bar.total = (bar.total or 0) + len(sources)
-                for pixels, items in self._read(sources):
-                    good = [index for index, item in enumerate(items) if not item.reason]
+                for pixels, items in self._loader(sources):
                     self._reject([item for item in items if item.reason])
+                    good = [index for index, item in enumerate(items) if not item.reason]
                     if good:
                         any_good = True
                         yield pixels[good], [items[index] for index in good]
                     bar.update(len(items))
         if not any_good:
             reasons = join_names(f"{name}: {reason}" for name, reason in self.rejected)
-            raise RetFoundError(f"no image of {self.arguments.data} can be read ({reasons})")
+            message = f"no image of {self.arguments.data} can be read ({reasons})"
+            raise BadDataError(message, rows=[name for name, _ in self.rejected], source=self.arguments.data)
 
-    def _read(self, sources: Sequence[ImageRef]) -> Iterator[tuple[Tensor, list[Opened]]]:
-        return opened_batches(
-            sources,
-            self.processor,
-            self.arguments.picture_size,
-            self.options.per_device_eval_batch_size,
-            self.options.dataloader_num_workers,
+    def _loader(self, sources: Sequence[ImageRef]) -> DataLoader:
+        return DataLoader(
+            OpenedImages(sources, self.processor, self.arguments.picture_size),
+            batch_size=self.options.per_device_eval_batch_size,
+            num_workers=min(self.options.dataloader_num_workers, len(sources) if len(sources) > 1 else 0),
+            collate_fn=Collator(EvaluationPixels(self.processor)),
         )
 
-    def _reject(self, items: Sequence[Opened]) -> None:
+    def _reject(self, items: Sequence[OpenedImage]) -> None:
         for item in items:
             if self.options.on_bad_image == "error":
-                raise RetFoundError(
-                    f"image {item.source.id}: {item.reason}; repair or remove it, or pass --on_bad_image skip"
-                )
-            logger.warning("image %s is left out: %s", item.source.id, item.reason)
-            self.rejected.append((item.source.id, item.reason))
+                message = f"image {item.id}: {item.reason}; repair or remove it, or pass `on_bad_image=skip`"
+                raise UnreadableImageError(message, path=item.id, reason=item.reason)
+            logger.warning("image %s is left out: %s", item.id, item.reason)
+            self.rejected.append((item.id, item.reason))
 
 
-PICTURES, ARRAYS = "pictures", "arrays"
-TILE = 256
+class FileNames:
+    """Unique file names for ids, without folders or suffix: `test/mild/a.jpg` becomes `test_mild_a`."""
+
+    def __init__(self) -> None:
+        self.taken: dict[str, int] = {}
+
+    def __call__(self, name: str) -> str:
+        path = PurePosixPath(name.replace("\\", "/"))
+        plain = re.sub(r"[^\w-]+", "_", str(path.with_suffix("") if path.name else path)).strip("_")
+        plain = plain[-LONGEST_NAME:] or "image"
+        # Case-insensitive file systems must hold both `A` and `a`.
+        count = self.taken[plain.lower()] = self.taken.get(plain.lower(), 0) + 1
+        return plain if count == 1 else self(f"{plain}-{count}")
 
 
-class Outputs:
-    """Takes images one by one and keeps no more of each than a row, its patches and, for the first, a small picture.
+class OutputFolder:
+    """Folder of explanations; of each image only a row, its patches and, for the first ones, small pictures stay.
 
     Args:
-        folder: to write into.
+        folder: existing folder to write into.
         sheet_images: images on the contact sheet.
-        titles: of one image's pictures on the contact sheet.
     """
 
-    def __init__(self, folder: Path, sheet_images: int, titles: Sequence[str]):
-        self.folder, self.sheet_images, self.titles = folder, sheet_images, tuple(titles)
+    def __init__(self, folder: Path, sheet_images: int):
+        self.folder, self.sheet_images = folder, sheet_images
+        self.titles: tuple[str, ...] = ()
         self.names = FileNames()
         self.rows: list[dict[str, Any]] = []
-        self.patches: dict[str, list[np.ndarray]] = {}
+        self.arrays: dict[str, list[np.ndarray]] = {}
         self.tiles: list[list[Image.Image]] = []
         for name in (PICTURES, ARRAYS):
             (folder / name).mkdir()
 
-    def add(
-        self,
-        item: Opened,
-        row: dict[str, Any],
-        picture: Image.Image,
-        patches: dict[str, np.ndarray],
-        on_image: np.ndarray,
-        tiles: Sequence[Image.Image],
-        caption: str,
-    ) -> None:
-        """Write an image's picture and its map, and note the rest.
-
-        Args:
-            row: of the table, without id and files.
-            patches: (grid, grid) arrays for `maps.npz`, the same names for every image.
-            on_image: (height, width) of the picture, for `arrays/`, saved as float32.
-            tiles: the pictures for the contact sheet, one for each title.
-            caption: below them.
-        """
-        name = self.names(item.source.id)
-        picture.save(self.folder / PICTURES / f"{name}.png")
-        # Maps carry the scale of the logits: below 6e-5 float16 would leave a calibrated head's a few distinct levels.
-        np.save(self.folder / ARRAYS / f"{name}.npy", on_image.astype(np.float32))
+    def add(self, explained: Any) -> None:
+        """Write picture and map of an `Explanation` or `ImageReconstruction`, and keep its row."""
+        opened, self.titles = explained.opened, explained.titles
+        name = self.names(opened.id)
+        explained.picture().save(self.folder / PICTURES / f"{name}.png")
+        # Maps have the scale of the logits: below 6e-5 float16 would leave a calibrated head's a few distinct levels.
+        np.save(self.folder / ARRAYS / f"{name}.npy", explained.on_image().astype(np.float32))
         files = {"picture": f"{PICTURES}/{name}.png", "array": f"{ARRAYS}/{name}.npy"}
-        self.rows.append({"id": item.source.id, **row, **files})
-        window = [item.window.left, item.window.top, item.window.right, item.window.bottom]
-        for key, value in {**patches, "window": np.array(window), "image_size": np.array(item.size)}.items():
-            self.patches.setdefault(key, []).append(value)
+        self.rows.append({"id": opened.id, **explained.row(), **files})
+        region = opened.region
+        window = np.array([region.left, region.top, region.right, region.bottom])
+        for key, value in {**explained.arrays(), "window": window, "image_size": np.array(opened.size)}.items():
+            self.arrays.setdefault(key, []).append(value)
         if len(self.tiles) < self.sheet_images:
-            self.tiles.append([_tile(tile, caption if index == 0 else "") for index, tile in enumerate(tiles)])
+            first, *others = explained.tiles()
+            self.tiles.append([_tile(first, explained.caption()), *(_tile(tile, "") for tile in others)])
 
     def close(self) -> None:
         """Write `maps.csv`, `maps.npz` and `contact_sheet.png`."""
         table = pd.DataFrame(self.rows)
         table.to_csv(self.folder / "maps.csv", index=False, float_format="%.6g")
-        arrays = {name: np.stack(values) for name, values in self.patches.items()}
+        arrays = {name: np.stack(values) for name, values in self.arrays.items()}
         np.savez(self.folder / "maps.npz", id=table["id"].to_numpy(str), **arrays)
         # Two images side by side, where there are enough.
         across = 2 if len(self.tiles) > 3 and len(self.titles) == 2 else 1
@@ -344,7 +321,7 @@ class Outputs:
 
 
 def _tile(picture: Image.Image, caption: str) -> Image.Image:
-    """A picture of `TILE` pixels above a line of text."""
+    """The picture, `TILE` pixels wide, above its caption."""
     font = ImageFont.load_default(14)
     page = Image.new("RGB", (TILE, TILE + 22), PAPER)
     small = ImageOps.contain(picture, (TILE, TILE), Image.Resampling.BICUBIC)
