@@ -12,13 +12,13 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..errors import RetFoundError, nearest
+from ..errors import BadArgumentError, BadDataError, BadModelError, require
 
 Target: TypeAlias = int | str | Sequence[int | str] | Tensor | None
 
 
 def resolve_targets(target: Target, logits: Tensor, config: PreTrainedConfig) -> Tensor:
-    """The index of the explained output for each image of a batch, int64 (batch,) on the logits' device.
+    """Index of the explained output for each image of a batch, int64 (batch,) on the logits' device.
 
     Args:
         target: None for the output of highest logit; a class index or name for all images; or one for each.
@@ -26,37 +26,39 @@ def resolve_targets(target: Target, logits: Tensor, config: PreTrainedConfig) ->
         config: of the classifier, for the names of its classes.
 
     Raises:
-        RetFoundError: an unknown class, another number of classes than images, or a regression of several values
-            without a target, of which none is "predicted".
+        BadArgumentError: an unknown class, another number of classes than images, or a regression of several values
+            without a target.
     """
     count, outputs = logits.shape
     if target is None:
         if config.problem_type == "regression" and outputs > 1:
-            names = ", ".join(str(config.id2label[index]) for index in range(outputs))
-            raise RetFoundError(f"the model predicts {outputs} values; choose the one to explain: {names}")
+            names = [str(config.id2label[index]) for index in range(outputs)]
+            message = f"the model predicts {outputs} values; pass the one to explain as `target`: {', '.join(names)}"
+            raise BadArgumentError(message, field="target", accepted=names)
         return logits.argmax(dim=1)
     if isinstance(target, Tensor):
         target = target.tolist()
     each = [target] * count if isinstance(target, (int, str)) else list(target)
     if len(each) != count:
-        raise RetFoundError(f"{len(each)} target classes for {count} images; give one class, or one per image")
+        message = f"`target` has {len(each)} classes for {count} images; pass one class, or one per image"
+        raise BadArgumentError(message, field="target", value=each)
     return torch.tensor([_index(one, outputs, config) for one in each], device=logits.device)
 
 
 def _index(target: int | str, outputs: int, config: PreTrainedConfig) -> int:
     names = [str(config.id2label.get(index, index)) for index in range(outputs)]
     if isinstance(target, str):
-        if target not in names:
-            raise RetFoundError(f"class {target!r} is unknown{nearest(target, names)}; accepted: {', '.join(names)}")
+        require("target", target, names)
         return names.index(target)
     if not 0 <= target < outputs:
-        raise RetFoundError(f"class index {target} is out of range; the model has {outputs}: {', '.join(names)}")
+        message = f"`target={target}` is out of range; the model has {outputs} outputs: {', '.join(names)}"
+        raise BadArgumentError(message, field="target", value=target, accepted=range(outputs))
     return int(target)
 
 
 @dataclass(frozen=True)
 class Score:
-    """What is differentiated.
+    """Logits of the explained outputs, ready to be differentiated.
 
     Attributes:
         outputs: of the model.
@@ -70,14 +72,17 @@ class Score:
 
 
 def scored(view: PreTrainedModel, pixel_values: Tensor, target: Target, **options: Any) -> Score:
-    """Run a view (`views.view_of`) of a classifier and pick the target of each image.
+    """Run a view (`view_of`) of a classifier and pick the target of each image.
 
     Args:
+        view: of the classifier.
         pixel_values: (batch, 3, size, size) on any device; gradients flow to it where it requires them.
+        target: as for `resolve_targets`.
         options: for the model's forward.
 
     Raises:
-        RetFoundError: a model that is no classifier, or images that it refuses.
+        BadModelError: a model without logits.
+        BadDataError: images that the model refuses.
     """
     parameters = inspect.signature(getattr(view, "get_base_model", lambda: view)().forward).parameters
     # RetFound and DINOv2 fit their positions to the image; stock ViT refuses other sizes unless told.
@@ -86,28 +91,27 @@ def scored(view: PreTrainedModel, pixel_values: Tensor, target: Target, **option
     try:
         outputs = view(pixel_values=pixel_values, **options)
     except ValueError as error:
-        raise RetFoundError(f"{type(view).__name__} refuses the images: {error}") from error
+        raise BadDataError(f"{type(view).__name__} refuses the images: {error}") from error
     logits = getattr(outputs, "logits", None)
     if logits is None or logits.ndim != 2:
-        raise RetFoundError(
-            f"{type(view).__name__} is no classifier, so that there is no class to explain; give a fine-tuned folder"
-        )
+        name = type(view).__name__
+        raise BadModelError(f"{name} has no class to explain; pass a fine-tuned classifier", model=name)
     targets = resolve_targets(target, logits.detach(), view.config)
     return Score(outputs, targets, logits.float().gather(1, targets[:, None])[:, 0])
 
 
 def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Of the first weights of floating point, where and as which images are wanted."""
+    """Device and dtype of the first floating-point weights, which images are moved to."""
     weights = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     return weights.device, weights.dtype
 
 
 def view_of(model: nn.Module) -> PreTrainedModel:
-    """The same weights in modules of their own, in evaluation mode.
+    """Copy of the modules of a model around the same weights, in evaluation mode.
 
-    Whatever is set on the view (mode, attention implementation, hooks) does not reach the model, so that nothing has
-    to be put back after an error, and threads that explain one model at the same time need no lock. Costs no memory
-    for weights and some 30 ms for ViT-L. Never convert a view's dtype or device: its tensors are those of the model.
+    Settings of the view (mode, attention implementation, hooks) do not reach the model: nothing is restored after an
+    error, and threads that explain one model at the same time need no lock. Takes no memory for weights and some
+    30 ms for ViT-L. Never convert a view's dtype or device: its tensors are those of the model.
 
     Args:
         model: may be wrapped by peft, `torch.compile` or a distributed wrapper; the last two are taken off.
@@ -125,10 +129,10 @@ class AttentionPass:
     """One forward and backward pass; matrices are (batch, heads, tokens, tokens), detached, one per block.
 
     Attributes:
-        view: what was run.
-        weights: attention, row i telling from which tokens token i takes.
+        view: the model that was run.
+        weights: attention; row i holds the weights by which token i takes from the others.
         gradients: of the targets' logits by `weights`.
-        readout: (batch, tokens), the share that the head's reading of each last token has in the whole, sums to 1.
+        readout: (batch, tokens), the share that the head's reading of each last token has in the whole; sums to 1.
         grid: patches on a side, the last `grid`^2 of the tokens.
     """
 
@@ -158,14 +162,18 @@ def relevance_of_patches(found: AttentionPass) -> Tensor:
 
 
 def rolled_out(found: AttentionPass, matrices: Iterable[Tensor]) -> Tensor:
-    """What the read tokens take from every patch over all blocks, (batch, grid, grid), of which the identity is none.
+    """Share of every patch in the tokens that the head reads, over all blocks and without the identity.
 
     Args:
+        found: for the head's reading of the tokens.
         matrices: A of each block, (batch, tokens, tokens), from the last block back.
+
+    Returns:
+        (batch, grid, grid).
     """
     total = torch.zeros_like(found.readout)
-    # The row r (I + A_n) ... (I + A_1) - r, without a square product. Without r too: beside it float32 would round
-    # away what a weak gradient has to say.
+    # The row r (I + A_n) ... (I + A_1) - r, without a square product. Without r too, beside which
+    # float32 would round weak gradients away.
     for matrix in matrices:
         total = total + ((found.readout + total)[:, None] @ matrix)[:, 0]
     return _patches(total, found.grid)
@@ -183,16 +191,18 @@ def rollout_of_patches(found: AttentionPass) -> Tensor:
 
 
 def attention_pass(view: PreTrainedModel, pixel_values: Tensor, target: Target) -> AttentionPass:
-    """Run a view (`views.view_of`) of a classifier and its gradient once, with the attention of every block kept.
+    """Run a view (`view_of`) of a classifier and its gradient once, keeping the attention of every block.
 
     Works on models whose attention is between all of an image's patches, given in raster order after any class and
     register tokens: RetFound, ViT, DINOv2, DeiT, BEiT.
 
     Args:
-        pixel_values: must require gradients, which reach the attention of a model with frozen weights through it.
+        view: of the classifier.
+        pixel_values: must require gradients, through which they reach the attention of a frozen model.
+        target: as for `resolve_targets`.
 
     Raises:
-        RetFoundError: another architecture.
+        BadModelError: another architecture.
     """
     # Fused kernels never form the matrices.
     view.set_attn_implementation("eager")
@@ -203,10 +213,9 @@ def attention_pass(view: PreTrainedModel, pixel_values: Tensor, target: Target) 
     grid = size // patch if isinstance(patch, int) else 0
     tokens = weights[0].shape[-1] if weights else 0
     if not grid or any(w is None or w.shape[-2:] != (tokens, tokens) for w in weights) or tokens < grid**2:
-        raise RetFoundError(
-            f"{type(view).__name__} has no attention among all patches of an image; "
-            "use the method integrated_gradients"
-        )
+        name = type(view).__name__
+        message = f"{name} has no attention among all patches of an image; use `method=integrated_gradients`"
+        raise BadModelError(message, model=name)
     last = outputs.hidden_states[-1]
     scale = HALF_SCALE if last.dtype == torch.float16 else 1.0
     found = torch.autograd.grad(scale * score.values.sum(), [*weights, last])

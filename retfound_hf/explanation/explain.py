@@ -21,7 +21,13 @@ from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
 from ..vocabulary import REGRESSION, SINGLE_LABEL
 from .outputs import (
-    LABEL, PREDICTED, RECONSTRUCTION, ExplainArguments, ExplainForwardArguments, OpenedImage, OutputFolder,
+    LABEL,
+    PREDICTED,
+    RECONSTRUCTION,
+    ExplainArguments,
+    ExplainForwardArguments,
+    OpenedImage,
+    OutputFolder,
     ReadableBatches,
 )  # fmt: skip
 from .reconstruction import COLUMNS, paint, sheet_row
@@ -149,9 +155,7 @@ def _maps(model: PreTrainedModel, batches: ReadableBatches) -> Iterator[Explanat
     precision = DTYPES[batches.options.options["precision"]]
     for pixels, items in batches:
         target = {PREDICTED: None, LABEL: [item.label for item in items]}.get(arguments.target, arguments.target)
-        with torch.autocast(
-            model.device.type, dtype=precision or torch.bfloat16, enabled=precision is not None
-        ):
+        with torch.autocast(model.device.type, dtype=precision or torch.bfloat16, enabled=precision is not None):
             maps = relevance(model, pixels, target, arguments.method, arguments.steps)
         scores = to_scores(maps.logits.numpy(), kind)
         for item, patches, index, score in zip(
@@ -242,9 +246,11 @@ def explain(
     """
     single = isinstance(images, Image.Image) or (isinstance(images, (str, Path)) and Path(images).is_file())
     single = single and not str(images).lower().endswith((".csv", ".parquet"))
+    if isinstance(images, Image.Image):
+        images = [images]
     asked = {
-        "model_name_or_path": model, "data": [images] if single else images, "target": target or PREDICTED,
-        "method": method, "output_dir": str(output_dir) if output_dir is not None else "", **options,
+        "model_name_or_path": model, "data": str(images) if isinstance(images, Path) else images, "method": method,
+        "target": target or PREDICTED, "output_dir": "" if output_dir is None else str(output_dir), **options,
     }  # fmt: skip
     arguments, forward = build_arguments((ExplainArguments, ExplainForwardArguments), asked)
     if output_dir is None:

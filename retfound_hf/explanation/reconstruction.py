@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTMAEForPreTraining
 
-from ..errors import RetFoundError
+from ..errors import BadArgumentError
 from ..images.drawing import colours
 from ..models.image_processing_retfound import RetFoundImageProcessor
 from ..models.reconstruction import Reconstruction, reconstruct
@@ -24,23 +24,28 @@ def paint(
     mask_ratio: float | None = None,
     seed: int = 0,
 ) -> Reconstruction:
-    """Hide patches of images and let the autoencoder paint them.
+    """Hide patches of images and reconstruct them by the autoencoder.
 
     The model is left as it is, and several threads may share it. Reconstructions of a model that was trained with
     `norm_pix_loss` get each hidden patch's own brightness and contrast; see `models.reconstruction`.
 
     Args:
+        model: with a decoder.
         pixel_values: (batch, 3, size, size), standardised by `processor`.
-        ids: of the images; an image's mask depends on its id, `seed` and the ratio, and on nothing else.
-        mask_ratio: share of hidden patches; None takes the model's.
+        ids: of the images; an image's mask depends on its id, `seed` and the ratio only.
+        processor: of the model, for mean and deviation.
+        mask_ratio: share of hidden patches, at least 0 and below 1; None takes the model's.
+        seed: of the masks.
 
     Raises:
-        RetFoundError: a model without decoder, a ratio out of range, or images that the model refuses.
+        BadArgumentError: a ratio out of range.
+        RetFoundError: a model without decoder, or images that the model refuses.
     """
     view = view_of(model)
     if mask_ratio is not None:
         if not 0 <= mask_ratio < 1:
-            raise RetFoundError(f"mask_ratio {mask_ratio} is out of range; give a number from 0 to below 1")
+            message = f"`mask_ratio={mask_ratio}` must be at least 0 and below 1"
+            raise BadArgumentError(message, field="mask_ratio", value=mask_ratio)
         view.config.mask_ratio = mask_ratio
     patch = getattr(view.config, "patch_size", 1)
     patches = (pixel_values.shape[-1] // patch) ** 2
@@ -49,13 +54,18 @@ def paint(
 
 
 def sheet_row(found: Reconstruction, index: int) -> list[Tensor]:
-    """The pictures of one image, one for each of `COLUMNS`."""
+    """Pictures of one image, one for each of `COLUMNS`."""
     error = error_picture(found.error[index], found.mask[index], found.original.shape[-1])
     return [found.original[index], found.masked[index], found.reconstructed[index], error]
 
 
 def error_picture(error: Tensor, mask: Tensor, size: int) -> Tensor:
-    """The error (grid, grid) of hidden patches, from 0 to the image's largest, in colours; visible ones are white.
+    """Error of hidden patches in colours, from 0 to the image's largest; visible patches are white.
+
+    Args:
+        error: (grid, grid).
+        mask: bool (grid, grid), the hidden patches.
+        size: pixels on a side.
 
     Returns:
         (3, size, size) in 0..1.

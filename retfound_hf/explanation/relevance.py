@@ -1,4 +1,4 @@
-"""Relevance maps: where a classifier looks, by one of four methods."""
+"""Relevance maps of a classifier by one of four methods."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import RetFoundError, nearest
+from ..errors import BadDataError, require, require_range
 from .attention import (
     AttentionPass,
     Target,
@@ -18,7 +18,7 @@ from .attention import (
     rollout_of_patches,
     scored,
     view_of,
-)
+)  # fmt: skip
 from .relprop import relprop_of_patches
 
 DEFAULT_PATCH = 16  # pixels, of models that know no patches
@@ -27,26 +27,30 @@ DEFAULT_PATCH = 16  # pixels, of models that know no patches
 def integrated_gradients_of_patches(
     view: PreTrainedModel, pixel_values: Tensor, targets: Tensor, steps: int
 ) -> Tensor:
-    """What every patch adds to the target's logit on the way from the baseline, (batch, grid, grid) float32, signed.
+    """Contribution of every patch to the target's logit, by integrated gradients (Sundararajan et al. 2017), signed.
 
-    The baseline is an image of the mean colour that the preprocessing takes off (0 after it), not black: from black
-    the dark lesions and the surround of a fundus would count for nothing. The values of an image add up to its logit
-    less the baseline's, the better the more `steps`.
+    The baseline is an image of the mean colour that the preprocessing subtracts (0 after it), not black: from black
+    the dark lesions and the surround of a fundus would count for nothing. The values of an image add up to its logit minus
+    the baseline's, the closer the more `steps`.
 
     Args:
-        view: of any classifier of images (`views.view_of`).
+        view: of any classifier of images (`view_of`).
+        pixel_values: (batch, 3, size, size).
         targets: int64 (batch,).
         steps: forward and backward passes per image; they run in batches of the images' number.
 
+    Returns:
+        (batch, grid, grid) float32.
+
     Raises:
-        RetFoundError: an image size that no whole number of patches fills.
+        BadDataError: an image size that is not a multiple of the patch size.
     """
     from captum.attr import IntegratedGradients
 
     patch, size = getattr(view.config, "patch_size", None), pixel_values.shape[-1]
     patch = patch if isinstance(patch, int) else DEFAULT_PATCH
     if size % patch:
-        raise RetFoundError(f"image size {size} is not a multiple of the patch size {patch}")
+        raise BadDataError(f"image size {size} is not a multiple of the patch size {patch}")
 
     def logits(pixels: Tensor) -> Tensor:
         return scored(view, pixels, [0] * len(pixels)).outputs.logits.float()
@@ -98,7 +102,7 @@ def relevance(
     method: Method = "relevance",
     steps: int = STEPS,
 ) -> RelevanceMaps:
-    """Maps of where a classifier looks for a class.
+    """Relevance maps of a batch.
 
     The model is left as it is (mode, gradients, attention implementation, hooks), and several threads may explain one
     model at the same time. Gradients are taken whatever the caller's `torch.no_grad`.
@@ -109,20 +113,19 @@ def relevance(
         pixel_values: (batch, 3, size, size), standardised, of any size that the model accepts.
         target: class index or name, for all images or one for each; None explains the output of highest logit.
         method: `relevance` (Chefer et al., ICCV 2021), `relprop` (Chefer et al., CVPR 2021; RETFound's own blocks
-            alone), `rollout` (Abnar & Zuidema 2020; the same for every class of models with RETFound's head) or
+            only), `rollout` (Abnar & Zuidema 2020; the same for every class of models with RETFound's head) or
             `integrated_gradients` (Sundararajan et al. 2017).
         steps: of integrated gradients.
 
     Raises:
-        RetFoundError: an unknown method or class, a model without logits, an architecture that the method does not
-            know, or images that the model refuses.
+        BadArgumentError: an unknown method or class.
+        BadModelError: a model without logits, or an architecture that the method does not support.
+        BadDataError: images that the model refuses.
     """
-    if method not in METHODS:
-        raise RetFoundError(f"method {method!r} is unknown{nearest(method, METHODS)}; accepted: {', '.join(METHODS)}")
+    require("method", method, METHODS)
+    require_range("steps", steps, 1)
     if pixel_values.ndim != 4 or not len(pixel_values):
-        raise RetFoundError(f"pixel_values has shape {tuple(pixel_values.shape)}; give (batch, 3, size, size)")
-    if steps < 1:
-        raise RetFoundError(f"steps {steps} must be at least 1")
+        raise BadDataError(f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, 3, size, size)")
     view = view_of(model)
     device, dtype = device_and_dtype(view)
     with torch.inference_mode(False), torch.enable_grad():

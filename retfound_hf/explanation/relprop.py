@@ -6,17 +6,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import RetFoundError
+from ..errors import BadModelError
 from ..models.modeling_retfound import RetFoundForImageClassification, RetFoundLayer
 from .attention import AttentionPass, rolled_out
 
-TINY = 1e-9  # outputs closer to zero hand nothing on
+TINY = 1e-9  # outputs closer to zero pass no relevance on
 
 
 def through_linear(inputs: Tensor, weight: Tensor, relevance: Tensor) -> Tensor:
     """Relevance of inputs (..., into) from that of the outputs (..., out) of a layer with weight (out, into).
 
-    Every output hands its relevance to the inputs that raised it, in shares of how much they did. Biases take none.
+    Every output passes its relevance to the inputs that raised it, in proportion. Biases take none.
     """
     up, down, more, less = inputs.clamp(min=0), inputs.clamp(max=0), weight.clamp(min=0), weight.clamp(max=0)
     shares = _over(relevance, up @ more.mT + down @ less.mT)
@@ -65,13 +65,12 @@ def relprop_of_patches(found: AttentionPass) -> Tensor:
     All zero where nothing in the features speaks for the target. Computed in float32 whatever the model's precision.
 
     Raises:
-        RetFoundError: another architecture than RETFound's.
+        BadModelError: another architecture than RETFound's.
     """
     view = getattr(found.view, "get_base_model", lambda: found.view)()
     if not isinstance(view, RetFoundForImageClassification):
-        raise RetFoundError(
-            f"{type(view).__name__} has blocks whose relevance is not known here; use the method relevance"
-        )
+        name = type(view).__name__
+        raise BadModelError(f"{name} has no RETFound blocks; use `method=relevance`", model=name)
     with torch.no_grad(), torch.autocast(found.readout.device.type, enabled=False):
         *inputs, last = found.score.outputs.hidden_states
         relevance = through_head(view, last.float(), found.score.targets)
@@ -92,13 +91,14 @@ def through_head(view: RetFoundForImageClassification, tokens: Tensor, targets: 
         features = _normed(view.fc_norm, features)
     start = functional.one_hot(targets, view.config.num_labels).to(features)
     relevance = through_linear(features, Linear.of(view.classifier).weight, start)
-    return functional.pad(through_mean(patches, relevance), (0, 0, 1, 0))  # the class token is not read
+    return functional.pad(through_mean(patches, relevance), (0, 0, 1, 0))  # the head does not read the class token
 
 
 def through_block(layer: RetFoundLayer, tokens: Tensor, weights: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
     """Relevance of a block's input, and of its attention matrix, from that of its output.
 
     Args:
+        layer: the block.
         tokens: (batch, tokens, width), the input.
         weights: (batch, heads, tokens, tokens), the attention that it led to.
         relevance: (batch, tokens, width).
@@ -136,7 +136,7 @@ class Linear(NamedTuple):
 
     @classmethod
     def of(cls, module: nn.Module) -> "Linear":
-        """What a module computes, adapters of any kind included."""
+        """Weight and bias of a module, including adapters of any kind."""
         if isinstance(module, nn.Linear):
             return cls(module.weight.float(), 0.0 if module.bias is None else module.bias.float())
         basis = torch.eye(module.in_features, device=module.weight.device, dtype=module.weight.dtype)

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from faithfulness import deletion_and_insertion, mass_over_chance
 from PIL import Image
 from torch import Tensor, nn
 
 from retfound_hf import RetFoundConfig, RetFoundForImageClassification, RetFoundImageProcessor
-from retfound_hf.explanation.faithfulness import deletion_and_insertion, mass_over_chance
 from retfound_hf.explanation.relevance import METHODS, STEPS, relevance
 from retfound_hf.files import write_json
 from retfound_hf.images.synthetic import draw_patient, render

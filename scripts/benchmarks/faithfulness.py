@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import RetFoundError
-from .attention import Target, device_and_dtype, scored, view_of
+from retfound_hf.errors import RetFoundError
+from retfound_hf.explanation.attention import Target, device_and_dtype, scored, view_of
 
 
 @dataclass(frozen=True)
