@@ -30,8 +30,8 @@ def integrated_gradients_of_patches(
     """Contribution of every patch to the target's logit, by integrated gradients (Sundararajan et al. 2017), signed.
 
     The baseline is an image of the mean colour that the preprocessing subtracts (0 after it), not black: from black
-    the dark lesions and the surround of a fundus would count for nothing. The values of an image add up to its logit minus
-    the baseline's, the closer the more `steps`.
+    the dark lesions and the surround of a fundus would count for nothing. The values of an image add up to its logit
+    minus the baseline's, the closer the more `steps`.
 
     Args:
         view: of any classifier of images (`view_of`).
