@@ -127,9 +127,7 @@ class OpenedImages(Dataset):
             image = read_image(source.image)
         except UnreadableImageError as error:
             blank, whole = Image.new("RGB", (64, 64)), ImageRegion(0, 0, 64, 64)
-            return OpenedImage(
-                source.id, label, resize(blank, size), blank, whole, blank.size, str(error)
-            )
+            return OpenedImage(source.id, label, resize(blank, size), blank, whole, blank.size, str(error))
         box = self.processor.crop_box(image)
         prepared = prepare_image(image, size, box)
         region = self.processor.input_window(image, box)
