@@ -365,6 +365,11 @@ class RetFoundPreTrainedModel(ViTMAEPreTrainedModel):
     _fixed_parameters: tuple[str, ...] = ("position_embeddings", "decoder_pos_embed")
 
     @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # transformers searches the module's text for one spelling of the interface, which differs between versions.
+        return True
+
+    @classmethod
     def from_pretrained(cls, *args, **kwargs):
         loaded = super().from_pretrained(*args, **kwargs)
         # transformers 5 loads every tensor into a parameter that trains, whatever the model was built with.
