@@ -1,126 +1,292 @@
-"""Study file: YAML to settings, every key known, every value checked, every path absolute."""
+"""Study file: YAML as pydantic models, every key known, every value checked, every path absolute."""
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+import pydantic
 import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
-from ..errors import RetFoundError, nearest
+from ..data.splits import SPLITS
+from ..errors import BadArgumentError, BadDataError, join_names, nearest, one_line
+from ..evaluation.aggregation import Aggregate, Conflicts, Level
 from ..evaluation.bootstrap import MIN_DEFINED
-from ..evaluation.metrics import METRICS, metrics_for
+from ..evaluation.metrics import METRICS
 from ..finetuning.arguments import DataArguments, FinetuneArguments, training_types
 from ..finetuning.methods import METHODS
+from ..models.configuration_retfound import PRESETS
+from ..models.starting_points import STARTING_POINTS
 from ..options import option_words, parse_arguments
+from ..vocabulary import MODALITIES
 
 ANY = "any"  # the modality of a start that serves every data set
+OF_THE_STUDY = (
+    "model_name_or_path", "config_name", "data", "method", "seed", "train_fraction", "output_dir",
+    "overwrite_output_dir", "resume_from_checkpoint", "keep_checkpoints", "do_train", "do_eval", "do_predict",
+)  # fmt: skip
+# Where things lie and how fast they go: no part of what defines a result.
+NEUTRAL = (
+    "cache_dir", "image_root", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
+    "dataloader_persistent_workers", "disable_tqdm", "logging_steps", "logging_strategy", "report_to", "log_level",
+    "run_name", "save_total_limit", "per_device_eval_batch_size", "logging_first_step",
+)  # fmt: skip
+EXTERNAL_OPTIONS = ("label_columns", "image_column", "image_root", "split_fractions", "split_seed")
+PATH_OPTIONS = ("image_root", "cache_dir")
 
 
-@dataclass(frozen=True)
-class Model:
-    """A starting point of fine-tuning.
+def finetune_options() -> tuple[str, ...]:
+    """Options of the command `finetune` that a study file may set, those of every method among them."""
+    fields = [field for kind in training_types() for field in dataclasses.fields(kind)]
+    return tuple(dict.fromkeys(field.name for field in fields if field.init and field.name not in OF_THE_STUDY))
+
+
+def training_options() -> tuple[str, ...]:
+    """Those of a model or a method: all that do not say how data are read."""
+    of_data = {field.name for field in dataclasses.fields(DataArguments)}
+    return tuple(name for name in finetune_options() if name not in of_data)
+
+
+T = TypeVar("T")
+
+
+def _require(name: Any, known: Collection[str], what: str = "", key: str = "") -> Any:
+    """`name`, which must be one of `known`; an error of a key has its place among the fields."""
+    if name not in known:
+        reason = f"{what}{name!r} is unknown{nearest(str(name), known)}; accepted: {join_names(known, 25)}"
+        raise BadArgumentError(reason, field=key, value=name, accepted=known)
+    return name
+
+
+def _key_of(table: Collection[str]) -> AfterValidator:
+    """A name in a table, which is looked up when a file is read: rows may have been added to it."""
+    return AfterValidator(lambda name: _require(name, table))
+
+
+def _label(name: str) -> str:
+    if not name.strip() or "/" in name or name.startswith("."):
+        raise ValueError(f"{name!r} is not accepted as a name; give text that has no / and starts with no dot")
+    return name
+
+
+def _by_name(value: Any) -> Any:
+    """Settings by name; a list of names maps to the names themselves."""
+    if not isinstance(value, (list, Mapping)) or not value:
+        raise ValueError(f"{value!r} is not accepted; map names to settings")
+    return dict(value) if isinstance(value, Mapping) else {name: name for name in _distinct(value)}
+
+
+def _distinct(value: Any) -> Any:
+    """A tuple without repetitions; a single value stands for one of it alone."""
+    items = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    for item in items:
+        if items.count(item) > 1 or isinstance(item, (list, dict)):
+            raise ValueError(f"{item!r} is not accepted in the list; give each value once")
+    return items
+
+
+def _folder(info: ValidationInfo) -> Path:
+    return info.context["folder"] if info.context else Path()
+
+
+def _path(name: str, info: ValidationInfo) -> str:
+    """Absolute path of what lies in the study file's folder, or else in the working directory.
+
+    A name that is nothing in either (Hub id, preset) stays as it is.
+    """
+    path = _folder(info) / Path(name).expanduser()
+    if path.exists() or name.startswith((".", "~")):
+        return str(path.resolve())
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+def _starts(value: Any, info: ValidationInfo) -> Any:
+    """Starts by modality: `retfound` stands for retfound-cfp and retfound-oct, any other text for all data sets."""
+    if isinstance(value, str):
+        names = {modality: f"{value}-{modality}" for modality in MODALITIES}
+        known = {modality: name for modality, name in names.items() if name in (*STARTING_POINTS, *PRESETS)}
+        return {ANY: value} if not known or (_folder(info) / value).exists() else known
+    for key in value if isinstance(value, Mapping) else ():
+        _require(key, (ANY, *MODALITIES), "key ", key)
+    return value
+
+
+Text = Annotated[str, Field(min_length=1)]
+PathText = Annotated[Text, AfterValidator(_path)]
+Label = Annotated[str, AfterValidator(_label)]
+Named = Annotated[dict[Label, T], BeforeValidator(_by_name)]
+Items = Annotated[tuple[T, ...], BeforeValidator(_distinct)]
+Filled = Annotated[Items[T], Field(min_length=1)]
+Shares = Annotated[Filled[Annotated[float, Field(gt=0, le=1)]], AfterValidator(lambda shares: tuple(sorted(shares)))]
+
+
+class Section(BaseModel):
+    """Mapping of the file, whose keys are the fields and some options of `finetune`.
 
     Attributes:
-        label: as tables and figures call it.
-        option: `model_name_or_path`, or `config_name` for random weights.
-        starts: folder, Hub id or preset by modality (`cfp`, `oct`), or under `any` for all data sets.
-        finetune: options of the command `finetune` that hold for this model.
+        accepted: gives the names of the options that may stand among the fields.
+        main: field that is meant where a plain text stands for the mapping.
     """
 
-    label: str
-    option: str
-    starts: Mapping[str, str]
-    finetune: Mapping[str, Any] = field(default_factory=dict)
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+    accepted: ClassVar[Callable[[], tuple[str, ...]]] = staticmethod(tuple)
+    main: ClassVar[str | None] = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str) and cls.main:
+            return {cls.main: value}
+        if not isinstance(value, Mapping):
+            return value
+        options = cls.accepted()
+        for key in value:
+            _require(key, (*cls.model_fields, *options), "key ", str(key))
+        given = {key: item for key, item in value.items() if item is not None or key in options}
+        return given | {key: _path(str(given[key]), info) for key in PATH_OPTIONS if given.get(key)}
+
+    @pydantic.model_serializer(mode="wrap")
+    def _given(self, serialise: Any) -> dict[str, Any]:
+        return {key: item for key, item in serialise(self).items() if item not in (None, {}) or key in self.options}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of `finetune` among the keys."""
+        return dict(self.model_extra or {})
+
+
+class Model(Section):
+    """Starting point of fine-tuning, with options of `finetune` that hold for it; one of both fields is given.
+
+    Attributes:
+        model_name_or_path: folder, Hub id or name by modality (`cfp`, `oct`), or under `any` for all data sets.
+        config_name: preset for random weights, likewise.
+    """
+
+    accepted = staticmethod(training_options)
+    main = "model_name_or_path"
+    model_name_or_path: Annotated[dict[str, PathText], BeforeValidator(_starts)] | None = None
+    config_name: Annotated[dict[str, Text], BeforeValidator(_starts)] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _one_start(self) -> "Model":
+        if bool(self.model_name_or_path) == bool(self.config_name):
+            raise ValueError("give model_name_or_path (folder, Hub id or preset) or config_name, one of them")
+        return self
+
+    @property
+    def option(self) -> str:
+        """Which field is given."""
+        return "config_name" if self.config_name else "model_name_or_path"
 
     def start(self, modality: str | None) -> str | None:
         """What to start from on a data set of this modality; None where the model has nothing for it."""
-        return self.starts.get(modality or ANY, self.starts.get(ANY))
+        starts = self.config_name or self.model_name_or_path or {}
+        return starts.get(modality or ANY, starts.get(ANY))
 
 
-@dataclass(frozen=True)
-class Method:
-    """A way to adapt: `method` is `full`, `lora` or `linear`, `finetune` its options."""
+class Method(Section):
+    """Way to adapt: a key of `METHODS`, with options of `finetune`."""
 
-    label: str
-    method: str
-    finetune: Mapping[str, Any] = field(default_factory=dict)
+    accepted = staticmethod(training_options)
+    main = "method"
+    method: Annotated[str, _key_of(METHODS)]
 
 
-@dataclass(frozen=True)
-class ExternalSet:
-    """A labelled set that no model of the data set was trained on.
+class ExternalSet(Section):
+    """Labelled set that no model of its data set was trained on.
 
     Attributes:
-        name: as tables and folders call it; never `val` or `test`.
         data: as the command `evaluate` takes it.
-        split: the part to evaluate on; `all` by default.
-        options: `label_columns`, `image_column`, `image_root` where they differ from the data set's.
+        split: the part to evaluate on.
     """
 
-    name: str
-    data: str
-    split: str = "all"
-    options: Mapping[str, Any] = field(default_factory=dict)
+    accepted = staticmethod(lambda: EXTERNAL_OPTIONS)
+    main = "data"
+    data: PathText
+    split: Literal["all", "train", "val", "test"] = "all"
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """A task: a labelled set with train, val and test, and sets for external evaluation.
+class DataSet(Section):
+    """Task: a labelled set with train, val and test, and options of `finetune` such as `label_columns`.
 
     Attributes:
-        name: as tables and figures call it.
         data: as the command `finetune` takes it.
-        modality: `cfp`, `oct` or None where no model depends on it.
-        cohort: folder in which the command `cohort` made the table, for the report's flow chart, or None.
-        finetune: options of the command `finetune` that hold for this set, such as `label_columns`.
+        modality: None where no model depends on it.
+        external: sets for external evaluation by name; a list names other data sets, and means their test splits.
+        cohort: folder that `build_cohort` made, for the report's flow chart.
     """
 
-    name: str
-    data: str
-    modality: str | None = None
-    external: tuple[ExternalSet, ...] = ()
-    cohort: str | None = None
-    finetune: Mapping[str, Any] = field(default_factory=dict)
+    accepted = staticmethod(finetune_options)
+    main = "data"
+    data: PathText
+    modality: Annotated[str, _key_of(MODALITIES)] | None = None
+    cohort: PathText | None = None
+    external: dict[Label, ExternalSet] = {}
+
+    @pydantic.field_validator("external", mode="before")
+    @classmethod
+    def _test_splits(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, list):
+            sets, keys = info.context["data"] if info.context else {}, ("data", *EXTERNAL_OPTIONS)
+            others = {name: sets[_require(name, sets)] for name in _distinct(value)}
+            whole = {name: other if isinstance(other, Mapping) else {"data": other} for name, other in others.items()}
+            value = {name: {"split": "test"} | {key: other[key] for key in keys if key in other}
+                     for name, other in whole.items()}  # fmt: skip
+        for name in value if isinstance(value, Mapping) else ():
+            if name in SPLITS:
+                raise BadArgumentError(f"{name} stands for the data set's own; choose another name", field=name)
+        return value
 
     @property
     def evaluated(self) -> tuple[str, ...]:
         """The sets that every job predicts: `val`, `test` and the external ones."""
-        return ("val", "test", *(external.name for external in self.external))
+        return ("val", "test", *self.external)
 
 
-@dataclass(frozen=True)
-class Reporting:
+class Reporting(Section):
     """How results are compared and shown; a change of these runs no job again.
 
     Attributes:
         reference: label of the model that is tested against the others; the first one by default.
-        level: what counts as one case: `image`, `eye` or `patient`; the images of a case are joined by `aggregation`.
-        aggregation: `mean` or `max` of the probabilities.
+        level: what counts as one case; the images of a case are joined by `aggregation` of their scores.
         label_conflicts: images of a case with different labels: `error`, or `max` for the highest of them.
-        resamples: of the bootstrap over patients, at least 100; 0 for no intervals and tests over patients.
+        resamples: of the bootstrap over patients; 0 for no intervals and tests over patients.
         subgroups: columns of the data, such as `camera`, in which groups are compared.
         sensitivity, specificity: operating points, each the rate at which the other one is given.
         examples: images shown per class that are right, and wrong, with the highest confidence.
     """
 
-    reference: str
-    level: str = "image"
-    aggregation: str = "mean"
-    label_conflicts: str = "error"
-    resamples: int = 1000
-    subgroups: tuple[str, ...] = ()
-    sensitivity: tuple[float, ...] = (0.9,)
-    specificity: tuple[float, ...] = (0.9,)
-    examples: int = 4
+    reference: str = ""
+    level: Level = "image"
+    aggregation: Aggregate = "mean"
+    label_conflicts: Conflicts = "error"
+    resamples: Annotated[int, Field(ge=0)] = 1000
+    subgroups: Items[str] = ()
+    sensitivity: Shares = (0.9,)
+    specificity: Shares = (0.9,)
+    examples: Annotated[int, Field(ge=0)] = 4
+
+    @pydantic.field_validator("resamples")
+    @classmethod
+    def _enough(cls, value: int) -> int:
+        if 0 < value < MIN_DEFINED:
+            raise ValueError(f"{value} are too few for a 95% interval; give at least {MIN_DEFINED}, or 0 for none")
+        return value
 
 
-@dataclass(frozen=True)
-class Study:
-    """One YAML file, checked in itself; `checks` holds it against what lies on the disk.
+class Options(Section):
+    """Options of `finetune` for all jobs."""
+
+    accepted = staticmethod(finetune_options)
+
+
+class Study(Section):
+    """One YAML file, checked in itself; `jobs.check_study` compares it with what lies on the disk.
 
     Attributes:
+        models, methods, data: by label.
         fractions: of the training patients, ascending; 1 is all.
         metrics: as in `metrics.json`; the first that exists for a data set is its main one.
         finetune: options of the command `finetune` for all jobs. Those of a data set override them, those of a method
@@ -129,326 +295,89 @@ class Study:
     """
 
     name: str
-    models: tuple[Model, ...]
-    methods: tuple[Method, ...]
-    data: tuple[DataSet, ...]
-    fractions: tuple[float, ...]
-    seeds: tuple[int, ...]
-    metrics: tuple[str, ...]
-    reporting: Reporting
-    finetune: Mapping[str, Any] = field(default_factory=dict)
+    models: Named[Model]
+    methods: Named[Method]
+    data: Named[DataSet]
+    fractions: Shares = (1.0,)
+    seeds: Filled[int] = (0, 1, 2, 3, 4)
+    metrics: Filled[Annotated[str, _key_of(METRICS)]] = ("auroc", "auprc")
+    finetune: Options = Options()
     keep_models: bool = False
+    reporting: Reporting = Field(default=Reporting(), validate_default=True)
 
-    def model(self, label: str) -> Model:
-        """The model of that label."""
-        return next(model for model in self.models if model.label == label)
+    @pydantic.field_validator("methods", mode="before")
+    @classmethod
+    def _named_methods(cls, value: Any) -> Any:
+        methods = _by_name(value).items()
+        return {name: {"method": name, **method} if isinstance(method, Mapping) else method or name
+                for name, method in methods}  # fmt: skip
 
-    def data_set(self, name: str) -> DataSet:
-        """The data set of that name."""
-        return next(data for data in self.data if data.name == name)
-
-
-class Section:
-    """A mapping of the file, with its place for messages such as `study.yaml: data > aptos`."""
-
-    def __init__(self, value: Any, place: str, known: Collection[str], required: Collection[str] = ()):
-        if not isinstance(value, Mapping):
-            raise RetFoundError(f"{place} must map names to values, found {value!r}; it may hold {', '.join(known)}")
-        for key in value:
-            if key not in known:
-                accepted = f"accepted: {', '.join(known)}" if len(known) < 20 else "see retfound finetune --help"
-                raise RetFoundError(f"{place}: unknown key {key!r}{nearest(str(key), known)}; {accepted}")
-        for key in required:
-            if value.get(key) is None:
-                raise RetFoundError(f"{place}: {key} is missing")
-        self.values, self.place = value, place
-
-    def at(self, key: str) -> str:
-        """The place of a key, for messages."""
-        return f"{self.place} > {key}"
-
-    def get(self, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
-        """The value of a key, of the asked type; a missing or empty one is the default."""
-        value = self.values.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            names = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-            raise RetFoundError(f"{self.at(key)}: {value!r} is not accepted; give one {names}")
-        return value
-
-    def choice(self, key: str, accepted: Sequence[str], default: Any = None) -> Any:
-        """The value of a key, one of `accepted`."""
-        return one_of(self.values.get(key, default), accepted, self.at(key)) if key in self.values else default
-
-    def items(self, key: str, kind: type | tuple[type, ...], default: Sequence[Any] = ()) -> tuple[Any, ...]:
-        """A list without repetitions; a single value stands for a list of one. It is empty only if `default` is."""
-        value = self.values.get(key)
-        if value is None:
-            return tuple(default)
-        listed = tuple(value if isinstance(value, list) else [value])
-        if default and not listed:
-            raise RetFoundError(f"{self.at(key)}: the list is empty; name at least one, or leave {key} out")
-        for item in listed:
-            if not isinstance(item, kind) or isinstance(item, bool):
-                raise RetFoundError(f"{self.at(key)}: {item!r} is not accepted in this list")
-            if listed.count(item) > 1:
-                raise RetFoundError(f"{self.at(key)}: {item!r} is listed twice")
-        return listed
-
-    def shares(self, key: str, default: Sequence[float]) -> tuple[float, ...]:
-        """Numbers above 0 and up to 1, in ascending order."""
-        found = tuple(sorted(float(value) for value in self.items(key, (int, float), default)))
-        wrong = [value for value in found if not 0 < value <= 1]
-        if wrong:
-            raise RetFoundError(f"{self.at(key)}: {wrong} is not accepted; give shares such as 0.1")
-        return found
-
-    def named(self, key: str) -> dict[str, Any]:
-        """A mapping from names to settings; a list of names is one whose settings are empty or the names."""
-        value = self.values.get(key)
-        if not isinstance(value, (list, Mapping)) or not value:
-            raise RetFoundError(f"{self.at(key)} must map names to settings, found {value!r}")
-        for name in value:
-            if not isinstance(name, str) or not name.strip() or "/" in name or name.startswith("."):
-                raise RetFoundError(f"{self.at(key)}: {name!r} is no name; give text without / and no dot before it")
-            if isinstance(value, list) and value.count(name) > 1:
-                raise RetFoundError(f"{self.at(key)}: {name!r} is listed twice")
-        return {name: name for name in value} if isinstance(value, list) else dict(value)
+    @pydantic.field_validator("reporting")
+    @classmethod
+    def _known_reference(cls, value: Reporting, info: ValidationInfo) -> Reporting:
+        labels = tuple(info.data.get("models", ()))  # empty where the models are wrong
+        if value.reference and labels:
+            _require(value.reference, labels, key="reference")
+        return value if value.reference or not labels else value.model_copy(update={"reference": labels[0]})
 
 
-def one_of(value: Any, accepted: Collection[str], place: str) -> Any:
-    """`value` if it is accepted, else an error that names the nearest."""
-    if value not in accepted:
-        raise RetFoundError(
-            f"{place}: {value!r} is unknown{nearest(str(value), accepted)}; accepted: {', '.join(accepted)}"
-        )
-    return value
+def read_settings(path: str | Path) -> Study:
+    """Read a study file; relative paths in it start at its folder, or else at the working directory.
+
+    Raises:
+        BadArgumentError: an unknown key (the nearest right one is named) or a value that is not accepted; `field` is
+            its place, such as `data.Inside.external`. Whether the data and models exist is for `jobs.check_study`.
+        BadDataError: no file, or one that is not YAML.
+    """
+    path = Path(path)
+    content = _read_yaml(path)
+    context = {"folder": path.absolute().parent, "data": {}}
+    if isinstance(content, Mapping):
+        content = {**content, "name": content.get("name") or path.stem}
+        context["data"] = content["data"] if isinstance(content.get("data"), Mapping) else {}
+    try:
+        return Study.model_validate(content, context=context)
+    except ValidationError as error:
+        found = error.errors()[0]
+    cause, value = found.get("ctx", {}).get("error"), found["input"]
+    own = cause.field if isinstance(cause, BadArgumentError) else ""
+    field = ".".join(str(part) for part in (*found["loc"], own) if part not in ("[key]", ""))
+    missing = found["type"] == "missing"
+    reason = (
+        "the key is missing" if missing else f"{value!r} is not accepted; {found['msg'][0].lower()}{found['msg'][1:]}"
+    )
+    accepted = getattr(cause, "accepted", ())
+    raise BadArgumentError(f"{path}: {field}: {cause or reason}", field=field, value=value, accepted=accepted)
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that is written twice is an error: the first one would silently be lost."""
+    """YAML in which a key that is written twice is an error; PyYAML would keep the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = [key for key in keys if keys.count(key) > 1]
+        if repeated:
+            raise yaml.YAMLError(f"key {repeated[0]!r} is written twice, line {node.start_mark.line + 1} on")
+        return super().construct_mapping(node, deep)
 
 
-def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    repeated = [key for key in keys if keys.count(key) > 1]
-    if repeated:
-        raise yaml.YAMLError(f"key {repeated[0]!r} is written twice, line {node.start_mark.line + 1} on")
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file, or one line about what is wrong with it."""
+def _read_yaml(path: Path) -> Any:
     if not path.is_file():
-        raise RetFoundError(
-            f"study file {path} does not exist; give a YAML file such as scripts/studies/synthetic.yaml"
-        )
+        example = "give a YAML file such as scripts/studies/synthetic.yaml"
+        raise BadDataError(f"study file {path} does not exist; {example}", source=path)
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except UnicodeDecodeError as error:
-        raise RetFoundError(
-            f"study file {path} is not UTF-8 text (byte {error.start}: {error.object[error.start]:#04x}); save it as "
-            "UTF-8"
-        ) from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
-        raise RetFoundError(f"study file {path} is not valid YAML: {' '.join(str(error).split())}") from error
-
-
-OF_THE_STUDY = frozenset(
-    {
-        "model_name_or_path", "config_name", "data", "method", "seed", "train_fraction", "output_dir",
-        "overwrite_output_dir", "resume_from_checkpoint", "keep_checkpoints", "do_train", "do_eval", "do_predict",
-    }
-)  # fmt: skip
-
-
-def finetune_options(of_data: bool = True) -> tuple[str, ...]:
-    """Options of `finetune` that a study takes; without those of the data for a model or a method."""
-    names = [field.name for kind in training_types() if of_data or kind is not DataArguments
-             for field in dataclasses.fields(kind) if field.init]  # fmt: skip
-    return tuple(name for name in names if name not in OF_THE_STUDY)
-
-
-# Where things lie and how fast they go: no part of what defines a result.
-NEUTRAL = frozenset(
-    {
-        "cache_dir", "image_root", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
-        "dataloader_persistent_workers", "disable_tqdm", "logging_steps", "logging_strategy", "report_to",
-        "log_level", "run_name", "save_total_limit", "per_device_eval_batch_size", "logging_first_step",
-    }
-)  # fmt: skip
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: other encodings, and a date that no calendar has
+        raise BadDataError(f"study file {path} is not valid YAML in UTF-8: {one_line(error)}", source=path) from error
 
 
 def job_options(study: Study, model: Model, method: Method, data: DataSet) -> dict[str, Any]:
     """The options of `finetune` for a cell of the study, but for its fraction, seed and folder."""
-    given = {**study.finetune, **data.finetune, **method.finetune, **model.finetune}
-    start = {model.option: model.start(data.modality)}
-    return {**given, **start, "data": data.data, "method": method.method}
+    given = {**study.finetune.options, **data.options, **method.options, **model.options}
+    return {**given, model.option: model.start(data.modality), "data": data.data, "method": method.method}
 
 
-def data_arguments(study: Study, data: DataSet) -> DataArguments:
-    """How a data set is read, whatever the model and the method."""
-    options = {**study.finetune, **data.finetune, "data": data.data, "config_name": "retfound-tiny"}
-    return parse_options(options, "unused").parts[1]
-
-
-def parse_options(options: Mapping[str, Any], output_dir: str | Path) -> FinetuneArguments:
+def parse_options(options: Mapping[str, Any], output_dir: str | Path = "unused") -> FinetuneArguments:
     """The arguments of `finetune`, checked as its command does."""
-    options, types = {**options, "output_dir": str(output_dir)}, training_types()
+    types, options = training_types(), {**options, "output_dir": str(output_dir)}
     return FinetuneArguments(parse_arguments(*types, argv=option_words(options, types, "the study")))
-
-
-MODALITIES = ("cfp", "oct")
-EXTERNAL_OPTIONS = ("label_columns", "image_column", "image_root", "split_fractions", "split_seed")
-PATH_OPTIONS = ("image_root", "cache_dir")
-MAIN_METRICS = ("auroc", "auprc")
-RESERVED_SETS = ("val", "test", "train")
-
-
-def accepted_metrics(problem_type: str) -> tuple[str, ...]:
-    """The metrics that exist for classes, or for numbers."""
-    return tuple(metric.name for metric in metrics_for(problem_type))
-
-
-def read_settings(path: str | Path) -> Study:
-    """Read a study file; relative paths in it start at its folder, see `here`.
-
-    Raises:
-        RetFoundError: an unknown key (the nearest right one is named), a value that is not accepted, or names that
-            do not fit each other, with their place in the file. Whether the data and models exist is for `checks`.
-    """
-    path = Path(path)
-    known = [field.name for field in dataclasses.fields(Study)]
-    file = Section(read_yaml(path), str(path), known, required=("models", "methods", "data"))
-    folder = path.absolute().parent
-    models = tuple(_model(name, value, file.at("models"), folder) for name, value in file.named("models").items())
-    entries = file.named("data")
-    return Study(
-        name=file.get("name", str, path.stem),
-        models=models,
-        methods=tuple(_method(name, value, file.at("methods")) for name, value in file.named("methods").items()),
-        data=tuple(_data_set(name, entries, file.at("data"), folder) for name in entries),
-        fractions=file.shares("fractions", (1.0,)),
-        seeds=file.items("seeds", int, (0, 1, 2, 3, 4)),
-        metrics=tuple(one_of(name, METRICS, file.at("metrics")) for name in file.items("metrics", str, MAIN_METRICS)),
-        reporting=_reporting(file, models),
-        finetune=_options(file.get("finetune", dict, {}), file.at("finetune"), folder),
-        keep_models=file.get("keep_models", bool, False),
-    )
-
-
-def _model(name: str, value: Any, place: str, folder: Path) -> Model:
-    place = f"{place} > {name}"
-    value = value if isinstance(value, Mapping) else {"model_name_or_path": value}
-    section = Section(value, place, ("model_name_or_path", "config_name", *finetune_options(of_data=False)))
-    given = [option for option in ("model_name_or_path", "config_name") if section.values.get(option)]
-    if len(given) != 1:
-        raise RetFoundError(f"{place}: give model_name_or_path (folder, Hub id or preset) or config_name, one of them")
-    starts = section.get(given[0], (str, dict))
-    if isinstance(starts, str):
-        each = starts == "retfound" and not (folder / starts).exists()  # the weights of either modality
-        starts = {modality: f"{starts}-{modality}" for modality in MODALITIES} if each else {ANY: starts}
-    starts = Section(starts, section.at(given[0]), (ANY, *MODALITIES)).values
-    for start in starts.values():
-        if not isinstance(start, str) or not start:
-            raise RetFoundError(f"{section.at(given[0])}: {start!r} is not accepted; give a folder, Hub id or preset")
-    if given[0] == "model_name_or_path":
-        starts = {modality: here(start, folder) for modality, start in starts.items()}
-    rest = {key: value for key, value in section.values.items() if key not in ("model_name_or_path", "config_name")}
-    return Model(name, given[0], dict(starts), _options(rest, place, folder))
-
-
-def _method(name: str, value: Any, place: str) -> Method:
-    place = f"{place} > {name}"
-    section = Section({} if value in (None, name) else value, place, ("method", *finetune_options(of_data=False)))
-    method = one_of(section.values.get("method", name), METHODS, section.at("method"))
-    return Method(name, method, {key: item for key, item in section.values.items() if key != "method"})
-
-
-def _data_set(name: str, entries: Mapping[str, Any], place: str, folder: Path) -> DataSet:
-    own = ("data", "modality", "external", "cohort")
-    section = _data_section(entries[name], f"{place} > {name}", (*own, *finetune_options()))
-    cohort = section.get("cohort", str)
-    return DataSet(
-        name=name,
-        data=here(section.get("data", str), folder),
-        modality=section.choice("modality", MODALITIES),
-        external=tuple(_external_sets(section, entries, folder)),
-        cohort=here(cohort, folder) if cohort else None,
-        finetune=_options(
-            {key: value for key, value in section.values.items() if key not in own}, section.place, folder
-        ),
-    )
-
-
-def _external_sets(parent: Section, entries: Mapping[str, Any], folder: Path) -> Iterator[ExternalSet]:
-    """The external sets of a data set; in a list, names of other data sets of the study stand for their test split."""
-    if not parent.values.get("external"):
-        return
-    names_only = isinstance(parent.values["external"], list)
-    for name, value in parent.named("external").items():
-        place = f"{parent.at('external')} > {name}"
-        if name in RESERVED_SETS:
-            raise RetFoundError(f"{place}: the name {name} stands for the data set's own; give another one")
-        if names_only:
-            other = entries[one_of(name, entries, place)]
-            other = other if isinstance(other, Mapping) else {"data": other}
-            value = {"split": "test"} | {key: other[key] for key in ("data", *EXTERNAL_OPTIONS) if key in other}
-        section = _data_section(value, place, ("data", "split", *EXTERNAL_OPTIONS))
-        options = {key: item for key, item in section.values.items() if key in EXTERNAL_OPTIONS}
-        yield ExternalSet(
-            name=name,
-            data=here(section.get("data", str), folder),
-            split=section.choice("split", ("all", "train", "val", "test"), "all"),
-            options=_options(options, place, folder),
-        )
-
-
-def _data_section(value: Any, place: str, known: tuple[str, ...]) -> Section:
-    return Section({"data": value} if isinstance(value, str) else value, place, known, required=("data",))
-
-
-def _reporting(file: Section, models: tuple[Model, ...]) -> Reporting:
-    known = [field.name for field in dataclasses.fields(Reporting)]
-    section = Section(file.values.get("reporting") or {}, file.at("reporting"), known)
-    labels = [model.label for model in models]
-    whole = {name: section.get(name, int, default) for name, default in (("resamples", 1000), ("examples", 4))}
-    for name, value in whole.items():
-        if value < 0:
-            raise RetFoundError(f"{section.at(name)}: {value} must be at least 0")
-    if 0 < whole["resamples"] < MIN_DEFINED:
-        raise RetFoundError(
-            f"{section.at('resamples')}: {whole['resamples']} are too few for a 95% interval; give at least "
-            f"{MIN_DEFINED}, or 0 for no intervals over patients"
-        )
-    return Reporting(
-        reference=section.choice("reference", labels, labels[0]),
-        level=section.choice("level", ("image", "eye", "patient"), "image"),
-        aggregation=section.choice("aggregation", ("mean", "max"), "mean"),
-        label_conflicts=section.choice("label_conflicts", ("error", "max"), "error"),
-        subgroups=section.items("subgroups", str),
-        sensitivity=section.shares("sensitivity", (0.9,)),
-        specificity=section.shares("specificity", (0.9,)),
-        **whole,
-    )
-
-
-def _options(options: Mapping[str, Any], place: str, folder: Path) -> dict[str, Any]:
-    """Options of `finetune`, their paths absolute."""
-    options = dict(Section(options, place, finetune_options()).values)
-    return options | {name: here(str(options[name]), folder) for name in PATH_OPTIONS if options.get(name)}
-
-
-def here(name: str, folder: Path) -> str:
-    """A path that starts at the study file's folder, or at the working directory where nothing is there.
-
-    A name that is nothing in either (Hub id, preset) stays as it is.
-    """
-    path = folder / Path(name).expanduser()
-    if path.exists() or name.startswith((".", "~")):
-        return str(path.resolve())
-    return str(Path(name).resolve()) if Path(name).exists() else name

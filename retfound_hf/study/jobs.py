@@ -8,6 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +17,13 @@ import numpy as np
 import pandas as pd
 
 from ..data.labelled import LabelledSet, keep_fraction, read_labelled
-from ..errors import RetFoundError, join_names, nearest
+from ..errors import BadArgumentError, BadDataError, BadModelError, RetFoundError, join_names, nearest
 from ..evaluation.aggregation import count_conflicts, units_of
+from ..evaluation.metrics import metrics_for
 from ..finetuning.methods import METHODS
 from ..models.loading import is_adapter, read_config
-from .config import (
-    NEUTRAL,
-    DataSet,
-    ExternalSet,
-    Method,
-    Model,
-    Study,
-    accepted_metrics,
-    data_arguments,
-    job_options,
-    parse_options,
-)
+from ..vocabulary import MULTI_LABEL
+from .config import NEUTRAL, DataSet, ExternalSet, Study, job_options, parse_options
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +32,7 @@ logger = logging.getLogger(__name__)
 class Task:
     """A data set of the study as it lies on the disk, with its external sets by name."""
 
+    name: str
     data: DataSet
     labelled: LabelledSet
     external: dict[str, LabelledSet]
@@ -47,8 +41,18 @@ class Task:
         """Name, labelled set and split of everything that a job predicts."""
         yield "val", self.labelled, "val"
         yield "test", self.labelled, "test"
-        for external in self.data.external:
-            yield external.name, self.external[external.name], external.split
+        for name, external in self.data.external.items():
+            yield name, self.external[name], external.split
+
+    def parts(self) -> dict[str, pd.DataFrame]:
+        """Rows of the training split and of everything that a job predicts, by name."""
+        evaluated = {name: one.rows(split) for name, one, split in self.evaluated()}
+        return {"train": self.labelled.rows("train"), **evaluated}
+
+
+def patients_in(rows: pd.DataFrame) -> int | None:
+    """Number of patients; None where some are unknown."""
+    return int(rows["patient_id"].nunique()) if rows["patient_id"].notna().all() else None
 
 
 def check_study(study: Study) -> tuple[Task, ...]:
@@ -57,7 +61,7 @@ def check_study(study: Study) -> tuple[Task, ...]:
     Raises:
         RetFoundError: the first thing that would make a job fail or its result wrong.
     """
-    tasks = tuple(_read_task(study, data) for data in study.data)
+    tasks = tuple(_read_task(study, name, data) for name, data in study.data.items())
     for task in tasks:
         _check_metrics(study, task)
         _check_cases(study, task)
@@ -65,44 +69,41 @@ def check_study(study: Study) -> tuple[Task, ...]:
     columns = {column for task in tasks for column in task.labelled.table}
     for column in study.reporting.subgroups:
         if column not in columns:
-            raise RetFoundError(
-                f"reporting > subgroups: no data set has a column {column!r}{nearest(column, columns)}"
-            )
+            reason = f"no data set has a column {column!r}{nearest(column, columns)}"
+            raise _refused("reporting.subgroups", reason, column)
     _check_models(study)
     return tasks
 
 
-def _read_task(study: Study, data: DataSet) -> Task:
+def _refused(field: str, reason: str, value: Any = None) -> BadArgumentError:
+    return BadArgumentError(f"{field}: {reason}", field=field, value=value)
+
+
+def _read_task(study: Study, name: str, data: DataSet) -> Task:
     if data.cohort and not Path(data.cohort, "flow.json").is_file():
-        raise RetFoundError(
-            f"data > {data.name} > cohort: {data.cohort} has no flow.json; give the folder that build_cohort made"
-        )
-    data_args = data_arguments(study, data)
-    shared = {"image_column": data_args.image_column, "image_root": data_args.image_root}
+        reason = f"{data.cohort} has no flow.json; give the folder that build_cohort made"
+        raise _refused(f"data.{name}.cohort", reason, data.cohort)
+    # How a data set is read depends neither on the model nor on the method.
+    args = parse_options({**study.finetune.options, **data.options, "data": data.data, "config_name": "retfound-tiny"})
     labelled = read_labelled(
-        data.data,
-        label_columns=data_args.label_columns,
-        problem_type=data_args.problem_type,
-        split_fractions=tuple(data_args.split_fractions),
-        seed=data_args.split_seed,
-        **shared,
-    )
-    external = {one.name: read_external(one, labelled) for one in data.external}
-    for one in data.external:
-        place = f"data > {data.name} > external > {one.name}"
-        _check_unseen(place, data.name, labelled, external[one.name].rows(one.split))
-    return Task(data, labelled, external)
+        data.data, label_columns=args.label_columns, problem_type=args.problem_type, image_column=args.image_column,
+        image_root=args.image_root, split_fractions=tuple(args.split_fractions), seed=args.split_seed,
+    )  # fmt: skip
+    external = {other: read_external(one, labelled) for other, one in data.external.items()}
+    for other, one in data.external.items():
+        _check_unseen(f"data.{name}.external.{other}", name, labelled, external[other].rows(one.split))
+    return Task(name, data, labelled, external)
 
 
 def _check_unseen(place: str, trained: str, labelled: LabelledSet, tested: pd.DataFrame) -> None:
     """Refuse images that a model learns from; warn of patients, since ids of two clinics may be alike by chance."""
     learned = labelled.table[labelled.table["split"] != "test"]
-    shared = tested["image"].map(_resolved).isin(set(learned["image"].map(_resolved))).sum()
-    if shared:
-        raise RetFoundError(
-            f"{place}: {shared} of its images are in the train or val split of {trained}; an external set must be "
-            "unseen"
-        )
+    shared = tested["image"].map(_resolved).isin(set(learned["image"].map(_resolved)))
+    if shared.any():
+        raise BadDataError(
+            f"{place}: {shared.sum()} of its images are in the train or val split of {trained}; an external set must "
+            "be unseen", rows=tested["id"][shared], source=place,
+        )  # fmt: skip
     patients = sorted(set(tested["patient_id"].dropna()) & set(learned["patient_id"].dropna()))
     if patients:
         logger.warning(
@@ -118,25 +119,23 @@ def _resolved(image: str | bytes) -> str | bytes:
 
 def read_external(external: ExternalSet, trained: LabelledSet) -> LabelledSet:
     """Read an external set with the classes of the set that its models are trained on."""
-    options = dict(external.options)
+    options = external.options
     if "split_seed" in options:
         options["seed"] = options.pop("split_seed")
     return read_labelled(
-        external.data,
-        problem_type=trained.problem_type,
-        class_names=trained.class_names,
-        need_splits=() if external.split == "all" else (external.split,),
-        **options,
-    )
+        external.data, problem_type=trained.problem_type, class_names=trained.class_names,
+        need_splits=() if external.split == "all" else (external.split,), **options,
+    )  # fmt: skip
 
 
 def _check_metrics(study: Study, task: Task) -> None:
-    accepted = accepted_metrics(task.labelled.problem_type)
+    accepted = [metric.name for metric in metrics_for(task.labelled.problem_type)]
     if not set(study.metrics) & set(accepted):
-        raise RetFoundError(
-            f"metrics: none of {', '.join(study.metrics)} exists for {task.data.name} "
-            f"({task.labelled.problem_type}); add one of {', '.join(accepted)}"
-        )
+        raise _refused(
+            "metrics",
+            f"none of {', '.join(study.metrics)} exists for {task.name} ({task.labelled.problem_type}); add one of "
+            f"{', '.join(accepted)}", study.metrics,
+        )  # fmt: skip
 
 
 def _check_cases(study: Study, task: Task) -> None:
@@ -146,64 +145,63 @@ def _check_cases(study: Study, task: Task) -> None:
         rows = labelled.rows(split)
         for column in needed:
             if column not in rows or rows[column].isna().any():
-                raise RetFoundError(
-                    f"reporting > level: {level} needs the column {column} in {task.data.name} ({name})"
-                )
+                reason = f"{level} needs the column {column} in {task.name} ({name})"
+                raise _refused("reporting.level", reason, level)
         if level == "image" or study.reporting.label_conflicts == "max":
             continue
         units = units_of(level, rows["patient_id"], rows.get("eye"))
         if conflicts := count_conflicts(labelled.targets(split), units):
-            raise RetFoundError(
-                f"reporting > level: the images of {conflicts} of {units.max() + 1} {level}s in {task.data.name} "
-                f"({name}) have different labels; choose a level at which they agree, or set reporting > "
-                "label_conflicts: max to take the highest label (of classes: the last in their order)"
-            )
+            raise _refused(
+                "reporting.level",
+                f"the images of {conflicts} of {units.max() + 1} {level}s in {task.name} ({name}) have different "
+                "labels; choose a level at which they agree, or set label_conflicts: max to take the highest label "
+                "(of classes: the last in their order)", level,
+            )  # fmt: skip
 
 
 def _check_fractions(study: Study, task: Task) -> None:
+    labelled = task.labelled
     for fraction in study.fractions:
         for seed in study.seeds:
             try:
-                targets = keep_fraction(task.labelled, fraction, seed).targets("train")
+                targets = keep_fraction(labelled, fraction, seed).targets("train")
             except RetFoundError as error:
-                raise RetFoundError(f"fractions, on {task.data.name}: {error}") from error
-            if task.labelled.problem_type == "multi_label_classification":
-                alike = [name for name, column in zip(task.labelled.class_names, targets.T, strict=True)
-                         if np.ptp(column) == 0]  # fmt: skip
-                if alike:
-                    raise RetFoundError(
-                        f"fractions: {fraction:g} of {task.data.name} at seed {seed} has all or none with "
-                        f"{', '.join(alike)}; take a larger one"
-                    )
+                raise _refused("fractions", f"on {task.name}: {error}", fraction) from error
+            if labelled.problem_type == MULTI_LABEL and (constant := np.ptp(targets, axis=0) == 0).any():
+                names = ", ".join(np.array(labelled.class_names)[constant])
+                reason = f"{fraction:g} of {task.name} at seed {seed} has all or none with {names}; take a larger one"
+                raise _refused("fractions", reason, fraction)
 
 
 def _check_models(study: Study) -> None:
     seen: set[str] = set()
-    for model in study.models:
-        usable = [data for data in study.data if model.start(data.modality)]
+    for label, model in study.models.items():
+        usable = [data for data in study.data.values() if model.start(data.modality)]
         if not usable:
-            raise RetFoundError(f"models > {model.label} has a start for none of the data sets; give one under any")
+            raise _refused(f"models.{label}", "there is a start for none of the data sets; give one under any")
         for data in usable:
-            start = model.start(data.modality)
-            if model.option == "model_name_or_path" and start not in seen:
-                _check_start(model.label, start)
+            start = str(model.start(data.modality))
+            if model.model_name_or_path and start not in seen:
+                _check_start(label, start)
                 seen.add(start)
-            for method in study.methods:
-                if METHODS[method.method].needs_weights and model.option == "config_name":
-                    raise RetFoundError(
-                        f"methods > {method.label}: {method.method} adapts trained weights, and models > "
-                        f"{model.label} has none (config_name); leave one of the two out"
-                    )
-                parse_options(job_options(study, model, method, data), "unused")
+            for name, method in study.methods.items():
+                if METHODS[method.method].needs_weights and model.config_name:
+                    raise _refused(
+                        f"methods.{name}",
+                        f"{method.method} adapts trained weights, and models.{label} has none (config_name); leave "
+                        "one of the two out", method.method,
+                    )  # fmt: skip
+                parse_options(job_options(study, model, method, data))
 
 
 def _check_start(label: str, start: str) -> None:
     try:
         read_config(start)
     except RetFoundError as error:
-        raise RetFoundError(f"models > {label}: {error}") from error
+        raise BadModelError(f"models.{label}: {error}", model=start) from error
     if is_adapter(start):
-        raise RetFoundError(f"models > {label}: {start} is a LoRA adapter; give a folder written with --merge")
+        reason = f"{start} is a LoRA adapter; give a folder that was trained with `merge`"
+        raise BadModelError(f"models.{label}: {reason}", model=start)
 
 
 MODEL_FILES = ("config.json", "adapter_config.json", "preprocessor_config.json")
@@ -221,7 +219,9 @@ def model_identity(option: str, start: str) -> str:
     for path in sorted([*weights, *(folder / name for name in MODEL_FILES)]):
         if path.is_file():
             digest.update(path.name.encode())
-            _add_file(digest, path)
+            with open(path, "rb") as file:
+                while chunk := file.read(CHUNK):
+                    digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -242,12 +242,6 @@ def digest_of(facts: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def _add_file(digest: Any, path: Path) -> None:
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-
-
 PLACES = ("data", "model_name_or_path")  # where things lie; their contents count instead
 
 
@@ -256,7 +250,7 @@ class Job:
     """One training run and the sets that it predicts.
 
     Attributes:
-        id: such as `aptos-retfound-linear-f010-s0-1a2b3c4d`.
+        id: such as `aptos-retfound-linear-f0100-s0-1a2b3c4d`.
         data, model, method: labels as in the study.
         fraction: of the training patients.
         options: of the command `finetune`, but for the output folder.
@@ -271,54 +265,34 @@ class Job:
     options: Mapping[str, Any]
 
     @property
-    def kind(self) -> tuple[str, str, str, float]:
-        """Jobs of one kind differ in their seeds alone."""
-        return self.data, self.model, self.method, self.fraction
-
-    @property
-    def labelled(self) -> tuple[str, str, str, str]:
-        """The id with the labels that `folder.ended_jobs` gives the job."""
+    def key(self) -> tuple[str, str, str, str]:
+        """The id with the labels that `results.ended_jobs` gives the job."""
         return self.id, self.data, self.model, self.method
 
 
 def plan_jobs(study: Study, tasks: Sequence[Task]) -> tuple[Job, ...]:
     """All jobs, in a fixed order: the cells of one seed before those of the next.
 
-    A linear head on trained weights has nothing random where all training patients are used; such a cell is run with
-    the first seed alone.
+    A head on features of trained weights has nothing random where all training patients are used; such a cell is run
+    with the first seed alone.
     """
-    models = {start: model_identity(*start) for start in _starts(study)}
-    sets = {
-        task.data.name: {name: data_identity(labelled) + split for name, labelled, split in task.evaluated()}
-        for task in tasks
-    }
+    identity = cache(model_identity)
+    sets = {task.name: {name: data_identity(one) + split for name, one, split in task.evaluated()} for task in tasks}
     jobs = []
-    for seed in study.seeds:
-        for data in study.data:
-            for fraction in study.fractions:
-                for method in study.methods:
-                    for model in study.models:
-                        start = model.start(data.modality)
-                        if start is None or (seed != study.seeds[0] and _is_fixed(model, method, fraction)):
-                            continue
-                        options = job_options(study, model, method, data)
-                        options |= {"train_fraction": fraction, "seed": seed}
-                        facts = {name: value for name, value in options.items() if name not in (*NEUTRAL, *PLACES)}
-                        facts |= {"model": models[model.option, start], "sets": sets[data.name]}
-                        name = _prefix(data.name, model.label, method.label, fraction, seed)
-                        jobs.append(
-                            Job(
-                                f"{name}-{digest_of(facts)}",
-                                data.name,
-                                model.label,
-                                method.label,
-                                fraction,
-                                seed,
-                                options,
-                            )
-                        )
+    cells = product(study.seeds, study.data.items(), study.fractions, study.methods.items(), study.models.items())
+    for seed, (data_label, data), fraction, (method_label, method), (model_label, model) in cells:
+        start = model.start(data.modality)
+        fixed = METHODS[method.method].frozen_encoder and not model.config_name and fraction == 1
+        if start is None or (fixed and seed != study.seeds[0]):
+            continue
+        options = {**job_options(study, model, method, data), "train_fraction": fraction, "seed": seed}
+        facts = {name: value for name, value in options.items() if name not in (*NEUTRAL, *PLACES)}
+        facts |= {"model": identity(model.option, start), "sets": sets[data_label]}
+        labels = (data_label, model_label, method_label)
+        name = f"{_prefix(*labels, fraction, seed)}-{digest_of(facts)}"
+        jobs.append(Job(name, *labels, fraction, seed, options))
     _check_distinct(jobs)
-    return _told_apart(jobs)
+    return _with_unique_ids(jobs)
 
 
 def part_of(jobs: Sequence[Job], part: str | None) -> tuple[Job, ...]:
@@ -327,19 +301,12 @@ def part_of(jobs: Sequence[Job], part: str | None) -> tuple[Job, ...]:
         return tuple(jobs)
     found = re.fullmatch(r"(\d+)/(\d+)", part)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise RetFoundError(f"--part {part!r} is not accepted; give i/n, such as 1/4 to 4/4")
+        raise BadArgumentError(
+            f"`part={part}` is not accepted; give i/n, such as 1/4 to 4/4", field="part", value=part
+        )
     alike = sorted(jobs, key=lambda job: (job.method, job.model, job.data, job.fraction))
     mine = {job.id for job in alike[int(found[1]) - 1 :: int(found[2])]}
     return tuple(job for job in jobs if job.id in mine)
-
-
-def _starts(study: Study) -> set[tuple[str, str]]:
-    found = {(model.option, model.start(data.modality)) for model in study.models for data in study.data}
-    return {(option, start) for option, start in found if start is not None}
-
-
-def _is_fixed(model: Model, method: Method, fraction: float) -> bool:
-    return method.method == "linear" and model.option == "model_name_or_path" and fraction == 1
 
 
 def _prefix(data: str, model: str, method: str, fraction: float, seed: int) -> str:
@@ -348,28 +315,26 @@ def _prefix(data: str, model: str, method: str, fraction: float, seed: int) -> s
 
 
 def _check_distinct(jobs: Sequence[Job]) -> None:
-    seen: dict[str, Job] = {}
+    seen: dict[tuple[Any, ...], Job] = {}
     for job in jobs:
-        digest = f"{job.data}-{job.fraction}-{job.seed}-{job.id.rsplit('-', 1)[1]}"
-        if digest in seen:
-            other = seen[digest]
-            raise RetFoundError(
-                f"{job.model} with {job.method} and {other.model} with {other.method} are the same on {job.data}: "
-                "the same weights and options; leave one of them out"
-            )
-        seen[digest] = job
+        other = seen.setdefault((job.data, job.fraction, job.seed, job.id.rsplit("-", 1)[1]), job)
+        if other is not job:
+            raise _refused(
+                "models",
+                f"{job.model} with {job.method} and {other.model} with {other.method} are the same on {job.data}: the "
+                "same weights and options; leave one of them out", (job.model, other.model),
+            )  # fmt: skip
 
 
-def _told_apart(jobs: Sequence[Job]) -> tuple[Job, ...]:
-    """Jobs with ids of their own.
+def _with_unique_ids(jobs: Sequence[Job]) -> tuple[Job, ...]:
+    """Jobs whose labels enter the digest where two have one id.
 
-    The same images under two names that begin alike (`Set A`, `set-a`) give the same id: there the labels enter the
-    digest. All other ids stay, since finished jobs are found by them.
+    The same images under two names that begin alike (`Set A`, `set-a`) give the same id. All other ids stay, since
+    finished jobs are found by them.
     """
-    count = Counter(job.id for job in jobs)
-    return tuple(replace(job, id=_with_labels(job)) if count[job.id] > 1 else job for job in jobs)
-
-
-def _with_labels(job: Job) -> str:
-    name, digest = job.id.rsplit("-", 1)
-    return f"{name}-{digest_of({'digest': digest, 'labels': [job.data, job.model, job.method]})}"
+    count, found = Counter(job.id for job in jobs), []
+    for job in jobs:
+        name, digest = job.id.rsplit("-", 1)
+        own = digest_of({"digest": digest, "labels": [job.data, job.model, job.method]})
+        found.append(replace(job, id=f"{name}-{own}") if count[job.id] > 1 else job)
+    return tuple(found)

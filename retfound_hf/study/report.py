@@ -1,43 +1,66 @@
 """`report.html`: a study for a clinician and a reviewer."""
 
+import io
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..data.splits import SPLITS
+from ..errors import UnreadableImageError
 from ..files import atomic_file
-from .report_comparison import adaptation, comparison, external, label_efficiency, trainings
-from .report_parts import Block, Chart, Section, Table, duration, read_flow
-from .report_sections import calibration, examples, operating_points, subgroups
-from .results import RESULT_COLUMNS, StudyResults, read_study
-from .tables import shared_text, without_paths, write_table
+from ..images.reading import read_image
+from ..vocabulary import SINGLE_LABEL
+from .report_parts import (
+    Block,
+    Picture,
+    Section,
+    System,
+    Table,
+    class_titles,
+    counted,
+    duration,
+    number,
+    read_flow,
+    section,
+    seeds_of,
+    systems_of,
+)
+from .report_sections import (
+    adaptation,
+    calibration,
+    comparison,
+    external,
+    label_efficiency,
+    operating_points,
+    subgroups,
+)
+from .results import StudyResults, read_study
+from .tables import RESULT_COLUMNS, shared_text, without_paths, write_table
 
+SIDE = 160  # pixels of a thumbnail
+MOST_CLASSES = 6
 NOTE = (
     "Paths of the machine on which the study ran are cut to their last parts, after …; study.yaml in the study's "
     "folder has them whole."
 )
+TEMPLATES = Path(__file__).parent / "templates"
+# A class may hold any sign in its name, after the metric and a slash: `auroc/DR [mild]` is not the report's own.
+OWN_NAME = re.compile(r"calibration_|[a-z0-9_]+[@\[]")
 
 
-def cohorts(found: StudyResults, figures: Path) -> Section | None:
-    """Flow charts of the cohorts that data sets name."""
-    blocks = []
-    for data in found.study.data:
-        flow = read_flow(found, data.name)
-        if flow:
-            picture = Path(str(data.cohort), "flow.svg")
-            caption = "From all images to those that are labelled; each exclusion is counted once."
-            alt = f"Flow chart of the cohort of {data.name}; the table below has its numbers"
-            blocks.append(Block(data.name, [Chart(picture, caption, alt, wide=True)], [_flow_table(flow)]))
-    lead = "Who was left out, and why, before any model saw an image."
-    return Section("cohorts", "Cohorts", lead, blocks) if blocks else None
+@section("cohorts", "Cohorts", "Who was left out, and why, before any model saw an image.")
+def cohorts(found: StudyResults, data: str) -> Block | None:
+    """Flow chart of the cohort that a data set names."""
+    if not (flow := read_flow(found, data)):
+        return None
 
-
-def _flow_table(flow: dict) -> Table:
-    def counts(part: dict) -> list[str]:
+    def counts(part: dict[str, Any]) -> list[str]:
         return ["–" if part.get(unit) is None else f"{part[unit]:,}" for unit in ("patients", "eyes", "images")]
 
     rows = []
@@ -45,10 +68,61 @@ def _flow_table(flow: dict) -> Table:
         rows += [[f"excluded: {part['text']}", *counts(part)] for part in stage["excluded"] if part["images"]]
         rows.append([stage["text"], *counts(stage)])
     rows += [[f"{split} split", *counts(flow["splits"][split])] for split in SPLITS if split in flow.get("splits", {})]
-    return Table(["", "patients", "eyes", "images"], rows)
+    caption = "From all images to those that are labelled; each exclusion is counted once."
+    alt = f"Flow chart of the cohort of {data}; the table below has its numbers"
+    chart = Picture(Path(str(found.study.data[data].cohort), "flow.svg").read_bytes(), caption, alt, wide=True)
+    return Block(charts=[chart], tables=[Table(["", "patients", "eyes", "images"], rows)])
 
 
-def failures(found: StudyResults, figures: Path) -> Section | None:
+@section(
+    "examples", "Right and wrong with the highest confidence",
+    "What the model is surest of. Look at the wrong ones first: a wrong label, a poor image, or a sign that the model "
+    "takes for another all show here. Each image stands for itself, whatever counts as a case elsewhere.",
+)  # fmt: skip
+def examples(found: StudyResults, data: str) -> Block | None:
+    """Thumbnails of test images by class; single-label tasks alone, where an answer is right or wrong."""
+    count, reference = found.study.reporting.examples, found.study.reporting.reference
+    systems = [one for one in systems_of(found, data) if one.model == reference]
+    if not count or not systems or found.task(data)["problem_type"] != SINGLE_LABEL:
+        return None
+    galleries = _galleries(found, data, systems[0], count)
+    note = f"{systems[0].label}, the seed whose result is the median, on test images."
+    return Block(galleries=galleries, notes=[note]) if galleries else None
+
+
+def _galleries(found: StudyResults, data: str, system: System, count: int) -> list[tuple[str, list[Picture]]]:
+    """The surest right and the surest wrong answers of each class, by title."""
+    images, titles = found.predictions(system.job, "test"), list(class_titles(found, data).values())
+    predicted, confidence, galleries = images.scores.argmax(axis=1), images.scores.max(axis=1), []
+    for index, title in enumerate(titles[:MOST_CLASSES]):
+        both = []
+        for kind, hit in (("right", predicted == images.targets), ("wrong", predicted != images.targets)):
+            rows = np.flatnonzero((images.targets == index) & hit)
+            rows = rows[np.argsort(-confidence[rows], kind="stable")][:count]
+            captions = {images.columns["image"][row]: f"predicted {titles[predicted[row]]}\nconfidence "
+                        f"{number(confidence[row], 2)}" for row in rows}  # fmt: skip
+            both.append((f"{title}, {kind}", _thumbnails(captions)))
+        if any(pictures for _, pictures in both):  # side by side, so that one without pictures keeps its place
+            galleries += both
+    return galleries
+
+
+def _thumbnails(captions: dict[str, str]) -> list[Picture]:
+    """Small pictures of image files by path; without those that are not files, or not here any more."""
+    pictures = []
+    for path, caption in captions.items():
+        try:
+            image = read_image(path)
+        except (UnreadableImageError, OSError):
+            continue
+        image.thumbnail((SIDE, SIDE))
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=82)
+        pictures.append(Picture(file.getvalue(), caption))
+    return pictures
+
+
+def failures(found: StudyResults) -> Section | None:
     """Jobs without a result."""
     failed = [job for job in found.jobs if job.status != "finished"]
     missing = found.planned - len(found.jobs)
@@ -57,19 +131,17 @@ def failures(found: StudyResults, figures: Path) -> Section | None:
     notes = [f"{missing} of {found.planned} jobs have not ended yet."] if missing else []
     rows = [[job.id, without_paths(job.reason)] for job in failed]
     tables = [Table(["job", "reason"], rows, text=2)] if failed else []
-    lead = (
-        "Trainings that came to no result. They are in none of the numbers above; the same command tries them again."
-    )
+    lead = "Jobs that came to no result. They are in none of the numbers above; the same command tries them again."
     return Section("failures", "What is missing", lead, [Block(tables=tables, notes=notes)])
 
 
-def settings(found: StudyResults, figures: Path) -> Section:
+def settings(found: StudyResults) -> Section:
     """The exact settings, and the versions and hardware of the jobs, which may have run on several machines."""
     record = json.loads((found.folder / "run.json").read_text(encoding="utf-8"))
     known = [job.facts for job in found.finished]
     packages = dict.fromkeys(name for facts in known for name in facts["versions"])
     versions = ", ".join(f"{name} {_each(facts['versions'].get(name) for facts in known)}" for name in packages)
-    hardware = (f"{facts['device']}, {facts['threads']} CPU thread{'s'[: facts['threads'] > 1]}" for facts in known)
+    hardware = (f"{facts['device']}, {counted(facts['threads'], 'CPU thread')}" for facts in known)
     seconds = sum(job.seconds or 0 for job in found.finished)
     facts = [
         ["jobs that finished", f"{len(found.finished)} of {found.planned}"], ["time of all jobs", duration(seconds)],
@@ -89,16 +161,13 @@ def _each(values: Iterable[str | None]) -> str:
     counts = Counter(value or "–" for value in values)
     if len(counts) < 2:
         return next(iter(counts), "–")
-    return ", ".join(f"{value} ({count} job{'s'[: count > 1]})" for value, count in counts.items())
+    return ", ".join(f"{value} ({counted(count, 'job')})" for value, count in counts.items())
 
 
 SECTIONS = (
     comparison, label_efficiency, external, calibration, operating_points, subgroups, adaptation, cohorts, examples,
     failures, settings,
 )  # fmt: skip
-TEMPLATES = Path(__file__).parent / "templates"
-# A class may hold any sign in its name, after the metric and a slash: `auroc/DR [mild]` is not the report's own.
-OWN_NAME = re.compile(r"calibration_|[a-z0-9_]+[@\[]")
 
 
 def write_report(folder: str | Path) -> Path:
@@ -107,7 +176,7 @@ def write_report(folder: str | Path) -> Path:
     A section without data is left out. The same folder gives the same report.
 
     Raises:
-        RetFoundError: no study's folder.
+        OutputError: no study's folder.
     """
     found = read_study(folder)
     sections = build_sections(found)
@@ -120,9 +189,8 @@ def write_report(folder: str | Path) -> Path:
 
 def build_sections(found: StudyResults) -> list[Section]:
     """The sections that have something to tell, in the order of the report."""
-    if not found.finished:
-        return [part for build in (failures, settings) if (part := build(found, found.folder / "figures")) is not None]
-    return [part for build in SECTIONS if (part := build(found, found.folder / "figures")) is not None]
+    builders = SECTIONS if found.finished else (failures, settings)
+    return [part for build in builders if (part := build(found)) is not None]
 
 
 def render(found: StudyResults, sections: list[Section]) -> str:
@@ -133,17 +201,20 @@ def render(found: StudyResults, sections: list[Section]) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    count = "" if found.summary.empty else trainings(found.summary)
+    study, style = found.study, (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    parts = [counted(len(study.models), "model"), counted(len(study.data), "data set")]
+    if not found.summary.empty:
+        parts.append(f"{seeds_of(found.summary['seeds'])} each")
     return environment.get_template("report.html").render(
-        study=found.study, trainings=count, sections=sections, style=style
+        name=study.name, size=", ".join(parts), sections=sections, style=style
     )
 
 
 def _add_rows(found: StudyResults, sections: list[Section]) -> None:
     """Numbers that only the report computes: those of thresholds, calibration and subgroups."""
     own = found.results["metric"].map(lambda name: OWN_NAME.match(str(name)) is not None).astype(bool)
-    rows = pd.DataFrame([row for part in sections for row in part.rows], columns=list(RESULT_COLUMNS), dtype=object)
+    numbers = [row for part in sections for block in part.blocks for row in block.numbers]
+    rows = pd.DataFrame(numbers, columns=list(RESULT_COLUMNS), dtype=object)
     table = pd.concat([found.results[~own].astype(object), rows])
     for name in ("seed", "cases", "patients"):  # whole numbers, some of which are absent
         table[name] = pd.to_numeric(table[name]).astype("Int64")

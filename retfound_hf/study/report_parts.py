@@ -1,11 +1,12 @@
-"""Parts of the report: sections, tables, charts, formatted numbers, names of systems and classes."""
+"""Parts of the report: sections, tables, charts, formatted numbers, and the systems that they compare."""
 
 import base64
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import wraps
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,15 @@ from matplotlib.figure import Figure
 
 from ..evaluation.estimates import Estimate
 from ..evaluation.metrics import lower_is_better
-from ..evaluation.plots import COLOURS, figure
+from ..evaluation.plots import COLOURS
+from ..evaluation.plots import figure as styled_figure
 from ..files import atomic_file
-from .results import JobResult, Outcomes, StudyResults, read_outcomes
+from .results import JobResult, StudyResults
+
+
+def where(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
+    """The rows in which columns have these values."""
+    return table[(table[list(values)] == pd.Series(values)).all(axis=1)]
 
 
 def is_missing(value: Any) -> bool:
@@ -35,6 +42,12 @@ def interval(low: Any, high: Any) -> str:
     return "–" if is_missing(low) and is_missing(high) else f"{number(low)} to {number(high)}"
 
 
+def estimated(estimate: Estimate) -> str:
+    """Such as `0.912`, with its interval on the next line: four of them stand side by side."""
+    ends = "" if estimate.interval is None else f"\n({interval(estimate.low, estimate.high)})"
+    return number(estimate.value) + ends
+
+
 def p_value(value: Any) -> str:
     """Such as `0.031`, or `<0.001`."""
     return "<0.001" if not is_missing(value) and value < 0.001 else number(value)
@@ -45,20 +58,23 @@ def share(value: float) -> str:
     return f"{100 * value:g}%"
 
 
-def span(counts: Iterable[int]) -> str:
-    """Such as `5`, or `1 to 5`."""
+def counted(count: int | str, noun: str) -> str:
+    """Such as `1 seed` or `1 to 5 seeds`."""
+    return f"{count} {noun}" + ("" if str(count) == "1" else "s")
+
+
+def seeds_of(counts: Iterable[int]) -> str:
+    """How many seeds means are over: a model on some data may have fewer than the study."""
     low, high = min(found := [int(count) for count in counts]), max(found)
-    return f"{low}" if low == high else f"{low} to {high}"
+    return counted(f"{low}" if low == high else f"{low} to {high}", "seed")
 
 
 def duration(seconds: Any) -> str:
     """Such as `0.4 s`, `48 s`, `12 min`, `3.5 h`."""
     if is_missing(seconds):
         return "–"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.{int(seconds < 10)}f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
@@ -77,97 +93,115 @@ class Table:
     emphasis: frozenset[int] = frozenset()
 
 
-def _address(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
 @dataclass(frozen=True)
-class Chart:
-    """A figure: `svg` is its path, `alt` says what it shows to those who cannot see it.
+class Picture:
+    """Figure or thumbnail as an address that needs no other file.
 
     Attributes:
+        content: SVG or JPEG.
+        caption: one line or several below it.
+        alt: what it shows to those who cannot see it.
         wide: too wide to be read when shrunk to a phone, which scrolls it instead.
     """
 
-    svg: Path
+    content: bytes
     caption: str
-    alt: str
+    alt: str = ""
     wide: bool = False
 
     @property
     def source(self) -> str:
-        """As an address that needs no other file."""
-        return _address("svg+xml", self.svg.read_bytes())
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """A small picture (JPEG) and what is said below it."""
-
-    jpeg: bytes
-    lines: Sequence[str]
-
-    @property
-    def source(self) -> str:
-        return _address("jpeg", self.jpeg)
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Pictures in a row under a title."""
-
-    title: str
-    pictures: Sequence[Thumbnail]
+        """Data URL."""
+        kind = "jpeg" if self.content.startswith(b"\xff\xd8") else "svg+xml"
+        return f"data:image/{kind};base64,{base64.b64encode(self.content).decode()}"
 
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a section, mostly of one data set."""
+    """Part of a section, mostly of one data set.
+
+    Attributes:
+        galleries: rows of pictures by title.
+        numbers: what stands in no other table, for results.csv (`results.RESULT_COLUMNS`).
+    """
 
     title: str = ""
-    charts: Sequence[Chart] = ()
+    charts: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
-    galleries: Sequence[Gallery] = ()
+    galleries: Sequence[tuple[str, Sequence[Picture]]] = ()
     notes: Sequence[str] = ()
     code: str = ""
+    numbers: Sequence[dict[str, Any]] = ()
 
 
 @dataclass(frozen=True)
 class Section:
-    """A chapter of the report.
-
-    Attributes:
-        lead: what it tells, in words for readers who are no statisticians.
-        rows: numbers that stand nowhere else, for results.csv (`layout.RESULT_COLUMNS`).
-    """
+    """Chapter of the report; `lead` is for readers who are no statisticians."""
 
     name: str
     title: str
     lead: str
     blocks: Sequence[Block]
-    rows: Sequence[dict[str, Any]] = field(default=())
+
+
+def section(
+    name: str, title: str, lead: str
+) -> Callable[[Callable[..., Block | None]], Callable[..., Section | None]]:
+    """Section of a block per data set; no section where no data set has a block.
+
+    Args:
+        name: anchor in the page.
+        title: heading.
+        lead: with `{case}` for what counts as a case: image, eye or patient.
+
+    Returns:
+        A decorator for functions of a study and the name of a data set.
+    """
+
+    def decorate(build: Callable[[StudyResults, str], Block | None]) -> Callable[[StudyResults], Section | None]:
+        @wraps(build)
+        def of_study(found: StudyResults) -> Section | None:
+            blocks = [replace(block, title=data) for data in found.study.data if (block := build(found, data))]
+            text = lead.format(case=found.study.reporting.level)
+            return Section(name, title, text, blocks) if blocks else None
+
+        return of_study
+
+    return decorate
+
+
+class Drawing:
+    """Figure of a report: `figure` to draw on, then `picture` for the page."""
+
+    def __init__(self, figure: Figure, path: Path):
+        self.figure, self.path = figure, path
+
+    def legend(self) -> None:
+        """Below the panels, the labels of the first one."""
+        handles, labels = self.figure.axes[0].get_legend_handles_labels()
+        self.figure.legend(handles, labels, loc="outside lower center", ncols=2)
+
+    def picture(self, caption: str, alt: str, wide: bool = False) -> Picture:
+        """The finished figure."""
+        return Picture(self.path.read_bytes(), caption, alt, wide)
 
 
 @contextmanager
-def chart(folder: Path, name: str, width: float, height: float) -> Iterator[Figure]:
-    """A figure, `width` x `height` inches, written as `name.svg` and `name.png` into `folder`."""
-    with figure(folder / f"{name}.svg", width, height) as drawn:
-        yield drawn
-        with atomic_file(folder / f"{name}.png") as partial:
+def drawing(found: StudyResults, kind: str, data: str, width: float, height: float) -> Iterator[Drawing]:
+    """A figure, `width` x `height` inches, written as SVG and PNG into the study's `figures/`."""
+    text = f"{kind}-{data}".lower()
+    name = "".join(letter if letter.isalnum() else "-" for letter in text).strip("-")
+    path = found.folder / "figures" / f"{name}.svg"
+    with styled_figure(path, width, height) as drawn:
+        yield Drawing(drawn, path)
+        with atomic_file(path.with_suffix(".png")) as partial:
             drawn.savefig(partial)
-
-
-def file_name(*words: str) -> str:
-    """Words as the name of a file, without what file systems and shells take ill."""
-    text = "-".join(words)
-    return "".join(letter if letter.isalnum() else "-" for letter in text.lower()).strip("-")
 
 
 def read_flow(found: StudyResults, data: str) -> dict[str, Any]:
     """`flow.json` of the cohort that a data set names; empty where it names none, or it is not here any more."""
-    cohort = found.study.data_set(data).cohort
-    path = Path(cohort or "", "flow.json")
-    return json.loads(path.read_text(encoding="utf-8")) if cohort and path.is_file() else {}
+    path = Path(found.study.data[data].cohort or "", "flow.json")
+    return json.loads(path.read_text(encoding="utf-8")) if found.study.data[data].cohort and path.is_file() else {}
 
 
 def class_titles(found: StudyResults, data: str) -> dict[str, str]:
@@ -179,7 +213,7 @@ def class_titles(found: StudyResults, data: str) -> dict[str, str]:
 MOST_DRAWN = 6  # systems in one figure: as many as there are colours that the colour-blind can tell
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class System:
     """A model and a method on one data set, at the largest label fraction.
 
@@ -189,7 +223,6 @@ class System:
         mean: of the main metric on the test set over the seeds.
     """
 
-    data: str
     model: str
     method: str
     label: str
@@ -199,18 +232,14 @@ class System:
 
 def systems_of(found: StudyResults, data: str) -> list[System]:
     """The systems of a data set that have finished jobs, the best one first."""
-    study, metric = found.study, found.metrics(data)[0]
-    results = found.results
-    chosen = results[
-        (results["data"] == data) & (results["set"] == "test") & (results["metric"] == metric)
-        & (results["fraction"] == max(study.fractions))
-    ].dropna(subset=["value"])  # fmt: skip
+    metric, fraction = found.metrics(data)[0], max(found.study.fractions)
+    chosen = where(found.results, data=data, set="test", metric=metric, fraction=fraction).dropna(subset=["value"])
     jobs = {job.id: job for job in found.finished}
     systems = []
     for (model, method), rows in chosen.groupby(["model", "method"], sort=False):
-        ordered = rows.sort_values(["value", "seed"])
-        job = jobs[ordered["job"].iloc[(len(ordered) - 1) // 2]]
-        systems.append(System(data, model, method, label_of(found, model, method), job, float(rows["value"].mean())))
+        median = rows.sort_values(["value", "seed"])["job"].iloc[(len(rows) - 1) // 2]
+        label, mean = label_of(found, model, method), float(rows["value"].mean())
+        systems.append(System(model, method, label, jobs[median], mean))
     return sorted(systems, key=lambda one: one.mean, reverse=not lower_is_better(metric))
 
 
@@ -219,8 +248,9 @@ def label_of(found: StudyResults, model: str, method: str) -> str:
     return model if len(found.study.methods) == 1 else f"{model}, {method}"
 
 
-def drawn(found: StudyResults, systems: Sequence[System]) -> list[System]:
+def drawn_systems(found: StudyResults, data: str) -> list[System]:
     """Those that a figure has room for: the best ones, and the reference in any case."""
+    systems = systems_of(found, data)
     own = [one for one in systems if one.model == found.study.reporting.reference][:1]
     kept = [*own, *(one for one in systems if one not in own)][:MOST_DRAWN]
     return [one for one in systems if one in kept]
@@ -228,39 +258,17 @@ def drawn(found: StudyResults, systems: Sequence[System]) -> list[System]:
 
 def colours_of(found: StudyResults, systems: Sequence[System]) -> list[str]:
     """A colour for each: the same on every data set, as long as the study has no more systems than colours."""
-    study = found.study
-    places = {key: place for place, key in enumerate(product([one.label for one in study.models],
-                                                             [one.label for one in study.methods]))}  # fmt: skip
+    places = {key: place for place, key in enumerate(product(found.study.models, found.study.methods))}
     own = [places[one.model, one.method] for one in systems]
     if len(places) > len(COLOURS):
         own = [sorted(own).index(place) for place in own]
     return [COLOURS[place] for place in own]
 
 
-def outcomes_of(found: StudyResults, system: System, evaluated: str) -> tuple[Outcomes, pd.DataFrame]:
-    """What the system's job predicted for a set, by case, and what else is known of the cases."""
-    predictions = found.predictions(system.job.id, evaluated)
-    images = found.images(system.data, evaluated).set_index("id").loc[predictions["id"]].reset_index()
-    eyes = images["eye"].to_numpy(object) if "eye" in images else None
-    outcomes = read_outcomes(predictions, found.task(system.data), found.study.reporting, eyes)
-    return outcomes, images.iloc[outcomes.first].reset_index(drop=True)
-
-
-def said(estimate: Estimate) -> str:
-    """Such as `0.912`, and its interval on the next line."""
-    if is_missing(estimate.value):
-        return "–"
-    # On a line of its own: four of them stand side by side.
-    ends = "" if estimate.interval is None else f"\n({interval(estimate.low, estimate.high)})"
-    return number(estimate.value) + ends
-
-
 def result_row(system: System, evaluated: str, metric: str, value: Estimate, cases: int) -> dict[str, Any]:
     """A row of results.csv for a number that the report computes, on so many cases."""
-    job = system.job
     return {
-        "job": job.id, "data": job.data, "model": job.model, "method": job.method, "fraction": job.fraction,
-        "seed": job.seed, "set": evaluated, "metric": metric, "value": value.value, "low": value.low,
+        **system.job.columns, "set": evaluated, "metric": metric, "value": value.value, "low": value.low,
         "high": value.high, "interval": value.method if value.interval else "", "cases": cases,
-        "patients": value.n or None, "seconds": job.seconds, "status": job.status, "reason": "",
+        "patients": value.n or None, "seconds": system.job.seconds, "status": system.job.status, "reason": "",
     }  # fmt: skip

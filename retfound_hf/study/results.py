@@ -1,67 +1,29 @@
-"""Folder of a study: results of jobs, predictions and learning curves, and how to read them."""
+"""Folder of a study: results of its jobs, predictions, learning curves and tables, and how to read them."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
-from ..errors import RetFoundError
-from ..evaluation.aggregation import aggregate, units_of
-from .config import Reporting, Study, accepted_metrics, read_settings
+from ..errors import OutputError
+from ..evaluation.metrics import metrics_for
+from ..evaluation.predictions import Predictions
+from ..files import write_json
+from ..vocabulary import SINGLE_LABEL
+from .config import Reporting, Study, read_settings
+
+if TYPE_CHECKING:
+    from .jobs import Job
 
 STUDY_FILE = "study.yaml"
-RESULT_COLUMNS = (
-    "job", "data", "model", "method", "fraction", "seed", "set", "metric", "value", "low", "high", "interval", "cases",
-    "patients", "seconds", "status", "reason",
-)  # fmt: skip
-# `mean` over `seeds` jobs, with their standard deviation and the interval that they leave (of training), and the
-# interval over patients of that mean (`low`, `high`, made by `interval`). On the rows of the reference model: its best
-# competitor, the difference to it and the p values, as in comparisons.csv.
-SUMMARY_COLUMNS = (
-    "data", "set", "method", "fraction", "model", "metric", "seeds", "mean", "sd", "seeds_low", "seeds_high", "low",
-    "high", "interval", "cases", "patients", "competitor", "difference", "difference_low", "difference_high",
-    "p_value", "p_holm", "p_seeds",
-)  # fmt: skip
-# `difference` is `model` (the reference) minus `other`; `best` marks the best competitor. `p_value` is of `test`, over
-# patients and seeds; it is empty, as are `low` and `high`, where no patients are drawn (ECE, `resamples: 0`). `p_holm`
-# is corrected for all comparisons of the metric in the study; `p_seeds` is the paper's t-test over seeds.
-COMPARISON_COLUMNS = (
-    "data", "set", "method", "fraction", "metric", "model", "other", "best", "difference", "low", "high", "p_value",
-    "test", "p_holm", "p_seeds",
-)  # fmt: skip
+JOB_COLUMNS = ("job", "data", "model", "method", "fraction", "seed")
 TEXT_COLUMNS = (
     "id", "image", "patient_id", "eye", "job", "data", "model", "method", "set", "metric", "status", "reason",
     "interval", "competitor", "other", "test",
 )  # fmt: skip
-CURVE_COLUMNS = ("job", "data", "model", "method", "fraction", "seed", "epoch", "seconds", "metric", "value")
-
-
-def read_predictions(folder: str | Path, job_id: str, evaluated: str) -> pd.DataFrame:
-    """`predictions.csv` of a job on an evaluated set; ids, patients and classes are text."""
-    path = predictions_file(folder, job_id, evaluated)
-    classes = any(name.startswith("prob/") for name in pd.read_csv(path, nrows=0))
-    return read_csv(path, ("label", "prediction") if classes else ())
-
-
-def read_task(folder: str | Path, data: str) -> dict[str, Any]:
-    """`task.json` of a data set."""
-    return json.loads((task_folder(folder, data) / "task.json").read_text(encoding="utf-8"))
-
-
-def read_images(folder: str | Path, data: str, evaluated: str) -> pd.DataFrame:
-    """The images of an evaluated set with all that the data say of them."""
-    task = read_task(folder, data)
-    text = task["label_columns"] if task["problem_type"] == "single_label_classification" else ()
-    return read_csv(task_folder(folder, data) / f"{evaluated}.csv", text)
-
-
-def predictions_file(folder: str | Path, job_id: str, evaluated: str) -> Path:
-    """Where a job's predictions of an evaluated set lie."""
-    return job_folder(folder, job_id) / evaluated / "predictions.csv"
 
 
 def job_folder(folder: str | Path, job_id: str) -> Path:
@@ -69,9 +31,9 @@ def job_folder(folder: str | Path, job_id: str) -> Path:
     return Path(folder) / "jobs" / job_id
 
 
-def task_folder(folder: str | Path, data: str) -> Path:
-    """Where the lists of a data set's images lie."""
-    return Path(folder) / "tasks" / data
+def predictions_file(folder: str | Path, job_id: str, evaluated: str) -> Path:
+    """Where a job's predictions of an evaluated set lie."""
+    return job_folder(folder, job_id) / evaluated / "predictions.csv"
 
 
 def read_csv(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
@@ -80,6 +42,40 @@ def read_csv(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
     words = [name for name in header if name in (*TEXT_COLUMNS, *text)]
     numbers = {name: [""] for name in header if name not in words}
     return pd.read_csv(path, dtype=dict.fromkeys(words, str), keep_default_na=False, na_values=numbers)
+
+
+def read_task(folder: str | Path, data: str) -> dict[str, Any]:
+    """`task.json` of a data set."""
+    return json.loads(Path(folder, "tasks", data, "task.json").read_text(encoding="utf-8"))
+
+
+def read_images(folder: str | Path, data: str, evaluated: str) -> pd.DataFrame:
+    """The images of an evaluated set with all that the data say of them."""
+    task = read_task(folder, data)
+    text = task["label_columns"] if task["problem_type"] == SINGLE_LABEL else ()
+    return read_csv(Path(folder, "tasks", data, f"{evaluated}.csv"), text)
+
+
+def read_predictions(folder: str | Path, job_id: str, data: str, evaluated: str) -> Predictions:
+    """What a job predicted for a set, with all that the data say of its images as `columns`."""
+    path = predictions_file(folder, job_id, evaluated)
+    predictions = Predictions.read_csv(path, read_task(folder, data)["problem_type"])
+    images = read_images(folder, data, evaluated).set_index("id").loc[predictions.ids].reset_index()
+    eyes = images["eye"].where(images["eye"] != "", None) if "eye" in images else None
+    return replace(predictions, eyes=eyes, columns=images)
+
+
+def by_case(predictions: Predictions, reporting: Reporting) -> Predictions:
+    """Predictions joined to cases as `reporting` asks; `columns` are those of the first image of each case."""
+    level = reporting.level
+    cases = predictions.at_level(level, reporting.aggregation, reporting.label_conflicts)
+    keys = {"image": ["id"], "eye": ["patient_id", "eye"], "patient": ["patient_id"]}[level]
+    return replace(cases, columns=predictions.columns.drop_duplicates(keys))
+
+
+def read_history(folder: str | Path, job_id: str) -> list[dict[str, Any]]:
+    """The log of a job's training."""
+    return json.loads((job_folder(folder, job_id) / "history.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -96,6 +92,7 @@ class JobResult:
             `seconds_to_95` (until validation first reached 95% of it); empty for a linear head.
         facts: `device`, `threads`, `cpu_seconds`, `parameters` (of the whole model), `versions`,
             `git_revision`.
+        error: what a failed job of this call raised; it is in no file.
     """
 
     id: str
@@ -111,6 +108,22 @@ class JobResult:
     patients: Mapping[str, int | None] = field(default_factory=dict)
     efficiency: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    error: BaseException | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, job: "Job", status: str, **facts: Any) -> "JobResult":
+        """What became of a job."""
+        labels = {name: getattr(job, name) for name in ("id", *JOB_COLUMNS[1:])}
+        return cls(**labels, status=status, **facts)
+
+    def write(self, folder: Path) -> None:
+        """Write `job.json`."""
+        write_json(folder / "job.json", {name: value for name, value in asdict(self).items() if name != "error"})
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What the tables say of the job in every row."""
+        return {"job": self.id, **{name: getattr(self, name) for name in JOB_COLUMNS[1:]}}
 
 
 @dataclass(frozen=True)
@@ -122,7 +135,7 @@ class StudyResults:
         study: its settings.
         jobs: the jobs that ended, in the order of the study.
         planned: number of all jobs of the study.
-        results, summary, comparisons, curves: the tables of the folder, as its module docstring names them.
+        results, summary, comparisons, curves: the tables of the folder; curves are efficiency.csv.
     """
 
     folder: Path
@@ -141,55 +154,44 @@ class StudyResults:
 
     def metrics(self, data: str) -> tuple[str, ...]:
         """Those of the study's metrics that exist for a data set; the first is its main one."""
-        accepted = accepted_metrics(self.task(data)["problem_type"])
+        accepted = [metric.name for metric in metrics_for(self.task(data)["problem_type"])]
         return tuple(name for name in self.study.metrics if name in accepted)
 
-    def predictions(self, job_id: str, evaluated: str) -> pd.DataFrame:
-        """`predictions.csv` of a job on `val`, `test` or an external set; ids, patients and classes are text."""
-        return read_predictions(self.folder, job_id, evaluated)
+    def predictions(self, job: JobResult, evaluated: str) -> Predictions:
+        """What a job predicted for `val`, `test` or an external set, by image."""
+        return read_predictions(self.folder, job.id, job.data, evaluated)
+
+    def cases(self, job: JobResult, evaluated: str) -> Predictions:
+        """The same by case: image, eye or patient."""
+        return by_case(self.predictions(job, evaluated), self.study.reporting)
 
     def task(self, data: str) -> dict[str, Any]:
         """`problem_type`, `class_names`, `label_columns`, and `images`, `patients` of every split and external set."""
         return read_task(self.folder, data)
-
-    def images(self, data: str, evaluated: str) -> pd.DataFrame:
-        """The images of an evaluated set with all that the data say of them; joined to predictions by `id`."""
-        return read_images(self.folder, data, evaluated)
-
-    def history(self, job_id: str) -> list[dict[str, Any]]:
-        """The log of a job's training."""
-        return json.loads((job_folder(self.folder, job_id) / "history.json").read_text(encoding="utf-8"))
 
 
 def read_study(folder: str | Path) -> StudyResults:
     """Read the folder of a study that has ended, or of which some jobs have.
 
     Raises:
-        RetFoundError: no study's folder, or none of its jobs has ended.
+        OutputError: no study's folder, or none of its jobs has ended.
     """
     folder = Path(folder)
     for name in (STUDY_FILE, "jobs.csv", "results.csv"):
         if not (folder / name).is_file():
-            raise RetFoundError(f"{folder} has no {name}; give the output folder of the command study")
-    planned = list(
-        read_csv(folder / "jobs.csv")[["job", "data", "model", "method"]].itertuples(index=False, name=None)
-    )
-    return StudyResults(
-        folder=folder,
-        study=read_settings(folder / STUDY_FILE),
-        jobs=ended_jobs(folder, planned),
-        planned=len(planned),
-        results=read_csv(folder / "results.csv"),
-        summary=read_csv(folder / "summary.csv"),
-        comparisons=read_csv(folder / "comparisons.csv"),
-        curves=read_csv(folder / "efficiency.csv"),
-    )
+            raise OutputError(f"{folder} has no {name}; give the output folder of the command study", path=folder)
+    tables = {name: read_csv(folder / f"{name}.csv") for name in ("results", "summary", "comparisons", "efficiency")}
+    planned = read_csv(folder / "jobs.csv")[list(JOB_COLUMNS[:4])].itertuples(index=False, name=None)
+    planned = list(planned)
+    jobs = ended_jobs(folder, planned)
+    return StudyResults(folder, read_settings(folder / STUDY_FILE), jobs, len(planned), *tables.values())
 
 
-def ended_jobs(folder: str | Path, planned: Iterable[tuple[str, str, str, str]]) -> tuple[JobResult, ...]:
+def ended_jobs(folder: str | Path, planned: Iterable[tuple[str, ...]]) -> tuple[JobResult, ...]:
     """Those of the jobs that finished or failed, in the order of `planned`.
 
     Args:
+        folder: of the study.
         planned: id and labels (data, model, method) of every job. The labels are those of the study now: `Set A` may
             have been `set-a`, which gives the same id, when the job ran.
     """
@@ -205,97 +207,41 @@ def read_job(folder: str | Path, job_id: str) -> JobResult | None:
     return JobResult(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
-@dataclass(frozen=True)
-class Outcomes:
-    """What was to be predicted, and what was.
-
-    Attributes:
-        problem_type, labels, scores, class_names: as `evaluation.metrics.compute_metrics` takes them.
-        patients: (cases,) names, None where unknown.
-        first: (cases,) row of the predictions that a case starts with, for what else is known of it.
-    """
-
-    problem_type: str
-    labels: np.ndarray
-    scores: np.ndarray
-    class_names: tuple[str, ...]
-    patients: np.ndarray | None
-    first: np.ndarray
-
-
-def read_outcomes(
-    predictions: pd.DataFrame, task: Mapping[str, Any], reporting: Reporting, eyes: Any = None
-) -> Outcomes:
-    """Labels and scores of a `predictions.csv`, joined to cases as `reporting` asks.
-
-    Args:
-        predictions, task: see `folder.StudyResults.predictions` and `task`.
-        eyes: (images,) sides, for the level `eye`.
-    """
-    kind, names = task["problem_type"], tuple(task["class_names"])
-    labels, scores = _arrays(predictions, kind, names)
-    known = "patient_id" in predictions
-    patients = predictions["patient_id"].where(predictions["patient_id"] != "").to_numpy(object) if known else None
-    first = np.arange(len(predictions))
-    if reporting.level != "image":
-        units = units_of(reporting.level, patients, eyes)
-        labels, scores = aggregate(kind, labels, scores, units, reporting.aggregation, reporting.label_conflicts)
-        first = np.unique(units, return_index=True)[1]
-        patients = patients[first]
-    return Outcomes(kind, labels, scores, names, patients, first)
-
-
-def _arrays(predictions: pd.DataFrame, kind: str, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    if kind == "regression":
-        columns = [("label", "prediction")] if len(names) == 1 else [(f"label/{n}", f"prediction/{n}") for n in names]
-        labels, scores = (predictions[[pair[side] for pair in columns]].to_numpy(np.float64) for side in (0, 1))
-        return (labels[:, 0], scores[:, 0]) if len(names) == 1 else (labels, scores)
-    scores = predictions[[f"prob/{name}" for name in names]].to_numpy(np.float64)
-    if kind == "single_label_classification":
-        return predictions["label"].map({name: index for index, name in enumerate(names)}).to_numpy(np.int64), scores
-    shown = [set(text.split("|")) for text in predictions["label"]]
-    return np.array([[name in found for name in names] for found in shown], np.int64), scores
-
-
 SHARE = 0.95
+CURVE = "auroc"  # of the validation split after every epoch
 
 
-def validation_curve(history: Sequence[dict[str, Any]], metric: str = "auroc") -> pd.DataFrame:
+def validation_curve(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Columns `epoch`, `seconds` since training began, `value`: one row per evaluation on the validation split.
 
     Empty for a linear head, whose log has no epochs, and where the metric was undefined.
     """
-    key = f"eval_{metric}"
+    key = f"eval_{CURVE}"
     rows = [(entry["epoch"], entry.get("seconds"), entry[key]) for entry in history if key in entry]
     return pd.DataFrame(rows, columns=["epoch", "seconds", "value"]).drop_duplicates("epoch", ignore_index=True)
 
 
-def adaptation(history: Sequence[dict[str, Any]], metric: str = "auroc") -> dict[str, Any]:
-    """`epochs`, `best_epoch`, `final`, `epochs_to_95`, `seconds_to_95`, see `folder.JobResult`; empty without a curve.
+def curve_points(folder: str | Path, job: JobResult) -> list[dict[str, Any]]:
+    """The rows of efficiency.csv of a finished job."""
+    curve = validation_curve(read_history(folder, job.id))[["epoch", "seconds", "value"]]
+    return [{**job.columns, "metric": CURVE, **point} for point in curve.to_dict("records")]
+
+
+def adaptation(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What `JobResult.efficiency` holds; empty without a curve.
 
     `final` is the best validation value, which is that of the weights that are kept.
     """
-    curve = validation_curve(history, metric)
+    curve = validation_curve(history)
     if curve.empty:
         return {}
     best = curve.loc[curve["value"].idxmax()]
     reached = curve[curve["value"] >= SHARE * best["value"]].iloc[0]
     return {
-        "metric": metric,
+        "metric": CURVE,
         "epochs": float(curve["epoch"].max()),
         "best_epoch": float(best["epoch"]),
         "final": float(best["value"]),
         "epochs_to_95": float(reached["epoch"]),
         "seconds_to_95": None if reached["seconds"] is None else float(reached["seconds"]),
     }
-
-
-def curve_rows(jobs: Sequence[JobResult], histories: Sequence[list[dict[str, Any]]]) -> pd.DataFrame:
-    """The table `efficiency.csv` of finished jobs and their logs."""
-    return pd.DataFrame(list(_rows(jobs, histories)), columns=list(CURVE_COLUMNS))
-
-
-def _rows(jobs: Sequence[JobResult], histories: Sequence[list[dict[str, Any]]]) -> Iterator[tuple[Any, ...]]:
-    for job, history in zip(jobs, histories, strict=True):
-        for epoch, seconds, value in validation_curve(history).itertuples(index=False):
-            yield job.id, job.data, job.model, job.method, job.fraction, job.seed, epoch, seconds, "auroc", value

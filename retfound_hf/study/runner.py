@@ -1,43 +1,56 @@
-"""Runs of a study: several jobs at once, each in its own process, and the command `study`."""
+"""Runs of a study: several jobs at once, each in its own process; the function `run_study` and the command `study`."""
 
-import dataclasses
-import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from multiprocessing import connection, parent_process
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
+import dill
+import pandas as pd
 import torch
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from ..errors import RetFoundError
-from ..files import atomic_folder, write_json
-from ..options import parse_arguments
-from ..processes import usable_cores
+from ..errors import RetFoundError, one_line, require_range
+from ..evaluation.metrics import METRICS
+from ..files import atomic_folder
+from ..finetuning.methods import METHODS
+from ..models.backbones import BACKBONES
+from ..models.starting_points import STARTING_POINTS
+from ..options import build_arguments, parse_arguments
+from ..processes import exit_with_parent, hidden_main, usable_cores, worker_context
 from ..record import write_run_record
+from ..vocabulary import MODALITIES, PROBLEM_TYPES
 from .config import Study, read_settings
-from .jobs import Job, check_study, part_of, plan_jobs
-from .perform import guess_times, job_table, perform, total
-from .results import JobResult, ended_jobs, job_folder, read_job
+from .jobs import Job, Task, check_study, part_of, plan_jobs
+from .perform import guess_times, perform
+from .report import write_report
+from .report_parts import duration
+from .results import JobResult, StudyResults, ended_jobs, job_folder, read_job, read_study
 from .tables import resampled, write_plan, write_results
+
+TABLES: tuple[dict[str, Any], ...] = (METRICS, METHODS, BACKBONES, STARTING_POINTS, MODALITIES, PROBLEM_TYPES)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a process is sent.
+    """What a worker process is sent.
 
     Attributes:
-        job, study, folder: what to do, of what study, and the study's folder.
-        threads: of computation; 0 leaves it to the libraries.
+        job, study, folder: what to do, of which study, and the study's folder.
+        threads: of computation.
         device: index among the accelerators, or None.
+        tables: `TABLES` pickled by value: a script may have added rows that no module of the worker has.
     """
 
     job: Job
@@ -45,52 +58,55 @@ class Work:
     folder: Path
     threads: int
     device: str | None
+    tables: bytes
 
 
-def work(task: Work) -> None:
-    """Do a job and leave its folder, finished or failed. The process ends with it."""
+def work(task: Work, errors: Connection) -> None:
+    """Do a job in this process, which ends with it, and leave its folder, finished or failed.
+
+    Args:
+        task: the job.
+        errors: takes the exception of a job that failed.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interruption means
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that half a folder is removed
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    exit_with_parent()
     if task.device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = task.device  # Trainer would spread one job over all it sees
-    if task.threads:
-        from threadpoolctl import threadpool_limits
-
-        torch.set_num_threads(task.threads)
-        threadpool_limits(task.threads)
-    target = job_folder(task.folder, task.job.id)
-    for stale in target.parent.glob(f".{target.name}-*"):
-        shutil.rmtree(stale, ignore_errors=True)
+    torch.set_num_threads(task.threads)
+    threadpool_limits(task.threads)
+    for table, rows in zip(TABLES, dill.loads(task.tables), strict=True):
+        table.update(rows)
+    target, data = job_folder(task.folder, task.job.id), task.study.data[task.job.data]
+    _remove_partial(target)
     with atomic_folder(target, overwrite=True) as partial:
         _redirect(partial / "log.txt")
         started = time.time()
         try:
-            data = task.study.data_set(task.job.data)
             perform(task.job, data, partial, task.folder / "features", task.study.keep_models)
         except Exception as error:
             traceback.print_exc()
             for path in partial.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
-            write_failure(partial, task.job, reason_of(error), round(time.time() - started, 2))
+            reason = " ".join(str(error).split())[:500]
+            if not isinstance(error, RetFoundError):
+                reason = f"{type(error).__name__}: {reason}".rstrip(": ")
+            seconds = round(time.time() - started, 2)
+            JobResult.of(task.job, "failed", reason=reason, seconds=seconds).write(partial)
+            errors.send_bytes(_pickled(error))
             return
-    for evaluated in task.study.data_set(task.job.data).evaluated:  # here, and not at the end by a single process
+    for evaluated in data.evaluated:  # here, and not at the end by a single process
         resampled(task.folder, task.study, task.job.id, task.job.data, evaluated)
 
 
-def write_failure(folder: Path, job: Job, reason: str, seconds: float | None = None) -> None:
-    """Write the `job.json` of a job that came to nothing."""
-    result = JobResult(
-        job.id, job.data, job.model, job.method, job.fraction, job.seed, "failed", reason=reason, seconds=seconds
-    )
-    write_json(folder / "job.json", dataclasses.asdict(result))
-
-
-def reason_of(error: Exception) -> str:
-    """One line about an exception; the log has the rest."""
-    line = " ".join(str(error).split())[:500]
-    return line if isinstance(error, RetFoundError) else f"{type(error).__name__}: {line}".rstrip(": ")
+def _pickled(error: Exception) -> bytes:
+    try:
+        content = pickle.dumps(error)
+        pickle.loads(content)  # some exceptions can be written and not read
+    except Exception:
+        content = pickle.dumps(RetFoundError(f"{type(error).__name__}: {one_line(error)}"))
+    return content
 
 
 def _redirect(path: Path) -> None:
@@ -100,15 +116,16 @@ def _redirect(path: Path) -> None:
         os.dup2(file, number)
 
 
-def _leave_with_parent() -> None:
-    """End this process when its parent is gone: the job would be done twice after a restart."""
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+def _remove_partial(target: Path) -> None:
+    for path in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
-WORKER = "retfound_hf.study.runner"
+@dataclass(frozen=True)
+class _Worker:
+    process: BaseProcess
+    errors: Connection
+    job: Job
 
 
 def run_jobs(jobs: Sequence[Job], study: Study, folder: Path, at_once: int = 1) -> Iterator[JobResult]:
@@ -116,141 +133,78 @@ def run_jobs(jobs: Sequence[Job], study: Study, folder: Path, at_once: int = 1) 
 
     A job that its process does not survive (memory, a crash in a library) is a failed one, and the others go on. The
     cores, and the accelerators where there are any, are divided among the jobs that run at once.
+
+    Args:
+        jobs: of the study.
+        study: its settings.
+        folder: of the study.
+        at_once: number of jobs that run at the same time.
     """
-    context = _context()
-    waiting = list(jobs)
-    devices = _devices()
+    context, devices, waiting = worker_context(__name__), _devices(), list(jobs)
+    tables = dill.dumps([dict(table) for table in TABLES], recurse=True)
     threads = max(1, usable_cores() // at_once)
-    running: dict[int, tuple[BaseProcess, Job]] = {}
+    running: dict[int, _Worker] = {}
     try:
         while waiting or running:
-            for slot in range(at_once):
-                if slot not in running and waiting:
-                    job = waiting.pop(0)
+            for slot in set(range(at_once)) - set(running):
+                if waiting:
                     device = devices[slot % len(devices)] if devices else None
-                    running[slot] = _start(context, job, study, folder, threads, device), job
-            connection.wait([process.sentinel for process, _ in running.values()])
-            for slot, (process, job) in list(running.items()):
-                if process.exitcode is not None:
+                    running[slot] = _start(context, Work(waiting.pop(0), study, folder, threads, device, tables))
+            ready = wait([worker.errors for worker in running.values()])  # also at the end of a process
+            for slot, worker in list(running.items()):
+                if worker.errors in ready:
                     del running[slot]
-                    yield _result(process, job, folder)
+                    yield _result(worker, folder)
     finally:
-        for process, _ in running.values():
-            process.terminate()
-        for process, _ in running.values():
-            process.join()
+        for worker in running.values():
+            worker.process.terminate()
+        for worker in running.values():
+            worker.process.join()
 
 
-def _start(
-    context: multiprocessing.context.BaseContext,
-    job: Job,
-    study: Study,
-    folder: Path,
-    threads: int,
-    device: str | None,
-) -> BaseProcess:
-    process = context.Process(target=_work, args=(job, study, folder, threads, device), name=job.id)
-    process.start()
-    return process
+def _start(context: BaseContext, task: Work) -> _Worker:
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(task, sender), name=task.job.id)
+    with hidden_main():
+        process.start()
+    sender.close()  # so that the end of the process is the end of the pipe
+    return _Worker(process, receiver, task.job)
 
 
-def _work(*facts: object) -> None:
-
-    work(Work(*facts))
-
-
-def _result(process: BaseProcess, job: Job, folder: Path) -> JobResult:
-    process.join()
+def _result(worker: _Worker, folder: Path) -> JobResult:
+    try:
+        error = pickle.loads(worker.errors.recv_bytes())
+    except EOFError:  # nothing was sent
+        error = None
+    worker.process.join()
+    job, code = worker.job, worker.process.exitcode or 0
     found = read_job(folder, job.id)
     # What is finished stays so, whatever befell the process after its training: the tables look again at the rest.
-    if found is not None and (process.exitcode == 0 or found.status == "finished"):
-        return found
-    code = process.exitcode or 0
+    if found is not None and (code == 0 or found.status == "finished"):
+        return replace(found, error=error)
     how = f"signal {-code}" if code < 0 else f"exit status {code}"
-    with atomic_folder(job_folder(folder, job.id), overwrite=True) as partial:
-        for log in job_folder(folder, job.id).parent.glob(f".{job.id}-*/log.txt"):
-            shutil.copy(log, partial / "log.txt")
-        write_failure(partial, job, f"its process ended with {how}" + (" (out of memory?)" if code == -9 else ""))
-    for left in job_folder(folder, job.id).parent.glob(f".{job.id}-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    found = read_job(folder, job.id)
-    assert found is not None
-    return found
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    has_server = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if has_server else "spawn")
-    if has_server:
-        context.set_forkserver_preload([WORKER])
-    return context
+    reason = f"its process ended with {how}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+    target, result = job_folder(folder, job.id), JobResult.of(job, "failed", reason=reason)
+    with atomic_folder(target, overwrite=True) as partial:
+        for log in target.parent.glob(f".{target.name}-*/log.txt"):
+            if log.parent != partial:
+                shutil.copy(log, partial / "log.txt")
+        result.write(partial)
+    _remove_partial(target)
+    return replace(result, error=RetFoundError(f"{job.id}: {reason}", exit_code=code))
 
 
 def _devices() -> list[str]:
     """Names of the CUDA devices that this process may use, as `CUDA_VISIBLE_DEVICES` has them."""
-    import torch
-
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given:
         return [name.strip() for name in given.split(",")]
     return [str(index) for index in range(torch.cuda.device_count())]
 
 
-def run_study(arguments: "StudyArguments") -> tuple[JobResult, ...]:
-    """Run all jobs of a study that have not finished yet, and write its tables.
-
-    Returns:
-        Every job that has ended.
-
-    Raises:
-        RetFoundError: anything wrong with the file, before any job starts; or, when all have ended, failed jobs.
-    """
-    started = time.time()
-    study = read_settings(arguments.study)
-    if arguments.jobs < 1:
-        raise RetFoundError(f"--jobs {arguments.jobs} must be at least 1")
-    folder = Path(arguments.output_dir or Path(arguments.study).stem)
-    tasks = check_study(study)
-    jobs = plan_jobs(study, tasks)
-    mine = part_of(jobs, arguments.part)
-    done = {job.id for job in mine if (found := read_job(folder, job.id)) and found.status == "finished"}
-    print(f"{study.name}: {len(jobs)} jobs, {len(mine)} of them here, {len(done)} finished already")
-    if arguments.dry_run:
-        guesses = guess_times(mine, study, tasks, ended_jobs(folder, [job.labelled for job in jobs]))
-        left = [guess for job, guess in zip(mine, guesses, strict=True) if job.id not in done]
-        print(job_table(mine, guesses, done), f"\n\n{len(left)} jobs to do, {total(left, arguments.jobs)}")
-        return ()
-    write_plan(folder, study, tasks, jobs)
-    try:
-        _run([job for job in mine if job.id not in done], study, folder, arguments.jobs)
-    finally:
-        ended = write_results(folder, study, jobs)
-    write_run_record(folder, "study", arguments, seconds=round(time.time() - started, 1))
-    failed = [job for job in ended if job.status == "failed"]
-    from .report import write_report
-
-    write_report(folder)
-    print(f"Written to {folder}: report.html, results.csv; {len(ended) - len(failed)} of {len(jobs)} jobs finished")
-    if failed:
-        raise RetFoundError(
-            f"{len(failed)} of {len(jobs)} jobs failed, such as {failed[0].id} ({failed[0].reason}); their folders in "
-            f"{folder / 'jobs'} hold log.txt; the same command tries them again"
-        )
-    return ended
-
-
-def _run(jobs: Sequence[Job], study: Study, folder: Path, at_once: int) -> None:
-    progress = tqdm(total=len(jobs), desc=study.name, unit="job", disable=not jobs)
-    with progress:
-        for result in run_jobs(jobs, study, folder, at_once):
-            if result.status == "failed":
-                progress.write(f"failed: {result.id}: {result.reason}")
-            progress.update()
-
-
 @dataclass
 class StudyArguments:
-    study: str = field(metadata={"positional": True, "help": "YAML file that says what to compare, see the README"})
+    study: str = field(metadata={"positional": True, "help": "YAML file that says what to compare, see the guide"})
     output_dir: str | None = field(
         default=None,
         metadata={"help": "folder of the study, which a later call goes on with; default: the file's name"},
@@ -259,16 +213,126 @@ class StudyArguments:
     part: str | None = field(
         default=None, metadata={"help": "i/n: this machine's share of the jobs, such as 1/4; all by default"}
     )
+
+    def __post_init__(self) -> None:
+        require_range("jobs", self.jobs, 1)
+
+
+@dataclass
+class PlanArguments:
     dry_run: bool = field(default=False, metadata={"help": "check everything, print the table of jobs, and run none"})
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Study that was checked against its data.
+
+    Attributes:
+        jobs: all jobs of the study.
+        mine: those of this machine's part.
+        done: ids of those of them that have finished.
+    """
+
+    arguments: StudyArguments
+    study: Study
+    folder: Path
+    tasks: tuple[Task, ...]
+    jobs: tuple[Job, ...]
+    mine: tuple[Job, ...]
+    done: set[str]
+
+    @classmethod
+    def of(cls, arguments: StudyArguments) -> "Plan":
+        """Read and check all that a study needs.
+
+        Raises:
+            RetFoundError: anything wrong with the file, the data or the models.
+        """
+        study = read_settings(arguments.study)
+        folder = Path(arguments.output_dir or Path(arguments.study).stem)
+        tasks = check_study(study)
+        jobs = plan_jobs(study, tasks)
+        mine = part_of(jobs, arguments.part)
+        done = {job.id for job in mine if (found := read_job(folder, job.id)) and found.status == "finished"}
+        return cls(arguments, study, folder, tasks, jobs, mine, done)
+
+    def __str__(self) -> str:
+        counts = f"{len(self.jobs)} jobs, {len(self.mine)} of them here, {len(self.done)} finished already"
+        return f"{self.study.name}: {counts}"
+
+    def table(self) -> str:
+        """The jobs, and how long they will take."""
+        guesses = guess_times(self.mine, self.tasks, ended_jobs(self.folder, [job.key for job in self.jobs]))
+        table = pd.DataFrame([(job.id, f"{100 * job.fraction:g}%", job.seed) for job in self.mine])
+        table.columns = ["job", "labels", "seed"]
+        table["time"], table[""] = guesses["seconds"].map(duration), guesses["how"]
+        done = table["job"].isin(self.done)
+        table.loc[done, ["time", ""]] = ("", "finished")
+        left, at_once = guesses[~done], self.arguments.jobs
+        total = f"about {duration(left['seconds'].sum() / at_once)} with {at_once} at once"
+        how = ", ".join(sorted(set(left["how"])))
+        return f"{table.to_string(index=False)}\n\n{len(left)} jobs to do, {total} ({how})"
+
+    def run(self) -> StudyResults:
+        """Run all jobs that have not finished yet, write tables and report, and read them."""
+        started, todo = time.time(), [job for job in self.mine if job.id not in self.done]
+        write_plan(self.folder, self.study, self.tasks, self.jobs)
+        errors: dict[str, BaseException | None] = {}
+        try:
+            with tqdm(total=len(todo), desc=self.study.name, unit="job", disable=not todo) as progress:
+                for result in run_jobs(todo, self.study, self.folder, self.arguments.jobs):
+                    if result.status == "failed":
+                        errors[result.id] = result.error
+                        progress.write(f"failed: {result.id}: {result.reason}", file=sys.stderr)
+                    progress.update()
+        finally:
+            ended = write_results(self.folder, self.study, self.jobs)
+        write_run_record(self.folder, "study", self.arguments, seconds=round(time.time() - started, 1))
+        write_report(self.folder)
+        failed = tuple(replace(job, error=errors.get(job.id)) for job in ended if job.status == "failed")
+        if failed:
+            raise RetFoundError(
+                f"{len(failed)} of {len(self.jobs)} jobs failed, such as {failed[0].id} ({failed[0].reason}); their "
+                f"folders in {self.folder / 'jobs'} hold log.txt; the same command tries them again", failed=failed,
+            ) from failed[0].error  # fmt: skip
+        return read_study(self.folder)
+
+
+def run_study(study: str | Path, output_dir: str | Path | None = None, **options: Any) -> StudyResults:
+    """Run all jobs of a study that have not finished yet, and write its tables and report.
+
+    Args:
+        study: YAML file.
+        output_dir: folder of the study, which a later call goes on with; the file's name by default.
+        **options: fields of `StudyArguments`, named as the flags of `retfound study`.
+
+    Returns:
+        The jobs that have ended, and the tables.
+
+    Raises:
+        RetFoundError: anything wrong with the file, before any job starts; or, when all have ended, failed jobs:
+            `failed` has them, each with its `error`.
+    """
+    given = {"study": str(study), "output_dir": None if output_dir is None else str(output_dir), **options}
+    (arguments,) = build_arguments((StudyArguments,), given)
+    return Plan.of(arguments).run()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the arguments and run."""
-    (arguments,) = parse_arguments(
+    """Parse the arguments, run, and say where the results lie."""
+    arguments, plan_arguments = parse_arguments(
         StudyArguments,
+        PlanArguments,
         argv=argv,
         options_file=False,  # the study's file is one
         description="Models x methods x data sets x label fractions x seeds, from one file to tables.",
     )
-
-    run_study(arguments)
+    plan = Plan.of(arguments)
+    print(plan)
+    if plan_arguments.dry_run:
+        print(plan.table())
+        return
+    found = plan.run()
+    print(
+        f"Written to {plan.folder}: report.html, results.csv; {len(found.finished)} of {found.planned} jobs finished"
+    )

@@ -1,8 +1,7 @@
-"""Tables of a study: summary over seeds, comparisons by resampling, text for the terminal."""
+"""Tables of a study: summary over seeds, comparisons by resampling, and the study file as text."""
 
 import dataclasses
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,33 +14,46 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
-from ..data.labelled import LabelledSet
 from ..errors import RetFoundError
 from ..evaluation.bootstrap import evaluate, interval, is_skewed, passes
 from ..evaluation.comparisons import compare_over_both, compare_seeds, holm, over_seeds
 from ..evaluation.estimates import Estimate, patients_of
-from ..evaluation.metrics import lower_is_better, plain_metrics, weighted_metrics
+from ..evaluation.metrics import lower_is_better, weighted_metrics
 from ..evaluation.predictions import Predictions
 from ..files import atomic_file, write_json
-from .config import DataSet, Study
-from .jobs import Job, Task
+from .config import Study
+from .jobs import Job, Task, patients_in
 from .results import (
-    COMPARISON_COLUMNS,
-    RESULT_COLUMNS,
+    JOB_COLUMNS,
     STUDY_FILE,
-    SUMMARY_COLUMNS,
     JobResult,
-    Outcomes,
-    curve_rows,
+    by_case,
+    curve_points,
     ended_jobs,
-    job_folder,
     predictions_file,
-    read_images,
-    read_outcomes,
     read_predictions,
-    read_task,
-    task_folder,
 )
+
+RESULT_COLUMNS = (
+    "job", "data", "model", "method", "fraction", "seed", "set", "metric", "value", "low", "high", "interval", "cases",
+    "patients", "seconds", "status", "reason",
+)  # fmt: skip
+# `mean` over `seeds` jobs, with their standard deviation and the interval that they leave (of training), and the
+# interval over patients of that mean (`low`, `high`, made by `interval`). On the rows of the reference model: its best
+# competitor, the difference to it and the p values, as in comparisons.csv.
+SUMMARY_COLUMNS = (
+    "data", "set", "method", "fraction", "model", "metric", "seeds", "mean", "sd", "seeds_low", "seeds_high", "low",
+    "high", "interval", "cases", "patients", "competitor", "difference", "difference_low", "difference_high",
+    "p_value", "p_holm", "p_seeds",
+)  # fmt: skip
+# `difference` is `model` (the reference) minus `other`; `best` marks the best competitor. `p_value` is of `test`, over
+# patients and seeds; it is empty, as are `low` and `high`, where no patients are drawn (ECE, `resamples: 0`). `p_holm`
+# is corrected for all comparisons of the metric in the study; `p_seeds` is the paper's t-test over seeds.
+COMPARISON_COLUMNS = (
+    "data", "set", "method", "fraction", "metric", "model", "other", "best", "difference", "low", "high", "p_value",
+    "test", "p_holm", "p_seeds",
+)  # fmt: skip
+CURVE_COLUMNS = (*JOB_COLUMNS, "epoch", "seconds", "metric", "value")
 
 
 @dataclass(frozen=True)
@@ -78,45 +90,45 @@ def mean_of(jobs: Sequence[Resampled]) -> Resampled:
 
 
 def resampled(folder: Path, study: Study, job_id: str, data: str, evaluated: str) -> dict[str, Resampled]:
-    """Every metric of the study, and its values per class, by name; computed now or read from `statistics/`."""
+    """Every metric of the study, and its values per class, by name; computed now or read from `statistics/`.
+
+    Args:
+        folder: of the study.
+        study: its settings.
+        job_id, data, evaluated: a job, its data set, and which of its sets.
+    """
     reporting = study.reporting
     facts = (study.metrics, reporting.level, reporting.aggregation, reporting.label_conflicts, reporting.resamples)
     content = predictions_file(folder, job_id, evaluated).read_bytes()
     digest = hashlib.blake2b(repr(facts).encode() + content, digest_size=8).hexdigest()
     path = folder / "statistics" / job_id / f"{evaluated}-{digest}.npz"
     if not path.is_file():
-        predictions = read_predictions(folder, job_id, evaluated)
-        eyes = read_images(folder, data, evaluated).set_index("id") if reporting.level == "eye" else None
-        sides = None if eyes is None else eyes.loc[predictions["id"], "eye"].to_numpy(object)
-        outcomes = read_outcomes(predictions, read_task(folder, data), reporting, sides)
-        _save(path, resample(outcomes, study.metrics, reporting.resamples))
+        cases = by_case(read_predictions(folder, job_id, data, evaluated), reporting)
+        _save(path, resample(cases, study.metrics, reporting.resamples))
     return _load(path)
 
 
-def resample(outcomes: Outcomes, metrics: Sequence[str], resamples: int, seed: int = 0) -> dict[str, Resampled]:
+def resample(cases: Predictions, metrics: Sequence[str], resamples: int, seed: int = 0) -> dict[str, Resampled]:
     """The metrics `metrics`, also per class, on `resamples` bootstrap samples of patients, drawn as in `bootstrap`."""
-    predictions = Predictions(
-        None, outcomes.scores, outcomes.labels, outcomes.class_names, outcomes.problem_type, outcomes.patients
-    )
-    rows, empty = predictions.rows, np.zeros(0)
-    wanted = [name for name in predictions.metric_names if name.split("/", 1)[0] in metrics]
-    values = plain_metrics(rows, wanted)
-    found = {
-        name: Resampled(np.nan if value is None else value, empty, empty, empty, 1, len(rows))
-        for name, value in values.items()
-    }
+    rows, empty = cases.rows, np.zeros(0)
+    names = [name for name in cases.metric_names if name.split("/", 1)[0] in metrics]
+    once = weighted_metrics(rows, names, np.ones((1, len(rows))))
     try:
-        count = patients_of(outcomes.patients, len(rows)).count
+        patients = patients_of(cases.patients, len(rows)).count
     except RetFoundError:  # a single patient
-        return found
-    found = {name: dataclasses.replace(one, patients=count) for name, one in found.items()}
-    for names, patients in passes(rows, wanted, outcomes.patients) if resamples else ():
-        statistic = partial(weighted_metrics, rows, names)
-        drawn = evaluate(statistic, patients.draws(resamples, seed))
-        strata, blocks = patients.left_out()
+        patients, resamples = 1, 0
+    found = {
+        name: Resampled(float(value[0]), empty, empty, empty, patients, len(rows)) for name, value in once.items()
+    }
+    for chosen, units in passes(rows, names, cases.patients) if resamples else ():
+        statistic = partial(weighted_metrics, rows, chosen)
+        drawn = evaluate(statistic, units.draws(resamples, seed))
+        strata, blocks = units.left_out()
         left_out = evaluate(statistic, blocks)
-        for name in names:
-            found[name] = dataclasses.replace(found[name], strata=strata, drawn=drawn[name], left_out=left_out[name])
+        for name in chosen:
+            found[name] = dataclasses.replace(
+                found[name], drawn=drawn[name], left_out=left_out[name], strata=strata, patients=units.count
+            )
     return found
 
 
@@ -127,16 +139,12 @@ def _save(path: Path, table: dict[str, Resampled]) -> None:
 
 
 def _load(path: Path) -> dict[str, Resampled]:
-    fields = [field.name for field in dataclasses.fields(Resampled)]
     with np.load(path) as stored:
-        return {
-            str(name): Resampled(*(_plain(stored[f"{index}-{field}"]) for field in fields))
-            for index, name in enumerate(stored["names"])
-        }
-
-
-def _plain(array: np.ndarray) -> np.ndarray | float:
-    return array if array.ndim else array.item()
+        found = {}
+        for row, name in enumerate(stored["names"]):
+            arrays = (stored[f"{row}-{field.name}"] for field in dataclasses.fields(Resampled))
+            found[str(name)] = Resampled(*(array if array.ndim else array.item() for array in arrays))
+        return found
 
 
 CELL = ("data", "set", "method", "fraction")
@@ -183,20 +191,22 @@ def summarise(study: Study, jobs: Sequence[JobResult], table: Table) -> tuple[pd
     return _with_best(summary, comparisons), comparisons
 
 
-def _cells(study: Study, jobs: Sequence[JobResult], table: Table) -> Any:
+def _cells(
+    study: Study, jobs: Sequence[JobResult], table: Table
+) -> Iterator[tuple[dict[str, Any], str, list[Trained]]]:
     """Every cell and metric with the models that have jobs there, in the order of the study."""
     by_cell: dict[tuple[Any, ...], dict[str, list[JobResult]]] = {}
-    order = {model.label: index for index, model in enumerate(study.models)}
     for job in jobs:
-        for evaluated in study.data_set(job.data).evaluated:
-            key = (job.data, evaluated, job.method, job.fraction)
-            by_cell.setdefault(key, {}).setdefault(job.model, []).append(job)
+        for evaluated in study.data[job.data].evaluated:
+            models = by_cell.setdefault((job.data, evaluated, job.method, job.fraction), {})
+            models.setdefault(job.model, []).append(job)
     for key, models in by_cell.items():
-        jobs_here = [job for found in models.values() for job in found]
-        for name in dict.fromkeys(name for job in jobs_here for name in table[job.id, key[1]]):
+        found = {model: models[model] for model in study.models if model in models}
+        metrics = {label: [table[job.id, key[1]] for job in models[label]] for label in found}
+        for name in dict.fromkeys(name for tables in metrics.values() for one in tables for name in one):
             trained = [
-                Trained(model, tuple(job.seed for job in found), tuple(table[job.id, key[1]][name] for job in found))
-                for model, found in sorted(models.items(), key=lambda item: order[item[0]])
+                Trained(label, tuple(job.seed for job in found[label]), tuple(one[name] for one in tables))
+                for label, tables in metrics.items()
             ]
             yield dict(zip(CELL, key, strict=True)), name, trained
 
@@ -247,9 +257,6 @@ def _with_best(summary: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame
     return merged[list(SUMMARY_COLUMNS)]
 
 
-JOB_COLUMNS = ("job", "data", "model", "method", "fraction", "seed")
-
-
 def write_plan(folder: Path, study: Study, tasks: Sequence[Task], jobs: Sequence[Job]) -> None:
     """Write `study.yaml`, `jobs.csv` and `tasks/`, which stand before the first job starts."""
     with atomic_file(folder / STUDY_FILE) as partial:
@@ -257,22 +264,22 @@ def write_plan(folder: Path, study: Study, tasks: Sequence[Task], jobs: Sequence
     rows = [(job.id, job.data, job.model, job.method, job.fraction, job.seed) for job in jobs]
     write_table(folder / "jobs.csv", pd.DataFrame(rows, columns=list(JOB_COLUMNS)))
     for task in tasks:
-        _write_task(task_folder(folder, task.data.name), task)
+        _write_task(folder / "tasks" / task.name, task)
 
 
 def write_results(folder: Path, study: Study, jobs: Sequence[Job]) -> tuple[JobResult, ...]:
     """Write the tables of all jobs that have ended, whichever part or machine ran them."""
-    ended = ended_jobs(folder, [job.labelled for job in jobs])
+    ended = ended_jobs(folder, [job.key for job in jobs])
     finished = [job for job in ended if job.status == "finished"]
     table = {
         (job.id, evaluated): resampled(folder, study, job.id, job.data, evaluated)
         for job in tqdm(finished, desc="statistics", unit="job", disable=len(finished) < 2, leave=False)
-        for evaluated in study.data_set(job.data).evaluated
+        for evaluated in study.data[job.data].evaluated
     }
     rows = [row for job in ended for row in _result_rows(study, job, table)]
     write_table(folder / "results.csv", pd.DataFrame(rows, columns=list(RESULT_COLUMNS)))
-    histories = [json.loads((job_folder(folder, job.id) / "history.json").read_text()) for job in finished]
-    write_table(folder / "efficiency.csv", curve_rows(finished, histories))
+    curves = [point for job in finished for point in curve_points(folder, job)]
+    write_table(folder / "efficiency.csv", pd.DataFrame(curves, columns=list(CURVE_COLUMNS)))
     summary, comparisons = summarise(study, finished, table)
     write_table(folder / "summary.csv", summary)
     write_table(folder / "comparisons.csv", comparisons)
@@ -285,27 +292,23 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
         table.to_csv(partial, index=False, lineterminator="\n")
 
 
-def _result_rows(
-    study: Study, job: JobResult, table: Mapping[tuple[str, str], Mapping[str, Resampled]]
-) -> Iterator[dict[str, Any]]:
-    what = {"job": job.id, **{name: getattr(job, name) for name in JOB_COLUMNS[1:]}}
-    what |= {"seconds": job.seconds, "status": job.status, "reason": job.reason}
+def _result_rows(study: Study, job: JobResult, table: Table) -> Iterator[dict[str, Any]]:
+    facts = {**job.columns, "seconds": job.seconds, "status": job.status, "reason": job.reason}
     if job.status != "finished":
-        yield what
+        yield facts
         return
-    for evaluated in study.data_set(job.data).evaluated:
+    for evaluated in study.data[job.data].evaluated:
         for name, found in table[job.id, evaluated].items():
             estimate = found.estimate(name)
             yield {
-                **what, "set": evaluated, "metric": name, "value": estimate.value, "low": estimate.low,
+                **facts, "set": evaluated, "metric": name, "value": estimate.value, "low": estimate.low,
                 "high": estimate.high, "interval": estimate.method if estimate.interval else "",
                 "cases": found.cases, "patients": found.patients,
             }  # fmt: skip
 
 
 def _write_task(folder: Path, task: Task) -> None:
-    labelled = task.labelled
-    parts = {"train": labelled.rows("train")} | {name: found.rows(split) for name, found, split in task.evaluated()}
+    labelled, parts = task.labelled, task.parts()
     write_json(
         folder / "task.json",
         {
@@ -314,21 +317,13 @@ def _write_task(folder: Path, task: Task) -> None:
             "label_columns": list(labelled.label_columns),
             "modality": task.data.modality,
             "images": {name: len(rows) for name, rows in parts.items()},
-            "patients": {name: _patients(rows) for name, rows in parts.items()},
+            "patients": {name: patients_in(rows) for name, rows in parts.items()},
         },
     )
-    for name, found, split in task.evaluated():
-        write_table(folder / f"{name}.csv", _image_table(found, split))
-
-
-def _image_table(labelled: LabelledSet, split: str) -> pd.DataFrame:
-    rows = labelled.rows(split)
-    # An image that lies in a parquet file has no path of its own.
-    return rows.assign(image=[image if isinstance(image, str) else "" for image in rows["image"]])
-
-
-def _patients(rows: pd.DataFrame) -> int | None:
-    return int(rows["patient_id"].nunique()) if rows["patient_id"].notna().all() else None
+    for name in task.data.evaluated:
+        # An image that lies in a parquet file has no path of its own.
+        paths = [image if isinstance(image, str) else "" for image in parts[name]["image"]]
+        write_table(folder / f"{name}.csv", parts[name].assign(image=paths))
 
 
 KEPT = 2  # parts of an absolute path that tell what it is, and not on whose machine
@@ -338,14 +333,16 @@ IN_TEXT = re.compile(r"(?<![\w.~/…-])(?:/[^\s/'\"`:,;()<>]+){2,}")
 
 
 def study_text(study: Study) -> str:
-    """YAML that `reading.read_settings` reads back into an equal study."""
-    return _dump(_content(study))
+    """YAML that `config.read_settings` reads back into an equal study."""
+    return _dump(study.model_dump(mode="json"))
 
 
 def shared_text(study: Study) -> str:
     """The same for others to read: of absolute paths the last two parts, more where these are those of another one."""
-    content = _content(study)
-    paths = [Path(text) for text in _texts(content) if Path(text).is_absolute()]
+    content = study.model_dump(mode="json")
+    texts: list[str] = []
+    _mapped(content, texts.append)
+    paths = [Path(text) for text in texts if Path(text).is_absolute()]
     return _dump(_mapped(content, lambda text: _last_parts(text, paths) if Path(text).is_absolute() else text))
 
 
@@ -354,42 +351,12 @@ def without_paths(sentence: str) -> str:
     return IN_TEXT.sub(lambda found: _last_parts(found[0]), sentence)
 
 
-def _content(study: Study) -> dict[str, Any]:
-    return {
-        "name": study.name,
-        "models": {model.label: {model.option: dict(model.starts), **model.finetune} for model in study.models},
-        "methods": {method.label: {"method": method.method, **method.finetune} for method in study.methods},
-        "data": {data.name: _data_set(data) for data in study.data},
-        "fractions": list(study.fractions),
-        "seeds": list(study.seeds),
-        "metrics": list(study.metrics),
-        "finetune": dict(study.finetune),
-        "keep_models": study.keep_models,
-        "reporting": {name: list(value) if isinstance(value, tuple) else value
-                      for name, value in vars(study.reporting).items()},
-    }  # fmt: skip
-
-
 def _dump(content: dict[str, Any]) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 
-def _data_set(data: DataSet) -> dict[str, Any]:
-    known = {"data": data.data, "modality": data.modality, "cohort": data.cohort, **data.finetune}
-    if data.external:
-        known["external"] = {one.name: {"data": one.data, "split": one.split, **one.options} for one in data.external}
-    return {name: value for name, value in known.items() if value is not None}
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All text among the values of nested mappings and lists."""
-    if isinstance(value, str):
-        yield value
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _texts(inner)
-
-
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+def _mapped(value: Any, change: Callable[[str], Any]) -> Any:
+    """Nested mappings and lists with every text among their values changed."""
     if isinstance(value, dict):
         return {key: _mapped(inner, change) for key, inner in value.items()}
     if isinstance(value, list):

@@ -69,8 +69,9 @@ def planted_image(label: str, generator: np.random.Generator, side: int = 48) ->
 
 
 def save_planted_set(
-    root: Path, patients: dict[str, int], seed: int = 0, classes: tuple[str, ...] = ("amd", "healthy")
-) -> Path:
+    root: Path, patients: dict[str, int], seed: int = 0, classes: tuple[str, ...] = ("amd", "healthy"),
+    random: float = 0.0,
+) -> Path:  # fmt: skip
     """Folder {split}/<class>/*.png of planted images, two per patient, with metadata.csv.
 
     Args:
@@ -78,6 +79,7 @@ def save_planted_set(
         patients: number of patients by split.
         seed: of the pixels.
         classes: keys of `COLOURS`, dealt in turn.
+        random: share of images that show a class at random, so that no model is perfect.
     """
     generator = np.random.default_rng(seed)
     rows, number = [], 0
@@ -87,7 +89,8 @@ def save_planted_set(
             for eye in "LR":
                 path = root / split / label / f"p{number:03d}{eye}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(planted_image(label, generator)).save(path)
+                shown = str(generator.choice(classes)) if random and generator.random() < random else label
+                Image.fromarray(planted_image(shown, generator)).save(path)
                 name = path.relative_to(root).as_posix()
                 rows.append({"image": name, "patient_id": f"p{number:03d}", "eye": eye, "camera": "AB"[number % 2]})
             number += 1

@@ -1,21 +1,119 @@
-"""Ids of jobs: one for each cell, and the same ones whatever else is in the study."""
+"""What is checked before a study runs, and ids of jobs: one for each cell, whatever else is in the study."""
 
-from itertools import product
+import os
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from retfound_hf.errors import RetFoundError
+from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError, RetFoundError
 from retfound_hf.study.config import read_settings
-from retfound_hf.study.jobs import check_study, plan_jobs
+from retfound_hf.study.jobs import check_study, model_identity, part_of, plan_jobs
 from retfound_hf.study.results import read_study
-from retfound_hf.study.runner import StudyArguments, run_study
+from retfound_hf.study.runner import run_study
 
 LONG = "diabetic retinopathy of the clinic in "  # 24 characters of a name are in the id
+SMALL = {"fractions": [1.0], "seeds": [0], "metrics": ["auroc"], "reporting": {"resamples": 0, "examples": 0}}
+
+
+def checked(path):
+    return check_study(read_settings(path))
 
 
 def planned(path):
     study = read_settings(path)
     return plan_jobs(study, check_study(study))
+
+
+@pytest.mark.parametrize(
+    ("parts", "field"),
+    [
+        ({"data": {"D": {"data": "inside", "cohort": "inside"}}}, "data.D.cohort"),
+        ({"models": {"A": {"config_name": "retfound-small"}}}, "config_name"),
+        ({"models": {"A": {"model_name_or_path": {"oct": "first"}}}}, "models.A"),
+        ({"models": {"A": {"config_name": "retfound-tiny"}}, "methods": ["lora"]}, "methods.lora"),
+        ({"fractions": [0.05]}, "fractions"),
+        ({"metrics": ["rmse"]}, "metrics"),
+        ({"reporting": {"subgroups": ["kamera"]}}, "reporting.subgroups"),
+    ],
+)
+def test_nothing_runs_before_the_disk_is_checked(study_file, parts, field):
+    with pytest.raises(BadArgumentError) as error:
+        checked(study_file(**parts))
+    assert error.value.field == field
+
+
+def test_models_data_and_options_that_are_wrong_are_refused(study_file):
+    with pytest.raises(BadModelError) as error:
+        checked(study_file(models={"A": "nowhere"}))
+    assert error.value.model == "nowhere"
+    for parts in ({"data": {"D": "nowhere"}}, {"finetune": {"weight_decay": "much"}}):
+        with pytest.raises(RetFoundError):
+            checked(study_file(**parts))
+
+
+def test_classes_of_an_external_set_must_be_known(study_file, desk, tmp_path):
+    (tmp_path / "odd" / "other").mkdir(parents=True)
+    source = next((desk / "outside" / "test" / "amd").iterdir())
+    (tmp_path / "odd" / "other" / "x.png").write_bytes(source.read_bytes())
+    with pytest.raises(RetFoundError):
+        checked(study_file(data={"D": {"data": "inside", "external": {"Odd": str(tmp_path / "odd")}}}))
+
+
+def test_a_patient_with_one_healthy_eye_is_refused_before_anything_runs(study_file, table_of, tmp_path):
+    """At the level of patients; by eye, or with the rule for conflicts, the same table is accepted."""
+    rows = table_of("inside")
+    rows.loc[(rows["patient_id"] == "p028") & (rows["eye"] == "L"), "label"] = "healthy"
+    rows.to_csv(tmp_path / "eyes.csv", index=False)
+    data = {"Eyes": str(tmp_path / "eyes.csv")}
+    with pytest.raises(BadArgumentError) as error:
+        checked(study_file(data=data, reporting={"level": "patient"}))
+    assert error.value.field == "reporting.level" and "1 of 10 patients" in str(error.value)
+    checked(study_file(data=data, reporting={"level": "patient", "label_conflicts": "max"}))
+    checked(study_file(data=data, reporting={"level": "eye"}))
+
+
+def test_an_image_is_known_by_whatever_path_leads_to_it(study_file, desk, table_of, tmp_path):
+    """Tables in two folders spell a file differently; a link is the file that it leads to."""
+    (tmp_path / "linked").symlink_to(desk / "inside")
+    rows = table_of("inside")
+    names = [Path(image).relative_to(desk / "inside") for image in rows["image"]]
+    for folder, way in (("A", Path(os.path.relpath(desk / "inside", tmp_path / "A"))), ("B", Path("../linked"))):
+        (tmp_path / folder).mkdir()
+        rows.assign(image=[(way / name).as_posix() for name in names]).to_csv(
+            tmp_path / folder / "cohort.csv", index=False
+        )
+    data = {"D": {"data": str(tmp_path / "A/cohort.csv"), "external": {"E": str(tmp_path / "B/cohort.csv")}}}
+    with pytest.raises(BadDataError) as error:
+        checked(study_file(data=data))
+    assert (error.value.source, len(error.value.rows)) == ("data.D.external.E", 2 * 28)
+    data["D"]["external"]["E"] = {"data": str(tmp_path / "B/cohort.csv"), "split": "test"}
+    checked(study_file(data=data))
+
+
+@pytest.mark.parametrize(("first", "seen"), [(20, "p024, p025, p026, p027"), (28, None)])
+def test_patients_of_an_external_set_that_may_have_been_seen_are_named(
+    study_file, table_of, tmp_path, caplog, first, seen
+):
+    rows = table_of("outside").drop(columns="split")
+    renamed = rows["patient_id"].map({f"p{number:03d}": f"p{number + first + 4:03d}" for number in range(24)})
+    rows.assign(patient_id=renamed).to_csv(tmp_path / "other.csv", index=False)
+    checked(study_file(data={"D": {"data": "inside", "external": {"E": str(tmp_path / "other.csv")}}}))
+    warnings = [record for record in caplog.records if record.name == "retfound_hf.study.jobs"]
+    assert len(warnings) == (seen is not None) and all(seen in record.getMessage() for record in warnings)
+
+
+def test_weights_of_either_format_tell_models_apart(tmp_path):
+    """And what the Trainer leaves beside them does not."""
+    (tmp_path / "config.json").write_text("{}")
+    found = [model_identity("model_name_or_path", str(tmp_path))]
+    for name in ("pytorch_model.bin", "adapter_model.bin", "model.safetensors"):
+        for content in (b"one", b"other"):
+            (tmp_path / name).write_bytes(content)
+            found.append(model_identity("model_name_or_path", str(tmp_path)))
+    assert len(set(found)) == 7
+    (tmp_path / "training_args.bin").write_bytes(b"of this run")
+    assert model_identity("model_name_or_path", str(tmp_path)) == found[-1]
 
 
 @pytest.mark.parametrize("names", [("Set A", "set-a"), (LONG + "Bern", LONG + "Basel")])
@@ -30,7 +128,7 @@ def test_the_same_images_under_names_that_begin_alike_are_different_jobs(study_f
     assert [job.id for job in alone] == [job.id for job in jobs if job.data == "Other"]
 
 
-def test_ids_without_a_clash_name_no_label_in_their_digest(study_file):
+def test_ids_without_a_clash_do_not_depend_on_the_labels_spelling(study_file):
     """So that the jobs of studies that have ended keep their ids."""
     one, other = (planned(study_file(data={name: "inside"})) for name in ("Set A", "set-a"))
     assert [job.id for job in one] == [job.id for job in other]
@@ -38,29 +136,34 @@ def test_ids_without_a_clash_name_no_label_in_their_digest(study_file):
 
 def test_the_same_model_twice_is_refused_on_data_whose_names_clash_too(study_file):
     data = {"Set A": "inside", "set-a": "inside"}
-    with pytest.raises(RetFoundError, match="first with linear and First with linear are the same on Set A"):
+    with pytest.raises(BadArgumentError) as error:
         planned(study_file(data=data, models={"First": "first", "first": "first"}))
+    assert set(error.value.value) == {"First", "first"}
+
+
+def test_parts_are_all_jobs(study_file):
+    jobs = planned(study_file())
+    parts = [part_of(jobs, f"{number}/4") for number in range(1, 5)]
+    assert sorted(job.id for part in parts for job in part) == sorted(job.id for job in jobs)
+    for wrong in ("0/2", "3/2", "half"):
+        with pytest.raises(BadArgumentError) as error:
+            part_of(jobs, wrong)
+        assert error.value.field == "part"
+
+
+def test_a_finished_job_is_found_under_labels_that_are_spelled_anew(study_file, tmp_path):
+    run_study(study_file(data={"Set A": "inside"}, **SMALL), tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/jobs").rglob("*")}
+    path = study_file(data={"set-a": "inside"}, models={"FIRST": "first", "Second": "second"}, **SMALL)
+    found = run_study(path, tmp_path / "out")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out/jobs").rglob("*")} == before
+    assert [(job.data, job.model) for job in found.jobs] == [("set-a", "FIRST"), ("set-a", "Second")]
+    assert set(found.summary["model"]) == {"FIRST", "Second"} and set(found.results["data"]) == {"set-a"}
 
 
 def test_each_of_two_names_has_its_rows(study_file, tmp_path):
-    names = ("Set A", "set-a")
-    path = study_file(
-        data={name: {"data": "inside"} for name in names}, models={"First": "first"}, fractions=[1.0], seeds=[0],
-        metrics=["auroc"], reporting={"resamples": 0, "examples": 0},
-    )  # fmt: skip
-    run_study(StudyArguments(str(path), str(tmp_path / "out")))
+    data = {name: {"data": "inside"} for name in ("Set A", "set-a")}
+    run_study(study_file(data=data, models={"First": "first"}, **SMALL), tmp_path / "out")
     results = read_study(tmp_path / "out").results.query("metric == 'auroc'")
-    assert sorted(zip(results["data"], results["set"], strict=True)) == sorted(product(names, ("test", "val")))
-    assert results["job"].nunique() == 2
-
-
-def test_a_finished_job_is_found_under_labels_that_are_spelled_anew(study_file, tmp_path, capsys):
-    shared = {"fractions": [1.0], "seeds": [0], "metrics": ["auroc"], "reporting": {"resamples": 0, "examples": 0}}
-    run_study(StudyArguments(str(study_file(data={"Set A": "inside"}, **shared)), str(tmp_path / "out")))
-    path = study_file(data={"set-a": "inside"}, models={"FIRST": "first", "Second": "second"}, **shared)
-    capsys.readouterr()
-    run_study(StudyArguments(str(path), str(tmp_path / "out")))
-    assert "2 finished already" in capsys.readouterr().out
-    found = read_study(tmp_path / "out")
-    assert [(job.data, job.model) for job in found.jobs] == [("set-a", "FIRST"), ("set-a", "Second")]
-    assert set(found.summary["model"]) == {"FIRST", "Second"} and set(found.results["data"]) == {"set-a"}
+    assert results.groupby("data")["set"].agg(sorted).to_dict() == {name: ["test", "val"] for name in data}
+    assert pd.Series(results["job"]).nunique() == 2

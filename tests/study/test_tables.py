@@ -1,24 +1,25 @@
 """The comparison of models finds what is there, and what is not there in about 5% of all cases."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from retfound_hf.evaluation.comparisons import compare_over_both
-from retfound_hf.study.config import DataSet, Method, Model, Reporting, Study
-from retfound_hf.study.results import JobResult, Outcomes
+from retfound_hf.evaluation.predictions import Predictions
+from retfound_hf.study.config import Study
+from retfound_hf.study.results import JobResult
 from retfound_hf.study.tables import resample, summarise
+from retfound_hf.vocabulary import SINGLE_LABEL
 
 
 @dataclass(frozen=True)
 class World:
-    """Two models that are trained some times and tested on patients with two images each.
+    """Two models that are trained with some seeds and tested on patients with two images each.
 
-    A model's score of an image is `signal` for the ill, plus what the image looks like to every model (`shared`), plus
-    what the model makes of it in all its trainings (`own`), plus what one training makes of it. The signal of a
-    training varies by `training`.
+    A model's score of an image is `signal` for the ill, plus noise that all models share (`shared`), noise of the
+    model that all its seeds share (`own`), and noise of each seed. The signal of a seed varies by `training`.
     """
 
     signal: tuple[float, float] = (1.0, 1.0)
@@ -28,7 +29,7 @@ class World:
     shared: float = 0.7
     patients: int = 100
 
-    def draw(self, rng: np.random.Generator) -> dict[str, list[Outcomes]]:
+    def draw(self, rng: np.random.Generator) -> dict[str, list[Predictions]]:
         """Predictions of both models, by model and seed."""
         ill = np.arange(self.patients) % 2
         rows = np.repeat(np.arange(self.patients), 2)
@@ -46,10 +47,9 @@ class World:
                 logits = strength * (2 * ill[rows] - 1) + shared + own + noise(0.3)
                 probability = 1 / (1 + np.exp(-logits))
                 scores = np.stack([1 - probability, probability], axis=1)
+                patients = rows.astype(str)
                 found[model].append(
-                    Outcomes(
-                        "single_label_classification", ill[rows], scores, ("healthy", "ill"), rows.astype(str), rows
-                    )
+                    Predictions(None, scores, ill[rows], ("healthy", "ill"), SINGLE_LABEL, patients=patients)
                 )
         return found
 
@@ -59,19 +59,19 @@ def compare(world: World, seed: int, resamples: int = 200, metric: str = "auroc"
     return compared(world.draw(np.random.default_rng(seed)), resamples, metric)
 
 
-def compared(predictions: dict[str, list[Outcomes]], resamples: int = 200, metric: str = "auroc"):
+def compared(predictions: dict[str, list[Predictions]], resamples: int = 200, metric: str = "auroc"):
     """Summary and comparisons of models of such predictions."""
     study = Study(
-        "simulation", tuple(Model(name, "model_name_or_path", {"any": name}) for name in predictions),
-        (Method("full", "full"),), (DataSet("D", "d"),), (1.0,), tuple(range(len(predictions["A"]))), (metric,),
-        Reporting("A", resamples=resamples),
+        name="simulation", models={name: name for name in predictions}, methods=["full"], data={"D": "d"},
+        fractions=[1.0], seeds=list(range(len(predictions["A"]))), metrics=[metric],
+        reporting={"resamples": resamples},
     )  # fmt: skip
     jobs, table = [], {}
     for model, found in predictions.items():
-        for number, outcomes in enumerate(found):
+        for number, one in enumerate(found):
             job = JobResult(f"{model}{number}", "D", model, "full", 1.0, number, "finished")
             jobs.append(job)
-            metrics = resample(outcomes, study.metrics, resamples)
+            metrics = resample(one, study.metrics, resamples)
             table |= {(job.id, name): metrics for name in ("val", "test")}
     return summarise(study, jobs, table)
 
@@ -83,10 +83,10 @@ def rate(world: World, repeats: int, column: str = "p_value") -> float:
 
 
 EQUAL = {
-    "one training": World(seeds=1),
-    "trainings alike": World(training=0.0),
-    "trainings differ": World(training=0.3, own=0.3),
-    "trainings decide": World(signal=(0.5, 0.5), training=0.15, own=0.1, shared=0.5, seeds=5),
+    "one seed": World(seeds=1),
+    "seeds alike": World(training=0.0),
+    "seeds differ": World(training=0.3, own=0.3),
+    "seeds decide": World(signal=(0.5, 0.5), training=0.15, own=0.1, shared=0.5, seeds=5),
 }
 
 
@@ -103,9 +103,9 @@ def test_a_planted_difference_is_found():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EQUAL)
 def test_equal_models_differ_in_about_5_percent_of_studies(name):
-    """Of 1,000 studies 5% +- 2%, three standard errors; several trainings are a little on the safe side.
+    """Of 1,000 studies 5% +- 2%, three standard errors; several seeds are a little on the safe side.
 
-    What one training makes of one image is in both of the variances that are added.
+    The noise of a seed is in both of the variances that are added.
     """
     assert 0.03 <= rate(EQUAL[name], 1000) <= 0.07
 
@@ -113,7 +113,7 @@ def test_equal_models_differ_in_about_5_percent_of_studies(name):
 @pytest.mark.slow
 def test_seeds_taken_for_patients_find_differences_that_are_not_there():
     """The paper's t-test over seeds knows nothing of the patients: where models differ by those, it is wrong."""
-    assert rate(EQUAL["trainings alike"], 200, "p_seeds") > 0.3
+    assert rate(EQUAL["seeds alike"], 200, "p_seeds") > 0.3
 
 
 def test_variances_over_patients_and_seeds_are_added():
@@ -130,8 +130,6 @@ def test_variances_over_patients_and_seeds_are_added():
 
 
 def test_where_only_seeds_vary_it_is_their_t_test():
-    from scipy import stats
-
     first, second = [0.80, 0.84, 0.82, 0.81], [0.79, 0.80, 0.81, 0.78]
     found = compare_over_both(first, second, np.zeros(1000), patients=50, paired=True)
     expected = stats.ttest_rel(first, second)
@@ -165,7 +163,7 @@ def test_of_equal_competitors_the_first_is_the_best_and_no_row_is_doubled():
 
 def test_cases_of_one_class_have_no_auroc_to_compare():
     predictions = World(seeds=2).draw(np.random.default_rng(0))
-    alike = {model: [dataclasses.replace(one, labels=np.ones_like(one.labels)) for one in found]
+    alike = {model: [replace(one, targets=np.ones_like(one.targets)) for one in found]
              for model, found in predictions.items()}  # fmt: skip
     summary, comparisons = compared(alike)
     row = comparisons[comparisons["metric"] == "auroc"].iloc[0]

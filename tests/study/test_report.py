@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,10 +12,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from retfound_hf.evaluation.calibration import expected_calibration_error
+from retfound_hf.evaluation.metrics import METRICS
 from retfound_hf.study.report import build_sections, render, write_report
 from retfound_hf.study.report_parts import systems_of
-from retfound_hf.study.results import JobResult, read_csv, read_study
-from retfound_hf.study.runner import StudyArguments, run_study
+from retfound_hf.study.results import JobResult, read_csv
+from retfound_hf.study.runner import run_study
 
 TABLES = ("results", "summary", "comparisons", "efficiency")
 
@@ -57,32 +57,22 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def folder(desk, tmp_path_factory) -> Path:
-    """A study of two models by two methods, with an external set and a subgroup column."""
-    import yaml
-
-    path = desk / "reported.yaml"
-    content = {
-        "name": "Reported",
-        "models": {"First": "first", "Second": "second"},
-        "methods": {"linear": None, "full": {"num_train_epochs": 2, "per_device_train_batch_size": 8}},
-        "data": {"Inside": {"data": "inside", "modality": "cfp", "external": {"Outside": "outside"}}},
-        "fractions": [0.5, 1.0],
-        "seeds": [0, 1, 2],
-        "metrics": ["auroc", "ece"],
-        "finetune": {"dataloader_num_workers": 0, "cache_dir": "./cache"},
-        "reporting": {"subgroups": ["eye"], "resamples": 200, "examples": 2},
-    }
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    out = tmp_path_factory.mktemp("reports") / "study"
-    run_study(StudyArguments(study=str(path), output_dir=str(out)))
-    path.unlink()
-    return out
+def folder(whole) -> Path:
+    return whole[1]
 
 
 @pytest.fixture(scope="module")
 def page(folder) -> Page:
     return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def changed(found, **parts):
+    """A study that has been read, with other settings."""
+    return dataclasses.replace(found, study=found.study.model_copy(update=parts))
+
+
+def sections_of(found):
+    return {section.name: section for section in build_sections(found)}
 
 
 def test_a_study_ends_with_its_report(page):
@@ -92,12 +82,12 @@ def test_a_study_ends_with_its_report(page):
     ]  # fmt: skip
 
 
-def test_every_number_is_in_a_table_of_the_folder(folder, page):
+def test_every_number_is_in_a_table_of_the_folder(folder, page, found):
     known = pd.concat([read_csv(folder / f"{name}.csv").select_dtypes("number").stack() for name in TABLES]).to_numpy()
     means = read_csv(folder / "efficiency.csv").groupby(["job"])["value"].max().to_numpy()
     said = [word for cell in page.numbers for word in re.findall(r"[−]?\d+\.\d{3}", cell)]
     assert len(said) > 100
-    jobs = [job.efficiency["final"] for job in read_study(folder).finished if job.efficiency]
+    jobs = [job.efficiency["final"] for job in found.finished if job.efficiency]
     averages = [np.mean(jobs[start : start + 3]) for start in range(0, len(jobs), 3)]
     known = np.concatenate([known[np.isfinite(known)], means, averages])
     for word in said:
@@ -129,8 +119,7 @@ def test_the_same_folder_gives_the_same_report(folder):
     assert [path.read_bytes() for path in paths] == before
 
 
-def test_the_job_that_stands_for_its_seeds_is_the_median(folder):
-    found = read_study(folder)
+def test_the_job_that_stands_for_its_seeds_is_the_median(found):
     systems = systems_of(found, "Inside")
     assert len(systems) == 4 and [one.mean for one in systems] == sorted((one.mean for one in systems), reverse=True)
     for one in systems:
@@ -140,132 +129,125 @@ def test_the_job_that_stands_for_its_seeds_is_the_median(folder):
         assert rows.set_index("job").loc[one.job.id, "value"] == np.median(rows["value"])
 
 
-def test_numbers_of_subgroups_and_thresholds_are_those_of_the_predictions(folder):
-    found = read_study(folder)
+def test_numbers_of_subgroups_and_thresholds_are_those_of_the_predictions(found):
     one = systems_of(found, "Inside")[0]
     own = found.results[found.results["job"] == one.job.id].set_index(["set", "metric"])["value"]
-    test = found.predictions(one.job.id, "test").merge(found.images("Inside", "test"), on="id")
-    for eye, rows in test.groupby("eye_y"):
-        expected = roc_auc_score(rows["label_x"] == "healthy", rows["prob/healthy"])
+    predictions = found.predictions(one.job, "test")
+    test = predictions.table().assign(eye=predictions.columns["eye"])
+    for eye, rows in test.groupby("eye"):
+        expected = roc_auc_score(rows["label"] == "healthy", rows["prob/healthy"])
         assert own["test", f"auroc[eye={eye}]"] == pytest.approx(expected)
-    val = found.predictions(one.job.id, "val")
+    val = found.predictions(one.job, "val").table()
     threshold = own["val", "threshold@sensitivity=0.9/amd"]
-    ill = (val["label"] == "amd").to_numpy()
-    called = (val["prob/amd"] >= threshold).to_numpy()
-    assert called[ill].mean() >= 0.9
-    hits = (test["prob/amd"] >= threshold)[test["label_x"] == "amd"]
+    assert (val.loc[val["label"] == "amd", "prob/amd"] >= threshold).mean() >= 0.9
+    hits = (test["prob/amd"] >= threshold)[test["label"] == "amd"]
     assert own["test", "sensitivity@sensitivity=0.9/amd"] == pytest.approx(hits.mean())
     confidence = test[["prob/amd", "prob/healthy"]].max(axis=1)
-    error = expected_calibration_error(confidence, test["prediction"] == test["label_x"])
+    error = expected_calibration_error(confidence, test["prediction"] == test["label"])
     assert own["test", "ece"] == pytest.approx(error, abs=1e-7)
 
 
-def test_classes_of_a_cohort_are_called_by_what_they_stand_for(folder, tmp_path):
+def test_classes_of_a_cohort_are_called_by_what_they_stand_for(found, tmp_path):
     flow = {"stages": [], "classes": {"amd": "stroke within 3 years", "healthy": "no stroke within 3 years"}}
     (tmp_path / "flow.json").write_text(json.dumps(flow), encoding="utf-8")
     (tmp_path / "flow.svg").write_text("<svg/>", encoding="utf-8")
-    found = read_study(folder)
-    data = tuple(dataclasses.replace(one, cohort=str(tmp_path)) for one in found.study.data)
-    found = dataclasses.replace(found, study=dataclasses.replace(found.study, data=data))
-    sections = {section.name: section for section in build_sections(found)}
+    data = {name: one.model_copy(update={"cohort": str(tmp_path)}) for name, one in found.study.data.items()}
+    sections = sections_of(changed(found, data=data))
+    assert "cohorts" in sections
     table = sections["thresholds"].blocks[0].tables[0]
-    assert table.caption.startswith("Positive is stroke within 3 years.") and table.columns[1] == "chosen for"
-    assert {row[1] for row in table.rows} == {"sensitivity 90%", "specificity 90%"}
-    galleries = sections["examples"].blocks[0].galleries
-    assert galleries[0].title == "stroke within 3 years, right"
-    assert {picture.lines[0] for picture in galleries[0].pictures} == {"said stroke within 3 years"}
+    assert "stroke within 3 years" in table.caption and "class" not in table.columns
+    title, pictures = sections["examples"].blocks[0].galleries[0]
+    assert title.startswith("stroke within 3 years")
+    assert all("stroke within 3 years" in picture.caption for picture in pictures)
 
 
 @pytest.mark.parametrize(("level", "one"), [("image", "an image"), ("eye", "an eye"), ("patient", "a patient")])
-def test_words_name_what_counts_as_a_case(folder, level, one):
-    found = read_study(folder)
-    reporting = dataclasses.replace(found.study.reporting, level=level, label_conflicts="max")
-    found = dataclasses.replace(found, study=dataclasses.replace(found.study, reporting=reporting))
-    sections = {section.name: section for section in build_sections(found)}
-    assert f"AUROC is the chance that {one} with the condition is ranked above one without" in sections["summary"].lead
-    assert f"of a hundred {level}s called 80% certain" in sections["calibration"].lead
-    assert f"points hold as many {level}s each" in sections["calibration"].blocks[0].charts[0].caption
-    apart = f"Each image stands for itself here, with its own answer, and not for its {level} as elsewhere."
-    assert (apart in sections["examples"].lead) == (level != "image")
+def test_words_name_what_counts_as_a_case(found, level, one):
+    reporting = found.study.reporting.model_copy(update={"level": level, "label_conflicts": "max"})
+    sections = sections_of(changed(found, reporting=reporting))
+    assert one in sections["summary"].lead and f"a hundred {level}s" in sections["calibration"].lead
+    assert f"{level}s" in sections["calibration"].blocks[0].charts[0].caption
 
 
-def test_the_report_has_no_path_of_the_machine(folder, desk):
+def test_the_report_has_no_path_of_the_machine(found, folder, desk):
     """Not in the study file, nor in the reason of a job that failed; the study's own file has them whole."""
-    found = read_study(folder)
     reason = f"models > First: {desk / 'first'} has no weights ({desk / 'first' / 'config.json'})"
     failed = JobResult("one", "Inside", "First", "linear", 1.0, 0, "failed", reason=reason)
     text = render(found, build_sections(dataclasses.replace(found, jobs=(*found.jobs, failed))))
-    inside = f"…/{desk.name}/inside"
-    assert inside in text and f"…/{desk.name}/first" in text and "…/first/config.json" in text
-    assert str(desk) not in text and str(folder) not in text and "cut to their last parts" in text
+    assert all(f"…/{part}" in text for part in (f"{desk.name}/inside", f"{desk.name}/first", "first/config.json"))
+    assert str(desk) not in text and str(folder) not in text
     assert str(desk / "inside") in (folder / "study.yaml").read_text(encoding="utf-8")
 
 
-def test_names_are_text_whatever_they_hold(folder):
-    found = read_study(folder)
+def test_names_are_text_whatever_they_hold(found):
     evil = '<script>alert("x")</script>'
-    study = dataclasses.replace(found.study, name=evil)
     failed = JobResult("one", "Inside", evil, "linear", 1.0, 0, "failed", reason=evil)
-    found = dataclasses.replace(found, study=study, jobs=(*found.jobs, failed), planned=found.planned + 2)
+    found = dataclasses.replace(changed(found, name=evil), jobs=(*found.jobs, failed), planned=found.planned + 2)
     text = render(found, build_sections(found))
     assert "<script" not in text and "&lt;script&gt;" in text
-    assert f"1 of {found.planned} jobs have not ended yet" in text
+    assert f"1 of {found.planned} jobs" in text
 
 
-def test_a_study_without_results_says_what_is_missing(folder):
-    found = read_study(folder)
+def test_a_study_without_results_says_what_is_missing(found):
     failed = JobResult("one", "Inside", "First", "linear", 1.0, 0, "failed", reason="out of memory")
     none = dataclasses.replace(found, jobs=(failed,), planned=1)
-    assert [section.name for section in build_sections(none)] == ["failures", "settings"]
+    assert list(sections_of(none)) == ["failures", "settings"]
     assert "out of memory" in render(none, build_sections(none))
 
 
-def test_the_report_tells_how_many_trainings_and_labels_its_means_are_of(folder):
+def test_the_report_tells_how_many_seeds_and_labels_its_means_are_of(found):
     """A linear head on all labels is trained once, whatever the number of seeds."""
-    found = read_study(folder)
-    summary = build_sections(found)[0]
-    assert "means over 1 to 3 trainings;" in summary.lead
+    summary = sections_of(found)["summary"]
     table = summary.blocks[0].tables[0]
+    assert "1 to 3 seeds" in summary.lead and "all training labels" in table.caption
     assert {row[0].split(", ")[1]: row[2] for row in table.rows} == {"linear": "1", "full": "3"}
-    assert table.caption.startswith("Test set, all training labels.")
-    assert "1 data set, 1 to 3 trainings each," in render(found, [])
-    half = dataclasses.replace(found, study=dataclasses.replace(found.study, fractions=(0.5,)))
-    summary = build_sections(half)[0]
-    assert "means over 3 trainings;" in summary.lead
-    assert summary.blocks[0].tables[0].caption.startswith("Test set, 50% of the training labels.")
+    assert table.columns[2:5] == ["seeds", "95% CI over patients", "95% CI over seeds"]
+    half = sections_of(changed(found, fractions=(0.5,)))["summary"]
+    assert "over 3 seeds" in half.lead and "50% of the training labels" in half.blocks[0].tables[0].caption
 
 
-def test_hardware_and_versions_are_those_of_the_jobs(folder):
-    found = read_study(folder)
-    first, *others = found.jobs
-    facts = {**first.facts, "device": "NVIDIA H100", "versions": {**first.facts["versions"], "torch": "9.9"}}
-    mixed = dataclasses.replace(found, jobs=(dataclasses.replace(first, facts=facts), *others))
-    run, versions = build_sections(mixed)[-1].blocks[:2]
-    rows, count = dict(run.tables[0].rows), len(others)
-    assert "NVIDIA H100, " in rows["hardware"] and "(1 job), cpu, " in rows["hardware"]
-    own = first.facts["versions"]
-    assert f"torch 9.9 (1 job), {own['torch']} ({count} jobs), " in versions.notes[0]
-    assert f"numpy {own['numpy']}" in versions.notes[0]
-
-
-def test_the_p_value_of_a_gap_is_in_the_results(folder, page):
-    results = read_study(folder).results
+def test_the_p_value_of_a_gap_is_in_the_results(found, page):
+    results = found.results
     own = results[results["metric"].str.startswith("p_value[auroc, eye: ")]
     gaps = results[results["metric"].str.startswith("auroc[eye: ")]
     assert len(own) == len(gaps) > 0 and own["value"].between(0, 1).all()
-    said = [word for word in page.numbers if re.fullmatch(r"\d\.\d{3}", word)]
-    assert all(f"{value:.3f}" in said for value in own["value"] if value >= 0.001)
+    shown = [word for word in page.numbers if re.fullmatch(r"\d\.\d{3}", word)]
+    assert all(f"{value:.3f}" in shown for value in own["value"] if value >= 0.001)
 
 
-def test_rows_of_classes_with_signs_in_their_names_stay(folder, tmp_path):
+def test_rows_of_classes_with_signs_in_their_names_stay(copied):
     """The report replaces its own rows alone."""
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    results = read_csv(copy / "results.csv")
+    results = read_csv(copied / "results.csv")
     odd = results[results["metric"] == "auroc/amd"]
     names = ("auroc/DR [mild]", "auroc/seen@home")
-    pd.concat([results, *(odd.assign(metric=name) for name in names)]).to_csv(copy / "results.csv", index=False)
-    write_report(copy)
-    after = read_csv(copy / "results.csv")["metric"].value_counts()
+    pd.concat([results, *(odd.assign(metric=name) for name in names)]).to_csv(copied / "results.csv", index=False)
+    write_report(copied)
+    after = read_csv(copied / "results.csv")["metric"].value_counts()
     assert [after[name] for name in names] == [len(odd)] * 2
     assert after.drop(list(names)).to_dict() == results["metric"].value_counts().to_dict()
+
+
+def test_classes_and_numbers_in_one_study(study_file, desk, table_of, tmp_path):
+    """Data sets that share no metric, and an external set in which the main one is undefined."""
+    rows = table_of("inside")
+    rows["age"] = 50 + rows["patient_id"].str[1:].astype(int) % 7 * 5.5
+    rows.to_csv(tmp_path / "ages.csv", index=False)
+    cases = pd.DataFrame({"image": [str(path) for path in sorted((desk / "outside" / "test" / "amd").iterdir())]})
+    cases.assign(label="amd").to_csv(tmp_path / "cases.csv", index=False)
+    data = {
+        "Ages": {"data": str(tmp_path / "ages.csv"), "label_columns": ["age"], "problem_type": "regression"},
+        "Inside": {"data": "inside", "external": {"Cases": str(tmp_path / "cases.csv")}},
+    }
+    path = study_file(data=data, fractions=[1.0], seeds=[0], metrics=["auroc", "mae"], reporting={"resamples": 100})
+    found = run_study(path, tmp_path / "out")
+    assert (found.metrics("Ages"), found.metrics("Inside")) == (("mae",), ("auroc",))
+    sections = sections_of(found)
+    summary = sections["summary"]
+    titles = [METRICS[name].title for name in ("mae", "auroc")]
+    assert [block.tables[0].columns[1] for block in summary.blocks] == titles
+    assert all(title in summary.lead for title in titles)
+    ages = found.summary.query("data == 'Ages' and set == 'test'")["mean"].sort_values()
+    assert [row[1] for row in summary.blocks[0].tables[0].rows] == [f"{value:.3f}" for value in ages]
+    undefined = found.comparisons[found.comparisons["set"] == "Cases"]
+    assert len(undefined) == 1 and undefined[["difference", "p_value", "p_holm"]].isna().all(axis=None)
+    assert [block.title for block in sections["external"].blocks] == ["Inside"]
