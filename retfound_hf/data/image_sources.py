@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, nearest, one_line
 from ..hub_access import look_up_data_set
-from ..images.reading import IMAGE_SUFFIXES
+from ..images.reading import walk_images
 from .tables import TABLE_SUFFIXES, check_columns, check_filled, holds_images, read_table, table_images
 
 if TYPE_CHECKING:
@@ -339,25 +339,6 @@ def open_files(data: str) -> ImageSource:
     raise BadDataError(f"data {data} does not exist or is not a table; give {ACCEPTED_FILES}", source=data)
 
 
-def walk_images(folder: str) -> Iterator[str]:
-    """Paths relative to `folder` of all image files under it, sorted, as `images.reading.find_images` finds them.
-
-    Only one folder is in memory. Links to folders are followed, hidden files and folders are passed over.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            # Names alone, since a folder may hold a million of them.
-            is_folder = {entry.name: entry.is_dir() for entry in entries if _is_wanted(entry)}
-    except OSError:
-        return
-    for name in sorted(is_folder):
-        if is_folder[name]:
-            for path in walk_images(f"{folder}/{name}"):
-                yield f"{name}/{path}"
-        else:
-            yield name
-
-
 def find_shards(folder: Path) -> list[Path]:
     """Parquet files under `folder`, sorted; hidden ones are what a killed `prepare_images` left half-written."""
     return sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith("."))
@@ -428,10 +409,6 @@ def as_utf8(name: str) -> str:
 
 def _as_it_is(image: str | bytes) -> str | bytes:
     return image
-
-
-def _is_wanted(entry: os.DirEntry) -> bool:
-    return not entry.name.startswith(".") and (entry.name.lower().endswith(IMAGE_SUFFIXES) or entry.is_dir())
 
 
 def _is_dataset(folder: Path, image_column: str) -> bool:

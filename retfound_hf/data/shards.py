@@ -287,7 +287,7 @@ class Records:
                 old, new = record.options.get(name), self.options.get(name)
                 if old != new:
                     raise OutputError(
-                        f"{self.out} holds shards made with `{name}={_said(old)}`, not {_said(new)}; give the same "
+                        f"{self.out} holds shards made with `{name}={old}`, not {new}; give the same "
                         "options or another folder, or begin anew with `overwrite_output_dir`",
                         path=self.out,
                     )
@@ -339,12 +339,6 @@ class Records:
             return Record(**json.loads(path.read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError, TypeError):  # absent, or not as this version writes it
             return None
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value)) or "(none)"
-    return "(none)" if value is None else str(value)
 
 
 class Share(NamedTuple):

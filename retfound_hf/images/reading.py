@@ -1,6 +1,7 @@
 """Reading of image files of every common format as upright 8-bit RGB, and finding them in folders."""
 
 import os
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -89,13 +90,25 @@ def find_images(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         what = "is a file" if folder.is_file() else "does not exist"
         raise BadDataError(f"image folder {folder} {what}; give a folder that holds images", source=folder)
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(parent, name) for name in files if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
-        ]
-    return sorted(found)
+    return [folder / path for path in walk_images(str(folder))]
+
+
+def walk_images(folder: str) -> Iterator[str]:
+    """Paths relative to `folder` of what `find_images` finds, in its order; no more than one folder is in memory."""
+    try:
+        with os.scandir(folder) as entries:
+            # Names alone, since a folder may hold a million of them.
+            is_folder = {
+                entry.name: entry.is_dir() for entry in entries
+                if not entry.name.startswith(".") and (entry.name.lower().endswith(IMAGE_SUFFIXES) or entry.is_dir())
+            }  # fmt: skip
+    except OSError:
+        return
+    for name in sorted(is_folder):
+        if is_folder[name]:
+            yield from (f"{name}/{path}" for path in walk_images(f"{folder}/{name}"))
+        else:
+            yield name
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -14,7 +14,6 @@ from retfound_hf.data.image_sources import (
     identities,
     open_files,
     open_source,
-    walk_images,
 )
 from retfound_hf.errors import BadArgumentError, BadDataError, UnreadableImageError
 from retfound_hf.images.reading import find_images
@@ -58,7 +57,7 @@ def test_a_folder_is_walked_in_the_order_of_find_images(tmp_path):
     root = tmp_path / "tree"
     (root / "linked").symlink_to(root / "a")
     expected = [path.relative_to(root).as_posix() for path in find_images(root)]
-    assert list(walk_images(str(root))) == expected and len(expected) == 11
+    assert len(expected) == 11 and expected == sorted(expected, key=lambda name: name.split("/"))
     source = FolderSource(str(root))
     assert ids(source) == expected and len(source) == 11
 
