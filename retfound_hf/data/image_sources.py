@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, nearest, one_line
 from ..hub_access import look_up_data_set
-from ..images.reading import walk_images
+from ..images.reading import IMAGE_SUFFIXES, walk_images
 from .tables import TABLE_SUFFIXES, check_columns, check_filled, holds_images, read_table, table_images
 
 if TYPE_CHECKING:
     import datasets
 
-ACCEPTED_FILES = "a folder of images, a folder of parquet shards, or a CSV or parquet table with a column image"
+ACCEPTED_FILES = "an image, a folder of images or of parquet shards, or a CSV or parquet table with a column image"
 ACCEPTED = (
     "a folder of images, a CSV or parquet table with a column image, a folder of parquet shards, a folder that "
     "save_to_disk wrote, or the id of a data set on the Hugging Face Hub"
@@ -195,6 +195,26 @@ class TableSource(ImageSource):
                 yield ImageRef(name, path, dict(zip(self.features, facts, strict=True)))
 
 
+class ListSource(ImageSource):
+    """Images given one by one: paths, encoded bytes or `PIL.Image`s, named by `ids`, their paths or their places."""
+
+    name = "the list"
+
+    def __init__(self, images: Sequence[Any], ids: Sequence[str] | None = None):
+        images = [str(image) if isinstance(image, Path) else image for image in images]
+        names = ids or [image if isinstance(image, str) else str(place) for place, image in enumerate(images)]
+        self.refs = [ImageRef(name, image) for name, image in zip(names, images, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    def __iter__(self) -> Iterator[ImageRef]:
+        return iter(self.refs)
+
+    def stamp(self, ref: ImageRef) -> Any:
+        return file_stamp(ref.image) if isinstance(ref.image, str) else None
+
+
 class ShardSource(ImageSource):
     """Parquet files that hold images, read one by one; named by their column `id`, or by the images' own paths."""
 
@@ -226,10 +246,8 @@ class DatasetSource(ImageSource):
         self.name = os.path.abspath(data) if os.path.exists(data) else data
         splits = load_splits(data, ACCEPTED)
         if split is not None and split not in splits:
-            raise BadArgumentError(
-                f"{data} has no split {split!r}; it has {join_names(splits)}{nearest(split, splits)}",
-                field="split", value=split, accepted=splits,
-            )  # fmt: skip
+            message = f"{data} has no split {split!r}; it has {join_names(splits)}{nearest(split, splits)}"
+            raise BadArgumentError(message, field="split", value=split, accepted=splits)
         splits = {name: part for name, part in splits.items() if split in (None, name)}
         first = next(iter(splits.values()))
         check_columns(first.features, keep_columns, data, "keep_columns")
@@ -322,13 +340,15 @@ def open_source(
     return DatasetSource(source, split, image_column, keep_columns)
 
 
-def open_files(data: str) -> ImageSource:
-    """A folder of images or of parquet shards, or a table; read in place, without the cache of `datasets`.
+def open_files(data: str | Path | Sequence[Any]) -> ImageSource:
+    """An image, a folder of images or parquet shards, a table, or a list; read without the cache of `datasets`.
 
     Raises:
         BadDataError: nothing there, or nothing that is an image.
     """
-    path = Path(data)
+    if not isinstance(data, (str, Path)):
+        return ListSource(data)
+    path, data = Path(data), str(data)
     if path.is_dir():
         shards = find_shards(path)
         if shards and all(holds_images(shard, "image") for shard in shards):
@@ -336,7 +356,9 @@ def open_files(data: str) -> ImageSource:
         return FolderSource(str(path), ACCEPTED_FILES)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return ShardSource(data, [path]) if holds_images(path, "image") else TableSource(data, as_written=True)
-    raise BadDataError(f"data {data} does not exist or is not a table; give {ACCEPTED_FILES}", source=data)
+    if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES):
+        return ListSource([data], [path.name])
+    raise BadDataError(f"data {data} does not exist, or holds no image; give {ACCEPTED_FILES}", source=data)
 
 
 def find_shards(folder: Path) -> list[Path]:

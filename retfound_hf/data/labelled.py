@@ -75,10 +75,8 @@ class LabelledSet:
         rows = self.table[self.table["split"] == (normalise_split(split) or split)]
         if rows.empty:
             present = self.table["split"].unique()
-            raise BadArgumentError(
-                f"split {split!r} has no images; choose one of {', '.join(present)}, or 'all' for every image",
-                field="split", value=split, accepted=[*present, "all"],
-            )  # fmt: skip
+            message = f"split {split!r} has no images; choose one of {', '.join(present)}, or 'all' for every image"
+            raise BadArgumentError(message, field="split", value=split, accepted=[*present, "all"])
         return rows
 
     def targets(self, split: str) -> np.ndarray:

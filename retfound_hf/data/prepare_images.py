@@ -63,10 +63,7 @@ it when the shards are complete and stay as they are.
 @dataclass
 class PrepareArguments:
     source: str = field(
-        metadata={
-            "positional": True,
-            "help": "folder of images, table with a column image, folder of parquet shards, or Hub id",
-        }
+        metadata={"positional": True, "help": "folder of images or shards, table with a column image, or Hub id"}
     )
     out: str = field(metadata={"positional": True, "help": "folder to write; a stopped run goes on in it"})
     modality: str = field(metadata={"help": "cfp (cropped to the field of view) or oct (not cropped)"})
@@ -100,10 +97,8 @@ class PrepareArguments:
                 require_range(name, getattr(self, name), low)
         require_range("quality", self.quality, 1, 100)
         if self.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
-            raise BadArgumentError(
-                f"`push_to_hub={self.push_to_hub}` is not the id of a data set; give ORG/NAME",
-                field="push_to_hub", value=self.push_to_hub,
-            )  # fmt: skip
+            message = f"`push_to_hub={self.push_to_hub}` is not the id of a data set; give ORG/NAME"
+            raise BadArgumentError(message, field="push_to_hub", value=self.push_to_hub)
         if self.share.count > 1 and self.overwrite_output_dir:
             raise BadArgumentError(
                 "`overwrite_output_dir` with `part` would remove the other parts' shards; remove the folder yourself "
@@ -118,10 +113,8 @@ class PrepareArguments:
             return Share()
         match = re.fullmatch(r"(\d+)/(\d+)", self.part)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise BadArgumentError(
-                f"`part={self.part}` is not i/n with i from 1 to n; give such as 1/8 to 8/8",
-                field="part", value=self.part,
-            )  # fmt: skip
+            message = f"`part={self.part}` is not i/n with i from 1 to n; give such as 1/8 to 8/8"
+            raise BadArgumentError(message, field="part", value=self.part)
         return Share(int(match[1]), int(match[2]))
 
     @property

@@ -127,10 +127,8 @@ def infer_problem_type(
     if problem_type is not None:
         require("problem_type", problem_type, PROBLEM_TYPES)
         if problem_type == SINGLE_LABEL and len(columns) > 1:
-            raise BadArgumentError(
-                f"{problem_type} takes one label column, not {len(columns)} ({join_names(columns)})",
-                field="label_columns", value=columns,
-            )  # fmt: skip
+            message = f"{problem_type} takes one label column, not {len(columns)} ({join_names(columns)})"
+            raise BadArgumentError(message, field="label_columns", value=columns)
         return problem_type
     if len(columns) > 1:
         return MULTI_LABEL
@@ -184,9 +182,8 @@ def clean_labels(
         return table.assign(**{columns[0]: labels}), names
     numbers = {column: pd.to_numeric(table[column], errors="coerce").astype(float) for column in columns}
     for column, values in numbers.items():
-        if problem_type == REGRESSION:
-            wrong, accepted = ~np.isfinite(values), "finite numbers"
-        else:
+        wrong, accepted = ~np.isfinite(values), "finite numbers"
+        if problem_type == MULTI_LABEL:
             wrong, accepted = ~values.isin((0, 1)), "0 and 1 (for numeric targets pass `problem_type='regression'`)"
         if wrong.any():
             ids = table.loc[wrong, "id"]
@@ -212,12 +209,9 @@ def check_columns(table: Iterable[Any], wanted: Sequence[str], source: object, f
     columns = [str(column) for column in table]
     for name in wanted:
         if name not in columns:
-            fix = f"; name the right one with `{field}`" if field else ""
-            raise BadDataError(
-                f"{source} has no column {name!r}; its columns are {join_names(columns, 20)}{fix}"
-                f"{nearest(name, columns)}",
-                source=source,
-            )
+            fix = (f"; name the right one with `{field}`" if field else "") + nearest(name, columns)
+            message = f"{source} has no column {name!r}; its columns are {join_names(columns, 20)}{fix}"
+            raise BadDataError(message, source=source)
 
 
 def check_filled(table: pd.DataFrame, column: str, source: object) -> None:
@@ -295,11 +289,8 @@ def check_spelling(names: Iterable[str], data: object) -> None:
     seen: dict[str, str] = {}
     for name in sorted(set(names)):
         if (other := seen.setdefault(bare_name(name), name)) != name:
-            raise BadDataError(
-                f"{data}: classes {other!r} and {name!r} look like one class spelled in two ways; "
-                "give it one name in all splits",
-                source=data,
-            )
+            message = f"{data}: classes {other!r} and {name!r} look like one class in two spellings; give it one name"
+            raise BadDataError(message, source=data)
 
 
 def bare_name(name: str) -> str:
@@ -318,18 +309,13 @@ def check_class_coverage(counts: pd.DataFrame, need_splits: Sequence[str], data:
     if "train" in need_splits:
         untrained = counts.index[(counts["train"] == 0) & (counts.sum(axis=1) > 0)]
         if len(untrained):
-            raise BadDataError(
-                f"{data}: the train split has no image of class {join_names(untrained)}, which other splits have; "
-                "add some, or remove the class",
-                source=data,
-            )
+            names = f"{join_names(untrained)}, which other splits have; add some, or remove the class"
+            raise BadDataError(f"{data}: the train split has no image of class {names}", source=data)
     for split in need_splits:
         absent = counts.index[counts[split] == 0]
         if split != "train" and len(absent):
-            logger.warning(
-                "%s: the %s split has no image of class %s; metrics that need one will be null",
-                data, split, join_names(absent),
-            )  # fmt: skip
+            message = "%s: the %s split has no image of class %s; metrics that need one will be null"
+            logger.warning(message, data, split, join_names(absent))
 
 
 def warn_identical_content(table: pd.DataFrame, data: object) -> None:

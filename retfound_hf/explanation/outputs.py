@@ -22,7 +22,7 @@ from ..data.labelled import read_labelled
 from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, require_range
 from ..images.drawing import INK, PAPER, contact_sheet
 from ..images.geometry import ImageRegion, resize
-from ..images.reading import IMAGE_SUFFIXES, read_image
+from ..images.reading import read_image
 from ..inference.evaluate import split_of_training
 from ..inference.predict import EvaluationPixels, ForwardArguments
 from ..models.image_processing_retfound import RetFoundImageProcessor
@@ -166,12 +166,7 @@ def find_sources(arguments: ExplainArguments, config: PreTrainedConfig) -> Itera
 
 
 def _unlabelled(data: Any) -> Iterator[list[ImageRef]]:
-    if isinstance(data, (str, Path)) and not (Path(data).is_file() and str(data).lower().endswith(IMAGE_SUFFIXES)):
-        yield from (list(part.refs) for part in open_files(str(data)).parts(BATCH))
-        return
-    images = [data] if isinstance(data, (str, Path)) else list(data)
-    names = [Path(one).name if isinstance(one, (str, Path)) else str(index) for index, one in enumerate(images)]
-    yield [ImageRef(name, image) for name, image in zip(names, images, strict=True)]
+    yield from (list(part.refs) for part in open_files(data).parts(BATCH))
 
 
 def _labelled(arguments: ExplainArguments, config: PreTrainedConfig) -> Iterator[list[ImageRef]]:

@@ -205,6 +205,18 @@ def test_one_parquet_file_with_ids_and_a_null(stored, tmp_path):
         read(source, ref)
 
 
+def test_a_single_image_and_a_list(folder):
+    (ref,) = open_files(str(folder / NAMES[0]))
+    assert (ref.id, ref.image) == ("0.png", str(folder / NAMES[0]))
+    path, content = folder / NAMES[1], (folder / NAMES[2]).read_bytes()
+    source = open_files([path, content])
+    assert ids(source) == [str(path), "1"] and len(source) == 2
+    assert [read(source, ref) for ref in source] == [path.read_bytes(), content]
+    before = digests(source, 1)
+    os.utime(path, ns=(5, 5))
+    assert [one == two for one, two in zip(before, digests(source, 1), strict=True)] == [False, True]
+
+
 def test_identities_of_a_folder(folder):
     before = identities(folder)
     assert [path for path, _, _ in before] == [str(folder / "notes.txt")]
@@ -231,8 +243,9 @@ def test_what_is_refused(folder, save_table, tmp_path):
         (open_source, data, {"image_column": "photo"}),
         (open_source, data, {"keep_columns": ["agee"]}),
         (open_files, save_table(table.rename(columns={"image": "picture"}), "picture.csv"), {}),
+        (open_source, tmp_path / "eye.png", {}),
         *((opened, path, {}) for opened in (open_source, open_files) for path in (
-            tmp_path / "eye.png", folder / "notes.txt", tmp_path / "empty", tmp_path / "absent", "absent.csv")),
+            folder / "notes.txt", tmp_path / "empty", tmp_path / "absent", "absent.csv")),
     ]:  # fmt: skip
         with pytest.raises(BadDataError) as error:
             opened(str(source), **options)

@@ -272,10 +272,12 @@ def files(hub) -> dict[str, bytes]:
     return {path: blob.content for path, blob in hub.repo(NAME, "dataset").at("main").files.items()}
 
 
-def test_a_pushed_set_loads_by_its_name(prepare, on_hub, capsys):
-    out = prepare("shards", "--push_to_hub", NAME)
+@pytest.mark.parametrize("public", ["false", "true"])
+def test_a_pushed_set_loads_by_its_name(prepare, photos, on_hub, capsys, public):
+    out = prepare("shards", "--push_to_hub", NAME, "--public", public)
     assert f"{on_hub.url}/datasets/{NAME}" in capsys.readouterr().out
-    assert on_hub.repo(NAME, "dataset").private
+    assert on_hub.repo(NAME, "dataset").private == (public == "false")
+    assert not any(str(photos).encode() in content for content in files(on_hub).values())
     assert set(files(on_hub)) - {".gitattributes"} == {
         *(f"data/train-{number:05d}.parquet" for number in range(5)),
         "README.md", "dataset_info.json", "rejected.csv", "duplicates.csv",
@@ -286,12 +288,6 @@ def test_a_pushed_set_loads_by_its_name(prepare, on_hub, capsys):
     assert local["hash"][:] == remote["hash"][:] == [row["hash"] for row in streamed]
     card = DatasetCard.load(NAME, repo_type="dataset")
     assert f'load_dataset("{NAME}", split="train")' in card.text and card.data.pretty_name.startswith("23 ")
-
-
-def test_paths_of_this_machine_stay_here(prepare, on_hub, photos):
-    prepare("shards", "--push_to_hub", NAME)
-    for name, content in files(on_hub).items():
-        assert str(photos).encode() not in content, name
 
 
 def test_a_push_that_is_cut_off_goes_on(prepare, on_hub):
@@ -326,11 +322,6 @@ def test_parts_push_once_all_are_there(prepare, on_hub, capsys):
     assert not on_hub.store.repos
     prepare("shards", "--push_to_hub", NAME, "--part", "2/2")
     assert len([name for name in files(on_hub) if "parquet" in name]) == 5
-
-
-def test_public_only_when_asked(prepare, on_hub):
-    prepare("shards", "--push_to_hub", NAME, "--public", "true")
-    assert not on_hub.repo(NAME, "dataset").private
 
 
 @pytest.mark.parametrize("token, reason", [("", "log in"), ("hf_reader", "may write")])
