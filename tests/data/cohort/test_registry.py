@@ -42,7 +42,7 @@ def changed(table, row, column, value):
         (changed(IMAGES, 2, "birth_date", "2018-01-02"), "an image dated before the patient's birth: row 3"),
         (IMAGES.drop(columns="date"), "images.csv has no column 'date'; its columns are image, patient_id, eye"),
         (IMAGES.drop(columns="patient_id"), "images.csv has no column 'patient_id'"),
-        (IMAGES.rename(columns={"image": "file"}), "images.csv has no column 'image'; .*--image_column"),
+        (IMAGES.rename(columns={"image": "file"}), "images.csv has no column 'image'; .*`image_column`"),
     ],
 )
 def test_images_that_cannot_be(registry, images, reason):

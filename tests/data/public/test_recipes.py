@@ -6,7 +6,7 @@ import pytest
 from retfound_hf.data.public_sets import recipe, recipes
 from retfound_hf.errors import RetFoundError
 
-README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[3] / "retfound_hf/data/README.md").read_text(encoding="utf-8")
 
 
 def test_the_eight_sets_with_their_numbers_of_classes():
