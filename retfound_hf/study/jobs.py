@@ -18,8 +18,8 @@ import pandas as pd
 
 from ..data.labelled import LabelledSet, keep_fraction, read_labelled
 from ..errors import BadArgumentError, BadDataError, BadModelError, RetFoundError, join_names, nearest
-from ..evaluation.aggregation import count_conflicts, units_of
 from ..evaluation.metrics import metrics_for
+from ..evaluation.predictions import Predictions
 from ..finetuning.methods import METHODS
 from ..models.loading import is_adapter, read_config
 from ..vocabulary import MULTI_LABEL
@@ -139,24 +139,16 @@ def _check_metrics(study: Study, task: Task) -> None:
 
 
 def _check_cases(study: Study, task: Task) -> None:
-    level = study.reporting.level
-    needed = {"image": (), "eye": ("patient_id", "eye"), "patient": ("patient_id",)}[level]
-    for name, labelled, split in task.evaluated():
-        rows = labelled.rows(split)
-        for column in needed:
-            if column not in rows or rows[column].isna().any():
-                reason = f"{level} needs the column {column} in {task.name} ({name})"
-                raise _refused("reporting.level", reason, level)
-        if level == "image" or study.reporting.label_conflicts == "max":
-            continue
-        units = units_of(level, rows["patient_id"], rows.get("eye"))
-        if conflicts := count_conflicts(labelled.targets(split), units):
-            raise _refused(
-                "reporting.level",
-                f"the images of {conflicts} of {units.max() + 1} {level}s in {task.name} ({name}) have different "
-                "labels; choose a level at which they agree, or set label_conflicts: max to take the highest label "
-                "(of classes: the last in their order)", level,
-            )  # fmt: skip
+    """Refuse patients or eyes that are unknown, or whose images have different labels."""
+    reporting, labelled = study.reporting, task.labelled
+    for name, one, split in task.evaluated():
+        rows, outputs = one.rows(split), len(labelled.class_names)
+        anything = np.full((len(rows), outputs), 1 / outputs)
+        found = Predictions.of_table(rows, one.targets(split), anything, labelled.class_names, labelled.problem_type)
+        try:
+            found.at_level(reporting.level, reporting.aggregation, reporting.label_conflicts)
+        except RetFoundError as error:
+            raise _refused("reporting.level", f"{task.name} ({name}): {error}", reporting.level) from error
 
 
 def _check_fractions(study: Study, task: Task) -> None:

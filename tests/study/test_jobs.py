@@ -68,7 +68,7 @@ def test_a_patient_with_one_healthy_eye_is_refused_before_anything_runs(study_fi
     data = {"Eyes": str(tmp_path / "eyes.csv")}
     with pytest.raises(BadArgumentError) as error:
         checked(study_file(data=data, reporting={"level": "patient"}))
-    assert error.value.field == "reporting.level" and "1 of 10 patients" in str(error.value)
+    assert error.value.field == "reporting.level" and "1 of 10" in str(error.value)
     checked(study_file(data=data, reporting={"level": "patient", "label_conflicts": "max"}))
     checked(study_file(data=data, reporting={"level": "eye"}))
 
