@@ -1,7 +1,7 @@
 """Batched forward passes over images, on every process there is, in order and without duplicates."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..data.image_cache import cache_images, prepare_image
-from ..data.image_sources import ImageRef, ImageSource, Part, ShardPart, file_stamp, open_files
+from ..data.image_sources import Part, ShardPart, open_files
 from ..data.labelled import LabelledSet
 from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, require, require_range
 from ..evaluation.predictions import Predictions
@@ -250,26 +250,9 @@ def to_scores(logits: np.ndarray, problem_type: str) -> np.ndarray:
     return PROBLEM_TYPES[problem_type].to_scores(torch.from_numpy(logits).double()).numpy()
 
 
-class ListSource(ImageSource):
-    """List of paths, encoded bytes or `PIL.Image`s, named by their paths or their places in the list."""
-
-    name = "the list"
-
-    def __init__(self, images: Sequence[Any]):
-        self.images = [str(image) if isinstance(image, Path) else image for image in images]
-
-    def __iter__(self) -> Iterator[ImageRef]:
-        for index, image in enumerate(self.images):
-            yield ImageRef(image if isinstance(image, str) else str(index), image)
-
-    def stamp(self, ref: ImageRef) -> Any:
-        return file_stamp(ref.image) if isinstance(ref.image, str) else None
-
-
 def image_parts(images: str | Path | Sequence[Any], part_size: int = 1000) -> list[Part | ShardPart]:
-    """Images of a folder, a table or a list (see `ListSource`) in parts of at most `part_size`."""
-    source = open_files(str(images)) if isinstance(images, (str, Path)) else ListSource(images)
-    return list(source.parts(part_size))
+    """Images of a folder, a table or a list (see `open_files`) in parts of at most `part_size`."""
+    return list(open_files(images).parts(part_size))
 
 
 def forward_part(
