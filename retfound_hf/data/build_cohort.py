@@ -1,4 +1,4 @@
-"""Command `build_cohort`: a labelled cohort from a registry, with its flow diagram."""
+"""Command `build_cohort`: a labelled cohort from the tables of a registry, with its flow chart."""
 
 import os
 import re
@@ -9,137 +9,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from matplotlib.axes import Axes
 
-from ..errors import RetFoundError
 from ..evaluation.plots import GREY, PALE, figure
 from ..files import atomic_folder, refuse_existing, write_json
 from ..options import parse_arguments
 from ..record import write_run_record
-from .cohort import Cohort, Flow, said
+from .cohort import Cohort, Counts, Flow, Horizon, Matching, Question, build_cohort, default_unit, format_counts
+from .registry import DateReader, read_registry
 from .splits import PAPER_FRACTIONS
+from .tables import check_images_exist
 
 LINE = 0.16  # inches
 MAIN, SIDE = 2.7, 3.5  # widths in inches
 GAP, PADDING, MARGIN = 0.22, 0.08, 0.05
-
-
-def plot_flow(flow: Flow, path: Path) -> Path:
-    """Write the flow chart; the file's suffix decides on PNG or SVG.
-
-    The stages run down the left, the exclusions stand on the right between them, classes and splits below.
-    """
-    stages = [stage for stage in flow.stages if stage.name == "read" or stage.excluded]
-    boxes = [[*_wrapped(stage.text, 40), said(stage.counts)] for stage in stages]
-    asides = [
-        [line for part in stage.excluded if part.counts["images"] for line in _aside(part.text, part.counts)]
-        for stage in stages
-    ]
-    ends = _ends(flow.as_dict())
-    heights = [LINE * len(lines) + 2 * PADDING for lines in boxes]
-    rooms = [max(GAP, LINE * len(lines) + 2 * PADDING + GAP if lines else 0) for lines in asides[1:]]
-    end_height = LINE * max(len(lines) for lines in ends) + 2 * PADDING
-    width, height = MAIN + GAP + SIDE + 2 * MARGIN, sum(heights) + sum(rooms) + GAP + end_height + 2 * MARGIN
-    with figure(path, width, height) as drawn:
-        drawn.set_layout_engine("none")
-        axes = drawn.add_axes((0, 0, 1, 1))
-        axes.set(xlim=(0, width), ylim=(0, height))
-        axes.axis("off")
-        top = height - MARGIN
-        for index, lines in enumerate(boxes):
-            _box(axes, MARGIN, top, MAIN, heights[index], lines, first_bold=True)
-            top -= heights[index]
-            if index == len(boxes) - 1:
-                break
-            _line(axes, (MARGIN + MAIN / 2, top), (MARGIN + MAIN / 2, top - rooms[index]))
-            aside = asides[index + 1]
-            if aside:
-                tall = LINE * len(aside) + 2 * PADDING
-                middle = top - rooms[index] / 2
-                _line(axes, (MARGIN + MAIN / 2, middle), (MARGIN + MAIN + GAP, middle))
-                _box(axes, MARGIN + MAIN + GAP, middle + tall / 2, SIDE, tall, aside)
-            top -= rooms[index]
-        _draw_ends(axes, ends, top, width, end_height)
-    return path
-
-
-def _draw_ends(axes: Axes, ends: list[list[str]], top: float, width: float, height: float) -> None:
-    """The classes and splits side by side under a bar."""
-    each = (width - 2 * MARGIN - GAP * (len(ends) - 1)) / len(ends)
-    centres = [MARGIN + each / 2 + index * (each + GAP) for index in range(len(ends))]
-    bar = top - GAP / 2
-    axes.plot([MARGIN + MAIN / 2] * 2, [top, bar], color=GREY, linewidth=0.8)
-    axes.plot([centres[0], centres[-1]], [bar, bar], color=GREY, linewidth=0.8)
-    for centre, lines in zip(centres, ends, strict=True):
-        _line(axes, (centre, bar), (centre, top - GAP))
-        _box(axes, centre - each / 2, top - GAP, each, height, lines, first_bold=True)
-
-
-def _ends(flow: dict[str, Any]) -> list[list[str]]:
-    found = []
-    for split, counts in flow["splits"].items():
-        names = {"train": "Training", "val": "Validation", "test": "Test"}
-        lines = [names[split], *_wrapped_counts(counts, 35)]
-        for label, part in sorted(counts["labels"].items(), reverse=True):
-            lines.append("with the event:" if label == "1" else "without the event:")
-            lines += [f"    {line}" for line in _wrapped_counts(part | {"eyes": None}, 31)]
-        found.append(lines)
-    return found
-
-
-def _aside(text: str, counts: dict[str, int | None]) -> list[str]:
-    return [*_wrapped(f"Excluded: {text}", 54), f"    {said(counts)}"]
-
-
-def _wrapped_counts(counts: dict[str, Any], width: int) -> list[str]:
-    """Lines that never part a number from its unit."""
-    tied = re.sub(r"(\d) ", "\\1\N{NO-BREAK SPACE}", said(counts))
-    return _wrapped(tied, width)
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width) or [""]
-
-
-def _box(
-    axes: Axes, left: float, top: float, width: float, height: float, lines: list[str], first_bold: bool = False
-) -> None:
-    from matplotlib.patches import Rectangle
-
-    face = "#eef3f7" if first_bold else "white"
-    axes.add_patch(Rectangle((left, top - height), width, height, facecolor=face, edgecolor=PALE, linewidth=0.8))
-    for index, line in enumerate(lines):
-        weight = "bold" if first_bold and index == 0 else "normal"
-        axes.text(left + PADDING, top - PADDING - LINE * (index + 0.5), line, va="center", fontsize=7.5, weight=weight)
-
-
-def _line(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": GREY, "linewidth": 0.8, "shrinkA": 0,
-                                              "shrinkB": 0, "mutation_scale": 7})  # fmt: skip
-
-
-def write_cohort(cohort: Cohort, folder: Path, home: Path) -> None:
-    """Write `cohort.csv`, `flow.json`, `flow.png` and `flow.svg` into `folder`, which will be moved to `home`.
-
-    Paths of images are written relative to `home`, so that images and cohort may be moved together.
-    """
-    table = cohort.table.assign(image=[_relative(path, home) for path in cohort.table["image"]])
-    for name in table:
-        if pd.api.types.is_datetime64_any_dtype(table[name]):
-            table[name] = table[name].dt.strftime("%Y-%m-%d")
-    table.to_csv(folder / "cohort.csv", index=False, lineterminator="\n")
-    write_json(
-        folder / "flow.json", cohort.flow.as_dict() | {"classes": cohort.question.classes, "facts": cohort.facts}
-    )
-    for suffix in ("png", "svg"):
-        plot_flow(cohort.flow, folder / f"flow.{suffix}")
-
-
-def _relative(path: str, home: Path) -> str:
-    try:
-        return Path(os.path.relpath(path, home.resolve())).as_posix()
-    except ValueError:  # another drive
-        return path
 
 
 @dataclass
@@ -153,7 +35,7 @@ class CohortArguments:
         default=None, metadata={"help": "table: patient_id, and birth_date, sex, death, last_follow_up where known"}
     )
     follow_up_end: str | None = field(
-        default=None, metadata={"help": "day on which the data were closed: nothing after it was seen"}
+        default=None, metadata={"help": "day on which the data were closed: later records count as unseen"}
     )
     unit: Literal["auto", "patient", "eye", "fellow_eye"] = field(
         default="auto",
@@ -170,7 +52,7 @@ class CohortArguments:
         default=None, metadata={"help": "the one image of a visit is that with its highest number; default: by name"}
     )
     exclude_prior: list[str] = field(
-        default_factory=list, metadata={"help": "further events that bar a patient's images from their day on"}
+        default_factory=list, metadata={"help": "further events that exclude a patient's images from their day on"}
     )
     match_controls: int | None = field(
         default=None, metadata={"help": "controls for each case, matched by age and sex; all by default"}
@@ -180,7 +62,7 @@ class CohortArguments:
     split_fractions: list[float] = field(
         default_factory=lambda: list(PAPER_FRACTIONS), metadata={"help": "shares of patients of train, val and test"}
     )
-    seed: int = field(default=0, metadata={"help": "deals splits, controls and random visits"})
+    seed: int = field(default=0, metadata={"help": "of splits, controls and random visits"})
     date_format: str | None = field(
         default=None, metadata={"help": "of all dates, such as %%d/%%m/%%Y; default: 2019-03-04 (ISO 8601)"}
     )
@@ -196,75 +78,162 @@ class CohortArguments:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the arguments, build the cohort, and say what came of it."""
-    (arguments,) = parse_arguments(
-        CohortArguments, argv=argv, description="A labelled cohort from the dates of images and events."
-    )
-    refuse_existing(arguments.out, arguments.overwrite_output_dir)
-    from .cohort import Matching, Question, build_cohort, default_unit
-    from .dates import DateReader, Horizon
-    from .registry import read_registry
-    from .tables import check_images_exist
-
-    horizon = Horizon.parse(arguments.horizon)
-    matching = None
-    if arguments.match_controls is not None:
-        matching = Matching(arguments.match_controls, arguments.match_age_caliper, arguments.match_sex)
-    registry = read_registry(
-        arguments.images,
-        arguments.events,
-        arguments.patients,
-        reader=DateReader(arguments.date_format, _time_zone(arguments.time_zone)),
-        follow_up_end=arguments.follow_up_end,
-        image_column=arguments.image_column,
-        image_root=arguments.image_root,
-    )
-    events = tuple(arguments.event)
-    unit = default_unit(registry, events) if arguments.unit == "auto" else arguments.unit
-    cohort = build_cohort(
-        registry,
-        Question(events, horizon, unit, tuple(arguments.exclude_prior)),
-        visits=arguments.visits,
-        images=arguments.images_per_visit,
-        quality_column=arguments.quality_column,
-        matching=matching,
-        split_fractions=arguments.split_fractions,
-        seed=arguments.seed,
-    )
-    if arguments.check_images:
-        check_images_exist(cohort.table.assign(id=cohort.table["image"]), arguments.images)
-    out = Path(arguments.out)
-    with atomic_folder(out, arguments.overwrite_output_dir) as partial:
-        write_cohort(cohort, partial, out)
-        write_run_record(partial, "build_cohort", arguments, unit=unit, **cohort.facts)
-    _say(cohort, out)
-
-
-def _time_zone(name: str | None) -> Any:
-    if name is None:
-        return None
-    from zoneinfo import ZoneInfo
-
-    try:
-        return ZoneInfo(name)
-    except (ValueError, KeyError, OSError) as error:
-        raise RetFoundError(f"--time_zone {name} is unknown; give a name such as Europe/London or UTC") from error
-
-
-def _say(cohort: Any, out: Path) -> None:
-    from .cohort import said
-
+    """Command `build_cohort`: build and write a cohort, and print its flow."""
+    description = "A labelled cohort from the dates of images and events."
+    (args,) = parse_arguments(CohortArguments, argv=argv, description=description)
+    cohort = cohort_of_tables(args)
     for stage in cohort.flow.stages:
         for part in stage.excluded:
-            print(f"  - {said(part.counts)}: {part.text}")
-        print(f"{said(stage.counts)}: {stage.text}")
+            print(f"  - {format_counts(part.counts)}: {part.text}")
+        print(f"{format_counts(stage.counts)}: {stage.text}")
     for split, counts in cohort.flow.as_dict()["splits"].items():
         with_event = counts["labels"].get("1", {"images": 0})["images"]
-        print(f"{split}: {said(counts)}, {with_event:,} images with the event")
+        print(f"{split}: {format_counts(counts)}, {with_event:,} images with the event")
     for table in ("events", "patients"):
         if unseen := cohort.facts.get(f"patients_without_images_in_{table}"):
             print(f"{unseen:,} patients of the {table} table have no image")
-    inferred = cohort.facts["patients_with_follow_up_from_last_record"]
-    if inferred:
+    if inferred := cohort.facts["patients_with_follow_up_from_last_record"]:
         print(f"follow-up of {inferred:,} patients ends with their last record, as none is given")
-    print(out / "cohort.csv")
+    print(Path(args.out) / "cohort.csv")
+
+
+def cohort_of_tables(args: CohortArguments) -> Cohort:
+    """Build a cohort from tables on disk and write `cohort.csv`, `flow.json`, `flow.png`, `flow.svg` and `run.json`.
+
+    Raises:
+        BadDataError: tables that cannot be true, or nothing left; `.rows` lists the offending rows.
+        BadArgumentError: an option out of range, or an unknown event.
+    """
+    refuse_existing(args.out, args.overwrite_output_dir)
+    horizon = Horizon.parse(args.horizon)
+    matching = None
+    if args.match_controls is not None:
+        matching = Matching(args.match_controls, args.match_age_caliper, args.match_sex)
+    registry = read_registry(
+        args.images, args.events, args.patients, reader=DateReader(args.date_format, args.time_zone),
+        follow_up_end=args.follow_up_end, image_column=args.image_column, image_root=args.image_root,
+    )  # fmt: skip
+    events = tuple(args.event)
+    unit = default_unit(registry, events) if args.unit == "auto" else args.unit
+    cohort = build_cohort(
+        registry, Question(events, horizon, unit, tuple(args.exclude_prior)), visits=args.visits,
+        images=args.images_per_visit, quality_column=args.quality_column, matching=matching,
+        split_fractions=args.split_fractions, seed=args.seed,
+    )  # fmt: skip
+    if args.check_images:
+        check_images_exist(cohort.table.assign(id=cohort.table["image"]), args.images)
+    with atomic_folder(args.out, args.overwrite_output_dir) as partial:
+        write_cohort(cohort, partial, Path(args.out))
+        write_run_record(partial, "build_cohort", args, unit=unit, **cohort.facts)
+    return cohort
+
+
+def write_cohort(cohort: Cohort, folder: Path, home: Path) -> None:
+    """Write `cohort.csv`, `flow.json`, `flow.png` and `flow.svg`.
+
+    Args:
+        cohort: of `build_cohort`.
+        folder: of the files, which will be moved to `home`.
+        home: paths of images are written relative to it, so that images and cohort may be moved together.
+    """
+    table = cohort.table.assign(image=[_relative(path, home) for path in cohort.table["image"]])
+    for name in table:
+        if pd.api.types.is_datetime64_any_dtype(table[name]):
+            table[name] = table[name].dt.strftime("%Y-%m-%d")
+    table.to_csv(folder / "cohort.csv", index=False, lineterminator="\n")
+    facts = {"classes": cohort.question.classes, "facts": cohort.facts}
+    write_json(folder / "flow.json", cohort.flow.as_dict() | facts)
+    for suffix in ("png", "svg"):
+        plot_flow(cohort.flow, folder / f"flow.{suffix}")
+
+
+def _relative(path: str, home: Path) -> str:
+    try:
+        return Path(os.path.relpath(path, home.resolve())).as_posix()
+    except ValueError:  # another drive
+        return path
+
+
+def plot_flow(flow: Flow, path: Path) -> Path:
+    """Write the flow chart; the file's suffix decides on PNG or SVG.
+
+    The stages run down the left, the exclusions stand on the right between them, classes and splits below.
+    """
+    stages = [stage for stage in flow.stages if stage.name == "read" or stage.excluded]
+    boxes = [[*_wrap(stage.text, 40), format_counts(stage.counts)] for stage in stages]
+    asides = [
+        [line for part in stage.excluded if part.counts["images"]
+         for line in (*_wrap(f"Excluded: {part.text}", 54), f"    {format_counts(part.counts)}")]
+        for stage in stages
+    ]  # fmt: skip
+    ends = _split_boxes(flow.as_dict())
+    heights = [LINE * len(lines) + 2 * PADDING for lines in boxes]
+    rooms = [max(GAP, LINE * len(lines) + 2 * PADDING + GAP if lines else 0) for lines in asides[1:]]
+    end_height = LINE * max(len(lines) for lines in ends) + 2 * PADDING
+    width, height = MAIN + GAP + SIDE + 2 * MARGIN, sum(heights) + sum(rooms) + GAP + end_height + 2 * MARGIN
+    with figure(path, width, height) as drawn:
+        drawn.set_layout_engine("none")
+        axes = drawn.add_axes((0, 0, 1, 1))
+        axes.set(xlim=(0, width), ylim=(0, height))
+        axes.axis("off")
+        trunk, top = MARGIN + MAIN / 2, height - MARGIN
+        for index, lines in enumerate(boxes):
+            _draw_box(axes, MARGIN, top, MAIN, heights[index], lines, first_bold=True)
+            top -= heights[index]
+            if index == len(boxes) - 1:
+                break
+            _draw_arrow(axes, (trunk, top), (trunk, top - rooms[index]))
+            if aside := asides[index + 1]:
+                tall, middle = LINE * len(aside) + 2 * PADDING, top - rooms[index] / 2
+                _draw_arrow(axes, (trunk, middle), (MARGIN + MAIN + GAP, middle))
+                _draw_box(axes, MARGIN + MAIN + GAP, middle + tall / 2, SIDE, tall, aside)
+            top -= rooms[index]
+        # The splits side by side under a bar.
+        each = (width - 2 * MARGIN - GAP * (len(ends) - 1)) / len(ends)
+        centres = [MARGIN + each / 2 + index * (each + GAP) for index in range(len(ends))]
+        bar = top - GAP / 2
+        axes.plot([trunk, trunk], [top, bar], color=GREY, linewidth=0.8)
+        axes.plot([centres[0], centres[-1]], [bar, bar], color=GREY, linewidth=0.8)
+        for centre, lines in zip(centres, ends, strict=True):
+            _draw_arrow(axes, (centre, bar), (centre, top - GAP))
+            _draw_box(axes, centre - each / 2, top - GAP, each, end_height, lines, first_bold=True)
+    return path
+
+
+def _split_boxes(flow: dict[str, Any]) -> list[list[str]]:
+    """Lines of the box of each split."""
+    boxes = []
+    for split, counts in flow["splits"].items():
+        names = {"train": "Training", "val": "Validation", "test": "Test"}
+        lines = [names[split], *_wrap_counts(counts, 35)]
+        for label, part in sorted(counts["labels"].items(), reverse=True):
+            lines.append("with the event:" if label == "1" else "without the event:")
+            lines += [f"    {line}" for line in _wrap_counts(part | {"eyes": None}, 31)]
+        boxes.append(lines)
+    return boxes
+
+
+def _wrap_counts(counts: Counts, width: int) -> list[str]:
+    """Lines that never part a number from its unit."""
+    return _wrap(re.sub(r"(\d) ", "\\1\N{NO-BREAK SPACE}", format_counts(counts)), width)
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width) or [""]
+
+
+def _draw_box(
+    axes: Any, left: float, top: float, width: float, height: float, lines: list[str], first_bold: bool = False
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    face = "#eef3f7" if first_bold else "white"
+    axes.add_patch(Rectangle((left, top - height), width, height, facecolor=face, edgecolor=PALE, linewidth=0.8))
+    for index, line in enumerate(lines):
+        weight = "bold" if first_bold and index == 0 else "normal"
+        axes.text(left + PADDING, top - PADDING - LINE * (index + 0.5), line, va="center", fontsize=7.5, weight=weight)
+
+
+def _draw_arrow(axes: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
+    style = {"arrowstyle": "-|>", "color": GREY, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 7}
+    axes.annotate("", end, start, arrowprops=style)

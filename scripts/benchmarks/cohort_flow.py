@@ -8,8 +8,7 @@ import tempfile
 from pathlib import Path
 
 from retfound_hf.data.build_cohort import plot_flow
-from retfound_hf.data.cohort import Cohort, Matching, Question, build_cohort
-from retfound_hf.data.dates import Horizon
+from retfound_hf.data.cohort import Cohort, Horizon, Matching, Question, build_cohort
 from retfound_hf.data.registry import read_registry
 from retfound_hf.data.synthetic_sets import Plan, draw_registry
 from retfound_hf.files import write_json

@@ -10,8 +10,7 @@ from scipy.stats import mannwhitneyu
 from sklearn.metrics import roc_auc_score
 
 from retfound_hf.data import synthetic_sets
-from retfound_hf.data.cohort import Question, build_cohort
-from retfound_hf.data.dates import Horizon
+from retfound_hf.data.cohort import Horizon, Question, build_cohort
 from retfound_hf.data.labelled import read_labelled
 from retfound_hf.data.registry import read_registry
 from retfound_hf.data.synthetic_sets import (

@@ -1,9 +1,8 @@
 import pandas as pd
 import pytest
 
-from retfound_hf.data.cohort import Question, build_cohort, default_unit
-from retfound_hf.data.dates import DateReader, Horizon
-from retfound_hf.data.registry import read_registry
+from retfound_hf.data.cohort import Horizon, Question, build_cohort, default_unit
+from retfound_hf.data.registry import DateReader, read_registry
 
 
 @pytest.fixture
