@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ..errors import RetFoundError, join_names
-from ..evaluation.report import predictions_table
+from ..evaluation.predictions import Predictions
 from ..explanation.reconstruction import COLUMNS, paint, sheet_row
 from ..explanation.relevance import relevance
 from ..images.drawing import colour_layer, heat_on_image
@@ -370,9 +369,8 @@ def _table(reader: Reader, ids: list[str], scores: list[np.ndarray]) -> str:
     """`predictions.csv`, as `evaluate` writes it without labels, as an address that holds it."""
     if not ids:
         return ""
-    rows = pd.DataFrame({"id": ids})
-    table = predictions_table(rows, None, np.concatenate(scores), reader.problem_type, reader.class_names)
-    content = table.to_csv(index=False, float_format="%.6g").encode()
+    found = Predictions(ids, np.concatenate(scores), None, reader.class_names, reader.problem_type)
+    content = found.table().to_csv(index=False, float_format="%.6g").encode()
     return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(content).decode()}"
 
 

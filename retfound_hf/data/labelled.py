@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from ..errors import BadArgumentError, BadDataError, join_names
-from ..evaluation.validation import ProblemType
 from ..images.reading import find_images
 from ..vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from . import tables
@@ -55,7 +54,7 @@ class LabelledSet:
     """
 
     table: pd.DataFrame
-    problem_type: ProblemType
+    problem_type: str
     class_names: tuple[str, ...]
     label_columns: tuple[str, ...]
 

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from ..errors import BadArgumentError, BadDataError, join_names, nearest, one_line, require
-from ..evaluation.validation import ProblemType
 from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from .splits import SPLITS
 
@@ -109,9 +108,7 @@ def as_text(values: pd.Series) -> pd.Series:
     return pd.Series([text(value) for value in values], index=values.index, dtype=object)
 
 
-def infer_problem_type(
-    table: pd.DataFrame, columns: Sequence[str], problem_type: str | None, data: object
-) -> ProblemType:
+def infer_problem_type(table: pd.DataFrame, columns: Sequence[str], problem_type: str | None, data: object) -> str:
     """Problem type of label columns: one means classes, several of 0 and 1 findings; regression must be asked for.
 
     Args:

@@ -1,134 +1,243 @@
-"""95% confidence intervals by the bootstrap over patients (BCa) or the jackknife on the logit scale."""
+"""Estimates with 95% confidence intervals: bootstrap over patients (BCa), and the jackknife on the logit scale.
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
+`scipy.stats.bootstrap` draws rows, not patients with all their rows, and calls a function of rows for each resample;
+here a statistic takes many sets of weights at once.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import RetFoundError
-from .estimates import CONFIDENCE, Estimate, Patients, logit_interval, patients_of
-from .estimates import METHOD as LOGIT
-from .metrics import METRICS, Rows, Values, metric_of, weighted_metrics
-from .validation import ProblemType
+from ..errors import BadDataError, require_range
 
-Statistic = Callable[[np.ndarray], Values]
-
-
-def passes(rows: Rows, names: Collection[str], patients: Any) -> Iterator[tuple[list[str], Patients]]:
-    """The metrics that are drawn together, and the units that are drawn for them.
-
-    AUROC, balanced accuracy and macro recall (`within_class`) do not depend on how frequent the classes are: their
-    patients are drawn within their class. All other metrics do depend on it, and drawing within classes would hide
-    that part of their variation: they get free draws. Metrics without interval are not drawn.
-
-    Args:
-        names: of metrics.
-        patients: (N,) names, see `patients_of`.
-    """
-    for within in (False, True):
-        chosen = [name for name in names if has_interval(name) and metric_of(name).within_class == within]
-        if chosen:
-            yield chosen, patients_of(patients, len(rows), rows.truth if within else None)
-
-
-def is_skewed(name: str) -> bool:
-    """Whether a name's metric gets its interval by the jackknife on the logit scale; False for other numbers."""
-    return (metric := METRICS.get(name.split("/", 1)[0])) is not None and metric.skewed
-
-
-def has_interval(name: str) -> bool:
-    """Whether a metric gets an interval."""
-    return metric_of(name).has_interval
-
-
-def no_interval(name: str) -> str:
-    """Why a metric has no interval, for tables."""
-    return f"no interval: the {metric_of(name).title} of a sample is biased upwards"
-
-
-RESAMPLES = 2000  # below, the ends of a BCa interval move visibly with the seed
-# With fewer defined resamples in a tail the ends of an interval are noise.
-MIN_DEFINED = 100
+Values = dict[Any, np.ndarray]
+Statistic = Callable[[np.ndarray], Values]  # from weights of the rows (B, N) to named values (B,), NaN where undefined
 Method = Literal["bca", "percentile"]
 
+Z = 1.959963984540054  # 97.5% quantile of the standard normal distribution
+CONFIDENCE = 0.95
+RESAMPLES = 2000  # below, the ends of a BCa interval move visibly with the seed
+MIN_DEFINED = 100  # with fewer defined resamples in a tail the ends of an interval are noise
+BLOCK = 4_000_000  # elements of one block of weights: 32 MB, which keeps temporaries in the processor's reach
+JACKKNIFE = 400  # patients left out one by one; above that in as many groups
+LOGIT = "jackknife over patients, logit scale"
 
-def metric_intervals(
-    problem_type: ProblemType,
-    labels: Any,
-    scores: Any,
-    class_names: Sequence[str],
-    patients: Any = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, Estimate]:
-    """Every metric of `metrics.compute_metrics` with its 95% interval over patients.
 
-    Patients are drawn with replacement, all images of a patient together, freely or within their class as
-    `MetricDraws.passes` says. AUPRC has the interval of `logit_jackknife`, all others that of `bootstrap`, but for the
-    ECE, which has none, because a sample's ECE is biased upwards by more than it varies. By simulation, at 100
-    patients with two eyes each, all intervals hold the true value in 93 to 97% of samples.
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95% interval.
+
+    Attributes:
+        value: None where the data leave it undefined.
+        low, high: ends of the interval; None where there is none, as with a single seed, or where every resample gives
+            the same value.
+        n: independent units that the interval rests on: patients (images where patients are unknown) or seeds.
+        method: how the interval was found, in a few words.
+        undefined: share of the resamples that left the number undefined and were passed over, from 0 to 1.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    method: str
+    undefined: float = 0.0
+
+    @property
+    def interval(self) -> list[float | None] | None:
+        """`[low, high]` as `metrics.json` holds it; None where there is no interval."""
+        return None if self.low is None and self.high is None else [self.low, self.high]
+
+    def __str__(self) -> str:
+        """Such as `0.912 (0.884 to 0.935)`, with minus signs."""
+        if self.value is None:
+            return "undefined"
+        ends = "" if self.interval is None else f" ({_number(self.low)} to {_number(self.high)})"
+        return _number(self.value) + ends
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference of two numbers, first minus second, and the two-sided p value of there being none.
+
+    Attributes:
+        difference: with its interval.
+        p_value: None where the test is undefined.
+        test: name of the test.
+    """
+
+    difference: Estimate
+    p_value: float | None
+    test: str
+
+
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:.3f}".replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Patients:
+    """The independent units behind the rows of a set.
+
+    Attributes:
+        row: int64 (N,), the patient of each row, from 0 to `count` - 1.
+        count: number of patients.
+        stratum: int64 (count,), the class of patients within which is resampled.
+    """
+
+    row: np.ndarray
+    count: int
+    stratum: np.ndarray
+
+    def draws(self, resamples: int, seed: int) -> Iterator[np.ndarray]:
+        """Bootstrap weights of the rows: how often each one's patient was drawn, float64 (block, N), in blocks.
+
+        The draws depend on patients, strata and seed alone, not on the size of the blocks.
+        """
+        strata = [np.flatnonzero(self.stratum == stratum) for stratum in np.unique(self.stratum)]
+        # A stream for each stratum: read row by row, it is the same however many rows are read at once.
+        streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(len(strata))]
+        size = max(1, BLOCK // len(self.row))
+        for start in range(0, resamples, size):
+            block = min(size, resamples - start)
+            counts = np.empty((block, self.count))
+            for members, stream in zip(strata, streams, strict=True):
+                drawn = stream.integers(len(members), size=(block, len(members)))
+                drawn += len(members) * np.arange(block)[:, None]
+                found = np.bincount(drawn.ravel(), minlength=block * len(members))
+                counts[:, members] = found.reshape(block, len(members))
+            yield counts[:, self.row]
+
+    def left_out(self) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+        """Jackknife weights of the rows: 0 for the patients left out, 1 for the others.
+
+        Many patients are left out in groups of one stratum.
+
+        Returns:
+            Stratum of each group, (groups,), and the weights, float64 (block, N), in blocks.
+        """
+        order = np.lexsort((np.random.default_rng(0).random(self.count), self.stratum))
+        together = -(-self.count // JACKKNIFE)
+        group, strata = np.empty(self.count, np.int64), []
+        for stratum in np.unique(self.stratum):
+            patients = order[self.stratum[order] == stratum]
+            group[patients] = len(strata) + np.arange(len(patients)) // together
+            strata += [stratum] * -(-len(patients) // together)
+        return np.array(strata), self._without(group[self.row], len(strata))
+
+    def _without(self, group: np.ndarray, groups: int) -> Iterator[np.ndarray]:
+        size = max(1, BLOCK // len(group))
+        for start in range(0, groups, size):
+            yield (np.arange(start, min(start + size, groups))[:, None] != group).astype(np.float64)
+
+
+def patients_of(patients: Any, rows: int, classes: np.ndarray | None = None) -> Patients:
+    """Number the patients of a set.
+
+    A patient belongs to the stratum of the rarest class among the rows, so that each class keeps its patients. A
+    stratum of one patient could not vary; such patients share one stratum.
 
     Args:
-        problem_type, labels, scores, class_names: as for `compute_metrics`.
-        patients: (N,) names; None or NaN for an image whose patient is unknown, which then counts as a patient.
-        resamples: number of bootstrap samples.
-        seed: another seed draws other patients.
-
-    Returns:
-        By name, in the order of `compute_metrics`.
+        patients: (N,) names, None or NaN where unknown (such a row is a patient of its own), or None altogether.
+        rows: N.
+        classes: bool (N, C), the classes of each row, to resample within; None: all patients in one stratum.
 
     Raises:
-        RetFoundError: as `compute_metrics`, or a single patient.
+        BadDataError: a number of names other than N, or a single patient.
     """
-    from .predictions import Predictions
+    row = patient_numbers(patients, rows)
+    count = int(row.max()) + 1
+    if count < 2:
+        raise BadDataError(f"an interval over patients needs at least two of them, and the {rows} rows are of one")
+    stratum = np.zeros(count, np.int64)
+    if classes is not None:
+        present = np.zeros((count, classes.shape[1]), dtype=bool)
+        np.logical_or.at(present, row, classes)
+        rarity = np.argsort(present.sum(axis=0), kind="stable")
+        stratum = np.where(present.any(axis=1), rarity[present[:, rarity].argmax(axis=1)], classes.shape[1])
+        sizes = np.bincount(stratum, minlength=classes.shape[1] + 1)
+        alone = sizes[stratum] < 2
+        stratum[alone] = -1
+        if alone.sum() == 1:  # still alone: into the smallest of the other strata
+            stratum[alone] = np.where(sizes < 2, count, sizes).argmin()
+    return Patients(row, count, stratum)
 
-    predictions = Predictions(None, scores, labels, class_names, problem_type)
-    values, rows = predictions.metrics(), predictions.rows
-    count, found = patients_of(patients, len(rows)).count, {}
-    for names, units in passes(rows, values, patients):
-        chosen = {name: values[name] for name in names}
-        found |= bootstrap(partial(weighted_metrics, rows, names), chosen, units, resamples, seed)
-    for name in values:
-        if name not in found:
-            found[name] = Estimate(values[name], None, None, count, no_interval(name))
-    return {name: found[name] for name in values}
+
+def patient_numbers(patients: Any, rows: int) -> np.ndarray:
+    """Patient of each row as a number from 0 on, (N,); an unknown one (None, NaN) is a patient of its own."""
+    if patients is None:
+        return np.arange(rows)
+    import pandas as pd
+
+    names = pd.Series(np.asarray(patients, dtype=object))
+    if len(names) != rows:
+        raise BadDataError(f"{len(names)} patients were given for {rows} rows; give one per row")
+    row, known = pd.factorize(names)
+    return np.where(row < 0, len(known) + np.cumsum(row < 0) - 1, row)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Values of a statistic on bootstrap samples and, for BCa, without each group of patients.
+
+    Attributes:
+        samples: by name (resamples,), NaN where undefined.
+        left_out: by name (groups,); empty for percentiles.
+        strata: (groups,) stratum of each group; None for percentiles.
+        patients: number of independent units.
+    """
+
+    samples: Values
+    left_out: Values
+    strata: np.ndarray | None
+    patients: int
+
+    def interval(self, name: Any, value: float | None, skewed: bool = False) -> Estimate:
+        """The estimate of a name; arguments as `interval`."""
+        jackknife = None if self.strata is None else (self.left_out[name], self.strata)
+        return interval(value, self.samples[name], self.patients, jackknife, skewed)
+
+
+def draw(
+    statistic: Statistic, patients: Patients, resamples: int = RESAMPLES, seed: int = 0, method: Method = "bca"
+) -> Draws:
+    """Evaluate a statistic on bootstrap samples of patients; arguments as `bootstrap`."""
+    require_range("resamples", resamples, MIN_DEFINED)
+    samples = _evaluate(statistic, patients.draws(resamples, seed))
+    if method == "percentile":
+        return Draws(samples, {}, None, patients.count)
+    strata, blocks = patients.left_out()
+    return Draws(samples, _evaluate(statistic, blocks), strata, patients.count)
 
 
 def bootstrap(
-    statistic: Callable[[np.ndarray], Values],
+    statistic: Statistic,
     values: Mapping[str, float | None],
     patients: Patients,
     resamples: int = RESAMPLES,
     seed: int = 0,
     method: Method = "bca",
-    skewed: Callable[[Any], bool] | None = None,
+    skewed: Collection[str] = (),
 ) -> dict[str, Estimate]:
     """Intervals of whatever can be computed from weighted rows.
 
     Args:
         statistic: weights of the rows (B, N) -> by name the B values, NaN where undefined.
         values: what `statistic` gives for the whole set; None where undefined.
-        patients: see `patients.patients_of`.
+        patients: see `patients_of`.
         resamples: at least 100.
+        seed: another one draws other patients.
         method: `bca`, bias-corrected and accelerated (Efron 1987; acceleration by the jackknife within strata, Davison
             and Hinkley 1997, section 5.3), or the plain percentiles.
-        skewed: of a name, whether `logit_jackknife` gives its interval in the place of BCa.
+        skewed: names whose interval `logit_interval` gives in the place of BCa.
     """
-    if resamples < MIN_DEFINED:
-        raise RetFoundError(f"{resamples} resamples are too few for a 95% interval; give at least {MIN_DEFINED}")
-    drawn = evaluate(statistic, patients.draws(resamples, seed))
-    strata, left_out = patients.left_out() if method == "bca" else (None, ())
-    jackknife = evaluate(statistic, left_out) if method == "bca" else {}
-    found = {}
-    for name, value in values.items():
-        without = (jackknife[name], strata) if method == "bca" else None
-        found[name] = interval(value, drawn[name], patients.count, without, (skewed or is_skewed)(name))
-    return found
+    found = draw(statistic, patients, resamples, seed, method)
+    return {name: found.interval(name, value, name in skewed) for name, value in values.items()}
 
 
-def evaluate(statistic: Callable[[np.ndarray], Values], blocks: Any) -> Values:
-    """The values of all blocks of weights, one behind the other."""
+def _evaluate(statistic: Statistic, blocks: Iterable[np.ndarray]) -> Values:
     parts = [statistic(weights) for weights in blocks]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -143,10 +252,11 @@ def interval(
     """The interval that bootstrap values leave, and the jackknife's.
 
     Args:
+        value: of the whole set; None where undefined.
         drawn: values of the resamples, NaN where undefined.
         patients: number of independent units.
         jackknife: values without each group of patients, and the groups' strata, for BCa; None: percentiles.
-        skewed: take the interval of `logit_jackknife` where there is one.
+        skewed: take the interval of `logit_interval` where there is one.
     """
     from scipy.stats import norm
 
@@ -168,14 +278,27 @@ def interval(
     return Estimate(float(value), float(low), float(high), patients, name, undefined)
 
 
-def rows_statistic(metric: Callable[[np.ndarray], float], name: str = "metric") -> Statistic:
-    """A statistic from any function of row numbers, repeated as often as they were drawn; one call per resample."""
+def logit_interval(value: float, left_out: np.ndarray) -> tuple[float, float] | None:
+    """Normal interval of log(value / (1 - value)), carried back (Boyd, Eng and Page 2013, with another variance).
 
-    def statistic(weights: np.ndarray) -> Values:
-        rows = np.arange(weights.shape[1])
-        return {name: np.array([metric(np.repeat(rows, weight.astype(np.int64))) for weight in weights], np.float64)}
+    For the average precision, which with few positives is skewed beyond what BCa mends. The variance is the
+    jackknife's over patients, in the place of the binomial one, which takes images for patients.
 
-    return statistic
+    Args:
+        value: in [0, 1].
+        left_out: (groups,) the value without each group of patients.
+
+    Returns:
+        low, high; None where a number is 0, 1 or undefined, which has no logit, or where nothing varies.
+    """
+    numbers = np.r_[value, left_out]
+    if not ((numbers > 0) & (numbers < 1)).all() or np.ptp(left_out) < 1e-12:
+        return None
+    logits = np.log(numbers / (1 - numbers))
+    groups = len(left_out)
+    error = ((groups - 1) / groups * ((logits[1:] - logits[1:].mean()) ** 2).sum()) ** 0.5
+    low, high = 1 / (1 + np.exp(-(logits[0] + Z * error * np.array([-1, 1]))))
+    return float(low), float(high)
 
 
 def _acceleration(values: np.ndarray, strata: np.ndarray) -> float:
@@ -187,3 +310,13 @@ def _acceleration(values: np.ndarray, strata: np.ndarray) -> float:
             influence[members] = values[members].mean() - values[members]
     spread = (influence**2).sum()
     return float((influence**3).sum() / (6 * spread**1.5)) if spread > 0 else 0.0
+
+
+def rows_statistic(metric: Callable[[np.ndarray], float], name: str = "metric") -> Statistic:
+    """Statistic from any function of row numbers, repeated as often as they were drawn; one call per resample."""
+
+    def statistic(weights: np.ndarray) -> Values:
+        rows = np.arange(weights.shape[1])
+        return {name: np.array([metric(np.repeat(rows, weight.astype(np.int64))) for weight in weights], np.float64)}
+
+    return statistic

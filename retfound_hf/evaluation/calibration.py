@@ -2,13 +2,17 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from ..errors import RetFoundError
-from .estimates import CONFIDENCE, Estimate, patients_of
-from .validation import ProblemType
+from ..errors import BadArgumentError, BadDataError, require_range
+from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES
+from .bootstrap import CONFIDENCE, Estimate, patients_of
+
+if TYPE_CHECKING:
+    from .predictions import Predictions
 
 BINS = 15  # Guo et al. 2017, section 5
 
@@ -48,15 +52,11 @@ def reliability_curve(confidence: Any, correct: Any, bins: int = BINS, equal_mas
             2015): they do not leave most rows in the last bin, where confidence is high throughout.
 
     Raises:
-        RetFoundError: shapes that differ, no rows, confidence outside [0, 1], fewer than one bin.
+        BadDataError: shapes that differ, no rows, confidence outside [0, 1].
+        BadArgumentError: fewer than one bin.
     """
-    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
-    if confidence.ndim != 1 or confidence.shape != correct.shape or not len(confidence):
-        raise RetFoundError(f"confidence {confidence.shape} and correct {correct.shape} must both be (N,), N > 0")
-    if not ((confidence >= 0) & (confidence <= 1)).all():
-        raise RetFoundError(f"confidence from {confidence.min():g} to {confidence.max():g}; accepted: [0, 1]")
-    if bins < 1:
-        raise RetFoundError(f"bins={bins}; at least 1 is needed")
+    correct, confidence = _outcomes(correct, confidence)
+    require_range("bins", bins, 1)
     edges = np.linspace(0, 1, bins + 1)
     if equal_mass:
         edges = np.unique(np.r_[0, np.quantile(confidence, edges[1:-1], method="inverted_cdf"), 1])
@@ -71,6 +71,19 @@ def reliability_curve(confidence: Any, correct: Any, bins: int = BINS, equal_mas
 def bin_of(confidence: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Index (N,) of the bin m with `edges[m] < confidence <= edges[m + 1]`; the lowest edge is in the first bin."""
     return np.maximum(np.searchsorted(edges, confidence, side="left") - 1, 0)
+
+
+def _outcomes(truth: Any, probabilities: Any) -> tuple[np.ndarray, np.ndarray]:
+    """bool (N,) and float64 (N,) in [0, 1], or BadDataError."""
+    truth, probabilities = np.asarray(truth, bool), np.asarray(probabilities, np.float64)
+    if truth.ndim != 1 or truth.shape != probabilities.shape or not len(truth):
+        raise BadDataError(f"outcomes {truth.shape} and probabilities {probabilities.shape} must both be (N,), N > 0")
+    outside = ~((probabilities >= 0) & (probabilities <= 1))
+    if outside.any():
+        raise BadDataError(
+            f"probability {probabilities[outside][0]:g} is outside 0 to 1", rows=np.flatnonzero(outside)
+        )
+    return truth, probabilities
 
 
 def expected_calibration_error(confidence: Any, correct: Any, bins: int = BINS, equal_mass: bool = False) -> float:
@@ -130,9 +143,7 @@ def calibration_line(truth: Any, probabilities: Any, patients: Any = None) -> Re
     Returns:
         Undefined where one outcome is absent; the slope also where the outcomes are separated without a fault.
     """
-    truth, probabilities = np.asarray(truth, bool), np.asarray(probabilities, np.float64)
-    if truth.ndim != 1 or truth.shape != probabilities.shape or not len(truth):
-        raise RetFoundError(f"truth {truth.shape} and probabilities {probabilities.shape} must both be (N,), N > 0")
+    truth, probabilities = _outcomes(truth, probabilities)
     clipped = np.clip(probabilities, TINY, 1 - TINY)
     logits = np.log(clipped / (1 - clipped))
     units = patients_of(patients, len(truth))
@@ -181,7 +192,7 @@ def _estimate(fit: Any, index: int, patients: int) -> Estimate:
 RANGE = (0.05, 20.0)
 
 
-def fit_temperature(logits: Any, labels: Any, problem_type: ProblemType) -> float:
+def fit_temperature(logits: Any, labels: Any, problem_type: str) -> float:
     """The T that minimises the log loss of `softmax(logits / T)`, or for multi-label of `sigmoid(logits / T)`.
 
     The loss is convex in 1/T, so that there is one minimum. The ranking within a row does not change.
@@ -196,18 +207,21 @@ def fit_temperature(logits: Any, labels: Any, problem_type: ProblemType) -> floa
         either, the larger the better: 20, with a warning; probabilities that hardly differ are then the honest ones.
 
     Raises:
-        RetFoundError: regression, which has no probabilities.
+        BadArgumentError: regression, which has no probabilities.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_expit, log_softmax
 
-    if problem_type == "regression":
-        raise RetFoundError("a temperature calibrates probabilities, and regression has none; leave calibration out")
+    if not PROBLEM_TYPES[problem_type].is_classification:
+        raise BadArgumentError(
+            "a temperature calibrates probabilities, and regression has none; leave `calibrate` out",
+            field="calibrate", value=True,
+        )  # fmt: skip
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
 
     def loss(log_inverse: float) -> float:
         scaled = logits * np.exp(log_inverse)
-        if problem_type == "multi_label_classification":
+        if problem_type == MULTI_LABEL:
             return -float(np.where(labels > 0.5, log_expit(scaled), log_expit(-scaled)).mean())
         return -float(log_softmax(scaled, axis=1)[np.arange(len(labels)), labels].mean())
 
@@ -262,12 +276,12 @@ def decision_curve(truth: Any, probabilities: Any, thresholds: Any = THRESHOLDS)
         probabilities: float (N,), calibrated, in [0, 1].
         thresholds: above 0 and below 1.
     """
-    truth, probabilities = np.asarray(truth, bool), np.asarray(probabilities, np.float64)
+    truth, probabilities = _outcomes(truth, probabilities)
     thresholds = np.asarray(thresholds, np.float64)
-    if truth.ndim != 1 or truth.shape != probabilities.shape or not len(truth):
-        raise RetFoundError(f"truth {truth.shape} and probabilities {probabilities.shape} must both be (N,), N > 0")
     if thresholds.ndim != 1 or not ((thresholds > 0) & (thresholds < 1)).all():
-        raise RetFoundError("thresholds of a decision curve lie above 0 and below 1")
+        raise BadArgumentError(
+            "thresholds of a decision curve lie above 0 and below 1", field="thresholds", value=thresholds
+        )
     cost = thresholds / (1 - thresholds)
     hits, alarms = (_at_least(probabilities[side], thresholds) / len(truth) for side in (truth, ~truth))
     return DecisionCurve(thresholds, hits - alarms * cost, truth.mean() - (1 - truth.mean()) * cost)
@@ -275,3 +289,26 @@ def decision_curve(truth: Any, probabilities: Any, thresholds: Any = THRESHOLDS)
 
 def _at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return len(values) - np.searchsorted(np.sort(values), thresholds, side="left")
+
+
+def calibration_table(predictions: "Predictions") -> pd.DataFrame:
+    """A row per class, and one (`all`) for the predicted class, or for all labels pooled.
+
+    Returns:
+        `class`, `positives`, `n`, `ece` in bins of equal width and `ece_equal_mass` in bins of as many rows; `slope`
+        and `intercept` of `calibration_line` with `_low` and `_high`, by class.
+    """
+    rows, found = predictions.rows, []
+    sides = {name: (rows.scores[:, column], rows.truth[:, column])
+             for column, name in enumerate(predictions.class_names)}  # fmt: skip
+    sides["all"] = confidence_and_correctness(rows.truth, rows.scores, rows.single)
+    for name, (confidence, correct) in sides.items():
+        row: dict[str, Any] = {"class": name, "positives": int(correct.sum()), "n": len(correct)}
+        row["ece"] = expected_calibration_error(confidence, correct)
+        row["ece_equal_mass"] = expected_calibration_error(confidence, correct, equal_mass=True)
+        if name != "all":
+            line = calibration_line(correct, confidence, predictions.patients)
+            for part, one in (("slope", line.slope), ("intercept", line.intercept)):
+                row |= {part: one.value, f"{part}_low": one.low, f"{part}_high": one.high}
+        found.append(row)
+    return pd.DataFrame(found)

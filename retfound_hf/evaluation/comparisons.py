@@ -1,16 +1,29 @@
 """Comparisons of models: paired bootstrap, DeLong, over seeds, over seeds and patients, Holm's correction."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import RetFoundError
-from .bootstrap import MIN_DEFINED, RESAMPLES, Statistic, bootstrap, no_interval, passes
-from .estimates import CONFIDENCE, Comparison, Estimate, Patients, Z, patients_of
-from .metrics import Values, weighted_metrics
-from .validation import ProblemType
+from ..errors import BadDataError
+from .bootstrap import (
+    CONFIDENCE,
+    MIN_DEFINED,
+    RESAMPLES,
+    Comparison,
+    Estimate,
+    Patients,
+    Statistic,
+    Z,
+    draw,
+    patients_of,
+)
+from .metrics import weighted_metrics
+
+if TYPE_CHECKING:
+    from .predictions import Predictions
 
 
 def auroc_interval(truth: Any, scores: Any, patients: Any = None) -> Estimate:
@@ -47,11 +60,11 @@ def compare_aurocs(truth: Any, first: Any, second: Any, patients: Any = None) ->
     areas, covariance, count = _areas(truth, [first, second], patients)
     name = _name("DeLong", patients)
     if areas is None:
-        return Comparison(Estimate(None, None, None, count, name), None, name)
+        return _untested(None, count, name)
     difference = float(areas[0] - areas[1])
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     if variance < 1e-15:
-        return Comparison(Estimate(difference, None, None, count, name), None, name)
+        return _untested(difference, count, name)
     error = variance**0.5
     estimate = Estimate(difference, difference - Z * error, difference + Z * error, count, name)
     return Comparison(estimate, float(2 * norm.sf(abs(difference) / error)), name)
@@ -62,9 +75,9 @@ def _areas(truth: Any, scores: list[Any], patients: Any) -> tuple[np.ndarray | N
     truth = np.asarray(truth, dtype=bool)
     table = np.asarray(scores, dtype=np.float64)
     if truth.ndim != 1 or table.shape[1:] != truth.shape or not len(truth):
-        raise RetFoundError(f"truth {truth.shape} and scores {table.shape[1:]} must both be (N,), N > 0")
+        raise BadDataError(f"truth {truth.shape} and scores {table.shape[1:]} must both be (N,), N > 0")
     if not np.isfinite(table).all():
-        raise RetFoundError("scores hold values that are NaN or infinite; only finite numbers are accepted")
+        raise BadDataError("scores hold values that are NaN or infinite; only finite numbers are accepted")
     units = patients_of(patients, len(truth))
     positives, negatives = int(truth.sum()), int((~truth).sum())
     if not positives or not negatives:
@@ -97,6 +110,10 @@ def _placements(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.where(truth, below, 1 - below)
 
 
+def _untested(difference: float | None, units: int, test: str) -> Comparison:
+    return Comparison(Estimate(difference, None, None, units, test), None, test)
+
+
 def _name(test: str, patients: Any) -> str:
     return test if patients is None else f"{test}, clustered by patient (Obuchowski)"
 
@@ -105,39 +122,31 @@ TEST = "paired bootstrap over patients"
 
 
 def compare_metrics(
-    problem_type: ProblemType,
-    labels: Any,
-    first: Any,
-    second: Any,
-    class_names: Sequence[str],
-    patients: Any = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    first: "Predictions", second: "Predictions", resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Comparison]:
     """Every metric of `first` minus that of `second`, with 95% interval and two-sided p value, over patients.
 
     Both models are measured on the same draws, so that what makes a draw easy for both cancels. Patients are drawn
-    as in `bootstrap.metric_intervals`. For a single AUROC `delong.compare_aurocs` needs no resampling.
+    as in `Predictions.intervals`. For a single AUROC `compare_aurocs` needs no resampling.
 
     Args:
-        labels: true values of the rows.
-        first, second: scores of the two models for the same rows, as `metrics.compute_metrics` takes them.
-        patients, resamples, seed: as in `bootstrap.metric_intervals`.
-    """
-    if np.shape(first) != np.shape(second):
-        raise RetFoundError(f"scores of shapes {np.shape(first)} and {np.shape(second)} are not of the same images")
-    from .predictions import Predictions
+        first, second: of two models for the same images, in one order.
+        resamples, seed: as in `Predictions.intervals`.
 
-    one, other = (Predictions(None, scores, labels, class_names, problem_type) for scores in (first, second))
-    measured = [one.metrics(), other.metrics()]
+    Raises:
+        BadDataError: other ids, classes or labels.
+    """
+    if not (first.problem_type == second.problem_type and first.class_names == second.class_names
+            and np.array_equal(first.ids, second.ids) and np.array_equal(first.targets, second.targets)):  # fmt: skip
+        raise BadDataError("the predictions are not of the same images with the same labels, in one order")
+    measured = first.metrics(), second.metrics()
     values = {name: _minus(value, measured[1][name]) for name, value in measured[0].items()}
-    count, found = patients_of(patients, len(one)).count, {}
-    for names, units in passes(one.rows, values, patients):
-        difference = _difference(*(partial(weighted_metrics, side.rows, names) for side in (one, other)))
+    found: dict[str, Comparison] = {}
+    for names, units in first.resampling(values):
+        difference = _difference(*(partial(weighted_metrics, side.rows, names) for side in (first, second)))
         found |= compare(difference, {name: values[name] for name in names}, units, resamples, seed)
-    for name in values:
-        if name not in found:
-            found[name] = Comparison(Estimate(values[name], None, None, count, no_interval(name)), None, TEST)
+    for name in values.keys() - found.keys():
+        found[name] = Comparison(replace(first.without_interval(name), value=values[name]), None, TEST)
     return {name: found[name] for name in values}
 
 
@@ -148,22 +157,16 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Comparison]:
-    """Intervals and p values of differences that can be computed from weighted rows; arguments as `bootstrap`.
+    """Intervals (percentiles) and p values of differences that can be computed from weighted rows.
 
     The p value is twice the smaller share of resamples on one side of 0, counting the whole set as one of them
-    (Davison and Hinkley 1997, section 4.2), so that it is never 0.
+    (Davison and Hinkley 1997, section 4.2), so that it is never 0. Arguments as `bootstrap`.
     """
-    drawn: list[Values] = []
-
-    def kept(weights: np.ndarray) -> Values:
-        drawn.append(difference(weights))
-        return drawn[-1]
-
-    estimates = bootstrap(kept, values, patients, resamples, seed, "percentile")
-    found = {}
-    for name, estimate in estimates.items():
-        sample = np.concatenate([part[name] for part in drawn])
-        found[name] = Comparison(estimate, _p_value(sample) if estimate.low is not None else None, TEST)
+    drawn, found = draw(difference, patients, resamples, seed, "percentile"), {}
+    for name, value in values.items():
+        estimate = drawn.interval(name, value)
+        p_value = None if estimate.low is None else _p_value(drawn.samples[name])
+        found[name] = Comparison(estimate, p_value, TEST)
     return found
 
 
@@ -174,7 +177,7 @@ def _p_value(sample: np.ndarray) -> float:
 
 
 def _difference(first: Statistic, second: Statistic) -> Statistic:
-    def statistic(weights: np.ndarray) -> Values:
+    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         ones, others = first(weights), second(weights)
         return {name: ones[name] - others[name] for name in ones}
 
@@ -220,21 +223,21 @@ def compare_seeds(first: Sequence[float | None], second: Sequence[float | None],
         not vary, leave the test undefined.
 
     Raises:
-        RetFoundError: paired samples of different sizes.
+        BadDataError: paired samples of different sizes.
     """
     from scipy import stats
 
     name = "paired t-test over seeds" if paired else "t-test over seeds"
     if paired and len(first) != len(second):
-        raise RetFoundError(f"{len(first)} and {len(second)} values cannot be paired; give one of each per seed")
+        raise BadDataError(f"{len(first)} and {len(second)} values cannot be paired; give one of each per seed")
     seeds = min(len(first), len(second))
     one, other = _finite(first), _finite(second)
     if one is None or other is None:
-        return Comparison(Estimate(None, None, None, seeds, name), None, name)
+        return _untested(None, seeds, name)
     difference = float(one.mean() - other.mean())
     spread = np.ptp(one - other) if paired else max(np.ptp(one), np.ptp(other))
     if seeds < 2 or spread < 1e-12:
-        return Comparison(Estimate(difference, None, None, seeds, name), None, name)
+        return _untested(difference, seeds, name)
     result: Any = stats.ttest_rel(one, other) if paired else stats.ttest_ind(one, other)
     interval = result.confidence_interval(CONFIDENCE)
     estimate = Estimate(difference, float(interval.low), float(interval.high), seeds, name)
@@ -261,7 +264,7 @@ def _finite(values: Sequence[float | None]) -> np.ndarray | None:
     return found if len(found) and np.isfinite(found).all() else None
 
 
-SEEDS_AND_PATIENTS_TEST = "t-test, variance over patients (bootstrap) + seeds"
+BOTH = "t-test, variance over patients (bootstrap) + seeds"
 
 
 def compare_over_both(
@@ -288,28 +291,25 @@ def compare_over_both(
     """
     one, other = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if paired and len(one) != len(other):
-        raise RetFoundError(f"{len(one)} and {len(other)} trainings cannot be paired; give one of each per seed")
+        raise BadDataError(f"{len(one)} and {len(other)} trainings cannot be paired; give one of each per seed")
     difference = float(one.mean() - other.mean())
     if not np.isfinite(difference):
-        return Comparison(Estimate(None, None, None, patients, SEEDS_AND_PATIENTS_TEST), None, SEEDS_AND_PATIENTS_TEST)
+        return _untested(None, patients, BOTH)
     drawn = drawn[np.isfinite(drawn)]
-    without = Comparison(
-        Estimate(difference, None, None, patients, SEEDS_AND_PATIENTS_TEST), None, SEEDS_AND_PATIENTS_TEST
-    )
     if len(drawn) < MIN_DEFINED:
-        return without
+        return _untested(difference, patients, BOTH)
     terms = [(float(drawn.var(ddof=1)), patients - 1)]
     terms += [_mean_variance(one - other)] if paired else [_mean_variance(one), _mean_variance(other)]
     variance = sum(term for term, _ in terms)
     if variance < 1e-24:
-        return without
+        return _untested(difference, patients, BOTH)
     from scipy.stats import t
 
     freedom = variance**2 / sum(term**2 / degrees for term, degrees in terms if term > 0)
     error = variance**0.5
     half = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
-    estimate = Estimate(difference, difference - half, difference + half, patients, SEEDS_AND_PATIENTS_TEST)
-    return Comparison(estimate, float(2 * t.sf(abs(difference) / error, freedom)), SEEDS_AND_PATIENTS_TEST)
+    estimate = Estimate(difference, difference - half, difference + half, patients, BOTH)
+    return Comparison(estimate, float(2 * t.sf(abs(difference) / error, freedom)), BOTH)
 
 
 def _mean_variance(values: np.ndarray) -> tuple[float, int]:

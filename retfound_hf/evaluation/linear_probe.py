@@ -11,9 +11,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from ..errors import RetFoundError
-from .metrics import class_areas
-from .validation import ProblemType, check_problem_type
+from ..errors import BadArgumentError, BadDataError, join_names, require
+from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
+from .metrics import class_areas, defined_classes
 
 FOLDS = 5
 
@@ -22,84 +22,89 @@ def check_features(name: str, features: Any, width: int | None = None) -> np.nda
     """Features as float64 (N, D): in float32 the solver stops short of the optimum."""
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or not features.size or (width is not None and features.shape[1] != width):
-        raise RetFoundError(f"{name} have shape {features.shape}; accepted: (N, {width or 'D'}) with N > 0")
-    bad = ~np.isfinite(features).all(axis=1)
-    if bad.any():
-        raise RetFoundError(f"{name} hold NaN or infinity in {bad.sum()} of {len(bad)} rows; leave those images out")
-    return features
+        raise BadDataError(f"{name} have shape {features.shape}; accepted: (N, {width or 'D'}) with N > 0")
+    return _finite(name, features)
 
 
 def check_targets(name: str, targets: Any, rows: int, problem_type: str) -> np.ndarray:
     """Targets as int64 (N,), int64 (N, C) of 0 and 1, or float64 (N, T)."""
-    check_problem_type(problem_type)
     targets = np.asarray(targets, np.float64)
-    if problem_type == "regression" and targets.ndim == 1:
+    if problem_type == REGRESSION and targets.ndim == 1:
         targets = targets[:, None]
-    dimensions = 1 if problem_type == "single_label_classification" else 2
+    dimensions = 1 if problem_type == SINGLE_LABEL else 2
     if targets.ndim != dimensions or len(targets) != rows:
         shape = "(N,)" if dimensions == 1 else "(N, C)"
-        raise RetFoundError(f"{name} have shape {targets.shape}; {problem_type} takes {shape} with N = {rows}")
-    if not np.isfinite(targets).all():
-        raise RetFoundError(f"{name} hold NaN or infinity; leave those images out")
-    if problem_type == "regression":
+        raise BadDataError(f"{name} have shape {targets.shape}; {problem_type} takes {shape} with N = {rows}")
+    _finite(name, targets)
+    if problem_type == REGRESSION:
         return targets
     bad = (targets != np.floor(targets)) | (targets < 0) | ((dimensions == 2) & (targets > 1))
     if bad.any():
         accepted = "0 and 1" if dimensions == 2 else "0, 1, 2, ..."
-        raise RetFoundError(f"{name} hold {targets[bad][0]:g}; {problem_type} takes {accepted}")
+        message = f"{name} hold {targets[bad][0]:g}; {problem_type} takes {accepted}"
+        raise BadDataError(message, rows=np.flatnonzero(bad.reshape(rows, -1).any(axis=1)))
     return targets.astype(np.int64)
 
 
+def _finite(name: str, values: np.ndarray) -> np.ndarray:
+    bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    if bad.any():
+        message = f"{name} hold NaN or infinity in {bad.sum()} of {len(bad)} rows; leave those images out"
+        raise BadDataError(message, rows=np.flatnonzero(bad))
+    return values
+
+
 def class_labels(
-    targets: np.ndarray,
-    val_targets: np.ndarray | None,
-    problem_type: str,
-    class_names: Sequence[str] | None,
+    targets: np.ndarray, val_targets: np.ndarray | None, problem_type: str, class_names: Sequence[str] | None,
     class_weights: Sequence[float] | None,
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """The names of all classes or targets, their numbers where there are no names."""
     both = [array for array in (targets, val_targets) if array is not None]
-    if problem_type == "single_label_classification":
+    given = len(class_names) if class_names is not None else None
+    if problem_type == SINGLE_LABEL:
         found = int(max(array.max() for array in both)) + 1
-        fits = found <= len(class_names) if class_names is not None else True
+        fits = given is None or found <= given
     else:
         found = targets.shape[1]
-        fits = all(array.shape[1] == (len(class_names) if class_names is not None else found) for array in both)
+        fits = all(array.shape[1] == (given or found) for array in both)
     if not fits:
-        raise RetFoundError(f"targets hold {found} classes, class_names={list(class_names or [])}; give one per class")
-    if class_names is None and class_weights is not None:
+        message = f"targets hold {found} classes, `class_names` {list(class_names or [])}; give one per class"
+        raise BadArgumentError(message, field="class_names", value=class_names)
+    if given is None and class_weights is not None:
         found = max(found, len(class_weights))
     names = [str(name) for name in (class_names if class_names is not None else range(found))]
-    if problem_type == "single_label_classification" and len(names) < 2:
-        raise RetFoundError(f"single_label_classification needs two classes, found {len(names)}")
-    if class_weights is not None and problem_type == "regression":
-        raise RetFoundError("class_weights do not apply to regression; leave them out")
-    if class_weights is not None and (len(class_weights) != len(names) or min(class_weights) <= 0):
-        raise RetFoundError(f"class_weights={list(class_weights)}; give {len(names)} numbers above 0, one per class")
+    if problem_type == SINGLE_LABEL and len(names) < 2:
+        raise BadDataError(f"{problem_type} needs two classes, found {len(names)}")
+    if class_weights is not None:
+        weighed = problem_type != REGRESSION
+        if not weighed or len(class_weights) != len(names) or min(class_weights) <= 0:
+            needed = f"give {len(names)} numbers above 0, one per class" if weighed else "leave them out of regression"
+            message = f"`class_weights` {list(class_weights)} do not fit; {needed}"
+            raise BadArgumentError(message, field="class_weights", value=class_weights)
     return names
 
 
 def check_present(targets: np.ndarray, problem_type: str, names: Sequence[str]) -> None:
-    """Raise RetFoundError unless every class, or both values of every label, occur in the training targets."""
-    if problem_type == "single_label_classification":
-        absent = [name for index, name in enumerate(names) if index not in targets]
-        if absent:
-            raise RetFoundError(f"no training example of class {', '.join(absent)}; a head needs some of every class")
-    elif problem_type == "multi_label_classification":
-        constant = [name for name, column in zip(names, targets.T, strict=True) if np.ptp(column) == 0]
-        if constant:
-            raise RetFoundError(
-                f"all or none of {len(targets)} training rows have {', '.join(constant)}; a head needs both"
-            )
+    """Raise BadDataError unless every class, or both values of every label, occur in the training targets."""
+    if problem_type == REGRESSION:
+        return
+    truth = targets[:, None] == np.arange(len(names)) if problem_type == SINGLE_LABEL else targets.astype(bool)
+    missing = ~truth.any(axis=0) if problem_type == SINGLE_LABEL else ~defined_classes(truth)
+    if missing.any():
+        lacking = join_names(names[index] for index in np.flatnonzero(missing))
+        raise BadDataError(
+            f"a head needs training examples of every class, and of labels some with and some without; of {lacking} "
+            f"the {len(targets)} rows lack them"
+        )
 
 
 def folds(targets: np.ndarray, problem_type: str, names: Sequence[str], seed: int) -> list[tuple[Any, Any]]:
     """Row indices (train, held out) of each fold, stratified by class, for multi-label by each row's rarest label."""
-    if problem_type == "regression":
+    if problem_type == REGRESSION:
         if len(targets) < 2:
-            raise RetFoundError("cross-validation needs 2 rows; give val_features and val_targets")
+            raise BadDataError("cross-validation needs 2 rows; give val_features and val_targets")
         return list(KFold(min(FOLDS, len(targets)), shuffle=True, random_state=seed).split(targets))
-    if problem_type == "multi_label_classification":
+    if problem_type == MULTI_LABEL:
         counts = targets.sum(axis=0)
         groups = np.where(targets.any(axis=1), np.where(targets > 0, counts, len(targets) + 1).argmin(axis=1), -1)
     else:
@@ -107,7 +112,7 @@ def folds(targets: np.ndarray, problem_type: str, names: Sequence[str], seed: in
         groups = targets
     few = [f"{names[index]} ({count})" for index, count in enumerate(counts) if count < 2]
     if few:
-        raise RetFoundError(f"cross-validation needs 2 rows of {', '.join(few)}; give val_features and val_targets")
+        raise BadDataError(f"cross-validation needs 2 rows of {join_names(few)}; give val_features and val_targets")
     number = min(FOLDS, int(counts.min()))
     # A group smaller than the number of folds is spread as far as it goes, without scikit-learn's remark on it.
     _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
@@ -135,13 +140,9 @@ class LinearFit:
 
 
 def fit_path(
-    features: np.ndarray,
-    targets: np.ndarray,
-    strengths: np.ndarray,
-    problem_type: str,
-    names: Sequence[str],
+    features: np.ndarray, targets: np.ndarray, strengths: np.ndarray, problem_type: str, names: Sequence[str],
     class_weights: Sequence[float] | None,
-) -> list[LinearFit]:
+) -> list[LinearFit]:  # fmt: skip
     """One fit per strength, from strong to weak, each starting where the one before ended.
 
     Args:
@@ -154,9 +155,9 @@ def fit_path(
     # Below a few roundings of float32 a feature is constant, and dividing by its deviation would blow up noise.
     deviation[deviation <= 1e-6 * np.abs(mean) + np.finfo(np.float32).tiny] = 1
     standard = (features - mean) / deviation
-    if problem_type == "regression":
+    if problem_type == REGRESSION:
         heads = _ridge(standard, targets, strengths)
-    elif problem_type == "single_label_classification":
+    elif problem_type == SINGLE_LABEL:
         heads = _softmax(standard, targets, strengths, class_weights)
     else:
         heads = _one_per_label(standard, targets, strengths, class_weights)
@@ -180,11 +181,11 @@ def held_out_scores(
         auroc (S,), None where it is undefined and for regression; loss (S,): log loss, or mean squared error over the
         training variance.
     """
-    if problem_type == "regression":
+    if problem_type == REGRESSION:
         variance = train_targets.var(axis=0)
         loss = ((outputs - targets) ** 2 / np.where(variance > 0, variance, 1)).mean(axis=(1, 2))
         return None, loss
-    if problem_type == "single_label_classification":
+    if problem_type == SINGLE_LABEL:
         truth = targets[:, None] == np.arange(outputs.shape[-1])
         log_probabilities = log_softmax(outputs, axis=-1)
         loss = -log_probabilities[:, truth].mean(axis=1)
@@ -271,7 +272,7 @@ def fit_linear_probe(
     train_targets: Any,
     val_features: np.ndarray | None,
     val_targets: Any | None,
-    problem_type: ProblemType,
+    problem_type: str,
     strengths: Sequence[float] | None = None,
     class_weights: Sequence[float] | None = None,
     seed: int = 0,
@@ -296,13 +297,16 @@ def fit_linear_probe(
         class_names: C names for messages; also fixes C, otherwise read from the labels.
 
     Raises:
-        RetFoundError: shapes that do not fit, values that are not finite, a class without training examples.
+        BadDataError: shapes that do not fit, values that are not finite, a class without training examples.
+        BadArgumentError: an unknown problem type, names, weights or strengths that do not fit.
     """
+    require("problem_type", problem_type, PROBLEM_TYPES)
     grid = np.unique(np.asarray(STRENGTHS if strengths is None else strengths, np.float64))[::-1]
     if not len(grid) or not (np.isfinite(grid) & (grid > 0)).all():
-        raise RetFoundError(f"strengths={list(grid)} are not accepted; give at least one number above 0")
+        message = f"`strengths` {list(grid)} are not accepted; give at least one number above 0"
+        raise BadArgumentError(message, field="strengths", value=strengths)
     if (val_features is None) != (val_targets is None):
-        raise RetFoundError("validation needs both val_features and val_targets, or neither for cross-validation")
+        raise BadDataError("validation needs both val_features and val_targets, or neither for cross-validation")
     features = check_features("train_features", train_features)
     targets = check_targets("train_targets", train_targets, len(features), problem_type)
     if val_features is not None:

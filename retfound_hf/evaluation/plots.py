@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -13,13 +12,13 @@ from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix, precision_recall_curve, roc_curve
 from statsmodels.stats.proportion import proportion_confint
 
-from ..errors import RetFoundError
 from ..files import atomic_file
+from ..vocabulary import REGRESSION
+from .bootstrap import CONFIDENCE
 from .calibration import confidence_and_correctness, decision_curve, reliability_curve
-from .estimates import CONFIDENCE
-from .metrics import THRESHOLD, class_areas, defined_classes
+from .metrics import class_areas, defined_classes
+from .predictions import Predictions
 from .thresholds import positive_class
-from .validation import ProblemType, check_classification, check_regression
 
 COLUMN, PAGE = 3.5, 7.2  # inches: one and two columns of Nature's pages
 # Okabe and Ito, "Color Universal Design" (2008), without yellow, which is too pale for lines on white.
@@ -358,37 +357,6 @@ def _dots(count: int) -> dict[str, object]:
     return {"s": 12 if count < 300 else 5, "alpha": 0.6 if count < 300 else 0.3, "color": COLOURS[0], "linewidths": 0}
 
 
-def plot_classification(
-    labels: Any, probabilities: Any, class_names: Sequence[str], problem_type: ProblemType, output_dir: str | Path
-) -> list[Path]:
-    """Write `roc.png`, `precision_recall.png`, `confusion_matrix.png`, `reliability.png` and `decision_curve.png`.
-
-    At 300 dpi. Of two exclusive classes the ROC and the decision curve of the positive one are drawn
-    (`positive_class`). A curve that the labels leave undefined is left out and named in the figure.
-
-    Args:
-        labels, probabilities, class_names, problem_type: as in `metrics.classification_metrics`.
-        output_dir: folder for the files, made where it is missing; each file appears whole or not at all.
-
-    Returns:
-        The paths written.
-    """
-    labels, probabilities, truth = check_classification(labels, probabilities, class_names, problem_type)
-    single = problem_type == "single_label_classification"
-    output_dir = Path(output_dir)
-    drawn = [positive_class(class_names)] if single and len(class_names) == 2 else list(range(len(class_names)))
-    names = [class_names[index] for index in drawn]
-    predicted = probabilities.argmax(axis=1) if single else (probabilities >= THRESHOLD).astype(np.int64)
-    confidence, correct = confidence_and_correctness(truth, probabilities, single)
-    return [
-        plot_roc(truth[:, drawn], probabilities[:, drawn], names, output_dir / "roc.png"),
-        plot_precision_recall(truth, probabilities, class_names, output_dir / "precision_recall.png"),
-        plot_confusion(labels, predicted, class_names, output_dir / "confusion_matrix.png", single),
-        plot_reliability(confidence, correct, output_dir / "reliability.png", single),
-        plot_decision_curves(truth[:, drawn], probabilities[:, drawn], names, output_dir / "decision_curve.png"),
-    ]
-
-
 def plot_reliability(confidence: np.ndarray, correct: np.ndarray, path: Path, single: bool) -> Path:
     """Accuracy in bins of confidence with 95% Wilson intervals, the ECE, and how many there are in each bin.
 
@@ -415,17 +383,31 @@ def plot_reliability(confidence: np.ndarray, correct: np.ndarray, path: Path, si
     return path
 
 
-def plot_regression(labels: Any, predictions: Any, target_names: Sequence[str], output_dir: str | Path) -> list[Path]:
-    """Write `predicted_vs_true.png`: per target the scatter with the identity and, beside it, a Bland-Altman plot.
+def write_plots(folder: str | Path, predictions: Predictions) -> list[Path]:
+    """Write the figures of a set, at 300 dpi: for classes `roc.png`, `precision_recall.png`, `confusion_matrix.png`,
+    `reliability.png` and `decision_curve.png`, for numbers `predicted_vs_true.png`.
+
+    Of two exclusive classes the ROC and the decision curve of the positive one are drawn (`positive_class`). A curve
+    that the labels leave undefined is left out and named in the figure.
 
     Args:
-        labels, predictions, target_names: as in `regression.regression_metrics`.
-        output_dir: folder for the file, made where it is missing.
+        folder: made where it is missing; each file appears whole or not at all.
+        predictions: with labels.
 
     Returns:
-        The path written, in a list.
+        The paths written.
     """
-    labels, predictions = check_regression(labels, predictions)
-    if len(target_names) != labels.shape[1]:
-        raise RetFoundError(f"{len(target_names)} target names for {labels.shape[1]} targets; give one per target")
-    return [plot_predicted_vs_true(labels, predictions, target_names, Path(output_dir) / "predicted_vs_true.png")]
+    folder, rows, names = Path(folder), predictions.rows, predictions.class_names
+    truth, scores = rows.truth, rows.scores
+    if predictions.problem_type == REGRESSION:
+        return [plot_predicted_vs_true(rows.targets, scores, names, folder / "predicted_vs_true.png")]
+    drawn = [positive_class(names)] if rows.single and len(names) == 2 else list(range(len(names)))
+    some = truth[:, drawn], scores[:, drawn], [names[index] for index in drawn]
+    confidence, correct = confidence_and_correctness(truth, scores, rows.single)
+    return [
+        plot_roc(*some, folder / "roc.png"),
+        plot_precision_recall(truth, scores, names, folder / "precision_recall.png"),
+        plot_confusion(rows.targets, rows.predicted, names, folder / "confusion_matrix.png", rows.single),
+        plot_reliability(confidence, correct, folder / "reliability.png", rows.single),
+        plot_decision_curves(*some, folder / "decision_curve.png"),
+    ]

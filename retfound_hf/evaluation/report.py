@@ -6,23 +6,21 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..errors import RetFoundError, nearest
+from ..errors import BadArgumentError, BadModelError, nearest, require_range
 from ..files import atomic_file, write_json
-from .aggregation import aggregate, units_of
-from .bootstrap import MIN_DEFINED, RESAMPLES, metric_intervals
-from .calibration import calibration_line, confidence_and_correctness, expected_calibration_error
-from .estimates import Estimate
-from .metrics import compute_metrics, metric_title
-from .plots import plot_classification, plot_regression
-from .subgroups import UNKNOWN, column_groups, subgroup_metrics
-from .thresholds import MEASURES, OperatingPoint, measure_threshold
-from .validation import check_classification
+from ..vocabulary import PROBLEM_TYPES
+from .bootstrap import MIN_DEFINED, RESAMPLES, Estimate
+from .metrics import metric_title
+from .predictions import Aggregate, Conflicts, Level, Predictions
+from .subgroups import UNKNOWN, column_groups, estimate_cells
+from .thresholds import OperatingPoint
 
+logger = logging.getLogger(__name__)
 INTERVAL = "_ci95"
 
 
@@ -81,13 +79,13 @@ class ReportArguments:
         default=False, metadata={"help": "95%% intervals of all metrics, by a bootstrap over patients"}
     )
     resamples: int = field(default=RESAMPLES, metadata={"help": "resamples of that bootstrap; its seed is 0"})
-    level: Literal["image", "eye", "patient"] = field(
+    level: Level = field(
         default="image", metadata={"help": "unit of the metrics; eyes and patients get one score from their images"}
     )
-    aggregate: Literal["mean", "max"] = field(
+    aggregate: Aggregate = field(
         default="mean", metadata={"help": "score of an eye or patient: mean of its images' scores, or the highest"}
     )
-    label_conflicts: Literal["error", "max"] = field(
+    label_conflicts: Conflicts = field(
         default="error",
         metadata={"help": "images of an eye or patient with different labels: stop, or take the highest grade"},
     )
@@ -96,14 +94,14 @@ class ReportArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.resamples < MIN_DEFINED:
-            raise RetFoundError(f"--resamples {self.resamples} is too few for a 95% interval; at least {MIN_DEFINED}")
+        require_range("resamples", self.resamples, MIN_DEFINED)
         for name in self.subgroups:  # a mistyped band shows here too, before anything is computed
             if name in IDENTIFYING:
-                raise RetFoundError(
-                    f"--subgroup_columns {name}: its groups are single patients or images, whose names would stand in "
-                    "subgroups.csv and the card; give a column that many patients share, such as sex or camera"
-                )
+                raise BadArgumentError(
+                    f"`subgroup_columns={name}`: its groups are single patients or images, whose names would stand in "
+                    "subgroups.csv and the card; give a column that many patients share, such as sex or camera",
+                    field="subgroup_columns", value=name,
+                )  # fmt: skip
 
     @property
     def subgroups(self) -> dict[str, list[float] | None]:
@@ -111,20 +109,31 @@ class ReportArguments:
         return dict(_column_and_edges(text) for text in self.subgroup_columns or ())
 
     def check_columns(self, table: pd.DataFrame, data: str) -> None:
-        """Raise unless the table of a labelled set has the subgroup columns, and groups of patients in them."""
+        """Raise BadArgumentError unless a table has the subgroup columns, and groups of patients in them.
+
+        Args:
+            table: of a labelled set, with `id` and `patient_id`.
+            data: the set, for the message.
+        """
+        names = [str(column) for column in table if column not in ("id", "image")]
         for name, edges in self.subgroups.items():
+            field = {"field": "subgroup_columns", "value": name}
             if name not in table:
-                names = [str(column) for column in table]
-                known = ", ".join(column for column in names if column not in ("id", "image"))
-                raise RetFoundError(
-                    f"--subgroup_columns {name}: {data} has no such column; it has {known}{nearest(name, names)}"
-                )
+                raise BadArgumentError(
+                    f"`subgroup_columns={name}`: {data} has no such column; it has {', '.join(names)}"
+                    f"{nearest(name, names)}", **field, accepted=names,
+                )  # fmt: skip
             alone, patients = _patients_alone(table, column_groups(table[name], edges))
             if alone > MOST_ALONE * patients:
-                raise RetFoundError(
-                    f"--subgroup_columns {name}: {alone} of the {patients} patients of {data} have a group of their "
-                    "own, which tells who they are; give a column that many patients share, or bands as in age:50,65"
-                )
+                raise BadArgumentError(
+                    f"`subgroup_columns={name}`: {alone} of the {patients} patients of {data} have a group of their "
+                    "own, which tells who they are; give a column that many patients share, or bands as in age:50,65",
+                    **field,
+                )  # fmt: skip
+
+    def at_level(self, predictions: Predictions) -> Predictions:
+        """Predictions of the units that the report is about."""
+        return predictions.at_level(self.level, self.aggregate, self.label_conflicts)
 
 
 def _patients_alone(table: pd.DataFrame, groups: np.ndarray) -> tuple[int, int]:
@@ -144,109 +153,14 @@ def _column_and_edges(text: str) -> tuple[str, list[float] | None]:
     try:
         return name, [float(edge) for edge in edges.split(",")] if colon else None
     except ValueError as error:
-        raise RetFoundError(f"--subgroup_columns {text}: edges of bands are numbers, as in age:50,65") from error
+        message = f"`subgroup_columns={text}`: edges of bands are numbers, as in age:50,65"
+        raise BadArgumentError(message, field="subgroup_columns", value=text) from error
 
 
-def known(rows: pd.DataFrame, column: str) -> bool:
-    """Whether any row has a value in a column."""
-    return column in rows and bool(rows[column].notna().any())
-
-
-def to_level(
-    rows: pd.DataFrame, targets: np.ndarray, scores: np.ndarray, problem_type: str, report: ReportArguments
-) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Rows, targets and scores of the units that the report is about.
-
-    Args:
-        rows: one per image, with `patient_id` and, for eyes, `eye`.
-        targets, scores: as `evaluation.metrics.compute_metrics` takes them.
-
-    Returns:
-        One row per unit, in the order of their first images; `id` is `patient` or `patient/eye`. Other columns keep
-        what all images of the unit share, and are missing where they differ.
-
-    Raises:
-        RetFoundError: unknown patients or eyes, or labels that do not agree (see `evaluation.levels`).
-    """
-    if report.level == "image":
-        return rows, targets, scores
-    units = units_of(report.level, rows["patient_id"], rows.get("eye"))
-    targets, scores = aggregate(problem_type, targets, scores, units, report.aggregate, report.label_conflicts)
-    others = rows.drop(columns=[name for name in ("id", "image") if name in rows])
-    grouped = others.groupby(units, sort=True)
-    shared = grouped.first().where(grouped.nunique() <= 1)
-    ids = shared["patient_id"].astype(str)
-    return shared.assign(id=ids + "/" + shared["eye"].astype(str) if report.level == "eye" else ids), targets, scores
-
-
-def intervals_table(estimates: dict[str, Estimate]) -> pd.DataFrame:
-    """`metric`, `value`, `low`, `high`, `n` (patients), `undefined` (share of resamples), `method`."""
-    return pd.DataFrame(
-        [{"metric": name, **_cells(found), "method": found.method} for name, found in estimates.items()]
-    )
-
-
-def calibration_table(
-    targets: np.ndarray, scores: np.ndarray, class_names: tuple[str, ...], problem_type: str, patients: Any
-) -> pd.DataFrame:
-    """A row per class, and one (`all`) for the predicted class, or for all labels pooled.
-
-    `ece` in bins of equal width and `ece_equal_mass` in bins of as many rows; `slope` and `intercept` of
-    `evaluation.recalibration` with intervals, by class.
-    """
-    _, scores, truth = check_classification(targets, scores, class_names, problem_type)
-    sides = {name: (scores[:, column], truth[:, column]) for column, name in enumerate(class_names)}
-    sides["all"] = confidence_and_correctness(truth, scores, problem_type == "single_label_classification")
-    rows = []
-    for name, (confidence, correct) in sides.items():
-        row: dict[str, Any] = {"class": name, "positives": int(correct.sum()), "n": len(correct)}
-        row["ece"] = expected_calibration_error(confidence, correct)
-        row["ece_equal_mass"] = expected_calibration_error(confidence, correct, equal_mass=True)
-        if name != "all":
-            line = calibration_line(correct, confidence, patients)
-            for part, found in (("slope", line.slope), ("intercept", line.intercept)):
-                row |= {part: found.value, f"{part}_low": found.low, f"{part}_high": found.high}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def subgroups_table(
-    rows: pd.DataFrame,
-    targets: np.ndarray,
-    scores: np.ndarray,
-    class_names: tuple[str, ...],
-    problem_type: str,
-    report: ReportArguments,
-) -> pd.DataFrame:
-    """A row per column, group and metric, and a row per column and metric for the gap (`A - B`), with its p value."""
-    found: list[dict[str, Any]] = []
-    for column, edges in report.subgroups.items():
-        groups, gaps = subgroup_metrics(
-            problem_type, targets, scores, class_names, column_groups(rows[column], edges), rows["patient_id"],
-            resamples=report.resamples,
-        )  # fmt: skip
-        for group in groups:
-            for metric, estimate in group.metrics.items():
-                found.append({"column": column, "group": group.name, "rows": group.rows, "metric": metric,
-                              **_cells(estimate), "p_value": None})  # fmt: skip
-        for gap in gaps:
-            group = f"{gap.first} - {gap.second}" if gap.first else gap.comparison.difference.method
-            found.append({"column": column, "group": group, "rows": len(rows),
-                          "metric": gap.metric, **_cells(gap.comparison.difference),
-                          "p_value": gap.comparison.p_value})  # fmt: skip
-    return pd.DataFrame(found)
-
-
-def _cells(estimate: Estimate) -> dict[str, Any]:
-    names = ("value", "low", "high", "n", "undefined")
-    return {name: getattr(estimate, name) for name in names}
-
-
-logger = logging.getLogger(__name__)
 POINTS_FILE = "operating_points.json"
 
 
-def write_points(folder: Path, points: list[OperatingPoint], report: ReportArguments, images: int) -> None:
+def write_points(folder: Path, points: Sequence[OperatingPoint], report: ReportArguments, images: int) -> None:
     """Write thresholds with the level that they hold for."""
     facts = {"chosen_on": "validation split", "images": images, "level": report.level, "aggregate": report.aggregate}
     write_json(folder / POINTS_FILE, {**facts, "points": [dataclasses.asdict(point) for point in points]})
@@ -262,7 +176,7 @@ def read_points(folder: str | Path, class_names: tuple[str, ...], report: Report
         points = [OperatingPoint(**point) for point in stored["points"]]
         level, how = stored["level"], stored["aggregate"]
     except (ValueError, TypeError, KeyError) as error:
-        raise RetFoundError(f"{path} is damaged ({error}); remove it, or fine-tune again") from error
+        raise BadModelError(f"{path} is damaged ({error}); remove it, or fine-tune again", model=folder) from error
     if level != report.level or (level != "image" and how != report.aggregate):
         logger.warning(
             "the thresholds of %s are left out: they were chosen for the level %s (%s), and this report is about the "
@@ -282,122 +196,63 @@ def _from_hub(repo_id: str) -> Path | None:
         return None
 
 
-def points_table(
-    points: list[OperatingPoint], truth: np.ndarray, scores: np.ndarray, class_names: tuple[str, ...], patients: Any
-) -> pd.DataFrame:
-    """What the thresholds reach on a set: one row per class and criterion.
-
-    Args:
-        truth: bool (N, C).
-        scores: float (N, C).
-        patients: (N,) names, None where unknown.
-
-    Returns:
-        `class`, `criterion`, `target`, `threshold`, then `sensitivity`, `specificity`, `ppv` and `npv`, each with its
-        `_low` and `_high`, and `positives`, `negatives`.
-    """
-    rows = []
-    for point in points:
-        column = class_names.index(point.label)
-        measured = measure_threshold(truth[:, column], scores[:, column], point.threshold, patients)
-        row: dict[str, Any] = {"class": point.label, "criterion": point.criterion, "target": point.target,
-                               "threshold": point.threshold}  # fmt: skip
-        for name in MEASURES:
-            found = measured[name]
-            row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-        positives = int(truth[:, column].sum())
-        rows.append({**row, "positives": positives, "negatives": len(truth) - positives})
-    return pd.DataFrame(rows)
-
-
 def write_report(
-    output_dir: str | Path,
-    rows: pd.DataFrame,
-    targets: np.ndarray,
-    scores: np.ndarray,
-    problem_type: str,
-    class_names: tuple[str, ...],
-    plots: bool = True,
-    report: ReportArguments | None = None,
+    folder: str | Path,
+    predictions: Predictions,
+    arguments: ReportArguments | None = None,
     points: Sequence[OperatingPoint] = (),
+    plots: bool = True,
 ) -> dict[str, Any]:
-    """Write the three kinds of files, the tables that `report` asks for, and return the metrics.
+    """Write the three kinds of files, the tables that `arguments` ask for, and return the metrics.
 
-    `predictions.csv` is about images always; metrics, plots and tables are about the units of `report.level`, whose
-    own predictions stand in `predictions_<level>.csv`.
+    `predictions.csv` is about images always; metrics, plots and tables are about the units of `arguments.level`,
+    whose own predictions stand in `predictions_<level>.csv`.
 
     Args:
-        rows: one per image, with `id` and, where known, `patient_id`, `eye` and columns of subgroups.
-        targets, scores: as `evaluation.metrics.compute_metrics` takes them.
-        plots: they take longer than a small model does.
+        folder: made where it is missing.
+        predictions: of images, with the columns of subgroups.
+        arguments: level, intervals and subgroups; by default none of them.
         points: thresholds chosen on other images; what they reach here goes to `operating_points.csv`.
+        plots: they take longer than a small model does.
     """
-    output_dir, report = Path(output_dir), report or ReportArguments()
-    extra = list(report.subgroups)
-    tables = {"predictions": predictions_table(rows, targets, scores, problem_type, class_names, extra)}
-    rows, targets, scores = to_level(rows, targets, scores, problem_type, report)
-    if report.level != "image":
-        own = predictions_table(rows, targets, scores, problem_type, class_names, extra)
-        tables[f"predictions_{report.level}"] = own
-    metrics = compute_metrics(problem_type, targets, scores, class_names)
-    patients = rows["patient_id"].to_numpy() if "patient_id" in rows else None
-    if report.confidence_intervals:
-        estimates = metric_intervals(problem_type, targets, scores, class_names, patients, report.resamples)
-        metrics |= {f"{name}{INTERVAL}": found.interval for name, found in estimates.items() if found.interval}
+    folder, arguments = Path(folder), arguments or ReportArguments()
+    extra = list(arguments.subgroups)
+    tables = {"predictions": predictions.table(extra)}
+    predictions = arguments.at_level(predictions)
+    if arguments.level != "image":
+        tables[f"predictions_{arguments.level}"] = predictions.table(extra)
+    metrics, estimates = measure(predictions, arguments)
+    if estimates:
         tables["intervals"] = intervals_table(estimates)
-        if problem_type != "regression":
-            tables["calibration"] = calibration_table(targets, scores, class_names, problem_type, patients)
+        if PROBLEM_TYPES[predictions.problem_type].is_classification:
+            tables["calibration"] = predictions.calibration()
     if points:
-        _, checked, truth = check_classification(targets, scores, class_names, problem_type)
-        tables["operating_points"] = points_table(list(points), truth, checked, class_names, patients)
-    if report.subgroups:
-        tables["subgroups"] = subgroups_table(rows, targets, scores, class_names, problem_type, report)
+        tables["operating_points"] = predictions.operating_points(points)
+    if arguments.subgroups:
+        tables["subgroups"] = predictions.subgroups(arguments.subgroups, arguments.resamples)
     for name, table in tables.items():
-        with atomic_file(output_dir / f"{name}.csv") as partial:
+        with atomic_file(folder / f"{name}.csv") as partial:
             table.to_csv(partial, index=False, float_format="%.9g")
-    if plots and problem_type == "regression":
-        plot_regression(targets, scores, class_names, output_dir / "plots")
-    elif plots:
-        plot_classification(targets, scores, class_names, problem_type, output_dir / "plots")
-    write_json(output_dir / "metrics.json", metrics)
+    if plots:
+        from .plots import write_plots  # matplotlib takes a second
+
+        write_plots(folder / "plots", predictions)
+    write_json(folder / "metrics.json", metrics)
     return metrics
 
 
-def predictions_table(
-    rows: pd.DataFrame,
-    targets: np.ndarray | None,
-    scores: np.ndarray,
-    problem_type: str,
-    class_names: tuple[str, ...],
-    columns_kept: Sequence[str] = (),
-) -> pd.DataFrame:
-    """`id`, `label` unless there are no targets, `prediction`, `prob/<class>`..., `patient_id` and `eye` where known.
-
-    `columns_kept` of `rows` follow. Multi-label cells list the labels that hold, joined by `|`. Regression has no
-    probabilities, and with several targets `label/<target>` and `prediction/<target>`.
-    """
-    columns: dict[str, Any] = {"id": rows["id"].to_numpy()}
-    names = np.asarray(class_names, dtype=object)
-    if problem_type == "single_label_classification":
-        labels = None if targets is None else names[targets]
-        columns |= {"label": labels, "prediction": names[scores.argmax(axis=1)]}
-    elif problem_type == "multi_label_classification":
-        labels = None if targets is None else _joined(names, targets > 0.5)
-        columns |= {"label": labels, "prediction": _joined(names, scores >= 0.5)}
-    else:
-        scores = scores.reshape(len(rows), -1)
-        targets = None if targets is None else targets.reshape(len(rows), -1)
-        single = len(names) == 1
-        for index, name in enumerate(names):
-            columns["label" if single else f"label/{name}"] = None if targets is None else targets[:, index]
-            columns["prediction" if single else f"prediction/{name}"] = scores[:, index]
-    if problem_type != "regression":
-        columns |= {f"prob/{name}": scores[:, index] for index, name in enumerate(names)}
-    for name in dict.fromkeys(("patient_id", "eye", *columns_kept)):
-        if known(rows, name) and name not in columns:
-            columns[name] = rows[name].to_numpy()
-    return pd.DataFrame({name: values for name, values in columns.items() if values is not None})
+def measure(predictions: Predictions, arguments: ReportArguments) -> tuple[dict[str, Any], dict[str, Estimate]]:
+    """Metrics as `metrics.json` holds them, and the estimates with intervals if `arguments` ask for them."""
+    if not arguments.confidence_intervals:
+        return dict(predictions.metrics()), {}
+    estimates = predictions.intervals(arguments.resamples)
+    metrics: dict[str, Any] = {name: found.value for name, found in estimates.items()}
+    metrics |= {f"{name}{INTERVAL}": found.interval for name, found in estimates.items() if found.interval}
+    return metrics, estimates
 
 
-def _joined(names: np.ndarray, holds: np.ndarray) -> list[str]:
-    return ["|".join(names[row]) for row in holds]
+def intervals_table(estimates: dict[str, Estimate]) -> pd.DataFrame:
+    """`metric`, `value`, `low`, `high`, `n` (patients), `undefined` (share of resamples), `method`."""
+    return pd.DataFrame(
+        [{"metric": name, **estimate_cells(found), "method": found.method} for name, found in estimates.items()]
+    )

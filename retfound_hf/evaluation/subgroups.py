@@ -1,18 +1,19 @@
 """Metrics per group of patients or images (age band, sex, camera, site), and the gap between groups."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from ..errors import RetFoundError, require
-from .bootstrap import MIN_DEFINED, RESAMPLES, Statistic, bootstrap, is_skewed, no_interval, passes
-from .estimates import CONFIDENCE, Comparison, Estimate, Patients, patients_of
-from .metrics import METRICS, Values, metric_names, metric_of, metrics_for, plain_metrics, weighted_metrics
-from .predictions import Predictions
-from .validation import ProblemType
+from ..errors import BadArgumentError, BadDataError, require
+from .bootstrap import CONFIDENCE, MIN_DEFINED, RESAMPLES, Comparison, Draws, Estimate, Statistic, Values, draw
+from .metrics import metric_of, metrics_for, weighted_metrics
+
+if TYPE_CHECKING:
+    from .predictions import Predictions
 
 UNKNOWN = "unknown"
 MOST_VALUES = 6  # a column of more different numbers is cut into bands
@@ -28,19 +29,19 @@ def column_groups(values: Any, edges: Sequence[float] | None = None) -> np.ndarr
             quartiles, others are left as they are.
 
     Raises:
-        RetFoundError: edges for a column that does not hold numbers, or edges that do not rise.
+        BadDataError: edges for a column that does not hold numbers.
+        BadArgumentError: edges that do not rise.
     """
-    import pandas as pd
-
     column = pd.Series(np.asarray(values, dtype=object))
     numbers = pd.to_numeric(column, errors="coerce")
     numeric = bool((numbers.notna() == column.notna()).all()) and bool(numbers.notna().any())
     if edges is not None:
         if not numeric:
             wrong = column[numbers.isna() & column.notna()]
-            raise RetFoundError(f"bands need numbers, and the column holds {list(wrong[:3])}; leave out the edges")
+            message = f"bands need numbers, and the column holds {list(wrong[:3])}; leave out the edges"
+            raise BadDataError(message, rows=wrong.index)
         if not len(edges) or not (np.diff(edges) > 0).all():
-            raise RetFoundError(f"edges of bands {list(edges)} must rise, as 50,65")
+            raise BadArgumentError(f"edges of bands {list(edges)} must rise, as 50,65", field="edges", value=edges)
     elif numeric and numbers.nunique() > MOST_VALUES:
         quantiles = np.quantile(numbers.dropna(), np.arange(1, BANDS) / BANDS)
         edges = np.unique([float(f"{edge:.3g}") for edge in quantiles])
@@ -102,12 +103,8 @@ class Gap:
 
 
 def subgroup_metrics(
-    problem_type: ProblemType,
-    labels: Any,
-    scores: Any,
-    class_names: Sequence[str],
+    predictions: "Predictions",
     groups: Any,
-    patients: Any = None,
     metrics: Sequence[str] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -121,79 +118,67 @@ def subgroup_metrics(
     An average over classes is undefined in a group that lacks a class which the set has.
 
     Args:
-        groups: (N,) names, see `bands.column_groups`.
-        metrics: names of `compute_metrics`; by default AUROC, balanced accuracy and Brier score, or MAE and RMSE.
-        problem_type, labels, scores, class_names, patients, resamples, seed: as `bootstrap.metric_intervals`.
+        predictions: of the whole set.
+        groups: (N,) names, see `column_groups`.
+        metrics: names of metrics; by default those marked `by_group`, such as AUROC, or MAE.
+        resamples, seed: as in `Predictions.intervals`.
 
     Returns:
-        Groups in the order of `bands.in_order`, and one gap per metric that at least two groups have.
-        Groups of fewer than 10 patients have values alone.
+        Groups in the order of `in_order`, and one gap per metric that at least two groups have. Groups of fewer than
+        10 patients have values alone, as have metrics without interval, such as the ECE.
     """
-    labels, scores, groups = np.asarray(labels), np.asarray(scores), np.asarray(groups, dtype=object)
-    if len(groups) != len(labels):
-        raise RetFoundError(f"{len(groups)} groups were given for {len(labels)} rows; give one per row")
+    groups = np.asarray(groups, dtype=object)
+    if len(groups) != len(predictions):
+        raise BadDataError(f"{len(groups)} groups were given for {len(predictions)} rows; give one per row")
     names = in_order(groups)
-    wanted = metrics or [metric.name for metric in metrics_for(problem_type) if metric.by_group]
+    wanted = metrics or [metric.name for metric in metrics_for(predictions.problem_type) if metric.by_group]
     for metric in wanted:
-        require("metric", metric, metric_names(problem_type, class_names))
+        require("metric", metric, predictions.metric_names)
     rows = {name: np.flatnonzero(groups == name) for name in names}
-    predictions = Predictions(None, scores, labels, class_names, problem_type)
-    whole = predictions.rows
-    parts = {}
-    for name, members in rows.items():
-        part = predictions.select(members).rows
-        lacking = whole.truth is not None and not np.array_equal(part.two_sided, whole.two_sided)
-        parts[name] = (members, part, lacking)
-    found: dict[str, dict[str, Estimate]] = {name: {} for name in names}
+    parts = {name: predictions.select(members) for name, members in rows.items()}
+    found = {name: {metric: part.without_interval(metric) for metric in wanted if not metric_of(metric).has_interval}
+             for name, part in parts.items()}  # fmt: skip
     gaps = []
-    for chosen, units in passes(whole, wanted, patients):
-        estimates, drawn = _draw(_statistic(parts, chosen), units, resamples, seed)
-        for (metric, name), estimate in estimates.items():
+    for chosen, units in predictions.resampling(wanted):
+        statistic = _statistic(predictions, rows, parts, chosen)
+        whole, drawn = statistic(np.ones((1, len(groups)))), draw(statistic, units, resamples, seed)
+        for (metric, name), (value,) in whole.items():
+            estimate = drawn.interval(
+                (metric, name), None if np.isnan(value) else float(value), metric_of(metric).skewed
+            )
             own = replace(estimate, n=len(np.unique(units.row[rows[name]])))
             found[name][metric] = own if own.n >= FEWEST else replace(own, low=None, high=None)
-        gaps += [gap for metric in chosen if (gap := _gap(metric, found, drawn, units.count)) is not None]
-    for metric in wanted:
-        if not metric_of(metric).has_interval:
-            for name, (members, part, _) in parts.items():
-                count = patients_of(None if patients is None else np.asarray(patients, object)[members], len(members))
-                value = plain_metrics(part, [metric])[metric]
-                found[name][metric] = Estimate(value, None, None, count.count, no_interval(metric))
-    order = list(wanted)
+        gaps += [gap for metric in chosen if (gap := _gap(metric, found, drawn)) is not None]
     return (
-        [Group(name, len(rows[name]), {metric: found[name][metric] for metric in order}) for name in names],
-        sorted(gaps, key=lambda gap: order.index(gap.metric)),
+        [Group(name, len(rows[name]), {metric: found[name][metric] for metric in wanted}) for name in names],
+        sorted(gaps, key=lambda gap: wanted.index(gap.metric)),
     )
 
 
-def _statistic(parts: dict[str, Any], metrics: Sequence[str]) -> Statistic:
+def _statistic(
+    predictions: "Predictions", rows: Mapping[str, np.ndarray], parts: "Mapping[str, Predictions]",
+    metrics: Sequence[str],
+) -> Statistic:  # fmt: skip
+    """Values by (metric, group)."""
+    lacking: set[str] = set()
+    if predictions.truth is not None:
+        sides = predictions.rows.two_sided
+        lacking = {name for name, part in parts.items() if not np.array_equal(part.rows.two_sided, sides)}
+
     def statistic(weights: np.ndarray) -> Values:
-        values: dict[Any, np.ndarray] = {}
-        for name, (members, part, lacking) in parts.items():
-            measured = weighted_metrics(part, metrics, weights[:, members])
+        values: Values = {}
+        for name, part in parts.items():
+            measured = weighted_metrics(part.rows, metrics, weights[:, rows[name]])
             for metric in metrics:
-                hidden = lacking and "/" not in metric and METRICS[metric].within_class
+                hidden = name in lacking and "/" not in metric and metric_of(metric).within_class
                 values[metric, name] = np.full(len(weights), np.nan) if hidden else measured[metric]
         return values
 
     return statistic
 
 
-def _draw(statistic: Statistic, units: Patients, resamples: int, seed: int) -> tuple[dict[Any, Estimate], Values]:
-    """Estimates and bootstrap values by (metric, group)."""
-    drawn: list[Values] = []  # of the resamples, then of the jackknife
-
-    def kept(weights: np.ndarray) -> Values:
-        drawn.append(statistic(weights))
-        return drawn[-1]
-
-    whole = statistic(np.ones((1, len(units.row))))
-    values = {key: None if np.isnan(value[0]) else float(value[0]) for key, value in whole.items()}
-    blocks = bootstrap(kept, values, units, resamples, seed, skewed=lambda key: is_skewed(key[0]))
-    samples = {key: np.concatenate([part[key] for part in drawn])[:resamples] for key in values}
-    return blocks, samples
-
-
-def _gap(metric: str, found: dict[str, dict[str, Estimate]], drawn: Values, patients: int) -> Gap | None:
+def _gap(metric: str, found: dict[str, dict[str, Estimate]], draws: Draws) -> Gap | None:
+    drawn, patients = draws.samples, draws.patients
     names = [name for name, of in found.items() if of[metric].interval is not None]
     if len(names) < 2:
         return None
@@ -230,3 +215,35 @@ def _defined_together(names: Sequence[str], metric: str, drawn: Values) -> list[
     while kept and (~np.any([undefined[name] for name in kept], axis=0)).sum() < MIN_DEFINED:
         kept.remove(max(kept, key=lambda name: undefined[name].sum()))
     return kept
+
+
+def subgroups_table(
+    predictions: "Predictions", columns: Mapping[str, Sequence[float] | None], resamples: int = RESAMPLES
+) -> pd.DataFrame:
+    """A row per column, group and metric, and a row per column and metric for the gap (`A - B`), with its p value.
+
+    Args:
+        predictions: with `columns`.
+        columns: edges of the bands of each column, None where none are given.
+        resamples: of the bootstrap over patients.
+    """
+    found: list[dict[str, Any]] = []
+    for column, edges in columns.items():
+        groups, gaps = subgroup_metrics(
+            predictions, column_groups(predictions.columns[column], edges), resamples=resamples
+        )
+        for group in groups:
+            for metric, estimate in group.metrics.items():
+                found.append({"column": column, "group": group.name, "rows": group.rows, "metric": metric,
+                              **estimate_cells(estimate), "p_value": None})  # fmt: skip
+        for gap in gaps:
+            difference = gap.comparison.difference
+            group = f"{gap.first} - {gap.second}" if gap.first else difference.method
+            found.append({"column": column, "group": group, "rows": len(predictions), "metric": gap.metric,
+                          **estimate_cells(difference), "p_value": gap.comparison.p_value})  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def estimate_cells(estimate: Estimate) -> dict[str, Any]:
+    """`value`, `low`, `high`, `n` and `undefined` of an estimate, as tables hold them."""
+    return {name: getattr(estimate, name) for name in ("value", "low", "high", "n", "undefined")}

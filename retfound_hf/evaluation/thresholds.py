@@ -3,13 +3,17 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 
-from ..errors import RetFoundError
-from .bootstrap import RESAMPLES, bootstrap
-from .estimates import CONFIDENCE, Estimate, patients_of
+from ..errors import BadArgumentError, BadDataError, require_range
+from .bootstrap import CONFIDENCE, RESAMPLES, Estimate, bootstrap, patient_numbers, patients_of
+from .metrics import defined_classes
+
+if TYPE_CHECKING:
+    from .predictions import Predictions
 
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 HEALTH = frozenset(("normal", "healthy", "health", "control", "controls", "negative", "absent", "unaffected"))
@@ -51,7 +55,8 @@ def proportion_interval(successes: float, trials: float, method: Literal["wilson
     from statsmodels.stats.proportion import proportion_confint
 
     if not 0 <= successes <= trials:
-        raise RetFoundError(f"{successes} of {trials} is no share; successes lie between 0 and the trials")
+        message = f"{successes} successes in {trials} trials are not a share; they lie between 0 and the trials"
+        raise BadArgumentError(message, field="successes", value=successes)
     if not trials:
         return Estimate(None, None, None, 0, method)
     low, high = proportion_confint(successes, trials, 1 - CONFIDENCE, method)
@@ -72,12 +77,8 @@ def share_interval(hits: Any, patients: Any = None) -> Estimate:
     Returns:
         n is the number of patients. Undefined without images.
     """
-    import pandas as pd
-
     hits = np.asarray(hits, np.float64)
-    row = np.arange(len(hits)) if patients is None else pd.factorize(np.asarray(patients, dtype=object))[0]
-    row = np.where(row < 0, len(row) + np.arange(len(row)), row)
-    row = np.unique(row, return_inverse=True)[1]
+    row = patient_numbers(patients, len(hits))
     name = "Wilson at the effective number of images"
     if not len(hits):
         return Estimate(None, None, None, 0, name)
@@ -91,7 +92,6 @@ def share_interval(hits: Any, patients: Any = None) -> Estimate:
 
 
 Criterion = Literal["sensitivity", "specificity", "youden"]
-MEASURES = ("sensitivity", "specificity", "ppv", "npv")
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,14 @@ def choose_threshold(truth: Any, scores: Any, criterion: Criterion, target: floa
         target: above 0, at most 1; None for `youden`.
 
     Raises:
-        RetFoundError: one outcome only, or a target that is none.
+        BadDataError: one outcome only.
+        BadArgumentError: a target that is not above 0 and at most 1.
     """
     truth, scores = np.asarray(truth, bool), np.asarray(scores, np.float64)
     if truth.all() or not truth.any():
-        raise RetFoundError("a threshold needs images with and images without the class; these are all of one kind")
-    if criterion != "youden" and not (target is not None and 0 < target <= 1):
-        raise RetFoundError(f"a {criterion} of {target} cannot be asked for; give one above 0 and at most 1")
+        raise BadDataError("a threshold needs images with and images without the class; these are all of one kind")
+    if criterion != "youden":
+        require_range("target", np.nan if target is None else target, 0, 1, open_low=True)
     values = np.unique(scores)
     candidates = np.r_[values[0], (values[1:] + values[:-1]) / 2, np.nextafter(values[-1], np.inf)]
     sensitivity = 1 - np.searchsorted(np.sort(scores[truth]), candidates, side="left") / truth.sum()
@@ -151,6 +152,39 @@ def measure_threshold(truth: Any, scores: Any, threshold: float, patients: Any =
     return {name: share_interval(hits[among], names[among]) for name, (among, hits) in sides.items()}
 
 
+def choose_points(
+    predictions: "Predictions", wanted: Sequence[tuple[Criterion, float | None]]
+) -> list[OperatingPoint]:
+    """A threshold for every class that some rows have and others do not, and every (criterion, target)."""
+    truth, scores = predictions.truth, predictions.scores
+    return [
+        OperatingPoint(name, criterion, target, choose_threshold(truth[:, index], scores[:, index], criterion, target))
+        for index, name in enumerate(predictions.class_names)
+        if defined_classes(truth)[index]
+        for criterion, target in wanted
+    ]
+
+
+def points_table(predictions: "Predictions", points: Sequence[OperatingPoint]) -> pd.DataFrame:
+    """What thresholds chosen elsewhere reach on a set: one row per class and criterion.
+
+    Returns:
+        `class`, `criterion`, `target`, `threshold`, then `sensitivity`, `specificity`, `ppv` and `npv`, each with its
+        `_low` and `_high`, and `positives`, `negatives`.
+    """
+    rows = []
+    for point in points:
+        column = predictions.class_names.index(point.label)
+        truth, scores = predictions.truth[:, column], predictions.scores[:, column]
+        row: dict[str, Any] = {"class": point.label, "criterion": point.criterion, "target": point.target,
+                               "threshold": point.threshold}  # fmt: skip
+        for name, found in measure_threshold(truth, scores, point.threshold, predictions.patients).items():
+            row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+        positives = int(truth.sum())
+        rows.append({**row, "positives": positives, "negatives": len(truth) - positives})
+    return pd.DataFrame(rows)
+
+
 def sensitivity_at_specificity(
     truth: Any, scores: Any, specificity: float, patients: Any = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
@@ -159,8 +193,7 @@ def sensitivity_at_specificity(
     A description of the ranking on this set; for a rule to use, choose the threshold on other data.
     """
     truth, scores = np.asarray(truth, bool), np.asarray(scores, np.float64)
-    if not 0 <= specificity <= 1:
-        raise RetFoundError(f"specificity {specificity} must be from 0 to 1")
+    require_range("specificity", specificity, 0, 1)
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])
 

@@ -15,7 +15,7 @@ from ..errors import BadArgumentError, OutputError
 from ..evaluation.calibration import fit_temperature
 from ..evaluation.predictions import Predictions
 from ..evaluation.report import format_table, write_points, write_report
-from ..evaluation.thresholds import OperatingPoint, choose_threshold
+from ..evaluation.thresholds import OperatingPoint, choose_points
 from ..files import move_into, refuse_existing, write_json
 from ..inference.evaluate import write_splits
 from ..inference.predict import Classifier, PreparedSplit, prepare_split, process_state, warn_of_modality
@@ -160,14 +160,14 @@ def run(args: FinetuneArguments) -> FinetuneRun:
 
     metrics: dict[str, Any] = {}
     if state.is_main_process:
-        points = choose_points(predictions["val"], args)
+        points = _points(predictions["val"], args)
         seconds = round(time.time() - started, 1)
         with move_into(args.output_dir) as folder:
             method.save(classifier.model, classifier.processor, folder)
             if points:
                 write_points(folder, points, args.report, images=len(predictions["val"]))
-            _write_report(folder / "validation", splits["val"], predictions["val"], args)
-            metrics = _write_report(folder, splits["test"], predictions["test"], args, points)
+            write_report(folder / "validation", predictions["val"], args.report)
+            metrics = write_report(folder, predictions["test"], args.report, points)
             write_splits(folder, prepared.labelled)
             write_json(folder / "history.json", trained.history)
             write_finetuned_card(folder, Path(args.output_dir).name, args, method, prepared, seconds)
@@ -185,15 +185,6 @@ def run(args: FinetuneArguments) -> FinetuneRun:
     return FinetuneRun(classifier.model, metrics, predictions, Path(args.output_dir))
 
 
-def _write_report(
-    folder: Path, split: PreparedSplit, found: Predictions, args: FinetuneArguments, points: Sequence[Any] = ()
-) -> dict[str, Any]:
-    return write_report(
-        folder, split.rows, split.targets, found.scores, found.problem_type, found.class_names,
-        report=args.report, points=points,
-    )  # fmt: skip
-
-
 def _check_report(args: FinetuneArguments, prepared: Prepared) -> None:
     """Raise before training for what could not be reported after it."""
     labelled, report = prepared.labelled, args.report
@@ -204,22 +195,15 @@ def _check_report(args: FinetuneArguments, prepared: Prepared) -> None:
         outputs = len(labelled.class_names)
         anything = np.full((len(split.rows), outputs), 1 / outputs)
         found = Predictions.of_table(split.rows, split.targets, anything, labelled.class_names, labelled.problem_type)
-        found.at_level(report.level, report.aggregate, report.label_conflicts)
+        report.at_level(found)
 
 
-def choose_points(validation: Predictions, args: FinetuneArguments) -> list[OperatingPoint]:
-    """Thresholds for every class that the validation split both shows and lacks, at the level of the report."""
+def _points(validation: Predictions, args: FinetuneArguments) -> list[OperatingPoint]:
+    """Thresholds that the validation split chooses, at the level of the report."""
     if validation.problem_type == REGRESSION:
         return []
-    report = args.report
-    found = validation.at_level(report.level, report.aggregate, report.label_conflicts)
     wanted = {"sensitivity": args.target_sensitivity, "specificity": args.target_specificity, "youden": None}
-    return [
-        OperatingPoint(name, criterion, target, choose_threshold(truth, scores, criterion, target))
-        for name, truth, scores in zip(found.class_names, found.truth.T, found.scores.T, strict=True)
-        if truth.any() and not truth.all()
-        for criterion, target in wanted.items()
-    ]
+    return choose_points(args.report.at_level(validation), list(wanted.items()))
 
 
 def checkpoint_to_resume(args: FinetuneArguments, method: Method) -> str | None:

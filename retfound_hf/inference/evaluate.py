@@ -13,7 +13,7 @@ import pandas as pd
 from ..data.labelled import LabelledSet, read_labelled
 from ..errors import BadDataError, join_names
 from ..evaluation.predictions import Predictions
-from ..evaluation.report import INTERVAL, ReportArguments, format_table, read_points, write_report
+from ..evaluation.report import ReportArguments, format_table, measure, read_points, write_report
 from ..files import atomic_file, refuse_existing
 from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
@@ -108,22 +108,9 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
     predictions = classifier.predictions(images, logits)
     metrics: dict[str, Any] = {}
     if state.is_main_process and output_dir is None:
-        at_level = predictions.at_level(report.level, report.aggregate, report.label_conflicts)
-        metrics = at_level.metrics()
-        if report.confidence_intervals:
-            found = at_level.intervals(report.resamples)
-            metrics |= {f"{name}{INTERVAL}": one.interval for name, one in found.items() if one.interval}
+        metrics, _ = measure(report.at_level(predictions), report)
     elif state.is_main_process:
-        metrics = write_report(
-            output_dir,
-            images.rows,
-            images.targets,
-            predictions.scores,
-            predictions.problem_type,
-            predictions.class_names,
-            report=report,
-            points=points,
-        )
+        metrics = write_report(output_dir, predictions, report, points)
         write_run_record(
             output_dir,
             "evaluate",

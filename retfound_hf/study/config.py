@@ -11,9 +11,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from ..data.splits import SPLITS
 from ..errors import BadArgumentError, BadDataError, join_names, nearest, one_line
-from ..evaluation.aggregation import Aggregate, Conflicts, Level
 from ..evaluation.bootstrap import MIN_DEFINED
 from ..evaluation.metrics import METRICS
+from ..evaluation.predictions import Aggregate, Conflicts, Level
 from ..finetuning.arguments import DataArguments, FinetuneArguments, training_types
 from ..finetuning.methods import METHODS
 from ..models.configuration_retfound import PRESETS

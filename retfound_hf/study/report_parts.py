@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..evaluation.estimates import Estimate
+from ..evaluation.bootstrap import Estimate
 from ..evaluation.metrics import lower_is_better
 from ..evaluation.plots import COLOURS
 from ..evaluation.plots import figure as styled_figure

@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 
 from ..errors import RetFoundError
-from ..evaluation.bootstrap import RESAMPLES
+from ..evaluation.bootstrap import RESAMPLES, Estimate
 from ..evaluation.calibration import calibration_line, confidence_and_correctness, decision_curve, reliability_curve
-from ..evaluation.estimates import Estimate
 from ..evaluation.metrics import lower_is_better, metric_title
 from ..evaluation.plots import COLOURS, GREY, PAGE, short, unit_square
 from ..evaluation.predictions import Predictions
@@ -413,10 +412,8 @@ def subgroups(found: StudyResults, data: str) -> Block | None:
         for system, cases in loaded.items():
             if column not in cases.columns or cases.columns[column].isna().all():
                 continue
-            groups, gaps = subgroup_metrics(
-                cases.problem_type, cases.targets, cases.scores, cases.class_names,
-                column_groups(cases.columns[column]), cases.patients, [metric], reporting.resamples or RESAMPLES,
-            )  # fmt: skip
+            names = column_groups(cases.columns[column])
+            groups, gaps = subgroup_metrics(cases, names, [metric], reporting.resamples or RESAMPLES)
             for group in groups:
                 estimate = group.metrics[metric]
                 name = f"{metric}[{column}={group.name}]"

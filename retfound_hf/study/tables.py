@@ -15,10 +15,9 @@ import yaml
 from tqdm import tqdm
 
 from ..errors import RetFoundError
-from ..evaluation.bootstrap import evaluate, interval, is_skewed, passes
+from ..evaluation.bootstrap import Estimate, draw, interval, patients_of
 from ..evaluation.comparisons import compare_over_both, compare_seeds, holm, over_seeds
-from ..evaluation.estimates import Estimate, patients_of
-from ..evaluation.metrics import lower_is_better, weighted_metrics
+from ..evaluation.metrics import lower_is_better, metric_of, weighted_metrics
 from ..evaluation.predictions import Predictions
 from ..files import atomic_file, write_json
 from .config import Study
@@ -76,11 +75,11 @@ class Resampled:
     cases: int
 
     def estimate(self, metric: str) -> Estimate:
-        """The value with its interval over patients, as `bootstrap.metric_intervals` finds that of the metric."""
+        """The value with its interval over patients, as `Predictions.intervals` finds that of the metric."""
         value = None if np.isnan(self.value) else self.value
         if not len(self.drawn):
             return Estimate(value, None, None, self.patients, "no interval")
-        return interval(value, self.drawn, self.patients, (self.left_out, self.strata), is_skewed(metric))
+        return interval(value, self.drawn, self.patients, (self.left_out, self.strata), metric_of(metric).skewed)
 
 
 def mean_of(jobs: Sequence[Resampled]) -> Resampled:
@@ -120,14 +119,11 @@ def resample(cases: Predictions, metrics: Sequence[str], resamples: int, seed: i
     found = {
         name: Resampled(float(value[0]), empty, empty, empty, patients, len(rows)) for name, value in once.items()
     }
-    for chosen, units in passes(rows, names, cases.patients) if resamples else ():
-        statistic = partial(weighted_metrics, rows, chosen)
-        drawn = evaluate(statistic, units.draws(resamples, seed))
-        strata, blocks = units.left_out()
-        left_out = evaluate(statistic, blocks)
+    for chosen, units in cases.resampling(names) if resamples else ():
+        draws = draw(partial(weighted_metrics, rows, chosen), units, resamples, seed)
         for name in chosen:
             found[name] = dataclasses.replace(
-                found[name], drawn=drawn[name], left_out=left_out[name], strata=strata, patients=units.count
+                found[name], drawn=draws.samples[name], left_out=draws.left_out[name], strata=draws.strata
             )
     return found
 

@@ -4,8 +4,8 @@
         --out results/pretrain_lift
 
 A linear head on the frozen features of each model, fitted on shares of the training patients, is compared on the test
-split with the same head on `retfound-tiny` untrained: the paired bootstrap over patients of `evaluation.paired`. The
-probe set should be large; forward passes are cheap. Writes OUT.json.
+split with the same head on `retfound-tiny` untrained: the paired bootstrap over patients of `evaluation.comparisons`.
+The probe set should be large; forward passes are cheap. Writes OUT.json.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from retfound_hf.data.labelled import read_labelled
 from retfound_hf.data.splits import fraction_of_patients
 from retfound_hf.evaluation.comparisons import compare_metrics
 from retfound_hf.evaluation.linear_probe import fit_linear_probe
-from retfound_hf.evaluation.metrics import compute_metrics
+from retfound_hf.evaluation.predictions import Predictions
 from retfound_hf.files import atomic_file, write_json
 from retfound_hf.inference.predict import forward, prepare_split, to_scores
 from retfound_hf.record import git_revision, versions
@@ -80,15 +80,15 @@ def lifts(models: list[str], probe_data: str, cache_dir: Path) -> tuple[dict[str
     result: dict[str, Any] = {Path(name).name: [] for name in all_found}
     for share in SHARES:
         kept = fraction_of_patients(patients["train"], splits["train"].targets, share, SEED)
-        by_model = {name: scores(found, splits, kept, names) for name, found in all_found.items()}
+        by_model = {
+            name: Predictions.of_table(test.rows, test.targets, scores(found, splits, kept, names), names, KIND)
+            for name, found in all_found.items()
+        }
         for name, own in by_model.items():
-            metrics = compute_metrics(KIND, test.targets, own, names)
-            aurocs = {key: round(value, 4) for key, value in metrics.items() if key.startswith("auroc")}
+            aurocs = {key: round(value, 4) for key, value in own.metrics().items() if key.startswith("auroc")}
             entry = {"labels": int(kept.sum()), "auroc": aurocs}
             if name != "untrained":
-                compared = compare_metrics(
-                    KIND, test.targets, own, by_model["untrained"], names, patients["test"], RESAMPLES
-                )
+                compared = compare_metrics(own, by_model["untrained"], RESAMPLES)
                 entry["lift_ci95"] = {
                     key: [round(value, 4) for value in compared[key].difference.interval] for key in aurocs
                 }

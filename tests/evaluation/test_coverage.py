@@ -5,14 +5,19 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from retfound_hf.evaluation.bootstrap import bootstrap, metric_intervals
+from retfound_hf.evaluation.bootstrap import bootstrap, patients_of
 from retfound_hf.evaluation.calibration import calibration_line
 from retfound_hf.evaluation.comparisons import auroc_interval, compare_aurocs, compare_metrics
-from retfound_hf.evaluation.estimates import patients_of
-from retfound_hf.evaluation.metrics import compute_metrics, weighted_area
+from retfound_hf.evaluation.metrics import weighted_area
+from retfound_hf.evaluation.predictions import Predictions
 from retfound_hf.evaluation.thresholds import sensitivity_at_specificity, share_interval
+from retfound_hf.vocabulary import SINGLE_LABEL
 
-CLASSIFIER = "single_label_classification"
+pytestmark = pytest.mark.slow
+
+
+def predictions(truth: np.ndarray, scores: np.ndarray, patients: np.ndarray | None = None) -> Predictions:
+    return Predictions(None, scores, truth.astype(int), ["no", "yes"], SINGLE_LABEL, patients)
 
 
 def eyes(rng: np.random.Generator, patients: int, shift: float = 1.2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -92,7 +97,6 @@ def test_share_of_correlated_images_at_80_patients(true):
     assert 0.93 <= np.mean(inside) <= 0.97
 
 
-@pytest.mark.slow
 def test_calibration_slope_and_intercept_at_200_patients():
     rng, slope, intercept = np.random.default_rng(4), [], []
     for _ in range(1000):
@@ -107,23 +111,21 @@ def test_calibration_slope_and_intercept_at_200_patients():
     assert 0.93 <= np.mean(slope) <= 0.97 and 0.93 <= np.mean(intercept) <= 0.97
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("patients", "shift"), [(100, 1.2), (200, 2.0)])
 def test_every_metric_of_a_classifier(patients, shift):
-    names, rng = ["no", "yes"], np.random.default_rng(5)
+    rng = np.random.default_rng(5)
     truth, score, _ = eyes(np.random.default_rng(98), 200_000, shift)
-    true = compute_metrics(CLASSIFIER, truth.astype(int), probabilities(score), names)
+    true = predictions(truth, probabilities(score)).metrics()
     inside: dict[str, list[bool]] = {}
     for seed in range(800):
         truth, score, patient = eyes(rng, patients, shift)
-        found = metric_intervals(CLASSIFIER, truth.astype(int), probabilities(score), names, patient, 1000, seed)
+        found = predictions(truth, probabilities(score), patient).intervals(1000, seed)
         for name, estimate in found.items():
             inside.setdefault(name, []).append(held(estimate.low, true[name], estimate.high))
     coverage = {name: float(np.mean(values)) for name, values in inside.items() if name != "ece"}
     assert all(0.93 <= value <= 0.97 for value in coverage.values()), coverage
 
 
-@pytest.mark.slow
 def test_sensitivity_at_a_specificity_at_200_patients(population):
     truth, score, _ = population
     true = sensitivity_at_specificity(truth[:40_000], score[:40_000], 0.8, resamples=100).value
@@ -135,27 +137,24 @@ def test_sensitivity_at_a_specificity_at_200_patients(population):
     assert 0.93 <= np.mean(inside) <= 0.97
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("better", [0.0, 0.5])
 def test_paired_bootstrap_of_two_models_that_err_by_patient(better):
     """Coverage of the difference, and false alarms where there is none, within 5 standard errors of a true 95%.
 
     Eyes taken for patients miss the bounds: their intervals of these metrics hold the truth in 83 to 91% of samples.
     """
-    names, samples, rng = ["no", "yes"], 800, np.random.default_rng(7)
+    samples, rng = 800, np.random.default_rng(7)
 
-    def two_models(patients: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    def two_models(patients: int, rng: np.random.Generator) -> list[Predictions]:
         truth, score, patient = eyes(rng, patients)
         first, second = score + rng.normal(size=(2, patients))[:, patient]
-        return truth.astype(int), probabilities(first + better * truth), probabilities(second), patient
+        return [predictions(truth, probabilities(one), patient) for one in (first + better * truth, second)]
 
-    truth, *models, _ = two_models(200_000, np.random.default_rng(97))
-    first, second = (compute_metrics(CLASSIFIER, truth, scores, names) for scores in models)
+    first, second = (model.metrics() for model in two_models(200_000, np.random.default_rng(97)))
     inside: dict[str, list[bool]] = {}
     alarms: dict[str, list[bool]] = {}
     for seed in range(samples):
-        truth, *models, patient = two_models(100, rng)
-        found = compare_metrics(CLASSIFIER, truth, *models, names, patient, 500, seed)
+        found = compare_metrics(*two_models(100, rng), 500, seed)
         for name in ("auroc", "auprc", "balanced_accuracy", "f1_macro", "kappa", "brier", "loss"):
             true = first[name] - second[name] if better else 0
             inside.setdefault(name, []).append(held(found[name].difference.low, true, found[name].difference.high))

@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from retfound_hf.errors import RetFoundError
+from retfound_hf.errors import BadArgumentError, BadDataError
 from retfound_hf.evaluation.linear_probe import fit_linear_probe
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
@@ -165,33 +165,32 @@ def test_class_weights_move_the_prior():
 
 def test_bad_input_is_refused():
     train, labels = planted(20, 2, 1.0, 0)
-    with pytest.raises(RetFoundError, match="no training example of class severe; a head needs some of every class"):
-        names = ["no", "mild", "severe"]
-        fit_linear_probe(train, labels, train, labels, SINGLE, class_names=names)
-    with pytest.raises(RetFoundError, match="no training example of class 2"):
-        fit_linear_probe(train, labels, train[:2], [0, 2], SINGLE)
-    with pytest.raises(RetFoundError, match="all or none of 20 training rows have dr"):
-        fit_linear_probe(train, np.c_[np.ones(20), labels], None, None, MULTI, class_names=["dr", "amd"])
-    with pytest.raises(RetFoundError, match=r"cross-validation needs 2 rows of 1 \(1\); give val_features"):
-        fit_linear_probe(train[:5], [0, 0, 0, 0, 1], None, None, SINGLE)
     broken = train.copy()
     broken[3, 1] = np.inf
-    with pytest.raises(RetFoundError, match="train_features hold NaN or infinity in 1 of 20 rows"):
+    for arguments, options in (
+        ((train, labels, train, labels, SINGLE), {"class_names": ["no", "mild", "severe"]}),  # none of severe
+        ((train, labels, train[:2], [0, 2], SINGLE), {}),
+        ((train, np.c_[np.ones(20), labels], None, None, MULTI), {"class_names": ["dr", "amd"]}),
+        ((train[:5], [0, 0, 0, 0, 1], None, None, SINGLE), {}),
+        ((train, labels, train[:, :3], labels, SINGLE), {}),
+        ((train, labels, train, None, SINGLE), {}),
+    ):
+        with pytest.raises(BadDataError):
+            fit_linear_probe(*arguments, **options)
+    with pytest.raises(BadDataError) as error:
         fit_linear_probe(broken, labels, train, labels, SINGLE)
-    with pytest.raises(RetFoundError, match=r"val_features have shape \(20, 3\); accepted: \(N, 40\)"):
-        fit_linear_probe(train, labels, train[:, :3], labels, SINGLE)
-    with pytest.raises(RetFoundError, match=r"strengths=.* give at least one number above 0"):
-        fit_linear_probe(train, labels, train, labels, SINGLE, strengths=[0.0])
-    with pytest.raises(RetFoundError, match=r"class_weights=.* give 2 numbers above 0"):
-        fit_linear_probe(train, labels, train, labels, SINGLE, class_weights=[1.0, 0.0])
-    with pytest.raises(RetFoundError, match="class_weights do not apply to regression"):
-        fit_linear_probe(train, labels, train, labels, "regression", class_weights=[1.0])
-    with pytest.raises(RetFoundError, match="needs both val_features and val_targets"):
-        fit_linear_probe(train, labels, train, None, SINGLE)
+    assert error.value.rows == (3,)
+    for kind, field, value in (
+        (SINGLE, "strengths", [0.0]), (SINGLE, "class_weights", [1.0, 0.0]), ("regression", "class_weights", [1.0]),
+        (SINGLE, "class_names", ["no"]),
+    ):  # fmt: skip
+        with pytest.raises(BadArgumentError) as error:
+            fit_linear_probe(train, labels, train, labels, kind, **{field: value})
+        assert error.value.field == field
 
 
 def test_an_unfinished_fit_is_told(monkeypatch):
     monkeypatch.setattr("retfound_hf.evaluation.linear_probe.MAX_ITERATIONS", 2)
     train, labels = planted(60, 3, 1.0, 0)
-    with pytest.warns(UserWarning, match="at strength 0.01 did not converge"):
+    with pytest.warns(UserWarning):
         fit_linear_probe(train, labels, train, labels, SINGLE, strengths=[0.01])

@@ -4,15 +4,20 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_curve
 
-from retfound_hf.errors import RetFoundError
+from retfound_hf.errors import BadArgumentError, BadDataError
 from retfound_hf.evaluation.calibration import decision_curve
+from retfound_hf.evaluation.predictions import Predictions
 from retfound_hf.evaluation.thresholds import (
+    choose_points,
     choose_threshold,
     measure_threshold,
+    positive_class,
+    proportion_interval,
     sensitivity_at_specificity,
     share_interval,
     specificity_at_sensitivity,
-)
+)  # fmt: skip
+from retfound_hf.vocabulary import MULTI_LABEL
 
 TRUTH = np.array([0, 0, 1, 0, 1, 1], bool)
 SCORES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
@@ -57,12 +62,26 @@ def test_measures_by_hand():
 
 
 def test_bad_targets_and_labels():
-    with pytest.raises(RetFoundError, match="all of one kind"):
+    with pytest.raises(BadDataError):
         choose_threshold([True, True], [0.1, 0.2], "youden")
-    with pytest.raises(RetFoundError, match=r"a sensitivity of 1\.2 cannot be asked for"):
-        choose_threshold(TRUTH, SCORES, "sensitivity", 1.2)
-    with pytest.raises(RetFoundError, match="specificity 2 must be from 0 to 1"):
+    for target in (1.2, 0, None):
+        with pytest.raises(BadArgumentError) as error:
+            choose_threshold(TRUTH, SCORES, "sensitivity", target)
+        assert error.value.field == "target"
+    with pytest.raises(BadArgumentError):
         sensitivity_at_specificity(TRUTH, SCORES, 2)
+
+
+def test_points_of_every_class_with_both_outcomes():
+    truth = np.c_[TRUTH, np.zeros(6), ~TRUTH].astype(int)
+    predictions = Predictions(None, np.c_[SCORES, SCORES, 1 - SCORES], truth, ["a", "b", "c"], MULTI_LABEL)
+    points = choose_points(predictions, [("sensitivity", 1.0), ("youden", None)])
+    assert [(point.label, point.criterion) for point in points] == [
+        ("a", "sensitivity"), ("a", "youden"), ("c", "sensitivity"), ("c", "youden"),
+    ]  # fmt: skip
+    assert points[0].threshold == pytest.approx(0.25)
+    table = predictions.operating_points(points)
+    assert table.loc[0, ["sensitivity", "specificity", "ppv"]].tolist() == pytest.approx([1, 2 / 3, 3 / 4])
 
 
 def test_a_share_of_images_rests_on_the_patients():
@@ -86,7 +105,7 @@ def test_decision_curve_by_hand():
     # At 0.25: two of three positives and one of three negatives are treated; a false positive costs a third.
     curve = decision_curve(TRUTH, np.array([0.1, 0.1, 0.1, 0.4, 0.5, 0.6]), [0.25])
     assert curve.model == pytest.approx([2 / 6 - 1 / 6 / 3]) and curve.treat_all == pytest.approx([0.5 - 0.5 / 3])
-    with pytest.raises(RetFoundError, match="above 0 and below 1"):
+    with pytest.raises(BadArgumentError):
         decision_curve(TRUTH, SCORES, [0, 0.5])
 
 
@@ -100,3 +119,30 @@ def test_decision_curve_equals_its_definition_and_a_useless_model_treats_all():
         assert model == pytest.approx(expected)
     constant = decision_curve(truth, np.ones(100))
     assert constant.model == pytest.approx(constant.treat_all)
+
+
+def test_proportions():
+    # Wilson 1927 for 8 of 10: 0.4902 to 0.9433 (Newcombe 1998 gives the same method's values).
+    found = proportion_interval(8, 10)
+    assert (found.low, found.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    normal = proportion_interval(8, 10, "normal")
+    half = 1.96 * (0.8 * 0.2 / 10) ** 0.5
+    assert (normal.low, normal.high) == pytest.approx((0.8 - half, min(0.8 + half, 1)), abs=1e-4)
+    assert proportion_interval(0, 0).value is None
+    assert proportion_interval(0, 20).low == pytest.approx(0, abs=1e-12)
+    with pytest.raises(BadArgumentError):
+        proportion_interval(11, 10)
+
+
+@pytest.mark.parametrize(
+    ("names", "positive"),
+    [
+        ("normal|retinopathy", 1), ("glaucoma|normal", 0), ("AMD|Healthy", 0), ("amd|healthy eyes", 0),
+        ("DR|no_dr", 0), ("DR|NoDR", 0), ("Referable|non-referable", 0), ("exudative|nonexudative", 0),
+        ("disease|none", 0), ("1_stroke|2_control", 0), ("a_glaucoma|b_normal", 0), ("a_normal|b_glaucoma", 1),
+        ("healthy|normal tension glaucoma", 1), ("glaucoma|normal tension glaucoma", 1), ("neovascular|nodular", 1),
+        ("control|normal", 1), ("0|1", 1), ("left|right", 1),
+    ],
+)  # fmt: skip
+def test_the_class_that_is_not_named_for_health(names, positive):
+    assert positive_class(names.split("|")) == positive

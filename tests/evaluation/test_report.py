@@ -1,0 +1,210 @@
+"""Reports: table for the terminal, intervals, levels, subgroups, stored thresholds, columns that identify people."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError
+from retfound_hf.evaluation.metrics import compute_metrics
+from retfound_hf.evaluation.predictions import Predictions
+from retfound_hf.evaluation.report import ReportArguments, format_table, read_points, write_points, write_report
+from retfound_hf.evaluation.thresholds import OperatingPoint, measure_threshold
+from retfound_hf.vocabulary import REGRESSION, SINGLE_LABEL
+
+CLASSES = ("mild", "none", "severe")
+
+
+def test_overall_first_then_classes_aligned():
+    metrics = {
+        "auroc": 0.91234, "kappa": None, "auroc/mild/moderate": 0.9, "auroc/no": None,
+        "auprc/mild/moderate": 0.5, "auprc/no": 1.0,
+    }  # fmt: skip
+    assert format_table(metrics).splitlines() == [
+        "auroc      0.912",
+        "kappa  undefined",
+        "",
+        "class              AUROC  AUPRC",
+        "mild/moderate      0.900  0.500",
+        "no             undefined  1.000",
+    ]
+    assert format_table(metrics, ["no", "mild/moderate"]).splitlines()[4].startswith("no ")
+
+
+def test_intervals_stand_beside_their_value():
+    metrics = {"auroc": 0.9, "auroc_ci95": [0.85, 0.95], "mae": -1.0, "mae_ci95": [None, 2.0]}
+    assert format_table(metrics).splitlines() == [
+        "auroc       0.900 [0.850, 0.950]",
+        "mae    -1.000 [undefined, 2.000]",
+    ]
+
+
+def test_what_compute_metrics_returns(single_label):
+    labels, scores = single_label(40, 3)
+    metrics = compute_metrics(SINGLE_LABEL, labels, scores, list("abc"))
+    lines = format_table(metrics, ["a", "b", "c"]).splitlines()
+    assert len(lines) == 15 + 2 + 3 and lines[0].split() == ["auroc", f"{metrics['auroc']:.3f}"]
+    regression = compute_metrics(REGRESSION, labels, labels + 1.0, ["age"])
+    assert "class" not in format_table(regression, ["age"])
+
+
+@pytest.fixture(scope="module")
+def predicted():
+    """Rows, targets and scores of 60 patients with two eyes, each with two images of one label."""
+    rng = np.random.default_rng(0)
+    patient = np.repeat(np.arange(60), 4)
+    eye = np.tile(list("LLRR"), 60)
+    targets = np.repeat(rng.integers(3, size=120), 2)
+    logits = rng.normal(size=(240, 3)) + 1.5 * np.eye(3)[targets]
+    scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    rows = pd.DataFrame({
+        "id": [f"{number}.png" for number in range(240)], "image": "x", "patient_id": [f"p{n}" for n in patient],
+        "eye": eye, "age": rng.integers(40, 80, size=60)[patient], "camera": rng.choice(["A", "B"], size=240),
+    })  # fmt: skip
+    return rows, targets, scores
+
+
+def written(folder, predicted, **options):
+    points = options.pop("points", ())
+    rows, targets, scores = predicted
+    predictions = Predictions.of_table(rows, targets, scores, CLASSES, SINGLE_LABEL)
+    metrics = write_report(folder, predictions, ReportArguments(**options), points, plots=False)
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    return metrics
+
+
+def test_by_default_nothing_is_added(tmp_path, predicted):
+    metrics = written(tmp_path, predicted)
+    assert metrics == compute_metrics(SINGLE_LABEL, *predicted[1:], CLASSES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "predictions.csv"]
+    columns = list(pd.read_csv(tmp_path / "predictions.csv").columns)
+    assert columns == ["id", "label", "prediction", *(f"prob/{name}" for name in CLASSES), "patient_id", "eye"]
+
+
+def test_intervals_are_over_patients(tmp_path, predicted):
+    rows, targets, scores = predicted
+    metrics = written(tmp_path, predicted, confidence_intervals=True, resamples=200)
+    expected = Predictions.of_table(rows, targets, scores, CLASSES, SINGLE_LABEL).intervals(200)
+    for name, estimate in expected.items():
+        assert metrics[name] == estimate.value
+        if name == "ece":
+            assert "ece_ci95" not in metrics
+        else:
+            assert metrics[f"{name}_ci95"] == [estimate.low, estimate.high]
+    table = pd.read_csv(tmp_path / "intervals.csv").set_index("metric")
+    assert table.loc["auroc", "n"] == 60 and table.loc["auroc", "low"] == pytest.approx(expected["auroc"].low)
+    calibration = pd.read_csv(tmp_path / "calibration.csv")
+    assert list(calibration["class"]) == [*CLASSES, "all"]
+    assert calibration["ece"].iloc[-1] == pytest.approx(metrics["ece"])
+    inside = calibration[:-1]
+    assert (inside["slope_low"] < inside["slope"]).all() and (inside["slope"] < inside["slope_high"]).all()
+
+
+def test_metrics_at_the_level_of_the_eye(tmp_path, predicted):
+    _, targets, scores = predicted
+    metrics = written(tmp_path, predicted, level="eye")
+    assert metrics == compute_metrics(SINGLE_LABEL, targets[::2], (scores[::2] + scores[1::2]) / 2, CLASSES)
+    assert len(pd.read_csv(tmp_path / "predictions.csv")) == 240
+    eyes = pd.read_csv(tmp_path / "predictions_eye.csv")
+    assert list(eyes["id"][:3]) == ["p0/L", "p0/R", "p1/L"] and len(eyes) == 120
+    highest = written(tmp_path, predicted, level="eye", aggregate="max")
+    raised = np.maximum(scores[::2], scores[1::2])
+    raised /= raised.sum(axis=1, keepdims=True)
+    assert highest["auroc"] == pytest.approx(compute_metrics(SINGLE_LABEL, targets[::2], raised, CLASSES)["auroc"])
+
+
+def test_patients_whose_eyes_differ(tmp_path, predicted):
+    with pytest.raises(BadDataError):
+        written(tmp_path, predicted, level="patient")
+    written(tmp_path, predicted, level="patient", label_conflicts="max")
+    labels = pd.read_csv(tmp_path / "predictions_patient.csv")["label"]
+    expected = predicted[1].reshape(60, 4).max(axis=1)
+    assert list(labels) == [CLASSES[label] for label in expected]
+
+
+def test_subgroups(tmp_path, predicted):
+    rows, targets, scores = predicted
+    written(tmp_path, predicted, subgroup_columns=["age:50,65", "camera"], resamples=200)
+    table = pd.read_csv(tmp_path / "subgroups.csv")
+    groups = table[table["p_value"].isna()]
+    assert list(groups["group"].unique()) == ["<50", "50–<65", "≥65", "A", "B"]
+    young = (rows["age"] < 50).to_numpy()
+    row = groups[(groups["group"] == "<50") & (groups["metric"] == "auroc")].iloc[0]
+    assert row["value"] == pytest.approx(
+        compute_metrics(SINGLE_LABEL, targets[young], scores[young], CLASSES)["auroc"]
+    )
+    assert (row["rows"], row["n"]) == (young.sum(), rows["patient_id"][young].nunique())
+    gaps = table[table["p_value"].notna()]
+    assert set(gaps["column"]) == {"age", "camera"} and gaps["p_value"].between(0, 1).all()
+    assert {"age", "camera"} <= set(pd.read_csv(tmp_path / "predictions.csv").columns)
+    # At the level of eyes a camera that differs between an eye's images is unknown.
+    written(tmp_path, predicted, subgroup_columns=["camera"], level="eye", resamples=200)
+    assert "unknown" in set(pd.read_csv(tmp_path / "subgroups.csv")["group"])
+
+
+def test_thresholds_are_stored_read_and_measured(tmp_path, predicted, caplog):
+    rows, targets, scores = predicted
+    report, point = ReportArguments(), OperatingPoint("none", "sensitivity", 0.9, 0.4)
+    write_points(tmp_path, [point], report, images=50)
+    assert read_points(tmp_path, CLASSES, report) == [point]
+    assert read_points(tmp_path, CLASSES, ReportArguments(level="eye")) == []
+    assert len(caplog.records) == 1
+    (tmp_path / "without").mkdir()
+    assert read_points(tmp_path / "without", CLASSES, report) == []
+    written(tmp_path, predicted, points=[point])
+    (row,) = pd.read_csv(tmp_path / "operating_points.csv").to_dict("records")
+    expected = measure_threshold(targets == 1, scores[:, 1], 0.4, rows["patient_id"])
+    assert row["sensitivity"] == pytest.approx(expected["sensitivity"].value)
+    assert row["npv_low"] == pytest.approx(expected["npv"].low)
+    assert row["positives"] + row["negatives"] == 240
+    (tmp_path / "operating_points.json").write_text("{}")
+    with pytest.raises(BadModelError):
+        read_points(tmp_path, CLASSES, report)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_column_that_tells_who_somebody_is_makes_no_groups(predicted, known):
+    rows, _, _ = predicted
+    patients = rows["patient_id"]
+    number = patients.str[1:].astype(int)
+    table = rows.assign(
+        name="N. " + number.astype(str), exam=[f"e{row}" for row in range(240)], weight=number + 0.5,
+        pair="s" + (number // 2).astype(str), site=np.where(number < 30, "s" + number.astype(str), None),
+        patient_id=patients if known else None,
+    )  # fmt: skip
+    patients = 60 if known else 240
+    names = {"exam": patients} | ({"name": 60} if known else {})  # four images each: of one name, and four exams
+    for name, alone in names.items():
+        with pytest.raises(BadArgumentError, match=f"{alone} of the {patients} patients") as error:
+            ReportArguments(subgroup_columns=[name]).check_columns(table, "set")
+        assert (error.value.field, error.value.value) == ("subgroup_columns", name)
+    # Numbers are cut into bands, half of the patients are unknown, and of a pair nobody is alone.
+    for text in ("weight", "pair", "site", "camera", "age:50,65", "weight:10"):
+        ReportArguments(subgroup_columns=[text]).check_columns(table, "set")
+    if known:
+        edges = ",".join(str(edge) for edge in range(1, 60))
+        with pytest.raises(BadArgumentError, match="60 of the 60 patients"):
+            ReportArguments(subgroup_columns=[f"weight:{edges}"]).check_columns(table, "set")
+
+
+def test_every_option_has_help():
+    assert all(field.metadata["help"] for field in dataclasses.fields(ReportArguments))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("resamples", 10), ("subgroup_columns", ["patient_id"]), ("subgroup_columns", ["image"]),
+     ("subgroup_columns", ["split", "id:1,2"]), ("subgroup_columns", ["age:old"])],
+)  # fmt: skip
+def test_arguments_that_are_refused(field, value):
+    with pytest.raises(BadArgumentError) as error:
+        ReportArguments(**{field: value})
+    assert error.value.field == field
+
+
+def test_a_column_that_is_missing_is_named_with_the_nearest(predicted):
+    with pytest.raises(BadArgumentError) as error:
+        ReportArguments(subgroup_columns=["camra"]).check_columns(predicted[0], "set")
+    assert error.value.value == "camra" and "camera" in error.value.accepted
