@@ -16,21 +16,8 @@ from ..errors import UnreadableImageError
 from ..files import atomic_file
 from ..images.reading import read_image
 from ..vocabulary import SINGLE_LABEL
-from .report_parts import (
-    Block,
-    Picture,
-    Section,
-    System,
-    Table,
-    class_titles,
-    counted,
-    duration,
-    number,
-    read_flow,
-    section,
-    seeds_of,
-    systems_of,
-)
+from . import report_parts as parts
+from .report_parts import Block, Picture, Section, System, Table, section
 from .report_sections import (
     adaptation,
     calibration,
@@ -57,7 +44,7 @@ OWN_NAME = re.compile(r"calibration_|[a-z0-9_]+[@\[]")
 @section("cohorts", "Cohorts", "Who was left out, and why, before any model saw an image.")
 def cohorts(found: StudyResults, data: str) -> Block | None:
     """Flow chart of the cohort that a data set names."""
-    if not (flow := read_flow(found, data)):
+    if not (flow := parts.read_flow(found, data)):
         return None
 
     def counts(part: dict[str, Any]) -> list[str]:
@@ -82,7 +69,7 @@ def cohorts(found: StudyResults, data: str) -> Block | None:
 def examples(found: StudyResults, data: str) -> Block | None:
     """Thumbnails of test images by class; single-label tasks alone, where an answer is right or wrong."""
     count, reference = found.study.reporting.examples, found.study.reporting.reference
-    systems = [one for one in systems_of(found, data) if one.model == reference]
+    systems = [one for one in parts.systems_of(found, data) if one.model == reference]
     if not count or not systems or found.task(data)["problem_type"] != SINGLE_LABEL:
         return None
     galleries = _galleries(found, data, systems[0], count)
@@ -92,7 +79,7 @@ def examples(found: StudyResults, data: str) -> Block | None:
 
 def _galleries(found: StudyResults, data: str, system: System, count: int) -> list[tuple[str, list[Picture]]]:
     """The surest right and the surest wrong answers of each class, by title."""
-    images, titles = found.predictions(system.job, "test"), list(class_titles(found, data).values())
+    images, titles = found.predictions(system.job, "test"), list(parts.class_titles(found, data).values())
     predicted, confidence, galleries = images.scores.argmax(axis=1), images.scores.max(axis=1), []
     for index, title in enumerate(titles[:MOST_CLASSES]):
         both = []
@@ -100,7 +87,7 @@ def _galleries(found: StudyResults, data: str, system: System, count: int) -> li
             rows = np.flatnonzero((images.targets == index) & hit)
             rows = rows[np.argsort(-confidence[rows], kind="stable")][:count]
             captions = {images.columns["image"][row]: f"predicted {titles[predicted[row]]}\nconfidence "
-                        f"{number(confidence[row], 2)}" for row in rows}  # fmt: skip
+                        f"{parts.number(confidence[row], 2)}" for row in rows}  # fmt: skip
             both.append((f"{title}, {kind}", _thumbnails(captions)))
         if any(pictures for _, pictures in both):  # side by side, so that one without pictures keeps its place
             galleries += both
@@ -141,10 +128,11 @@ def settings(found: StudyResults) -> Section:
     known = [job.facts for job in found.finished]
     packages = dict.fromkeys(name for facts in known for name in facts["versions"])
     versions = ", ".join(f"{name} {_each(facts['versions'].get(name) for facts in known)}" for name in packages)
-    hardware = (f"{facts['device']}, {counted(facts['threads'], 'CPU thread')}" for facts in known)
+    hardware = (f"{facts['device']}, {parts.counted(facts['threads'], 'CPU thread')}" for facts in known)
     seconds = sum(job.seconds or 0 for job in found.finished)
     facts = [
-        ["jobs that finished", f"{len(found.finished)} of {found.planned}"], ["time of all jobs", duration(seconds)],
+        ["jobs that finished", f"{len(found.finished)} of {found.planned}"],
+        ["time of all jobs", parts.duration(seconds)],
         ["git revision", _each(facts.get("git_revision") for facts in known)], ["hardware", _each(hardware)],
         ["last call ended", record["finished"]],
     ]  # fmt: skip
@@ -161,7 +149,7 @@ def _each(values: Iterable[str | None]) -> str:
     counts = Counter(value or "–" for value in values)
     if len(counts) < 2:
         return next(iter(counts), "–")
-    return ", ".join(f"{value} ({counted(count, 'job')})" for value, count in counts.items())
+    return ", ".join(f"{value} ({parts.counted(count, 'job')})" for value, count in counts.items())
 
 
 SECTIONS = (
@@ -202,11 +190,11 @@ def render(found: StudyResults, sections: list[Section]) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     study, style = found.study, (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    parts = [counted(len(study.models), "model"), counted(len(study.data), "data set")]
+    size = [parts.counted(len(study.models), "model"), parts.counted(len(study.data), "data set")]
     if not found.summary.empty:
-        parts.append(f"{seeds_of(found.summary['seeds'])} each")
+        size.append(f"{parts.seeds_of(found.summary['seeds'])} each")
     return environment.get_template("report.html").render(
-        name=study.name, size=", ".join(parts), sections=sections, style=style
+        name=study.name, size=", ".join(size), sections=sections, style=style
     )
 
 

@@ -65,9 +65,9 @@ def read_predictions(folder: str | Path, job_id: str, data: str, evaluated: str)
     return replace(predictions, eyes=eyes, columns=images)
 
 
-def by_case(predictions: Predictions, reporting: Reporting) -> Predictions:
-    """Predictions joined to cases as `reporting` asks; `columns` are those of the first image of each case."""
-    level = reporting.level
+def read_cases(folder: str | Path, job_id: str, data: str, evaluated: str, reporting: Reporting) -> Predictions:
+    """The same by case, as `reporting` asks; `columns` are those of the first image of each case."""
+    predictions, level = read_predictions(folder, job_id, data, evaluated), reporting.level
     cases = predictions.at_level(level, reporting.aggregation, reporting.label_conflicts)
     keys = {"image": ["id"], "eye": ["patient_id", "eye"], "patient": ["patient_id"]}[level]
     return replace(cases, columns=predictions.columns.drop_duplicates(keys))
@@ -163,7 +163,7 @@ class StudyResults:
 
     def cases(self, job: JobResult, evaluated: str) -> Predictions:
         """The same by case: image, eye or patient."""
-        return by_case(self.predictions(job, evaluated), self.study.reporting)
+        return read_cases(self.folder, job.id, job.data, evaluated, self.study.reporting)
 
     def task(self, data: str) -> dict[str, Any]:
         """`problem_type`, `class_names`, `label_columns`, and `images`, `patients` of every split and external set."""

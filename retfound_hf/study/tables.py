@@ -22,16 +22,7 @@ from ..evaluation.predictions import Predictions
 from ..files import atomic_file, write_json
 from .config import Study
 from .jobs import Job, Task, patients_in
-from .results import (
-    JOB_COLUMNS,
-    STUDY_FILE,
-    JobResult,
-    by_case,
-    curve_points,
-    ended_jobs,
-    predictions_file,
-    read_predictions,
-)
+from .results import JOB_COLUMNS, STUDY_FILE, JobResult, curve_points, ended_jobs, predictions_file, read_cases
 
 RESULT_COLUMNS = (
     "job", "data", "model", "method", "fraction", "seed", "set", "metric", "value", "low", "high", "interval", "cases",
@@ -102,7 +93,7 @@ def resampled(folder: Path, study: Study, job_id: str, data: str, evaluated: str
     digest = hashlib.blake2b(repr(facts).encode() + content, digest_size=8).hexdigest()
     path = folder / "statistics" / job_id / f"{evaluated}-{digest}.npz"
     if not path.is_file():
-        cases = by_case(read_predictions(folder, job_id, data, evaluated), reporting)
+        cases = read_cases(folder, job_id, data, evaluated, reporting)
         _save(path, resample(cases, study.metrics, reporting.resamples))
     return _load(path)
 
