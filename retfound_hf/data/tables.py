@@ -163,7 +163,8 @@ def clean_labels(
     Raises:
         BadDataError: a missing, unknown or non-numeric label, or a class spelled in two ways.
     """
-    check_labels_present(table, columns, data)
+    for column in columns:
+        check_filled(table, column, data)
     if problem_type == SINGLE_LABEL:
         labels = as_text(table[columns[0]])
         names = tuple(class_names) if class_names is not None else _ordered(labels.unique())
@@ -212,10 +213,12 @@ def check_columns(table: Iterable[Any], wanted: Sequence[str], source: object, f
 
 
 def check_filled(table: pd.DataFrame, column: str, source: object) -> None:
-    """Raise if a row has no value in `column`, naming the rows, counted from 1."""
-    rows = [int(row) for row in table.index[table[column].isna()] + 1]
-    if rows:
-        message = f"{source}: {len(rows)} rows have no value in column {column!r} (row {join_names(rows)})"
+    """Raise if rows have no value in `column`, naming them by their column `id`, or by numbers from 1."""
+    numbers = pd.Series(range(1, len(table) + 1), table.index)
+    rows = (table["id"] if "id" in table and column != "id" else numbers)[table[column].isna()]
+    if len(rows):
+        counts = f"{len(rows)} of {len(table)} rows have no value in column {column!r}"
+        message = f"{source}: {counts} (row {join_names(rows)}); fill it, or remove these rows"
         raise BadDataError(message, rows=rows, source=source)
 
 
@@ -267,18 +270,6 @@ def check_images_exist(table: pd.DataFrame, data: object) -> None:
             "start at the table's folder, or at `image_root`",
             rows=missing, source=data,
         )  # fmt: skip
-
-
-def check_labels_present(table: pd.DataFrame, columns: Sequence[str], data: object) -> None:
-    """Raise if a label is missing, naming the images."""
-    for column in columns:
-        missing = table.loc[table[column].isna(), "id"]
-        if len(missing):
-            raise BadDataError(
-                f"{data}: {len(missing)} of {len(table)} rows have no label in column {column!r} "
-                f"({join_names(missing)}); label them or remove their rows",
-                rows=missing, source=data,
-            )  # fmt: skip
 
 
 def check_spelling(names: Iterable[str], data: object) -> None:
