@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .models.starting_points import STARTING_POINTS
     from .pretraining.objectives import OBJECTIVES
     from .pretraining.pretrain import pretrain
+    from .study.runner import run_study
     from .vocabulary import MODALITIES, PROBLEM_TYPES
 
 __version__ = "0.1.0"
@@ -46,6 +47,7 @@ _LAZY = {
     "load_classifier": "inference.predict",
     "prepare_images": "data.prepare_images",
     "pretrain": "pretraining.pretrain",
+    "run_study": "study.runner",
 }
 __all__ = [
     "BACKBONES",
@@ -70,6 +72,7 @@ __all__ = [
     "load_classifier",
     "prepare_images",
     "pretrain",
+    "run_study",
 ]
 
 
