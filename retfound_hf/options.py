@@ -3,8 +3,10 @@
 This module alone knows that fields become flags: errors name fields in backticks, and `run_command` writes the dashes.
 """
 
+import copy
 import dataclasses
 import json
+import math
 import re
 import sys
 from argparse import ArgumentDefaultsHelpFormatter
@@ -12,12 +14,39 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import BadArgumentError, RetFoundError, nearest, one_line
+from .errors import BadArgumentError, RetFoundError, nearest, one_line, require_range
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 # `level`, `level=eye` or `level='eye'` in an error's message.
 FIELD = re.compile(r"`(\w+)(?:=([^`]*))?`")
 _fields: set[str] = set()  # of the command that runs in this process
+
+
+def option(default: Any, help: str, low: float | None = None, high: float = math.inf, **ends: float) -> Any:
+    """Dataclass field with a default value, the text of its flag, and the numbers that `check_ranges` accepts.
+
+    Args:
+        default: the value, or a function without arguments that makes it.
+        help: text of the flag.
+        low, high: smallest and largest number; None for `low` accepts everything.
+        ends: `above` and `below`, open ends in place of them.
+    """
+    made = {"default_factory": default} if callable(default) else {"default": default}
+    bounded = low is not None or ends
+    return dataclasses.field(**made, metadata={"help": help, **({"range": (low, high, ends)} if bounded else {})})
+
+
+def check_ranges(options: Any) -> None:
+    """Raise `BadArgumentError` for a number outside the range of its `option`; None is not set."""
+    for each in dataclasses.fields(options):
+        name, value = each.name, getattr(options, each.name)
+        if value is None or "range" not in each.metadata:
+            continue
+        low, high, ends = each.metadata["range"]
+        above, below = ends.get("above"), ends.get("below", math.inf)
+        require_range(name, value, low if above is None else above, high, open_low=above is not None)
+        if not value < below:
+            raise BadArgumentError(f"`{name}={value}` must be below {below:g}", field=name, value=value)
 
 
 def parse_arguments(
@@ -155,6 +184,8 @@ def _parser(types: Sequence[type], description: str) -> Any:
             if field.metadata.get("positional"):
                 parser.add_argument(field.name, metavar=field.name.upper(), help=field.metadata["help"])
             else:
+                field = copy.copy(field)  # without what argparse does not know
+                field.metadata = {name: value for name, value in field.metadata.items() if name != "range"}
                 HfArgumentParser._parse_dataclass_field(parser, field)
 
         def error(self, message: str) -> None:

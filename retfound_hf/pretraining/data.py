@@ -1,52 +1,180 @@
-"""Images of pretraining: shards decoded to uint8 batches in the loader's workers, with their random numbers."""
+"""Images of pretraining: their order, and the loader that decodes them to uint8 batches with random numbers."""
 
 import atexit
 import hashlib
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_image
 
 from ..data.image_sources import find_shards
-from ..errors import RetFoundError, one_line
+from ..errors import BadArgumentError, BadDataError, RetFoundError, UnreadableImageError, one_line
 from ..hub_access import look_up_data_set
 from ..images.geometry import to_tensor
-from ..images.reading import UnreadableImageError, read_image
+from ..images.reading import read_image
 from .arguments import DataArguments, PretrainingArguments
-from .checkpoints import read_state
 from .objectives.base import Draw
-from .order import MicroBatch, Order, Position, StreamedOrder, step_generator
-from .streaming import Ahead, StreamedTable, fingerprint_of, list_shards, place_of
+
+if TYPE_CHECKING:
+    import datasets
+
+    from .streaming import StreamedTable
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+SAMPLED_ROWS = 1024  # that a fingerprint reads
+PREFETCHED_BATCHES = 4  # of each loader process
+
+
+@dataclass(frozen=True)
+class Position:
+    """Position of a run in its images.
+
+    Attributes:
+        step: optimiser steps done.
+        epoch: epochs finished.
+        offset: images of the started epoch that were used.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The images of one forward pass on one process.
+
+    Attributes:
+        rows: of the table.
+        step: optimiser step that they belong to.
+        start: index of the first of them among the images of that step on all processes.
+    """
+
+    rows: tuple[int, ...]
+    step: int
+    start: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """The images of a run, step by step, the same for any number of processes.
+
+    An epoch is a permutation of all images, cut into global batches; the last, incomplete one is left out, as in the
+    MAE code. Forward pass a of process r takes the B images of a global batch from (a * processes + r) * B on.
+
+    Args:
+        num_images: in the table.
+        batch_size: B, images per process and forward pass.
+        accumulation: forward passes per step.
+        num_processes, process: how many, and which this is.
+        seed: of the permutations.
+        max_steps: end of the run in steps; if not above 0, it ends after `num_epochs`.
+    """
+
+    num_images: int
+    batch_size: int
+    accumulation: int = 1
+    num_processes: int = 1
+    process: int = 0
+    seed: int = 0
+    max_steps: int = -1
+    num_epochs: float = 1.0
+
+    @property
+    def global_batch(self) -> int:
+        """Images per optimiser step."""
+        return self.batch_size * self.accumulation * self.num_processes
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_images // self.global_batch
+
+    @property
+    def total_steps(self) -> int:
+        return self.max_steps if self.max_steps > 0 else max(1, round(self.num_epochs * self.steps_per_epoch))
+
+    def epochs(self, position: Position) -> float:
+        """Epochs done, with the started one's share."""
+        return position.epoch + position.offset / (self.steps_per_epoch * self.global_batch)
+
+    def progress(self, position: Position) -> float:
+        """Finished share of the run, from 0 to 1.
+
+        Counted in epochs where the run has epochs, so that a run that goes on with another batch keeps its schedule.
+        """
+        done = position.step / self.max_steps if self.max_steps > 0 else self.epochs(position) / self.num_epochs
+        return min(done, 1.0)
+
+    def is_finished(self, position: Position) -> bool:
+        """Whether the run has ended, up to half a step: the share of an epoch is a rounded number."""
+        return self.progress(position) > 1 - 0.5 / self.total_steps
+
+    def after(self, position: Position) -> Position:
+        """The position one step later."""
+        position = replace(position, step=position.step + 1, offset=position.offset + self.global_batch)
+        return self.at_epoch(position)
+
+    def batches(self, position: Position) -> Iterator[MicroBatch]:
+        """Micro-batches of this process from `position` to the end of the run; earlier ones are not visited."""
+        position = self.at_epoch(position)
+        epoch, rows = -1, np.empty(0, np.int64)
+        while not self.is_finished(position):
+            if position.epoch != epoch:
+                epoch, rows = position.epoch, self._rows(position.epoch)
+            for number in range(self.accumulation):
+                start = (number * self.num_processes + self.process) * self.batch_size
+                first = self._start(position.offset, number)
+                yield MicroBatch(tuple(rows[first : first + self.batch_size].tolist()), position.step, start)
+            position = self.after(position)
+
+    def at_epoch(self, position: Position) -> Position:
+        """The same position, or the start of the next epoch where too few images are left for a step."""
+        if self.num_images - position.offset < self.global_batch:
+            return replace(position, epoch=position.epoch + 1, offset=0)
+        return position
+
+    def _rows(self, epoch: int) -> np.ndarray:
+        """Rows of an epoch; a micro-batch of this process begins at `_start`."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
+
+    def _start(self, offset: int, number: int) -> int:
+        return offset + (number * self.num_processes + self.process) * self.batch_size
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """Generator of the random numbers of an optimiser step, independent of all others and of the order's."""
+    state = np.random.SeedSequence([seed, step, 1]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> 1))
 
 
 def decode(encoded: bytes) -> Tensor:
-    """Encoded image -> uint8 (3, height, width), the right way up.
+    """Encoded image -> uint8 (3, height, width), turned upright.
 
     Raises:
         UnreadableImageError: damaged or cut off.
     """
-    # torchvision fills what is missing of a JPEG with gray and says so on the console only; Pillow refuses it.
+    # torchvision fills missing parts of a JPEG with gray and says so on the console only; Pillow refuses it.
     is_doubtful = encoded[:2] == JPEG_START and JPEG_END not in encoded[-64:]
-    try:
-        pixels = None if is_doubtful else _torchvision_decode(encoded)
-    except (RuntimeError, ValueError):
-        pixels = None
+    pixels = None
+    if not is_doubtful:
+        try:
+            data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+            pixels = decode_image(data, ImageReadMode.RGB, apply_exif_orientation=True)
+        except (RuntimeError, ValueError):
+            pass
     # Deep images keep their 16 bits in torchvision, and animations their frames.
     if pixels is None or pixels.dtype != torch.uint8 or pixels.ndim != 3:
         pixels = to_tensor(read_image(encoded))
@@ -54,7 +182,7 @@ def decode(encoded: bytes) -> Tensor:
 
 
 def encoded_bytes(image: dict[str, Any] | None) -> bytes:
-    """The bytes of a cell of the table; a data set of image files holds paths instead.
+    """The bytes of a cell of the table; a data set of image files has paths instead.
 
     Args:
         image: with `bytes` and `path`, as `datasets` stores images.
@@ -68,21 +196,11 @@ def encoded_bytes(image: dict[str, Any] | None) -> bytes:
         try:
             return Path(image["path"]).read_bytes()
         except OSError as error:
-            raise UnreadableImageError(f"cannot read {image['path']}: {error.strerror}") from error
+            reason = str(error.strerror)
+            raise UnreadableImageError(
+                f"cannot read {image['path']}: {reason}", path=image["path"], reason=reason
+            ) from error
     return image["bytes"] or b""
-
-
-def _torchvision_decode(encoded: bytes) -> Tensor:
-    data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-    return decode_image(data, ImageReadMode.RGB, apply_exif_orientation=True)
-
-
-if TYPE_CHECKING:
-    import datasets
-
-    from .streaming import StreamedTable
-
-LOOKED_AT = 1024
 
 
 def open_shards(sources: Sequence[str], cache_dir: str | None = None) -> "datasets.Dataset":
@@ -94,7 +212,7 @@ def open_shards(sources: Sequence[str], cache_dir: str | None = None) -> "datase
         sources: folders with parquet files in them, parquet files, or Hub ids; the latter are fetched.
 
     Raises:
-        RetFoundError: nothing there, or no column `image`.
+        BadDataError: nothing there, or no column `image`.
     """
     import datasets
 
@@ -103,7 +221,7 @@ def open_shards(sources: Sequence[str], cache_dir: str | None = None) -> "datase
         path = Path(source)
         files = [str(shard) for shard in find_shards(path)] if path.is_dir() else [source]
         if path.exists() and not (files and files[0].endswith(".parquet")):
-            raise RetFoundError(f"--train_data {source} holds no parquet shards; make them with prepare_images")
+            raise no_shards(source)
         try:
             if path.exists():
                 table = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=cache_dir)
@@ -111,13 +229,12 @@ def open_shards(sources: Sequence[str], cache_dir: str | None = None) -> "datase
                 look_up_data_set(source)
                 table = datasets.load_dataset(source, split="train", cache_dir=cache_dir)
         except Exception as error:  # loading runs through many readers, each with its own errors
-            raise RetFoundError(
-                f"--train_data {source} cannot be read ({one_line(error)}); give a folder made by prepare_images"
+            raise BadDataError(
+                f"`train_data={source}` cannot be read ({one_line(error)}); pass a folder made by prepare_images",
+                source=source,
             ) from error
         if "image" not in table.column_names:
-            raise RetFoundError(
-                f"--train_data {source} has no column image; its columns are {', '.join(table.column_names)}"
-            )
+            raise no_image_column(source, table.column_names)
         table = table.cast_column("image", datasets.Image(decode=False))
         if "id" not in table.column_names:
             table = table.add_column("id", [f"{source}/{row}" for row in range(len(table))])
@@ -125,9 +242,21 @@ def open_shards(sources: Sequence[str], cache_dir: str | None = None) -> "datase
     return tables[0] if len(tables) == 1 else datasets.concatenate_datasets(tables)
 
 
+def no_shards(source: str) -> BadDataError:
+    """The error for a source without parquet files."""
+    return BadDataError(f"`train_data={source}` holds no parquet shards; make them with prepare_images", source=source)
+
+
+def no_image_column(source: str, columns: Sequence[str]) -> BadDataError:
+    """The error for a source without images."""
+    return BadDataError(
+        f"`train_data={source}` has no column image; its columns are {', '.join(columns)}", source=source
+    )
+
+
 def fingerprint(table: "datasets.Dataset") -> str:
-    """Tells whether a resumed run sees the same images in the same order: their number, and a thousand of them."""
-    rows = np.unique(np.linspace(0, len(table) - 1, min(LOOKED_AT, len(table))).astype(int))
+    """Hash of the number of images and of a thousand of them, by which a resumed run knows its data again."""
+    rows = np.unique(np.linspace(0, len(table) - 1, min(SAMPLED_ROWS, len(table))).astype(int))
     digest = hashlib.sha256(repr(len(table)).encode())
     for row in rows.tolist():  # one at a time: they may be large
         item = table[row]
@@ -137,11 +266,14 @@ def fingerprint(table: "datasets.Dataset") -> str:
 
 
 class ImageReader:
-    """Reads rows of the table; the place of an unreadable image is taken by the next readable one.
+    """Reader of rows of the table; an unreadable image is replaced by the next readable one.
 
     Args:
         table: see `open_shards`, or a `StreamedTable`.
         max_bad_share: how many in a row may be unreadable, as a share of the table.
+
+    Raises:
+        BadDataError: too many unreadable images in a row, here or in `read`; images that are not square.
     """
 
     def __init__(self, table: "datasets.Dataset | StreamedTable", max_bad_share: float = 1.0):
@@ -155,31 +287,33 @@ class ImageReader:
         pixels = torch.empty(len(rows), 3, self.side, self.side, dtype=torch.uint8)
         ids: list[str] = []
         rejected: list[tuple[str, str]] = []
-        for place, row in enumerate(rows):
-            item = {"image": found["image"][place], "id": found["id"][place]}
+        for index, row in enumerate(rows):
+            item = {"image": found["image"][index], "id": found["id"][index]}
             for offset in range(1, self.tries + 1):
                 try:
-                    pixels[place] = self._decoded(item["image"])
+                    pixels[index] = self._decoded(item["image"])
                     break
                 except UnreadableImageError as error:
                     rejected.append((item["id"], str(error)))
                     item = self.table[(int(row) + offset) % len(self.table)]
             else:
-                raise RetFoundError(
-                    f"{self.tries} images in a row are unreadable, from {rejected[-self.tries][0]} on "
-                    f"({rejected[-1][1]}); mend the shards, or raise --max_bad_share"
+                bad = [name for name, _ in rejected[-self.tries :]]
+                raise BadDataError(
+                    f"{self.tries} images in a row are unreadable, from {bad[0]} on ({rejected[-1][1]}); mend the "
+                    "shards, or raise `max_bad_share`",
+                    rows=bad,
                 )
             ids.append(item["id"])
         return pixels, ids, rejected
 
     def close(self) -> None:
-        """Remove what a stream of shards has on the disk."""
+        """Remove the open shards of a stream."""
         if hasattr(self.table, "close"):
             self.table.close()
 
     def spread_rows(self, count: int) -> list[int]:
-        """Rows far from each other, in one shard where shards are fetched one by one."""
-        images = getattr(self.table, "rows_at_hand", len(self.table))
+        """Rows far from each other, within the first shard of a stream."""
+        images = getattr(self.table, "first_shard_rows", len(self.table))
         return sorted({images * number // count for number in range(count)})
 
     def _decoded(self, image: dict[str, Any] | None) -> Tensor:
@@ -197,78 +331,73 @@ class ImageReader:
             except UnreadableImageError:
                 continue
             if height != width:
-                raise RetFoundError(
+                raise BadDataError(
                     f"image {item['id']} is {width} x {height}, and pretraining takes squares; make shards with "
-                    "prepare_images"
+                    "prepare_images",
+                    rows=[item["id"]],
                 )
             return height
-        raise RetFoundError(f"the first {self.tries} images of --train_data cannot be read; mend the shards")
-
-
-PREFETCH = 4  # batches of each loader process on their way
+        raise BadDataError(f"the first {self.tries} images of `train_data` cannot be read; mend the shards")
 
 
 class MicroBatches(Dataset):
-    """A data set of whole batches, indexed by `MicroBatch`.
+    """Data set of whole batches, indexed by `MicroBatch`.
 
     Items have `images` uint8 (batch, 3, side, side), `draws` (a dict of tensors with one row per image), `ids` and
-    `rejected` (id, reason).
+    `rejected` (id, reason). A `RetFoundError` is an item too: raised, it would arrive as text from another process.
     """
 
     def __init__(self, reader: ImageReader, draw: Draw, global_batch: int, seed: int):
-        self.reader = reader
-        self.draw = draw
-        self.global_batch = global_batch
-        self.seed = seed
+        self.reader, self.draw, self.global_batch, self.seed = reader, draw, global_batch, seed
 
-    def __getitem__(self, batch: MicroBatch) -> dict[str, object]:
-        images, ids, rejected = self.reader.read(batch.rows)
+    def __getitem__(self, batch: MicroBatch) -> dict[str, Any] | RetFoundError:
+        try:
+            images, ids, rejected = self.reader.read(batch.rows)
+        except RetFoundError as error:
+            return error
         drawn = self.draw(self.global_batch, step_generator(self.seed, batch.step))
         own = slice(batch.start, batch.start + len(batch.rows))
         draws: dict[str, Tensor] = {name: values[own].clone() for name, values in drawn.items()}
         return {"images": images, "draws": draws, "ids": ids, "rejected": rejected}
 
 
-class _Remaining(Iterable[MicroBatch]):
-    def __init__(self, order: Order | Ahead, position: Position):
-        self.order, self.position = order, position
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        return self.order.batches(self.position)
-
-
 def make_loader(
     reader: ImageReader, draw: Draw, order: Order, position: Position, num_workers: int, pin_memory: bool
 ) -> DataLoader:
-    """This process's batches from `position` to the end of the run; epochs follow each other without a pause."""
-    source: Order | Ahead = order
-    if isinstance(reader.table, StreamedTable):
-        source = Ahead(reader.table, order, in_flight=max(1, PREFETCH * num_workers))
-    # Set before Python ends its child processes by SIGTERM, which the workers otherwise pass over.
+    """Loader of this process's batches from `position` to the end of the run, with no pause between epochs.
+
+    Args:
+        draw: of the objective.
+        num_workers: processes; 0 decodes in this one.
+        pin_memory: for copies to a GPU that do not block.
+    """
+    batches = order.batches(position)
+    if hasattr(reader.table, "prefetch"):
+        batches = reader.table.prefetch(order, position, in_flight=max(1, PREFETCHED_BATCHES * num_workers))
+    # Set before Python ends its child processes by SIGTERM, which the workers otherwise ignore.
     closing = multiprocessing.Event()
     atexit.register(closing.set)
     return DataLoader(
         MicroBatches(reader, draw, order.global_batch, order.seed),
         batch_size=None,
-        sampler=_Remaining(source, position),
+        sampler=batches,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        prefetch_factor=PREFETCH if num_workers else None,
+        prefetch_factor=PREFETCHED_BATCHES if num_workers else None,
         worker_init_fn=partial(_start_worker, closing),
     )
 
 
-def next_batch(batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """The next item of a loader, or the error of its worker in one line."""
-    try:
-        return next(batches)
-    except RetFoundError as error:
-        # A loader worker's error arrives with the worker's traceback as its message.
-        raise RetFoundError(str(error).rstrip().rsplit(f"{RetFoundError.__name__}: ", 1)[-1]) from error
+def next_batch(batches: Iterator[dict[str, Any] | RetFoundError]) -> dict[str, Any]:
+    """The next item of a loader; raises if that is an error."""
+    batch = next(batches)
+    if isinstance(batch, RetFoundError):
+        raise batch
+    return batch
 
 
 def _start_worker(closing: Event, number: int) -> None:
-    """Leave the signals that stop a run to the main process, which needs its workers for the step at hand."""
+    """Leave the signals that stop a run to the main process, which needs its workers for the current step."""
 
     def terminate(signal_number: int, frame: FrameType | None) -> None:
         if closing.is_set():
@@ -279,15 +408,12 @@ def _start_worker(closing: Event, number: int) -> None:
     torch.set_num_threads(1)
 
 
-T = TypeVar("T")
-
-
 @dataclass(frozen=True)
 class TrainingImages:
-    """What a run reads, and when.
+    """Images of a run, and their order.
 
     Attributes:
-        facts: what a checkpoint has to say of them.
+        facts: kept in checkpoints, to recognise the images.
     """
 
     reader: ImageReader
@@ -296,63 +422,40 @@ class TrainingImages:
 
 
 def open_training_images(
-    data_args: DataArguments, args: PretrainingArguments, accelerator: Accelerator, checkpoint: Path | None = None
+    data_args: DataArguments,
+    args: PretrainingArguments,
+    accelerator: Accelerator,
+    revisions: dict[str, str] | None = None,
 ) -> TrainingImages:
-    """Open the images of `--train_data`.
+    """Open the images of `train_data`.
 
     Args:
-        checkpoint: that the run goes on from; a stream takes the commits of its data sets.
+        revisions: commits of streamed data sets, as the checkpoint that a run resumes from has them.
 
     Raises:
         RetFoundError: they cannot be read, or are too few for a step.
     """
-    processes = accelerator.num_processes
     shape = {
         "batch_size": args.per_device_train_batch_size,
         "accumulation": args.gradient_accumulation_steps,
-        "num_processes": processes,
+        "num_processes": accelerator.num_processes,
         "process": accelerator.process_index,
         "seed": args.seed,
         "max_steps": args.max_steps,
         "num_epochs": args.num_train_epochs,
     }
     if data_args.streaming:
-        mixed = data_args.mixed_shards
-        revisions = read_state(checkpoint).get("revisions", {}) if checkpoint is not None else {}
-        shards = _on_main(accelerator, lambda: list_shards(data_args.train_data, revisions))
-        root, output_dir = Path(data_args.cache_dir or args.output_dir), Path(args.output_dir)
-        folder = place_of(root, output_dir, fingerprint_of(shards), accelerator.process_index, processes)
-        # The mixed shards, the next ones, and one at the cut between two processes.
-        table = StreamedTable(shards, folder, limit=2 * mixed + 1)
-        rows = tuple(shard.rows for shard in shards)
-        order: Order = StreamedOrder(len(table) // processes * processes, shard_rows=rows, mixed=mixed, **shape)
-        facts = {
-            "fingerprint": fingerprint_of(shards),
-            "revisions": {shard.source: shard.revision for shard in shards if shard.source},
-            "stream": {"processes": processes, "mixed_shards": mixed},
-        }
+        from .streaming import open_stream
+
+        table, order, facts = open_stream(data_args, Path(args.output_dir), shape, revisions or {})
     else:
         with accelerator.local_main_process_first():
             table = open_shards(data_args.train_data, data_args.cache_dir)
-        order = Order(len(table), **shape)
-        facts = {"fingerprint": fingerprint(table), "stream": None}
+        order, facts = Order(len(table), **shape), {"fingerprint": fingerprint(table), "stream": None}
     if order.steps_per_epoch < 1:
-        raise RetFoundError(
-            f"--train_data has {order.num_images} images, and one step takes {order.global_batch} (batch x "
-            "accumulation x processes); give a smaller --per_device_train_batch_size"
-        )
+        raise BadArgumentError(
+            f"`train_data` has {order.num_images} images, and one step takes {order.global_batch} (batch x "
+            "accumulation x processes); pass a smaller `per_device_train_batch_size`",
+            field="per_device_train_batch_size", value=args.per_device_train_batch_size,
+        )  # fmt: skip
     return TrainingImages(ImageReader(table, data_args.max_bad_share), order, facts)
-
-
-def _on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
-    """What `function` returns or raises on the main process, on all of them."""
-    found: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            found[0] = function()
-        except RetFoundError as error:
-            found[1] = str(error)
-    broadcast_object_list(found)
-    if found[1] is not None:
-        raise RetFoundError(found[1])
-    return found[0]

@@ -1,9 +1,10 @@
-"""Monitoring of a run: metrics log, rejected images, non-finite losses, linear probe, previews."""
+"""Monitoring of a run: buffered metrics, log, guards against bad losses and images, linear probe, previews."""
 
 import csv
 import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,25 +21,39 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.labelled import LabelledSet, read_labelled
-from ..errors import RetFoundError
+from ..errors import BadDataError, DivergedError, RetFoundError, join_names
 from ..evaluation.linear_probe import fit_linear_probe
 from ..evaluation.metrics import compute_metrics
 from ..files import atomic_file, write_json
 from ..images.drawing import contact_sheet
 from ..inference.predict import PreparedSplit, features, prepare_split, to_scores
 from ..models.image_processing_retfound import RetFoundImageProcessor
-from .data import ImageReader
+from .arguments import DataArguments, PretrainingArguments
+from .data import ImageReader, TrainingImages, step_generator
 from .objectives.base import Objective
-from .order import step_generator
+
+logger = logging.getLogger(__name__)
+METRICS_FILE = "metrics.jsonl"
+REJECTED_FILE = "rejected.csv"
+NON_FINITE_FILE = "non_finite-step-{}.json"
+# The share of unreadable images is taken of at least so many: the first of a run prove nothing.
+MIN_REJECTED_BASIS = 10_000
+# Skipped steps in a row that end a run, since it learns nothing any more.
+MAX_SKIPPED_IN_A_ROW = 10
+# The same for steps whose scaled gradients overflowed (fp16): nothing is left of a loss scale of 65,536 after 16.
+MAX_OVERFLOWS_IN_A_ROW = 50
+PREVIEW_FOLDER = "previews"
+PREVIEWED_IMAGES = 4
+PREVIEW_SEED = 2**31  # apart from the steps of training, which count from 0
 
 
 @dataclass
-class Window:
-    """The steps since the last log line.
+class MetricBuffer:
+    """Metrics of the steps since the last log line, kept on the device, so that only logging synchronises.
 
     Attributes:
-        rows: of every step the recorded values, on the device.
-        ids: of every step the images of this process.
+        rows: recorded values of every step, on the device.
+        ids: images of every step on this process.
         images: used by all processes.
     """
 
@@ -58,8 +73,13 @@ class Window:
         """(steps, columns) on the device."""
         return torch.stack(self.rows)
 
+    def keep(self, indices: list[int]) -> None:
+        """Leave all other steps out."""
+        self.rows = [self.rows[index] for index in indices]
+        self.ids = [self.ids[index] for index in indices]
+
     def restore(self, rows: list[list[float | None]], device: torch.device) -> None:
-        """Put back the steps that a checkpoint found between two log lines; their time is not known any more."""
+        """Restore the steps that a checkpoint found between two log lines; their time is no longer known."""
         filled = [[math.nan if value is None else value for value in row] for row in rows]
         self.rows = [torch.tensor(row, dtype=torch.float32, device=device) for row in filled]
         self.ids = [[] for _ in rows]
@@ -73,7 +93,7 @@ class Window:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time within out: saving, previews and probes are no training."""
+        """Leave the time within out: saving, previews and probes are not training."""
         began = time.perf_counter()
         yield
         self._started += time.perf_counter() - began
@@ -87,35 +107,36 @@ class Window:
         }
 
 
-def storable(rows: Tensor) -> list[list[float | None]]:
-    """Rows as JSON takes them and `Window.restore` reads them: norms of gradients that overflowed (fp16) are None."""
-    return [[value if math.isfinite(value) else None for value in row] for row in rows.tolist()]
+def finite_or_none(values: list[float]) -> list[float | None]:
+    """Numbers as JSON takes them: norms of gradients that overflowed (fp16) are None."""
+    return [value if math.isfinite(value) else None for value in values]
 
 
-METRICS_FILE = "metrics.jsonl"
-
-
-class Report:
-    """Lines of numbers, written by the main process alone.
+class MetricsLog:
+    """`metrics.jsonl`, trackers and progress bar, written by the main process alone.
 
     Args:
-        step: the run starts or goes on after this one; lines of later steps, which an earlier attempt wrote after
-            its last checkpoint, are removed, since they will be written again.
-        total_steps: for the progress bar and its estimate of the time that is left.
+        output_dir: of the run.
     """
 
-    def __init__(self, accelerator: Accelerator, output_dir: Path, step: int, total_steps: int):
+    def __init__(self, accelerator: Accelerator, output_dir: Path):
         self.accelerator = accelerator
         self.path = output_dir / METRICS_FILE
-        if accelerator.is_main_process:
-            _keep_until(self.path, step)
+        self.bar = tqdm(disable=True)
+
+    def start(self, step: int, total_steps: int) -> None:
+        """Open the log of a run that starts, or goes on, after `step`.
+
+        Lines of later steps, which an earlier attempt wrote after its last checkpoint, are removed, since they will
+        be written again; also half a line, where it was killed.
+        """
+        if self.accelerator.is_main_process and self.path.is_file():
+            kept = [record for record in read_metrics_log(self.path) if record["step"] <= step]
+            with atomic_file(self.path) as partial:
+                partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        hidden = not self.accelerator.is_main_process
         self.bar = tqdm(
-            total=total_steps,
-            initial=step,
-            desc="pretrain",
-            unit="step",
-            disable=not accelerator.is_main_process,
-            dynamic_ncols=True,
+            total=total_steps, initial=step, desc="pretrain", unit="step", disable=hidden, dynamic_ncols=True
         )
 
     def log(self, record: dict[str, Any]) -> None:
@@ -132,7 +153,7 @@ class Report:
         self.accelerator.log(numbers, step=record["step"])
 
     def show(self, record: dict[str, Any], names: Sequence[str] = ()) -> None:
-        """The latest numbers on the progress bar; `names` are those of the objective's own."""
+        """Show the latest numbers on the progress bar; `names` are the objective's own."""
         shown = {
             "loss": f"{record['loss']:.4f}",
             "lr": f"{record['learning_rate']:.2e}",
@@ -149,128 +170,105 @@ class Report:
                 options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 tracker.log_images({"preview": picture.numpy()}, step=step, **options)
 
-    def advance(self) -> None:
-        self.bar.update()
-
     def close(self) -> None:
         self.bar.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
 
-def _keep_until(path: Path, step: int) -> None:
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+def read_metrics_log(path: Path) -> list[dict[str, Any]]:
+    """Lines of `metrics.jsonl`; half a line of a killed run is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # half a line, where the earlier attempt was killed
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
             continue
-        if record["step"] <= step:
-            kept.append(line + "\n")
-    with atomic_file(path) as partial:
-        partial.write_text("".join(kept), encoding="utf-8")
+    return records
 
 
-logger = logging.getLogger(__name__)
-REJECTED_FILE = "rejected.csv"
-NON_FINITE_FILE = "non_finite-step-{}.json"
-# Unreadable images are compared with a share of at least so many: the first of a run proves nothing.
-FEWEST = 10_000
-# Skipped steps in a row that end a run: it learns nothing any more.
-MOST_IN_A_ROW = 10
-# The same for steps whose scaled gradients overflowed (fp16): of a loss scale of 65,536 nothing is left after 16.
-MOST_OVERFLOWS = 50
-NAMED = 8
-
-
-class NonFinite:
-    """Steps whose loss or gradient is NaN or infinite. The weights never take such a step (see `guarded_step`).
+class NonFiniteGuard:
+    """Guard against steps whose loss or gradient is NaN or infinite; the weights never take one (`guarded_step`).
 
     Args:
+        output_dir: of the run, for the ids of the images.
         skip: go on after such a step, instead of stopping the run.
         total_steps: of the run.
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: Path, skip: bool, total_steps: int):
-        self.accelerator = accelerator
-        self.output_dir = output_dir
-        self.skip = skip
+        self.accelerator, self.output_dir, self.skip = accelerator, output_dir, skip
         self.skipped = 0
-        self.in_a_row = 0
-        self.most_in_a_row = min(MOST_IN_A_ROW, total_steps)
-        self.overflows = 0
-        self.most_overflows = min(MOST_OVERFLOWS, total_steps)
+        self.skipped_in_a_row, self.max_skipped = 0, min(MAX_SKIPPED_IN_A_ROW, total_steps)
+        self.overflows_in_a_row, self.max_overflows = 0, min(MAX_OVERFLOWS_IN_A_ROW, total_steps)
 
     def check(self, shared: Tensor, own: Tensor, ids: list[list[str]], last_step: int) -> list[int]:
-        """Look at steps that were not looked at before, on every process.
+        """Check new steps, on every process.
 
         Args:
             shared: float (steps, columns), loss and gradient norm first, the mean over processes.
             own: the same of this process.
-            ids: of every step this process's images.
+            ids: images of every step on this process.
             last_step: number of the last of the steps.
 
         Returns:
             Indices of the finite steps.
 
         Raises:
-            RetFoundError: names the first such step and its images, unless they are skipped; also where too many
-                steps in a row, or all of the run, were not finite, or overflowed (fp16).
+            DivergedError: such a step, with its images, unless it is skipped; too many steps in a row, or all of the
+                run, that were not finite, or overflowed (fp16).
         """
+        scaler = self.accelerator.scaler
         # Overflow of scaled gradients is everyday work of the fp16 scaler; a loss that is not finite never is.
-        looked_at = shared[:, :1] if self.accelerator.scaler is not None else shared[:, :2]
-        finite = looked_at.isfinite().all(dim=1).tolist()
-        bad = [index for index, fine in enumerate(finite) if not fine]
-        for index in bad:
-            step = last_step - len(finite) + 1 + index
-            blamed = [] if own[index, 0].isfinite() else ids[index]
-            named = sorted({name for part in gather_object([blamed]) for name in part})
-            named = named or sorted({name for part in gather_object([ids[index]]) for name in part})
-            self._report(step, float(shared[index, 0]), float(shared[index, 1]), named, fatal=not self.skip)
-        self.skipped += len(bad)
+        finite = shared[:, : 2 if scaler is None else 1].isfinite().all(dim=1).tolist()
+        first_step = last_step - len(finite) + 1
         for index, fine in enumerate(finite):
-            self.in_a_row = 0 if fine else self.in_a_row + 1
-            if self.in_a_row >= self.most_in_a_row:
-                raise RetFoundError(
-                    f"none of the {self.in_a_row} steps up to {last_step - len(finite) + 1 + index} had a finite loss "
-                    "and gradient; lower --learning_rate, or use --bf16 in place of --fp16"
+            if not fine:
+                blamed = [] if own[index, 0].isfinite() else ids[index]
+                named = sorted({name for part in gather_object([blamed]) for name in part})
+                named = named or sorted({name for part in gather_object([ids[index]]) for name in part})
+                self._report(first_step + index, float(shared[index, 0]), float(shared[index, 1]), named)
+        self.skipped += finite.count(False)
+        for step, fine in enumerate(finite, first_step):
+            self.skipped_in_a_row = 0 if fine else self.skipped_in_a_row + 1
+            if self.skipped_in_a_row >= self.max_skipped:
+                raise DivergedError(
+                    f"none of the {self.skipped_in_a_row} steps up to {step} had a finite loss and gradient; lower "
+                    "`learning_rate`, or use `bf16` in place of `fp16`",
+                    step=step,
                 )
-        if self.accelerator.scaler is not None:
-            self._check_overflows(shared[:, 1].isfinite().tolist(), last_step)
+        # The scaler skips a step that overflows and halves its scale, also where no scale helps any more.
+        for step, norm in enumerate(shared[:, 1].tolist() if scaler is not None else (), first_step):
+            self.overflows_in_a_row = 0 if math.isfinite(norm) else self.overflows_in_a_row + 1
+            if self.overflows_in_a_row >= self.max_overflows:
+                raise DivergedError(
+                    f"none of the {self.overflows_in_a_row} steps up to {step} had a finite gradient, whatever the "
+                    f"loss scale, which is {scaler.get_scale():g} now; go on from the last checkpoint with `bf16` in "
+                    "place of `fp16`, or lower `learning_rate`",
+                    step=step,
+                )
         return [index for index, fine in enumerate(finite) if fine]
 
-    def _check_overflows(self, finite: list[bool], last_step: int) -> None:
-        """The scaler passes over a step that overflows and halves its scale, also where no scale helps any more."""
-        for step, fine in enumerate(finite, last_step - len(finite) + 1):
-            self.overflows = 0 if fine else self.overflows + 1
-            if self.overflows >= self.most_overflows:
-                raise RetFoundError(
-                    f"none of the {self.overflows} steps up to {step} had a finite gradient, whatever the loss scale, "
-                    f"which is {self.accelerator.scaler.get_scale():g} now; go on from the last checkpoint with "
-                    "--bf16 in place of --fp16, or lower --learning_rate"
-                )
-
-    def _report(self, step: int, loss: float, norm: float, ids: list[str], fatal: bool) -> None:
+    def _report(self, step: int, loss: float, norm: float, ids: list[str]) -> None:
         path = self.output_dir / NON_FINITE_FILE.format(step)
         if self.accelerator.is_main_process:
             write_json(path, {"step": step, "loss": str(loss), "grad_norm": str(norm), "ids": ids})
-        images = ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
-        what = f"the loss is {loss} and the gradient norm {norm} at step {step}, whose images are {images}"
-        if fatal:
-            raise RetFoundError(
-                f"{what} (all in {path}); look at them, lower --learning_rate, or go on from the last checkpoint with "
-                "--on_non_finite skip"
-            )
+        fact = f"the loss is {loss} and the gradient norm {norm} at step {step}, whose images are {join_names(ids, 8)}"
+        if not self.skip:
+            raise DivergedError(
+                f"{fact} (all in {path}); look at them, lower `learning_rate`, or go on from the last checkpoint with "
+                "`on_non_finite=skip`",
+                step=step, ids=ids,
+            )  # fmt: skip
         if self.accelerator.is_main_process:
-            logger.warning("%s; the step is skipped", what)
+            logger.warning("%s; the step is skipped", fact)
 
 
-class Rejected:
+class RejectedImages:
     """Unreadable images, counted once each over all processes, and listed in `rejected.csv`.
 
     Args:
+        output_dir: of the run.
         num_images: in the shards.
         max_share: above which the run stops.
     """
@@ -278,23 +276,22 @@ class Rejected:
     def __init__(self, accelerator: Accelerator, output_dir: Path, num_images: int, max_share: float):
         self.accelerator = accelerator
         self.path = output_dir / REJECTED_FILE
-        self.num_images = num_images
-        self.max_share = max_share
+        self.num_images, self.max_share = num_images, max_share
         self.reasons: dict[str, str] = {}
         self._new: dict[str, str] = {}
 
     def add(self, rejected: list[tuple[str, str]]) -> None:
-        """Note what this process met."""
+        """Note (id, reason) of what this process met."""
         self._new.update(rejected)
 
     def check(self, seen: int) -> None:
-        """Put together what all processes met; on every process.
+        """Collect what all processes met; on every process.
 
         Args:
             seen: images used so far.
 
         Raises:
-            RetFoundError: more than the share of the images seen (of 10,000 at least, or of all).
+            BadDataError: more than the share of the images seen (of 10,000 at least, or of all).
         """
         met = {name: reason for part in gather_object([self._new]) for name, reason in part.items()}
         self._new = {}
@@ -305,17 +302,13 @@ class Rejected:
             with atomic_file(self.path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([("id", "reason"), *sorted(self.reasons.items())])
             logger.warning("%d images could not be read: %s", len(self.reasons), self.path)
-        basis = min(self.num_images, max(seen, FEWEST))
+        basis = min(self.num_images, max(seen, MIN_REJECTED_BASIS))
         if len(self.reasons) > math.floor(self.max_share * basis):
-            raise RetFoundError(
-                f"{len(self.reasons)} images of the shards cannot be read, more than --max_bad_share {self.max_share} "
-                f"of {basis} allows (listed in {self.path}); mend the shards, or raise --max_bad_share"
-            )
-
-
-PREVIEWED = 4
-# Apart from the steps of training, which count from 0.
-PREVIEW_SEED = 2**31
+            raise BadDataError(
+                f"{len(self.reasons)} images of the shards cannot be read, more than `max_bad_share={self.max_share}` "
+                f"of {basis} allows (listed in {self.path}); mend the shards, or raise `max_bad_share`",
+                rows=sorted(self.reasons), source=self.path,
+            )  # fmt: skip
 
 
 @dataclass
@@ -326,7 +319,7 @@ class LinearProbeMonitor:
         data: labelled set, as for the command finetune.
         epochs: between two probes.
         processor: of the network.
-        options: `batch_size`, `num_workers`, `precision`, as in `inference.forward`.
+        options: `batch_size`, `precision`, as in `inference.predict.features`.
     """
 
     data: str
@@ -334,18 +327,20 @@ class LinearProbeMonitor:
     processor: RetFoundImageProcessor
     cache_dir: str | None
     options: dict[str, Any]
+    splits: dict[str, PreparedSplit] = field(default_factory=dict, init=False)
 
     @cached_property
     def labelled(self) -> LabelledSet:
         try:
             return read_labelled(self.data)
         except RetFoundError as error:
-            raise RetFoundError(f"--probe_data must be a set labelled with classes: {error}") from error
+            raise BadDataError(
+                f"`probe_data` must be a set labelled with classes: {error}", source=self.data
+            ) from error
 
-    @cached_property
-    def splits(self) -> dict[str, PreparedSplit]:
-        """Decoded once, before training."""
-        return {
+    def decode(self) -> None:
+        """Decode all splits, before training."""
+        self.splits = {
             name: prepare_split(self.labelled, name, self.processor, on_bad_image="skip", cache_dir=self.cache_dir)
             for name in ("train", "val", "test")
         }
@@ -355,7 +350,7 @@ class LinearProbeMonitor:
         return math.floor(after / self.epochs + 1e-9) > math.floor(before / self.epochs + 1e-9)
 
     def auroc(self, objective: Objective) -> float:
-        """On every process; the forward passes are shared."""
+        """Fit and measure a probe; on every process, since the forward passes are shared."""
         kind, names = self.labelled.problem_type, self.labelled.class_names
         found = {
             name: features(objective.encoder, split.images, self.processor, description=None, **self.options)
@@ -371,17 +366,18 @@ class LinearProbeMonitor:
 
 
 class Previews:
-    """Pictures of the same few images of the shards, with the same masks, as training goes on.
+    """Pictures of the same few images of the shards, with the same random numbers, as training goes on.
 
     Args:
         output_dir: of the run; the pictures lie in `previews/`.
+        steps: between two previews.
     """
 
-    def __init__(self, reader: ImageReader, objective: Objective, output_dir: Path, seed: int):
-        rows = reader.spread_rows(PREVIEWED)
+    def __init__(self, reader: ImageReader, objective: Objective, output_dir: Path, seed: int, steps: int):
+        rows = reader.spread_rows(PREVIEWED_IMAGES)
         self.images, _, _ = reader.read(rows)
         self.draws = objective.draw(len(rows), step_generator(seed, PREVIEW_SEED))
-        self.folder = output_dir / "previews"
+        self.folder, self.steps = output_dir / PREVIEW_FOLDER, steps
 
     def write(self, objective: Objective, step: int, device: torch.device) -> Tensor | None:
         """`previews/step-<step>.png`; returns the picture as uint8 (1, height, width, 3), None if there is none."""
@@ -393,3 +389,52 @@ class Previews:
         with atomic_file(self.folder / f"step-{step:07d}.png") as partial:
             sheet.save(partial)
         return torch.from_numpy(np.asarray(sheet).copy())[None]
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """All that watches a run."""
+
+    log: MetricsLog
+    non_finite: NonFiniteGuard
+    rejected: RejectedImages
+    probe: LinearProbeMonitor | None
+    previews: Previews | None
+
+    @classmethod
+    def build(
+        cls,
+        data_args: DataArguments,
+        args: PretrainingArguments,
+        accelerator: Accelerator,
+        objective: Objective,
+        images: TrainingImages,
+        processor: RetFoundImageProcessor,
+    ) -> "Monitor":
+        """From the arguments of a run and its parts; the images of the probe are decoded here."""
+        output_dir, order = Path(args.output_dir), images.order
+        probe = previews = None
+        if data_args.probe_data is not None:
+            batch, precision = min(args.per_device_train_batch_size, 64), accelerator.mixed_precision
+            options = {"batch_size": batch, "precision": precision}
+            probe = LinearProbeMonitor(
+                data_args.probe_data, data_args.probe_epochs, processor, data_args.cache_dir, options
+            )
+            probe.decode()
+        if data_args.preview_steps > 0:
+            previews = Previews(images.reader, objective, output_dir, args.seed, data_args.preview_steps)
+        return cls(
+            MetricsLog(accelerator, output_dir),
+            NonFiniteGuard(accelerator, output_dir, args.on_non_finite == "skip", order.total_steps),
+            RejectedImages(accelerator, output_dir, order.num_images, data_args.max_bad_share),
+            probe,
+            previews,
+        )
+
+
+def remove_monitor_files(output_dir: Path) -> None:
+    """Remove what an earlier run left in a folder that is written anew; other files are not ours to remove."""
+    shutil.rmtree(output_dir / PREVIEW_FOLDER, ignore_errors=True)
+    for pattern in (METRICS_FILE, REJECTED_FILE, NON_FINITE_FILE.format("*")):
+        for path in output_dir.glob(pattern):
+            path.unlink()

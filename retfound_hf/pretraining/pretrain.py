@@ -1,111 +1,125 @@
-"""Pretraining from arguments to a finished model folder, and the command `pretrain`."""
+"""Pretraining from arguments to a finished model folder: the function and the command `pretrain`."""
 
 import errno
-import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
 
-from ..errors import RetFoundError, one_line
+from ..errors import BadArgumentError, RetFoundError, one_line
 from ..files import exclusive_folder, move_into, refuse_existing
 from ..models.cards import cost_text, describe_preprocessing, hub_id_of, license_of, write_card
 from ..models.image_processing_retfound import RetFoundImageProcessor
-from ..options import parse_arguments
 from ..record import hardware, write_run_record
-from .arguments import DataArguments, ModelArguments, PretrainingArguments
-from .build import build_network, build_objective
-from .checkpoints import (
-    Checkpoints,
-    check_resumable,
-    find_checkpoint,
-    latest_checkpoint,
-    read_state,
-    remove_checkpoints,
-    remove_leftovers,
-)
+from ..vocabulary import MODALITIES
+from .arguments import Arguments, PretrainingArguments
+from .checkpoints import Checkpoints, cannot_write, find_checkpoint, read_state, remove_checkpoints, remove_leftovers
 from .data import ImageReader, make_loader, open_training_images
 from .loop import Loop
-from .monitor import (
-    METRICS_FILE,
-    NON_FINITE_FILE,
-    REJECTED_FILE,
-    LinearProbeMonitor,
-    NonFinite,
-    Previews,
-    Rejected,
-    Report,
-    Window,
-)
-from .objectives.distributed import synchronize
-from .optim import make_optimizer
-from .order import Order, Position
+from .monitor import METRICS_FILE, Monitor, read_metrics_log, remove_monitor_files
+from .objectives.base import Objective
+from .objectives.distributed import convert_sync_batchnorm
 
-TITLES = {
-    "mae": "masked autoencoding", "simclr": "SimCLR", "swav": "SwAV", "dino": "DINO", "moco_v3": "MoCo v3",
-}  # fmt: skip
-MODALITIES = {"cfp": "colour fundus photographs", "oct": "OCT B-scans", None: "retinal images"}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def write_pretrained_card(
-    folder: Path,
-    name: str,
-    model: PreTrainedModel,
-    processor: RetFoundImageProcessor,
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    args: PretrainingArguments,
-    order: Order,
-    seconds: float,
-) -> Path:
-    """Write the card into `folder`; `name` is that of the folder it will be."""
-    base = model_args.model_name_or_path
-    start = (
-        f"the weights of `{Path(base).name if Path(base).exists() else base}`"
-        if base
-        else f"random weights (preset `{model_args.config_name}`)"
+@dataclass(frozen=True)
+class PretrainingRun:
+    """Result of `pretrain`.
+
+    Attributes:
+        output_dir: folder of the model, its card and its checkpoints; without a model where `stopped_by` is set.
+        metrics: lines of `metrics.jsonl`, with `step`, `epoch`, `loss` and more.
+        loss: the last one in them.
+        steps: optimiser steps done.
+        stopped_by: signal that ended the run with a checkpoint before its end; None for a finished run.
+    """
+
+    output_dir: Path
+    metrics: list[dict[str, Any]]
+    loss: float | None
+    steps: int
+    stopped_by: str | None = None
+
+
+def pretrain(train_data: str | Path | Sequence[str | Path], output_dir: str | Path, **options: Any) -> PretrainingRun:
+    """Pretrain on image shards, and write a model folder.
+
+    Args:
+        train_data: folders of shards made by prepare_images, parquet files, or Hub ids.
+        output_dir: new folder; see `overwrite_output_dir` and `resume_from_checkpoint`.
+        **options: the flags of `retfound pretrain`: `config_name`, `model_name_or_path`, `objective` and its options,
+            `num_train_epochs` and so on. One of the first two is needed.
+
+    Raises:
+        BadArgumentError, BadModelError, BadDataError: arguments, weights or images that do not fit.
+        DivergedError: a loss that is not finite; `.step` and `.ids` say where.
+        OutputError: a full disk, or a folder that is in use.
+        TypeError: an option that does not exist.
+    """
+    sources = [train_data] if isinstance(train_data, (str, Path)) else train_data
+    given = {"train_data": [str(source) for source in sources], "output_dir": str(output_dir), **options}
+    return run(Arguments.build(given))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command `pretrain`."""
+    result = run(Arguments.parse(
+        argv, "Pretrain on image shards: a preset from scratch, or on from a RETFound or ViT-MAE folder."
+    ))  # fmt: skip
+    if not PartialState().is_main_process:
+        return
+    if result.stopped_by is None:
+        print(result.output_dir)
+        return
+    print(
+        f"stopped by {result.stopped_by} after step {result.steps}, with a checkpoint; go on with "
+        "--resume_from_checkpoint latest"
     )
-    metadata: dict[str, Any] = {"pipeline_tag": "image-feature-extraction"}
-    if base:
-        metadata |= {"license": license_of(base)}
-        metadata |= {"base_model": named, "base_model_relation": "finetune"} if (named := hub_id_of(base)) else {}
-    on_hub = [source for source in data_args.train_data if not Path(source).exists()]
-    if on_hub:
-        metadata["datasets"] = on_hub
-    sources = ", ".join(f"`{source if source in on_hub else Path(source).name}`" for source in data_args.train_data)
-    images = MODALITIES[model.config.modality]
-    masked = f"mask ratio {model.config.mask_ratio}, " if model_args.objective == "mae" else ""
-    return write_card(
-        folder,
-        "pretrained",
-        metadata,
-        folder_name=name,
-        title=f"{name}: RETFound pretrained on {images}",
-        description=(
-            f"Self-supervised pretraining by {TITLES[model_args.objective]} on {order.num_images:,} {images}, "
-            f"from {start}."
-        ),
-        has_decoder=model_args.objective == "mae",
-        training_data=(
-            f"{order.num_images:,} {images} of {sources}, without labels. The shards say nothing of the age, sex or "
-            "origin of the patients."
-        ),
-        preprocessing=describe_preprocessing(processor),
-        cost=cost_text(seconds, hardware()),
-        provenance=(
-            f"{order.total_steps:,} steps of {order.global_batch:,} images; {masked}peak learning rate "
-            f"{args.peak_learning_rate(order.global_batch):.3g}, weight decay {args.weight_decay}, seed {args.seed}. "
-            "`metrics.jsonl` holds the course of the loss; `run.json`, with every setting and version, stays with the "
-            "owner when the folder is published."
-        ),
-    )
+
+
+def run(arguments: Arguments) -> PretrainingRun:
+    """`pretrain` for arguments that are checked already, such as those of the command."""
+    started = time.time()
+    args, output_dir = arguments.training, Path(arguments.training.output_dir)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
+    # With `latest` the folder may hold an attempt that never came to a checkpoint, but no finished model.
+    if checkpoint is None and (args.resume_from_checkpoint is None or (output_dir / "config.json").exists()):
+        refuse_existing(output_dir, args.overwrite_output_dir)
+    accelerator = make_accelerator(args, output_dir)
+    logging.disable_progress_bar()  # of the files of each checkpoint, across the bar of the run
+    with exclusive_folder(output_dir) if accelerator.is_main_process else nullcontext():
+        accelerator.wait_for_everyone()
+        # Another run may have written a later one before it let go of the folder.
+        checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
+        if accelerator.is_main_process:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(output_dir)
+            if checkpoint is None:
+                remove_checkpoints(output_dir)
+                remove_monitor_files(output_dir)
+        accelerator.wait_for_everyone()
+        loop, reader = prepare(arguments, accelerator, checkpoint)
+        stopped_by = _train(loop, reader)
+        if stopped_by is None and accelerator.is_main_process:
+            _write_result(loop, arguments, round(time.time() - started, 1))
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        metrics = read_metrics_log(output_dir / METRICS_FILE)
+    losses = [line["loss"] for line in metrics if "loss" in line]
+    return PretrainingRun(output_dir, metrics, losses[-1] if losses else None, loop.position.step, stopped_by)
 
 
 def make_accelerator(args: PretrainingArguments, output_dir: Path) -> Accelerator:
@@ -130,233 +144,190 @@ def make_accelerator(args: PretrainingArguments, output_dir: Path) -> Accelerato
     except (ValueError, ImportError) as error:
         raise RetFoundError(f"Accelerate refuses its settings: {error}") from error
     if len(accelerator.log_with) < len(trackers):
-        raise RetFoundError(f"--report_to {' '.join(trackers)}: not installed, or unknown to Accelerate")
+        raise BadArgumentError(
+            f"`report_to={' '.join(trackers)}`: not installed, or unknown to Accelerate",
+            field="report_to", value=trackers,
+        )  # fmt: skip
     accelerator.init_trackers("retfound")
     return accelerator
 
 
-def prepare(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    args: PretrainingArguments,
-    accelerator: Accelerator,
-    checkpoint: Path | None,
-) -> tuple[Loop, ImageReader]:
-    """Put the run's parts together; every mistake of the user shows here, before the first step."""
-    output_dir = Path(args.output_dir)
-    set_seed(args.seed)
-    network = build_network(model_args, args)
-    images = open_training_images(data_args, args, accelerator, checkpoint)
+def prepare(arguments: Arguments, accelerator: Accelerator, checkpoint: Path | None) -> tuple[Loop, ImageReader]:
+    """Build all parts of a run, and its card once; every mistake of the user shows here, before the first step.
+
+    Args:
+        checkpoint: to resume from.
+    """
+    model_args, choice, data_args, given = arguments
+    output_dir = Path(given.output_dir)
+    # The network needs no image: a mistyped model is told before any is copied.
+    check_batch(choice.objective_class, given, accelerator.num_processes)
+    set_seed(given.seed)
+    network = choice.objective_class.build_network(model_args)
+
+    revisions = read_state(checkpoint).get("revisions") if checkpoint is not None else None
+    images = open_training_images(data_args, given, accelerator, revisions)
     reader, order = images.reader, images.order
-    objective = synchronize(build_objective(network, model_args, args, reader.side), accelerator.device)
-    args = args.with_recipe(objective.recipe)
-    modality = objective.model.config.modality
-    processor = RetFoundImageProcessor.for_image_size(
-        objective.model.config.image_size, do_fundus_crop=modality != "oct"
-    )
-    probe = None
-    if data_args.probe_data is not None:
-        options = {
-            "batch_size": min(args.per_device_train_batch_size, 64),
-            "precision": accelerator.mixed_precision,
-        }
-        probe = LinearProbeMonitor(
-            data_args.probe_data, data_args.probe_epochs, processor, data_args.cache_dir, options
-        )
-        probe.splits  # noqa: B018 decoded here, so that mistakes show before training
-    optimizer = make_optimizer(
-        objective,
-        args.peak_learning_rate(order.global_batch),
-        args.weight_decay,
-        (args.adam_beta1, args.adam_beta2),
-        args.optim,
-    )
-    network, optimizer = accelerator.prepare(objective, optimizer)
-    checkpoints = Checkpoints(output_dir, accelerator, processor, args.save_total_limit or None)
+
+    objective = choice.objective_class(network, reader.side, choice.make_options())
+    if accelerator.num_processes > 1:
+        convert_sync_batchnorm(objective, accelerator.device)
+    save_memory_and_compile(objective, given)
+    args = given.with_recipe(objective.recipe)
+
+    config = objective.model.config
+    crop = config.modality is None or MODALITIES[config.modality].crop
+    processor = RetFoundImageProcessor.for_image_size(config.image_size, do_fundus_crop=crop)
+
+    monitor = Monitor.build(data_args, args, accelerator, objective, images, processor)
     facts = {
-        "objective": model_args.objective,
-        "seed": args.seed,
-        **images.facts,
-        "global_batch": order.global_batch,
-    }
-    position, window = Position(), Window()
-    non_finite = NonFinite(accelerator, output_dir, args.on_non_finite == "skip", order.total_steps)
-    rejected = Rejected(accelerator, output_dir, order.num_images, data_args.max_bad_share)
+        "objective": choice.objective, "seed": args.seed, **images.facts, "global_batch": order.global_batch,
+    }  # fmt: skip
+    checkpoints = Checkpoints(output_dir, accelerator, processor, args.save_total_limit or None)
+    loop = Loop(accelerator, args, objective, images, checkpoints, monitor, facts)
     if checkpoint is not None:
-        check_resumable(read_state(checkpoint), facts, args.max_steps, checkpoint)
-        state = checkpoints.load(checkpoint)
-        # With another batch, the rest of the epoch may be too short for a step.
-        position = order.at_epoch(Position(**state["position"]))
-        window.restore(state["window"], accelerator.device)
-        non_finite.skipped, rejected.reasons = state["skipped_steps"], state["rejected"]
-    # With another batch, what is left takes another number of steps than before.
-    steps_left = round((1 - order.progress(position)) * order.total_steps)
-    report = Report(accelerator, output_dir, position.step, position.step + steps_left)
-    loop = Loop(
-        accelerator=accelerator,
-        args=args,
-        objective=objective,
-        network=network,
-        optimizer=optimizer,
-        order=order,
-        checkpoints=checkpoints,
-        report=report,
-        non_finite=non_finite,
-        rejected=rejected,
-        probe=probe,
-        previews=Previews(reader, objective, output_dir, args.seed) if data_args.preview_steps > 0 else None,
-        preview_steps=data_args.preview_steps,
-        facts=facts,
-        position=position,
-        window=window,
-    )
+        loop.resume(checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        write_pretrained_card(Path(folder), output_dir.name, arguments, loop, None)
     return loop, reader
 
 
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+def check_batch(objective: type[Objective], args: PretrainingArguments, num_processes: int) -> None:
+    """Raise where an objective that compares the images of a step gets them in several passes, or a single one."""
+    name = objective.name
+    if args.gradient_accumulation_steps > 1 and not objective.supports_accumulation:
+        raise BadArgumentError(
+            f"`gradient_accumulation_steps={args.gradient_accumulation_steps}`: {name} compares the images of a "
+            "forward pass with each other, so that several small passes are not a large one; use more processes, or "
+            "`gradient_checkpointing` for a larger `per_device_train_batch_size`",
+            field="gradient_accumulation_steps", value=args.gradient_accumulation_steps,
+        )  # fmt: skip
+    if args.per_device_train_batch_size * num_processes < 2 and not objective.supports_accumulation:
+        raise BadArgumentError(
+            f"`per_device_train_batch_size={args.per_device_train_batch_size}`: {name} compares the images of a step "
+            "with each other; pass at least 2, on one process or several",
+            field="per_device_train_batch_size", value=args.per_device_train_batch_size,
+        )  # fmt: skip
 
 
-def pretrain(model_args: ModelArguments, data_args: DataArguments, args: PretrainingArguments) -> Path | None:
-    """Pretrain, and write a model folder; see `arguments` for what can be set.
-
-    Returns:
-        The output folder; None where a signal ended the run with a checkpoint.
+def save_memory_and_compile(objective: Objective, args: PretrainingArguments) -> None:
+    """Checkpoint activations and compile blocks, where asked for.
 
     Raises:
-        RetFoundError: bad input, a loss that is not finite, too many unreadable images, a full disk.
+        BadArgumentError: the network does not have it.
     """
-    started = time.time()
-    output_dir = Path(args.output_dir)
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
-    # With `latest` the folder may hold what an attempt left that never came to a checkpoint, but no finished model.
-    if checkpoint is None and (args.resume_from_checkpoint is None or (output_dir / "config.json").exists()):
-        refuse_existing(output_dir, args.overwrite_output_dir)
-    accelerator = make_accelerator(args, output_dir)
-    with exclusive_folder(output_dir) if accelerator.is_main_process else nullcontext():
-        accelerator.wait_for_everyone()
-        # Another run may have written a later one before it let go of the folder.
-        checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
-        return _pretrain(model_args, data_args, args, accelerator, checkpoint, started)
+    kind = objective.model.config.model_type
+    if args.gradient_checkpointing:
+        for network in objective.children():
+            if isinstance(network, PreTrainedModel):
+                if not network.supports_gradient_checkpointing:
+                    raise BadArgumentError(
+                        f"`gradient_checkpointing`: a {kind} model does not have it; leave it out",
+                        field="gradient_checkpointing", value=True,
+                    )  # fmt: skip
+                network.gradient_checkpointing_enable({"use_reentrant": False})
+    if args.torch_compile:
+        # Block by block: all are alike and compile once, and gradients are shared while others are computed.
+        blocks = [module for module in objective.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not blocks:
+            raise BadArgumentError(
+                f"`torch_compile`: a {kind} model has no transformer blocks; leave it out",
+                field="torch_compile", value=True,
+            )  # fmt: skip
+        for block in blocks:
+            block.compile()
 
 
-def _pretrain(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    args: PretrainingArguments,
-    accelerator: Accelerator,
-    checkpoint: Path | None,
-    started: float,
-) -> Path | None:
-    output_dir = Path(args.output_dir)
-    if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(output_dir)
-        if checkpoint is None:
-            _remove_earlier(output_dir)
-    accelerator.wait_for_everyone()
-    loop, reader = prepare(model_args, data_args, args, accelerator, checkpoint)
-    loader = make_loader(
-        reader,
-        loop.objective.draw,
-        loop.order,
-        loop.position,
-        args.dataloader_num_workers,
-        pin_memory=accelerator.device.type != "cpu",
-    )
+def _train(loop: Loop, reader: ImageReader) -> str | None:
+    """Train to the end; returns the signal that ended the run before it."""
+    workers, on_device = loop.args.dataloader_num_workers, loop.accelerator.device.type != "cpu"
+    loader = make_loader(reader, loop.objective.draw, loop.order, loop.position, workers, pin_memory=on_device)
     batches = iter(loader)
     try:
-        signal = loop.train(batches)
+        return loop.train(batches)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        newest = latest_checkpoint(output_dir)
-        raise RetFoundError(
-            f"{output_dir} cannot be written to after step {loop.position.step} ({error}); make room and go on with "
-            f"--resume_from_checkpoint latest ({newest.name if newest else 'there is no checkpoint: from the start'})"
+        raise cannot_write(
+            loop.checkpoints.output_dir, f"what follows step {loop.position.step}", str(error)
         ) from error
     finally:
-        loop.report.close()
+        loop.monitor.log.close()
         # An error's traceback holds the iterator; collected with it, workers end late or stay.
         if hasattr(batches, "_shutdown_workers"):
             batches._shutdown_workers()
         del batches, loader
         reader.close()
-    if signal is not None:
-        if accelerator.is_main_process:
-            print(
-                f"stopped by {signal} after step {loop.position.step}, with a checkpoint; go on with "
-                "--resume_from_checkpoint latest"
-            )
-        accelerator.end_training()
-        return None
-    if accelerator.is_main_process:
-        _write_result(loop, model_args, data_args, round(time.time() - started, 1))
-        print(output_dir)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return output_dir
 
 
-def _remove_earlier(output_dir: Path) -> None:
-    """What an earlier run left in a folder that is written anew; other files are not ours to remove."""
-    remove_checkpoints(output_dir)
-    shutil.rmtree(output_dir / "previews", ignore_errors=True)
-    for name in (METRICS_FILE, REJECTED_FILE):
-        (output_dir / name).unlink(missing_ok=True)
-    for path in output_dir.glob(NON_FINITE_FILE.format("*")):
-        path.unlink()
-
-
-def _write_result(loop: Loop, model_args: Any, data_args: Any, seconds: float) -> None:
-    objective, args = loop.objective, loop.args
-    output_dir = Path(args.output_dir)
+def _write_result(loop: Loop, arguments: Arguments, seconds: float) -> None:
+    output_dir = loop.checkpoints.output_dir
     try:
         with move_into(output_dir) as partial:
-            objective.model.save_pretrained(partial)
+            loop.objective.model.save_pretrained(partial)
             loop.checkpoints.processor.save_pretrained(partial)
-            write_pretrained_card(
-                partial,
-                output_dir.name,
-                objective.model,
-                loop.checkpoints.processor,
-                model_args,
-                data_args,
-                args,
-                loop.order,
-                seconds,
-            )
-    except Exception as error:
-        newest = f"checkpoint-{loop.position.step}"
-        raise RetFoundError(
-            f"the model could not be written to {output_dir} ({one_line(error)}); {newest} there "
-            "is whole: make room and go on with --resume_from_checkpoint latest"
-        ) from error
+            write_pretrained_card(partial, output_dir.name, arguments, loop, seconds)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(output_dir, "the model", one_line(error)) from error
     write_run_record(
         output_dir,
         "pretrain",
-        [model_args, data_args, args],
+        [arguments.model, arguments.objective, arguments.data, loop.args],
         seconds=seconds,
         num_images=loop.order.num_images,
         steps=loop.position.step,
         num_processes=loop.accelerator.num_processes,
         mixed_precision=loop.accelerator.mixed_precision,
-        rejected_images=len(loop.rejected.reasons),
-        skipped_steps=loop.non_finite.skipped,
+        rejected_images=len(loop.monitor.rejected.reasons),
+        skipped_steps=loop.monitor.non_finite.skipped,
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the arguments and run."""
-    from .arguments import DataArguments, ModelArguments, PretrainingArguments
+def write_pretrained_card(folder: Path, name: str, arguments: Arguments, loop: Loop, seconds: float | None) -> Path:
+    """Write the model card.
 
-    parsed = parse_arguments(
-        ModelArguments,
-        DataArguments,
-        PretrainingArguments,
-        argv=argv,
-        description="Pretrain on image shards: a preset from scratch, or on from a RETFound or ViT-MAE folder.",
+    Args:
+        folder: where to write it.
+        name: of the folder that it will be in.
+        loop: the run.
+        seconds: its time so far, if known.
+    """
+    order, args, config = loop.order, loop.args, loop.objective.model.config
+    objective, base = arguments.objective.objective_class, arguments.model.model_name_or_path
+    metadata: dict[str, Any] = {"pipeline_tag": "image-feature-extraction"}
+    start = f"random weights (preset `{arguments.model.config_name}`)"
+    if base:
+        start = f"the weights of `{Path(base).name if Path(base).exists() else base}`"
+        metadata |= {"license": license_of(base)}
+        metadata |= {"base_model": named, "base_model_relation": "finetune"} if (named := hub_id_of(base)) else {}
+    on_hub = [source for source in arguments.data.train_data if not Path(source).exists()]
+    if on_hub:
+        metadata["datasets"] = on_hub
+    sources = [f"`{source if source in on_hub else Path(source).name}`" for source in arguments.data.train_data]
+    images = "retinal images" if config.modality is None else MODALITIES[config.modality].title
+    has_decoder = hasattr(loop.objective.model, "decoder")
+    masked = f"mask ratio {config.mask_ratio}, " if has_decoder else ""
+    return write_card(
+        folder,
+        "pretrained",
+        metadata,
+        folder_name=name,
+        title=f"{name}: RETFound pretrained on {images}",
+        description=(
+            f"Self-supervised pretraining by {objective.title} ({objective.citation}) on {order.num_images:,} "
+            f"{images}, from {start}."
+        ),
+        has_decoder=has_decoder,
+        training_data=(
+            f"{order.num_images:,} {images} of {', '.join(sources)}, without labels. The shards say nothing of the "
+            "age, sex or origin of the patients."
+        ),
+        preprocessing=describe_preprocessing(loop.checkpoints.processor),
+        cost=cost_text(seconds, hardware()),
+        provenance=(
+            f"{order.total_steps:,} steps of {order.global_batch:,} images; {masked}peak learning rate "
+            f"{args.peak_learning_rate(order.global_batch):.3g}, weight decay {args.weight_decay}, seed {args.seed}. "
+            "`metrics.jsonl` holds the course of the loss; `run.json`, with every setting and version, stays with the "
+            "owner when the folder is published."
+        ),
     )
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # of the files of each checkpoint, across the bar of the run
-    pretrain(*parsed)

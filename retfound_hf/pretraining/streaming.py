@@ -1,4 +1,8 @@
-"""Streaming: shards are prefetched while training, and removed when they are done with."""
+"""Streaming: shards are prefetched during training and removed after use, so that few are on the disk at a time.
+
+`datasets` streams too, but neither resumes in the middle of an epoch without reading what came before it, nor bounds
+the open shards, nor reads every image exactly once on several processes.
+"""
 
 import hashlib
 import logging
@@ -12,57 +16,41 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 
 from ..data.image_sources import find_shards
-from ..errors import RetFoundError, one_line
+from ..errors import BadDataError, HubAccessError, RetFoundError, one_line
 from ..files import atomic_file
 from ..hub_access import is_connection_error
-from .order import MicroBatch, Order, Position
+from .arguments import DataArguments
+from .data import MicroBatch, Order, Position, no_image_column, no_shards
 
-LENGTH = 8  # of the hashes in a folder's name
-
-
-def place_of(root: Path, output_dir: Path, fingerprint: str, process: int, num_processes: int) -> Path:
-    """The folder for the open shards of one process of a run, not made yet.
-
-    What a killed attempt at the same `output_dir` left in `root` is removed: whatever its data were, and also that of
-    processes which the run has no more.
-
-    Args:
-        root: shared by the runs with one `--cache_dir`.
-        fingerprint: of the table.
-    """
-    run = hashlib.sha256(str(output_dir.resolve()).encode()).hexdigest()[:LENGTH]
-    for left in root.glob(f".stream-{run}-*"):
-        number = int(left.name.split("-")[2])
-        if number == process or number >= num_processes:
-            shutil.rmtree(left, ignore_errors=True)
-    return root / f".stream-{run}-{process}-{fingerprint[:LENGTH]}"
-
-
-# Seconds between tries: a run of weeks outlives a network that is gone for minutes.
-WAITS = (1, 5, 20, 60, 180)
+RETRY_WAITS = (1, 5, 20, 60, 180)  # seconds: a run of weeks outlives a network that is gone for minutes
+LISTING_THREADS = 16
+ROWS_PER_BATCH = 256  # that are converted at a time
+HASH_LENGTH = 8  # in a folder's name
+THREAD_NAME = "shard prefetch"
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StreamShard:
-    """A parquet file with a column `image` (`bytes` and `path`) and mostly `id`.
+    """Parquet file with a column `image` (`bytes` and `path`) and mostly `id`.
 
     Attributes:
-        source: Hub id of the data set, or an empty string for a file of this machine.
+        source: Hub id of the data set, or an empty string for a local file.
         path: of the file, within the data set or on this machine.
-        revision: commit of the data set, so that all of a run and its resumption see the same images.
+        revision: commit of the data set, so that a run and its resumption see the same images.
         rows: images in it.
-        member: path of the file within what was given as source, wherever that lies.
-        content: what tells its bytes from others.
+        member: path of the file within its source, wherever that lies.
+        content: hash of the bytes.
     """
 
     source: str
@@ -79,45 +67,43 @@ class StreamShard:
     def read(
         self, convert: Callable[[Path], T], folder: Path | None = None, check: Callable[[], None] = lambda: None
     ) -> T:
-        """What `convert` makes of the file, which is downloaded first if it lies on the Hub, and removed after.
+        """`convert` of the file, which is downloaded first if it lies on the Hub, and removed after.
 
         Args:
-            folder: where to download it, if not among the system's temporary files.
+            convert: from the path of the file to what is wanted.
+            folder: for the download; by default the system's temporary files.
             check: called before each try; what it raises ends them.
 
         Raises:
-            RetFoundError: it cannot be had, after several tries.
+            HubAccessError: several tries failed.
         """
         check()
         if not self.source:
             return convert(Path(self.path))
-        with tempfile.TemporaryDirectory(prefix="retfound-shard-", dir=folder, ignore_cleanup_errors=True) as place:
-            return convert(self._download(place, check))
+        with tempfile.TemporaryDirectory(prefix="retfound-shard-", dir=folder, ignore_cleanup_errors=True) as download:
+            return convert(self._download(download, check))
 
     def _download(self, folder: str, check: Callable[[], None]) -> Path:
         from huggingface_hub import hf_hub_download
 
-        for wait in (*WAITS, None):
+        place = {"repo_type": "dataset", "revision": self.revision, "local_dir": folder}
+        for wait in (*RETRY_WAITS, None):
             try:
-                # Goes on where it was cut off, and checks the size.
-                return Path(
-                    hf_hub_download(
-                        self.source, self.path, repo_type="dataset", revision=self.revision, local_dir=folder
-                    )
-                )
+                return Path(hf_hub_download(self.source, self.path, **place))  # resumes, and checks the size
             except Exception as error:  # of the network, the Hub, the disk
                 if wait is None or not _may_pass(error):
-                    raise RetFoundError(
+                    raise HubAccessError(
                         f"shard {self.name} cannot be fetched ({one_line(error)}); check the network and your access, "
-                        "and go on with --resume_from_checkpoint latest"
-                    ) from error
+                        "and go on with `resume_from_checkpoint=latest`",
+                        repo_id=self.source, status=getattr(getattr(error, "response", None), "status_code", None),
+                    ) from error  # fmt: skip
             time.sleep(wait)
             check()
         raise AssertionError("the last try returns or raises")
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether another try may have more luck: a network that is gone, a Hub that is busy."""
+    """Whether another try may succeed: a network that is gone, a Hub that is busy."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     if isinstance(error, HfHubHTTPError) and error.response is not None:
@@ -125,47 +111,43 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, LocalEntryNotFoundError) or is_connection_error(error)
 
 
-READERS = 16  # footers read at once
-NEWEST: Mapping[str, str] = MappingProxyType({})
+def stream_fingerprint(shards: Sequence[StreamShard]) -> str:
+    """Hash of members, rows and contents, by which a resumed run knows its data again, wherever they lie now."""
+    return hashlib.sha256(repr([(each.member, each.rows, each.content) for each in shards]).encode()).hexdigest()[:16]
 
 
-def fingerprint_of(shards: Sequence[StreamShard]) -> str:
-    """Tells whether a resumed run sees the same images in the same order, from wherever they come now."""
-    told = [(shard.member, shard.rows, shard.content) for shard in shards]
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
-
-
-def list_shards(sources: Sequence[str], revisions: Mapping[str, str] = NEWEST) -> list[StreamShard]:
-    """All shards of folders, parquet files and Hub data sets, in a fixed order; of each the footer alone is read.
+def list_shards(sources: Sequence[str], revisions: Mapping[str, str] | None = None) -> list[StreamShard]:
+    """All shards of folders, parquet files and Hub data sets, in a fixed order; only the footer of each is read.
 
     Args:
-        sources: as `--train_data` takes them.
-        revisions: commits of Hub data sets; of others the newest is taken.
+        sources: as `train_data`.
+        revisions: commits of Hub data sets; the newest of others.
 
     Raises:
-        RetFoundError: nothing there that is a shard, or no column `image`.
+        BadDataError: no shard there, or no column `image`.
+        HubAccessError: a data set that is not there.
     """
-    shards = [shard for source in sources for shard in _list(source, revisions.get(source))]
+    shards = [shard for source in sources for shard in _list_source(source, (revisions or {}).get(source))]
     filled = [shard for shard in shards if shard.rows]
     if not filled:
-        raise RetFoundError(f"--train_data {' '.join(sources)} holds no image; make shards with prepare_images")
+        joined = " ".join(sources)
+        raise BadDataError(f"`train_data={joined}` holds no image; make shards with prepare_images", source=joined)
     return filled
 
 
-def _list(source: str, revision: str | None) -> list[StreamShard]:
+def _list_source(source: str, revision: str | None) -> list[StreamShard]:
     path = Path(source)
     if not path.exists():
         return _list_hub(source, revision)
     files = find_shards(path) if path.is_dir() else [path] if path.suffix == ".parquet" else []
     if not files:
-        raise RetFoundError(f"--train_data {source} holds no parquet shards; make them with prepare_images")
+        raise no_shards(source)
     root = path if path.is_dir() else path.parent
     return [
-        StreamShard(
-            "", str(file.absolute()), "", *_look(lambda file=file: open(file, "rb"), source, file.relative_to(root))
-        )
+        StreamShard("", str(file.absolute()), "", *_read_footer(lambda file=file: open(file, "rb"), source,
+                                                                file.relative_to(root).as_posix()))
         for file in files
-    ]
+    ]  # fmt: skip
 
 
 def _list_hub(source: str, revision: str | None) -> list[StreamShard]:
@@ -175,24 +157,26 @@ def _list_hub(source: str, revision: str | None) -> list[StreamShard]:
         # Such as hf://datasets/org/name@0123abc/data/train-00000.parquet, by the data set's own card.
         urls = _train_files(source, revision)
         system = HfFileSystem()
-        places = [system.resolve_path(url) for url in urls]
+        found = [system.resolve_path(url) for url in urls]
     except Exception as error:  # of the network, the Hub, many readers
-        raise RetFoundError(
-            f"--train_data {source} is neither here nor a data set that the Hub gives ({one_line(error)}); give a "
-            "folder made by prepare_images, or a Hub id that you have access to"
+        raise HubAccessError(
+            f"`train_data={source}` is neither a folder here nor a data set on the Hub ({one_line(error)}); pass a "
+            "folder made by prepare_images, or a Hub id that you have access to",
+            repo_id=source,
         ) from error
-    if not places or not all(place.path_in_repo.endswith(".parquet") for place in places):
-        raise RetFoundError(
-            f"--train_data {source} has no train split of parquet files, as --streaming needs; make one with "
-            "prepare_images, or leave --streaming out"
+    if not found or not all(file.path_in_repo.endswith(".parquet") for file in found):
+        raise BadDataError(
+            f"`train_data={source}` has no train split of parquet files, as `streaming` needs; make one with "
+            "prepare_images, or leave `streaming` out",
+            source=source,
         )
 
-    def look(url: str, place: Any) -> StreamShard:
-        path = place.path_in_repo
-        return StreamShard(place.repo_id, path, place.revision, *_look(lambda: system.open(url), source, path))
+    def look(url: str, file: Any) -> StreamShard:
+        path = file.path_in_repo
+        return StreamShard(file.repo_id, path, file.revision, *_read_footer(lambda: system.open(url), source, path))
 
-    with ThreadPoolExecutor(READERS) as readers:
-        return list(readers.map(look, urls, places))
+    with ThreadPoolExecutor(LISTING_THREADS) as threads:
+        return list(threads.map(look, urls, found))
 
 
 def _train_files(source: str, revision: str | None) -> list[str]:
@@ -204,23 +188,25 @@ def _train_files(source: str, revision: str | None) -> list[str]:
     except datasets.exceptions.DatasetNotFoundError as error:
         if revision is None or not isinstance(error.__cause__, RevisionNotFoundError):
             raise
-        # The history was squashed, which leaves the files: the fingerprint tells.
+        # The history was squashed, which leaves the files: the fingerprint tells whether they are the same.
         builder = datasets.load_dataset_builder(source)
     return list((builder.config.data_files or {}).get("train", []))
 
 
-def _look(open_file: Callable[[], Any], source: str, member: Path | str) -> tuple[int, str, str]:
+def _read_footer(open_file: Callable[[], Any], source: str, member: str) -> tuple[int, str, str]:
     """Rows, member and content of a shard."""
     try:
         with open_file() as file:
             footer = pq.ParquetFile(file)
             content = _content(file)
     except Exception as error:  # not parquet, cut off, of the network
-        raise RetFoundError(f"--train_data {source} has a shard that cannot be read ({one_line(error)})") from error
+        raise BadDataError(
+            f"`train_data={source}` has a shard that cannot be read: {member} ({one_line(error)})",
+            rows=[member], source=source,
+        ) from error  # fmt: skip
     if "image" not in footer.schema_arrow.names:
-        names = ", ".join(footer.schema_arrow.names)
-        raise RetFoundError(f"--train_data {source} has no column image; its columns are {names}")
-    return footer.metadata.num_rows, Path(member).as_posix(), content
+        raise no_image_column(source, footer.schema_arrow.names)
+    return footer.metadata.num_rows, member, content
 
 
 def _content(file: Any) -> str:
@@ -237,27 +223,56 @@ def _content(file: Any) -> str:
     return f"{size}-{hashlib.sha256(file.read(length)).hexdigest()}"
 
 
-BATCH = 256  # rows that are converted at a time
+@dataclass(frozen=True)
+class StreamedOrder(Order):
+    """Order that opens few shards at a time, each on one process.
+
+    An epoch shuffles the shards and concatenates their images, which are cut evenly among the processes; a shard at a
+    cut is read by both neighbours. Each process shuffles the images of `mixed` shards at a time. So the order depends
+    on the number of processes, unlike that of `Order`.
+
+    Args:
+        shard_rows: images of each shard; `num_images` is their sum, rounded down to a multiple of the processes.
+        mixed: shards whose images are shuffled together.
+    """
+
+    shard_rows: tuple[int, ...] = ()
+    mixed: int = 4
+
+    def _rows(self, epoch: int) -> np.ndarray:
+        ends = np.cumsum(self.shard_rows)
+        shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.shard_rows))
+        joined = np.concatenate([np.arange(ends[shard] - self.shard_rows[shard], ends[shard]) for shard in shuffled])
+        share = self.num_images // self.num_processes
+        own = joined[self.process * share : (self.process + 1) * share]
+        # Indices where this process comes to its next shard.
+        shards = np.searchsorted(ends, own, side="right")
+        cuts = np.flatnonzero(np.diff(shards)) + 1
+        generator = np.random.default_rng([self.seed, epoch, self.process, 1])
+        groups = np.split(own, cuts[self.mixed - 1 :: self.mixed])
+        return np.concatenate([generator.permutation(rows) for rows in groups])
+
+    def _start(self, offset: int, number: int) -> int:
+        return offset // self.num_processes + number * self.batch_size
 
 
 class StreamedTable:
-    """Reads as a `datasets.Dataset` with the columns `image` and `id` does, of which few shards are here at a time.
+    """Table with the columns `image` and `id`, indexed as a `datasets.Dataset`, with few shards on this machine.
 
     An open shard is an Arrow file in `folder`, mapped into the memory of every loader process. Whoever needs a shard
     first fetches it; `remove` makes room. Neither changes what is read.
 
     Args:
-        folder: on this machine, of this process and its loaders alone.
-        limit: shards that are meant to be here at a time.
+        folder: of this process and its loaders alone.
+        limit: shards that are meant to be open at a time.
     """
 
     def __init__(self, shards: Sequence[StreamShard], folder: Path, limit: int):
-        self.shards = tuple(shards)
-        self.folder = folder
-        self.limit = limit
+        self.shards, self.folder, self.limit = tuple(shards), folder, limit
         self.ends = np.cumsum([shard.rows for shard in shards])
         self.closed = False
-        # Of each shard its batches, and where each of them ends.
+        self.changed = threading.Condition()  # the reader went on, or the table was closed
+        # By shard its batches, and the row at which each of them ends.
         self._mapped: OrderedDict[int, tuple[list[pa.RecordBatch], np.ndarray]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -271,20 +286,20 @@ class StreamedTable:
         return {name: [row[name] for row in found] for name in ("image", "id")}
 
     @property
-    def rows_at_hand(self) -> int:
-        """Rows that one fetch brings here: those of the first shard."""
+    def first_shard_rows(self) -> int:
+        """Rows that one fetch makes readable."""
         return self.shards[0].rows
 
     def shards_of(self, rows: Iterable[int]) -> set[int]:
-        """Numbers of the shards in which these rows lie."""
+        """Numbers of the shards that hold these rows."""
         return set(np.searchsorted(self.ends, np.asarray(rows), side="right").tolist())
 
-    def present(self) -> set[int]:
-        """Numbers of the shards that are open."""
+    def open_shards(self) -> set[int]:
+        """Numbers of the shards that are on this machine."""
         return {int(path.stem) for path in self.folder.glob("[0-9]*.arrow")}
 
     def fetch(self, number: int) -> Path:
-        """Bring a shard here, if it is not; processes that ask at once wait for the first.
+        """Bring a shard to this machine unless it is there; processes that ask at once wait for the first.
 
         Raises:
             RetFoundError: it cannot be had, or the table was closed.
@@ -296,10 +311,10 @@ class StreamedTable:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with FileLock(self.folder / f"{number}.lock"):
                     if not path.exists():
-                        shard.read(lambda parquet: _convert(parquet, path, shard.name), self.folder, self._check_open)
+                        shard.read(lambda parquet: _to_arrow(parquet, path, shard.name), self.folder, self._check_open)
         finally:
             if self.closed:  # meanwhile
-                self.clear()
+                self._clear()
         return path
 
     def remove(self, number: int) -> None:
@@ -307,12 +322,31 @@ class StreamedTable:
         (self.folder / f"{number}.arrow").unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Remove all that is here, and what is still on its way once it comes; nothing more is fetched."""
-        self.closed = True
-        self.clear()
+        """Remove all open shards, and what is still on its way once it comes; nothing more is fetched."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+        self._clear()
 
-    def clear(self) -> None:
-        """Remove all that is here."""
+    def prefetch(self, order: Order, position: Position, in_flight: int) -> Iterator[MicroBatch]:
+        """The micro-batches of `order`, whose shards a thread fetches before they are read.
+
+        Args:
+            position: where the run is.
+            in_flight: micro-batches that may be handed out and not yet read.
+        """
+        shards = (self.shards_of(batch.rows) for batch in order.batches(position))
+        prefetch = _Prefetch(self, PrefetchWindow(shards, self.limit), in_flight)
+        # A loader asks for the first batch after it has forked its processes: no thread is caught in the fork.
+        threading.Thread(target=prefetch.run, name=THREAD_NAME, daemon=True).start()
+        try:
+            for batch in order.batches(position):
+                prefetch.advance()
+                yield batch
+        finally:
+            prefetch.stop()
+
+    def _clear(self) -> None:
         self._mapped.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -322,14 +356,14 @@ class StreamedTable:
 
     def _row(self, row: int) -> dict[str, Any]:
         number = int(np.searchsorted(self.ends, row, side="right"))
-        batches, ends = self._open(number)
+        batches, ends = self._map(number)
         row -= int(self.ends[number]) - self.shards[number].rows
         index = int(np.searchsorted(ends, row, side="right"))
         batch = batches[index]
-        place = row - int(ends[index]) + len(batch)
-        return {name: batch.column(name)[place].as_py() for name in ("image", "id")}
+        offset = row - int(ends[index]) + len(batch)
+        return {name: batch.column(name)[offset].as_py() for name in ("image", "id")}
 
-    def _open(self, number: int) -> tuple[list[pa.RecordBatch], np.ndarray]:
+    def _map(self, number: int) -> tuple[list[pa.RecordBatch], np.ndarray]:
         while number not in self._mapped:
             try:
                 reader = pa.ipc.open_file(pa.memory_map(str(self.fetch(number))))
@@ -343,126 +377,95 @@ class StreamedTable:
         return self._mapped[number]
 
 
-def _convert(parquet: Path, target: Path, name: str) -> None:
-    """Parquet, of which a row group is read at once, to an Arrow file, of which a row is."""
+def _to_arrow(parquet: Path, target: Path, name: str) -> None:
+    """Convert parquet, which is read by row groups, to an Arrow file, which is read by rows."""
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     schema = pa.schema([("image", image), ("id", pa.string())])
-    row = 0
     with (
         pq.ParquetFile(parquet) as source,
         atomic_file(target) as partial,
         pa.ipc.new_file(str(partial), schema) as writer,
     ):
-        has_ids = "id" in source.schema_arrow.names
-        columns = ["image", "id"] if has_ids else ["image"]
+        columns = ["image", *(["id"] if "id" in source.schema_arrow.names else [])]
+        row = 0
         # Without threads, which do not survive the fork of a loader's process.
-        for batch in source.iter_batches(BATCH, columns=columns, use_threads=False):
-            numbered = pa.array([f"{name}/{row + place}" for place in range(len(batch))], pa.string())
-            ids = batch.column("id").cast(pa.string()) if has_ids else numbered
+        for batch in source.iter_batches(ROWS_PER_BATCH, columns=columns, use_threads=False):
+            numbered = pa.array([f"{name}/{row + index}" for index in range(len(batch))], pa.string())
+            ids = batch.column("id").cast(pa.string()) if "id" in columns else numbered
             writer.write_batch(pa.record_batch([batch.column("image").cast(image), ids], schema=schema))
             row += len(batch)
 
 
-THREAD = "shards ahead"
-LOOK = 1.0  # seconds until a waiting thread sees that the table was closed, of which nobody tells it
-logger = logging.getLogger(__name__)
+class _Prefetch:
+    """Thread that fetches what the window around the reader needs, one shard after the other.
 
-
-class Ahead:
-    """The micro-batches of a run, whose shards a thread has fetched by the time they are read.
-
-    Args:
-        in_flight: micro-batches that may be handed out and not yet read.
+    Before each it looks where the reader is. So a delayed thread skips what the reader fetched by itself meanwhile,
+    and removes nothing that is still being read.
     """
 
-    def __init__(self, table: StreamedTable, order: Order, in_flight: int):
-        self.table, self.order, self.in_flight = table, order, in_flight
-
-    def batches(self, position: Position) -> Iterator[MicroBatch]:
-        """As `order.batches`; the thread lives as long as the iterator, or until the table is closed."""
-        shards = (self.table.shards_of(batch.rows) for batch in self.order.batches(position))
-        fetching = _Fetching(self.table, _Window(shards, self.table.limit), self.in_flight)
-        # A loader asks for the first batch once its processes are forked: no thread is caught in the fork.
-        threading.Thread(target=fetching.run, name=THREAD, daemon=True).start()
-        try:
-            for batch in self.order.batches(position):
-                fetching.advance()
-                yield batch
-        finally:
-            fetching.close()
-
-
-class _Fetching:
-    """A thread that brings what the window around the reader wants, one shard after the other.
-
-    Before each it looks where the reader is. So one that was held up leaves out what the reader fetched by itself
-    meanwhile, and removes nothing that is still being read.
-    """
-
-    def __init__(self, table: StreamedTable, window: "_Window", in_flight: int):
+    def __init__(self, table: StreamedTable, window: "PrefetchWindow", in_flight: int):
         self.table, self.window, self.in_flight = table, window, in_flight
-        self.changed = threading.Condition()
-        self.closed = False
+        self.stopped = False
         self.handed_out = 0
-        self.given_up: set[int] = set()
+        self.failed: set[int] = set()
 
     def advance(self) -> None:
         """The reader took one more micro-batch."""
-        with self.changed:
+        with self.table.changed:
             self.handed_out += 1
-            self.changed.notify()
+            self.table.changed.notify_all()
 
-    def close(self) -> None:
-        with self.changed:
-            self.closed = True
-            self.changed.notify()
+    def stop(self) -> None:
+        with self.table.changed:
+            self.stopped = True
+            self.table.changed.notify_all()
 
     def run(self) -> None:
-        here = self.table.present()
-        while (number := self._next(here)) is not None:
+        present = self.table.open_shards()
+        while (number := self._next(present)) is not None:
             try:
                 self.table.fetch(number)
-            except Exception as error:  # of the network, the disk: said again, and fatal, where the images are read
+            except Exception as error:  # of the network, the disk: raised again where the images are read
                 if not self.table.closed:
                     logger.warning("%s", one_line(error))
-                self.given_up.add(number)
-            here = self.table.present()
+                self.failed.add(number)
+            present = self.table.open_shards()
 
-    def _next(self, here: set[int]) -> int | None:
-        """Wait until a shard is wanted that is not here, and make room for it; None at the end.
+    def _next(self, present: set[int]) -> int | None:
+        """Wait until a needed shard is missing, and make room for it; None at the end.
 
-        The reader cannot go on between the look at where it is and the removal, and what it fetched since `here` was
-        listed is not removed.
+        The reader cannot go on between the look at where it is and the removal, and shards that it fetched since
+        `present` was listed are not removed.
         """
-        with self.changed:
-            while not (self.closed or self.table.closed):
-                wanted = self.window.shards(self.handed_out - self.in_flight, self.handed_out)
-                self.given_up.intersection_update(wanted)
-                missing = [number for number in wanted if number not in here | self.given_up]
-                too_many = len(here) + bool(missing) - self.table.limit
-                for number in sorted(here.difference(wanted))[: max(0, too_many)]:
+        with self.table.changed:
+            while not (self.stopped or self.table.closed):
+                needed = self.window.shards(self.handed_out - self.in_flight, self.handed_out)
+                self.failed.intersection_update(needed)
+                missing = [number for number in needed if number not in present | self.failed]
+                too_many = len(present) + bool(missing) - self.table.limit
+                for number in sorted(present.difference(needed))[: max(0, too_many)]:
                     self.table.remove(number)
-                    here.discard(number)
+                    present.discard(number)
                 if missing:
                     return missing[0]
-                self.changed.wait(LOOK)
+                self.table.changed.wait()
         return None
 
 
-class _Window:
-    """The micro-batches around the reader: those that may still be read, and as many to come as fit.
+class PrefetchWindow:
+    """Micro-batches around the reader: those that may still be read, and as many coming ones as fit.
 
     Args:
-        batches: of each micro-batch of the run its shards.
+        batches: the shards of each micro-batch of the run.
         limit: shards of all micro-batches in the window, unless those that may still be read have more.
     """
 
     def __init__(self, batches: Iterator[set[int]], limit: int):
         self.batches, self.limit = batches, limit
         self.inside: deque[set[int]] = deque()
-        self.uses: Counter[int] = Counter()  # by shard, in the order in which they come first
+        self.uses: Counter[int] = Counter()  # by shard, in the order of first use
         self.coming = next(batches, None)
-        self.number = 0  # of the one that comes
+        self.number = 0  # of the coming one
 
     def shards(self, oldest: int, newest: int) -> list[int]:
         """Move on with the reader; the shards inside, in the order in which they are read.
@@ -486,3 +489,47 @@ class _Window:
                 self.uses[number] -= 1
                 if not self.uses[number]:
                     del self.uses[number]
+
+
+def open_stream(
+    data_args: DataArguments, output_dir: Path, shape: dict[str, Any], revisions: Mapping[str, str]
+) -> tuple[StreamedTable, StreamedOrder, dict[str, Any]]:
+    """Table, order and recorded facts of the stream of `train_data`, the same on all processes.
+
+    Open shards lie in a folder of this run and process, below `cache_dir` or the output folder. What a killed attempt
+    at the same output left there is removed, also that of processes which the run no longer has.
+
+    Args:
+        shape: arguments of `Order` beside the number of images.
+        revisions: commits of data sets that the run started with.
+    """
+    process, processes = shape["process"], shape["num_processes"]
+    listed: list[Any] = [None]
+    if process == 0:
+        try:
+            listed[0] = list_shards(data_args.train_data, revisions)
+        except RetFoundError as error:
+            listed[0] = error
+    broadcast_object_list(listed)
+    if isinstance(listed[0], RetFoundError):
+        raise listed[0]
+    shards, fingerprint = listed[0], stream_fingerprint(listed[0])
+    root = Path(data_args.cache_dir or output_dir)
+    run = hashlib.sha256(str(output_dir.resolve()).encode()).hexdigest()[:HASH_LENGTH]
+    for left in root.glob(f".stream-{run}-*"):
+        number = int(left.name.split("-")[2])
+        if number == process or number >= processes:
+            shutil.rmtree(left, ignore_errors=True)
+    # The mixed shards, the next ones, and one at the cut between two processes.
+    folder, limit = root / f".stream-{run}-{process}-{fingerprint[:HASH_LENGTH]}", 2 * data_args.mixed_shards + 1
+    table = StreamedTable(shards, folder, limit)
+    rows = tuple(shard.rows for shard in shards)
+    order = StreamedOrder(
+        len(table) // processes * processes, shard_rows=rows, mixed=data_args.mixed_shards, **shape
+    )  # fmt: skip
+    facts = {
+        "fingerprint": fingerprint,
+        "revisions": {shard.source: shard.revision for shard in shards if shard.source},
+        "stream": {"processes": processes, "mixed_shards": data_args.mixed_shards},
+    }
+    return table, order, facts

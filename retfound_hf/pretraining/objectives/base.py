@@ -1,80 +1,43 @@
-"""What the training loop asks of an objective, and the options that a run may set of it."""
+"""Objective: a network with the loss that trains it, its recipe, and the options that a run may set of it."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, ResNetConfig, ResNetModel
 
-from ...errors import RetFoundError
+from ...errors import BadArgumentError, BadModelError, require
+from ...models.backbones import BACKBONES
+from ...models.configuration_retfound import PRESETS, RetFoundConfig
+from ...models.loading import is_adapter, load_network, network_config, read_config
+from ...models.modeling_retfound import RetFoundModel
+from ...models.starting_points import resolve
+from ...options import check_ranges
 
-# Those that not every objective has.
-OPTIONS = (
-    "views", "temperature", "teacher_momentum", "num_prototypes", "head_width", "local_crops", "sinkhorn_epsilon",
-)  # fmt: skip
+if TYPE_CHECKING:
+    from ..arguments import ModelArguments
+
+RESNET = "resnet-50"  # preset of encoders beside those of RETFound
+IMAGE_SIZE = 224
+
+# Random numbers for `count` images, drawn on the CPU: one row per image in every tensor. It is sent to the loader's
+# workers, and must be light.
+Draw = Callable[[int, torch.Generator], dict[str, Tensor]]
 
 
 @dataclass(kw_only=True)
-class ObjectiveArguments:
-    views: Literal["retina", "published"] | None = field(
-        default=None,
-        metadata={
-            "help": "augmentation of the objectives beside mae: weakened for retinal images (default), or as published"
-        },
-    )
-    temperature: float | None = field(
-        default=None, metadata={"help": "of the objective's softmax; default: the published one"}
-    )
-    teacher_momentum: float | None = field(
-        default=None, metadata={"help": "dino, moco_v3: of the averaged network at the start; it ends at 1"}
-    )
-    num_prototypes: int | None = field(
-        default=None, metadata={"help": "swav: prototypes (3000); dino: outputs of the head (65536)"}
-    )
-    head_width: int | None = field(
-        default=None,
-        metadata={"help": "hidden layers of the head; default: simclr the features', moco_v3 4096, else 2048"},
-    )
-    local_crops: int | None = field(
-        default=None, metadata={"help": "swav, dino: small crops beside the two large ones (6, 8)"}
-    )
-    sinkhorn_epsilon: float | None = field(
-        default=None,
-        metadata={"help": "swav: smaller makes assignments sharper, if the loss stays at log(num_prototypes) (0.05)"},
-    )
+class ObjectiveOptions:
+    """Options of an objective, by default none. Subclasses add fields by `option`; the command has a flag for each."""
 
     def __post_init__(self) -> None:
-        if self.temperature is not None and not self.temperature > 0:
-            raise RetFoundError(f"--temperature {self.temperature} must be above 0")
-        if self.teacher_momentum is not None and not 0 <= self.teacher_momentum <= 1:
-            raise RetFoundError(f"--teacher_momentum {self.teacher_momentum} must be in [0, 1]")
-        if self.num_prototypes is not None and self.num_prototypes < 2:
-            raise RetFoundError(f"--num_prototypes {self.num_prototypes} must be at least 2")
-        if self.head_width is not None and self.head_width < 1:
-            raise RetFoundError(f"--head_width {self.head_width} must be at least 1")
-        if self.local_crops is not None and self.local_crops < 0:
-            raise RetFoundError(f"--local_crops {self.local_crops} must be at least 0")
-        if self.sinkhorn_epsilon is not None and not self.sinkhorn_epsilon > 0:
-            raise RetFoundError(f"--sinkhorn_epsilon {self.sinkhorn_epsilon} must be above 0")
-
-    def refuse_others(self, objective: str, accepted: tuple[str, ...]) -> None:
-        """Raise for an option that is set and that `objective` does not have."""
-        for name in OPTIONS:
-            if getattr(self, name) is not None and name not in accepted:
-                has = ", ".join(f"--{option}" for option in accepted) or "no options of this kind"
-                raise RetFoundError(f"--{name} is not an option of --objective {objective}, which has {has}")
-
-
-# Random numbers for `count` images, drawn on the CPU: one row per image in every tensor. The object is sent to the
-# loader's workers, and must be light.
-Draw = Callable[[int, torch.Generator], dict[str, Tensor]]
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The published optimisation of an objective, which flags override; names and units as in the arguments."""
+    """Published optimisation of an objective, which a run may override; names and units as in the arguments."""
 
     base_learning_rate: float
     warmup_steps: float
@@ -86,7 +49,7 @@ class Recipe:
 
 
 class Objective(nn.Module):
-    """A network with the loss that trains it.
+    """Network with the loss that trains it.
 
     All randomness comes from `draw`, which sees the images of a whole optimiser step on all processes at once: every
     process takes its rows. So the result depends neither on the number of processes nor on what was drawn before, and
@@ -96,22 +59,34 @@ class Objective(nn.Module):
     are saved in every checkpoint as parameters and buffers.
 
     Attributes:
-        model: what the run is for; its folder is the result.
-        draw: see `Draw`.
-        recipe: how the network is optimised unless the run says otherwise.
+        name: value of the option `objective`.
+        title: in running text, as on model cards.
+        citation: authors and year.
+        recipe: optimisation of the network unless the run says otherwise.
+        Options: dataclass of what a run may set; an instance of it is the constructor's third argument.
         log_names: names of the values that `forward` returns beside the loss.
-        option_names: those of `ObjectiveArguments` that it takes.
-        has_decoder: `model` is the masked autoencoder, not an encoder alone.
-        adds_up: the loss of a batch is the mean of the losses of its parts, so that gradients may be accumulated.
+        preview_titles: headings of the columns of `preview`.
+        supports_accumulation: the loss of a batch is the mean of the losses of its parts, so that gradients may be
+            accumulated over several forward passes, and one image is enough.
+        model: the network that is the result of the run.
+        draw: see `Draw`.
     """
 
+    name: ClassVar[str]
+    title: ClassVar[str]
+    citation: ClassVar[str]
+    Options: ClassVar[type[ObjectiveOptions]] = ObjectiveOptions
     log_names: ClassVar[tuple[str, ...]] = ()
-    option_names: ClassVar[tuple[str, ...]] = ()
-    has_decoder: ClassVar[bool] = False
-    adds_up: ClassVar[bool] = False
+    preview_titles: ClassVar[tuple[str, ...]] = ()
+    supports_accumulation: ClassVar[bool] = False
+    recipe: Recipe
     model: PreTrainedModel
     draw: Draw
-    recipe: Recipe
+
+    @classmethod
+    def build_network(cls, args: "ModelArguments") -> PreTrainedModel:
+        """The network to train, in training mode, float32: by default an encoder; see `build_encoder`."""
+        return build_encoder(args)
 
     @property
     def encoder(self) -> PreTrainedModel:
@@ -122,7 +97,7 @@ class Objective(nn.Module):
         """The network's inputs, on the images' device and without gradients.
 
         Args:
-            images: uint8 (batch, 3, side, side), as they lie in the shards.
+            images: uint8 (batch, 3, side, side), as stored in the shards.
             draws: what `draw` gave for these images, on the same device.
         """
         raise NotImplementedError
@@ -134,8 +109,8 @@ class Objective(nn.Module):
         """The mean loss over the batch (a scalar) and float (len(log_names),) values to log, detached."""
         raise NotImplementedError
 
-    def held(self, epochs: float) -> Iterable[nn.Parameter]:
-        """Parameters that train, but that the coming step leaves as they are."""
+    def frozen_parameters(self, epochs: float) -> Iterable[nn.Parameter]:
+        """Trained parameters that the coming step leaves as they are."""
         return ()
 
     def after_step(self, progress: float) -> None:
@@ -149,4 +124,69 @@ class Objective(nn.Module):
         """
         return None
 
-    preview_titles: ClassVar[tuple[str, ...]] = ()
+
+def check_image_size(args: "ModelArguments", stored: PreTrainedConfig) -> None:
+    """Raise `BadArgumentError` for an `image_size` beside weights of another one."""
+    size = getattr(stored, "image_size", None)
+    if args.image_size is not None and size is not None and args.image_size != size:
+        raise BadArgumentError(
+            f"`image_size={args.image_size}` differs from the {size} of {args.model_name_or_path}; leave it out",
+            field="image_size", value=args.image_size, accepted=[size],
+        )  # fmt: skip
+
+
+def preset_config(args: "ModelArguments", **settings: Any) -> RetFoundConfig:
+    """Configuration of the named preset, at the given image size."""
+    size = {} if args.image_size is None else {"image_size": args.image_size}
+    return RetFoundConfig.from_preset(args.config_name, **settings, **size)
+
+
+def build_encoder(args: "ModelArguments") -> PreTrainedModel:
+    """Encoder in training mode, float32.
+
+    A ViT becomes a `RetFoundModel`, whose positions do not train: those that a stock ViT learned stay as they come.
+
+    Raises:
+        BadArgumentError: a preset or an image size that does not fit, or an option of autoencoders.
+        BadModelError: weights of another architecture or without a part of the encoder, or an adapter.
+    """
+    if args.mask_ratio is not None:
+        raise BadArgumentError(
+            "`mask_ratio` is not an option of this objective, which hides no patches; leave it out",
+            field="mask_ratio", value=args.mask_ratio,
+        )  # fmt: skip
+    if args.model_name_or_path is None:
+        require("config_name", args.config_name, (*PRESETS, RESNET))
+        if args.config_name == RESNET:
+            return ResNetModel(_with_input(ResNetConfig(), args)).train()  # its defaults are ResNet-50
+        return RetFoundModel(preset_config(args, **({"modality": args.modality} if args.modality else {}))).train()
+    if args.config_name is not None:
+        raise BadArgumentError(
+            "`config_name` and `model_name_or_path` exclude each other here: weights bring their sizes; pass "
+            "`modality` for the kind of images",
+            field="config_name", value=args.config_name,
+        )  # fmt: skip
+    name = resolve(args.model_name_or_path)
+    if is_adapter(name):
+        raise BadModelError(f"model {name} is a LoRA adapter; pretraining needs a whole model folder", model=name)
+    stored = read_config(name)
+    row = BACKBONES.get(stored.model_type)
+    if row is None or not row.pretrains:
+        titles = ", ".join(row.title for row in BACKBONES.values() if row.pretrains)
+        raise BadModelError(
+            f"model {name} is a {stored.model_type} model; this objective starts from one of: {titles}", model=name
+        )
+    check_image_size(args, stored)
+    if row.retfound_options is None:  # a stock class, such as ResNet, without the classifier that may come with it
+        load_network(name, stored, network_config(stored), classifier=False)  # refuses damaged weights
+        return AutoModel.from_pretrained(name, config=_with_input(stored, args)).float().train()
+    modality = args.modality or getattr(stored, "modality", None)
+    config = network_config(stored, modality=modality, drop_path_rate=0.0)
+    return load_network(name, stored, config, classifier=False)[0].float().train()
+
+
+def _with_input(config: PreTrainedConfig, args: "ModelArguments") -> PreTrainedConfig:
+    """Size and modality of the images, which a stock configuration lacks."""
+    config.image_size = args.image_size or getattr(config, "image_size", None) or IMAGE_SIZE
+    config.modality = args.modality or getattr(config, "modality", None)
+    return config

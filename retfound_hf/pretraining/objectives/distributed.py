@@ -15,34 +15,29 @@ def process_index() -> int:
     return dist.get_rank() if num_processes() > 1 else 0
 
 
-def gather(values: Tensor) -> Tensor:
+def all_gather(values: Tensor) -> Tensor:
     """(rows, ...) of this process -> (processes * rows, ...) of all, in their order."""
     return values if num_processes() == 1 else torch.cat(functional.all_gather(values))
 
 
-def sum_of_all(values: Tensor) -> Tensor:
-    """The sum over processes, on each."""
-    return values if num_processes() == 1 else functional.all_reduce(values)
-
-
-def mean_of_all(values: Tensor) -> Tensor:
+def all_reduce_mean(values: Tensor) -> Tensor:
     """The mean over processes, on each."""
-    return sum_of_all(values) / num_processes()
+    return values if num_processes() == 1 else functional.all_reduce(values) / num_processes()
 
 
-def synchronize(network: nn.Module, device: torch.device) -> nn.Module:
-    """Let every batch norm within see the images of all processes; weights, statistics and their names stay.
+def convert_sync_batchnorm(network: nn.Module, device: torch.device) -> nn.Module:
+    """Make every batch norm of a network use the images of all processes; weights, statistics and names stay.
 
-    On one process the network stays as it is. The norms of heads, and all on a CPU, become `BatchNormOfAll`, which
-    never makes the host wait. Those of a ResNet on an accelerator become torch's, which does at every layer, but keeps
-    one activation where ours keeps three.
+    On one process the network stays as it is. The norms of heads, and all on a CPU, become `DistributedBatchNorm`,
+    which never makes the host wait. Those of a ResNet on an accelerator become torch's, which does at every layer, but
+    keeps one activation where ours keeps three.
     """
     if num_processes() == 1:
         return network
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm1d) or (isinstance(child, _BatchNorm) and device.type == "cpu"):
-                norm = BatchNormOfAll(child.num_features, child.eps, child.momentum, child.affine)
+                norm = DistributedBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
                 norm.load_state_dict(child.state_dict())
                 norm.requires_grad_(next(child.parameters(), norm.running_mean).requires_grad)
                 setattr(parent, name, norm)
@@ -51,8 +46,8 @@ def synchronize(network: nn.Module, device: torch.device) -> nn.Module:
     return network
 
 
-class BatchNormOfAll(_BatchNorm):
-    """Batch norm whose statistics are those of all processes, each with as many images."""
+class DistributedBatchNorm(_BatchNorm):
+    """Batch norm over the images of all processes, each with as many."""
 
     def _check_input_dim(self, values: Tensor) -> None:
         pass
@@ -65,9 +60,9 @@ class BatchNormOfAll(_BatchNorm):
         others = [axis for axis in range(values.ndim) if axis != 1]
         column = (-1, *[1] * (values.ndim - 2))
         # The deviations from the mean of all, not squares less a square, which cancel.
-        mean = mean_of_all(values.float().mean(others))
+        mean = all_reduce_mean(values.float().mean(others))
         centred = values.float() - mean.view(column)
-        variance = mean_of_all(centred.square().mean(others))
+        variance = all_reduce_mean(centred.square().mean(others))
         count = values.numel() // values.shape[1] * num_processes()
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)

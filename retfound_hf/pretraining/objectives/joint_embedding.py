@@ -2,10 +2,9 @@
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +12,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ...images.batch_transforms import (
-    blur,
-    crop_resize,
-    draw_crops,
-    draw_flips,
-    draw_jitter,
-    grayscale,
-    jitter_colour,
-    normalize,
-    solarize,
-)
+from ...errors import require
+from ...images import batch_transforms as transforms
 from ...inference.predict import pooled
-from .base import Objective, ObjectiveArguments
+from ...options import option
+from .base import Objective, ObjectiveOptions
 
 
 def mlp(*widths: int, last_norm: str | None = None) -> nn.Sequential:
@@ -44,30 +35,30 @@ def mlp(*widths: int, last_norm: str | None = None) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def follower(network: nn.Module) -> nn.Module:
-    """A copy that no gradient reaches."""
+def ema_copy(network: nn.Module) -> nn.Module:
+    """Copy of a network that no gradient reaches: the start of its exponential moving average."""
     return copy.deepcopy(network).requires_grad_(False)
 
 
-def follow(average: nn.Module, network: nn.Module, momentum: float) -> None:
+def ema_update(average: nn.Module, network: nn.Module, momentum: float) -> None:
     """average = momentum x average + (1 - momentum) x network, for all parameters at once."""
     get_ema_multi_avg_fn(momentum)(list(average.parameters()), list(network.parameters()), None)
 
 
-def momentum_at(progress: float, start: float) -> float:
-    """From `start` to 1 by half a cosine (Grill et al. 2020)."""
+def ema_momentum(progress: float, start: float) -> float:
+    """Momentum from `start` to 1 by half a cosine (Grill et al. 2020)."""
     return 1 - (1 - start) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @torch.no_grad()
 def spread(vectors: Tensor) -> Tensor:
-    """Deviation of unit vectors over the batch, averaged over channels, in units of 1 / sqrt(channels).
+    """Collapse diagnostic: deviation of unit vectors over the batch, mean over channels, x sqrt(channels).
 
     Args:
         vectors: (batch, channels), of any length.
 
     Returns:
-        Scalar: near 1 for directions that are spread evenly, 0 where all are the same.
+        Scalar: near 1 for evenly spread directions, 0 where all are the same.
     """
     units = torch.nn.functional.normalize(vectors.float(), dim=1)
     return units.std(dim=0, correction=0).mean() * math.sqrt(vectors.shape[1])
@@ -75,12 +66,11 @@ def spread(vectors: Tensor) -> Tensor:
 
 @torch.no_grad()
 def entropy(shares: Tensor) -> Tensor:
-    """Entropy of each row of shares (..., outputs) that sum to 1, over that of even ones: 0 to 1."""
+    """Collapse diagnostic: entropy of rows of shares (..., outputs) that sum to 1, over the highest: 0 to 1."""
     return torch.special.entr(shares.float()).sum(dim=-1) / math.log(shares.shape[-1])
 
 
-# Of the networks whose blur was published, in pixels.
-PUBLISHED_SIZE = 224
+PUBLISHED_SIZE = 224  # in pixels, of the networks whose blur was published
 
 
 @dataclass(frozen=True)
@@ -108,14 +98,14 @@ class View:
     solarize: float = 0.0
 
     def for_retina(self) -> "View":
-        """What of this keeps the signs of disease.
+        """The same view weakened so that signs of disease survive.
 
-        Left out are grayscale, which takes the colour that tells blood from lipid, and solarisation, which makes
+        Left out are grayscale, which removes the colour that tells blood from lipid, and solarisation, which makes
         exudates and the optic disc dark and vessels bright. Weakened are hue and saturation, to what cameras and
         lenses differ by; brightness and contrast; blur, since a microaneurysm is a few pixels wide; and the smallest
-        crop of views that show most of an image, to RETFound's own 0.2. Nothing turns an image upside down: above and
-        below are not alike in an eye or a scan. Left and right are exchanged, as in RETFound's recipe, so that
-        features do not tell the eyes apart.
+        crop of views that show most of an image, to RETFound's own 0.2. Images are never turned upside down: above and
+        below differ in an eye or a scan. Left and right are exchanged, as in RETFound's recipe, so that features do
+        not tell the eyes apart.
         """
         brightness, contrast, saturation, hue = self.strengths
         return replace(
@@ -131,9 +121,9 @@ class View:
     def draw(self, count: int, side: int, generator: torch.Generator) -> dict[str, Tensor]:
         """One row per image of everything that is random; what never happens is not drawn."""
         drawn = {
-            "crops": draw_crops(count, side, side, generator, scale=self.scale),
-            "flips": draw_flips(count, generator),
-            **draw_jitter(count, generator, self.jitter, *self.strengths),
+            "crops": transforms.draw_crops(count, side, side, generator, scale=self.scale),
+            "flips": transforms.draw_flips(count, generator),
+            **transforms.draw_jitter(count, generator, self.jitter, *self.strengths),
         }
         if self.gray:
             drawn["gray"] = torch.rand(count, generator=generator) < self.gray
@@ -147,15 +137,15 @@ class View:
 
     def make(self, images: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         """uint8 (batch, 3, side, side) -> float32 (batch, 3, size, size) within 0..255."""
-        pixels = crop_resize(images, drawn["crops"], self.size, drawn["flips"])
+        pixels = transforms.crop_resize(images, drawn["crops"], self.size, drawn["flips"])
         turns = drawn["turns"] if self.strengths[3] else None
-        pixels = jitter_colour(pixels, drawn["factors"], drawn["order"], turns)
+        pixels = transforms.jitter_colour(pixels, drawn["factors"], drawn["order"], turns)
         if self.gray:
-            pixels = grayscale(pixels, drawn["gray"])
+            pixels = transforms.grayscale(pixels, drawn["gray"])
         if self.blur:
-            pixels = blur(pixels, drawn["sigmas"], self.size // 10 | 1)
+            pixels = transforms.blur(pixels, drawn["sigmas"], self.size // 10 | 1)
         if self.solarize:
-            pixels = solarize(pixels, drawn["solarize"])
+            pixels = transforms.solarize(pixels, drawn["solarize"])
         return pixels
 
 
@@ -178,8 +168,8 @@ class ViewsDraw:
         }
 
 
-def of_view(draws: dict[str, Tensor], number: int) -> dict[str, Tensor]:
-    """The numbers of one view among those of all."""
+def select_view(draws: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    """The random numbers of one view among those of all."""
     prefix = f"{number}."
     return {name.removeprefix(prefix): values for name, values in draws.items() if name.startswith(prefix)}
 
@@ -189,23 +179,36 @@ def local_size(size: int, patch_size: int) -> int:
     return max(1, round(size * 96 / 224 / patch_size)) * patch_size
 
 
+@dataclass(kw_only=True)
+class ViewOptions(ObjectiveOptions):
+    """Options of all objectives that compare views."""
+
+    views: Literal["retina", "published"] = option(
+        "retina", "augmentation: weakened for retinal images, or as published"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("views", self.views, ("retina", "published"))
+
+
 class JointEmbedding(Objective):
-    """Views, and the vector that an encoder has for them.
+    """Base of the objectives that compare the vectors an encoder has for views of one image.
 
     The vector is the one that classifiers and probes see afterwards: of a RETFound model the mean of the patch tokens,
-    not the class token that DINO and MoCo-v3 take on their own. Chen et al. (2021) found both alike. The encoder's
-    final norm is not on its way, and stays as it is.
+    not the class token that DINO and MoCo-v3 use. Chen et al. (2021) found both alike. The encoder's final norm does
+    not take part, and stays as it is.
 
     Args:
         model: an encoder with `pooler_output`.
         side: of the stored images in pixels.
         views: as published; the first two have the network's own size.
-        options: `views` says whether they are weakened for retinal images, as they are by default.
+        options: with the choice of `views`.
     """
 
     preview_titles: ClassVar[tuple[str, ...]] = ("original", "first view", "second view")
 
-    def __init__(self, model: PreTrainedModel, side: int, views: tuple[View, ...], options: ObjectiveArguments):
+    def __init__(self, model: PreTrainedModel, side: int, views: tuple[View, ...], options: Any):
         super().__init__()
         self.model = model
         if hasattr(model, "layernorm"):
@@ -219,7 +222,7 @@ class JointEmbedding(Objective):
 
     @property
     def width(self) -> int:
-        """Of the feature vector."""
+        """Channels of the feature vector."""
         config = self.model.config
         return config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
 
@@ -227,7 +230,7 @@ class JointEmbedding(Objective):
         """`large` float32 (2 * batch, 3, size, size), first views before second ones; `small`, if any, alike."""
         made: dict[str, list[Tensor]] = {}
         for number, view in enumerate(self.draw.views):
-            pixels = normalize(view.make(images, of_view(draws, number)), self.mean, self.std)
+            pixels = transforms.normalize(view.make(images, select_view(draws, number)), self.mean, self.std)
             made.setdefault("large" if number < 2 else "small", []).append(pixels)
         return {name: torch.cat(pixels) for name, pixels in made.items()}
 
@@ -237,18 +240,18 @@ class JointEmbedding(Objective):
         whole = torch.tensor([0, 0, height, width], device=images.device).expand(count, 4)
         first, second = self.draw.views[:2]
         columns = [
-            crop_resize(images, whole, first.size),
-            first.make(images, of_view(draws, 0)),
-            second.make(images, of_view(draws, 1)),
+            transforms.crop_resize(images, whole, first.size),
+            first.make(images, select_view(draws, 0)),
+            second.make(images, select_view(draws, 1)),
         ]
         return [[pixels / 255 for pixels in row] for row in zip(*columns, strict=True)]
 
 
-def vectors(encoder: PreTrainedModel, pixels: Tensor) -> Tensor:
+def encode(encoder: PreTrainedModel, pixels: Tensor) -> Tensor:
     """Feature vectors (batch, width) of views."""
     return pooled(encoder(pixel_values=pixels))
 
 
-def each_size(function: Callable[[Tensor], Tensor], views: dict[str, Tensor]) -> Tensor:
-    """`function` of all views, those of one size at a time, joined."""
-    return torch.cat([function(pixels) for pixels in views.values()])
+def encode_views(encoder: PreTrainedModel, views: dict[str, Tensor]) -> Tensor:
+    """Feature vectors of all views, encoded one size at a time, concatenated."""
+    return torch.cat([encode(encoder, pixels) for pixels in views.values()])

@@ -1,6 +1,7 @@
-"""SwAV (Caron et al. 2020): predict from one crop which prototypes another crop of the image is assigned to."""
+"""SwAV (Caron et al. 2020): predict from one crop the prototypes that another crop of the image is assigned to."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -8,18 +9,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from .base import ObjectiveArguments, Recipe
-from .distributed import gather
-from .joint_embedding import JointEmbedding, View, each_size, entropy, local_size, mlp, spread, vectors
+from ...options import option
+from .base import Recipe
+from .distributed import all_gather
+from .joint_embedding import JointEmbedding, View, ViewOptions, encode_views, entropy, local_size, mlp, spread
 
 STRENGTHS = (0.8, 0.8, 0.8, 0.2)
 CHANNELS = 128
 EPSILON, ITERATIONS = 0.05, 3
-# Long before it assignments change no more, and the quotient by it is a float32.
-FINEST = 1e-30
+FINEST = 1e-30  # assignments stop changing long before it, and scores divided by it are still float32
 
-# As published, on a ResNet-50 and 4,096 images a step.
+# Published for a ResNet-50 and 4,096 images a step.
 RESNET_RECIPE = Recipe(base_learning_rate=0.3, warmup_steps=10 / 800, weight_decay=1e-6, optim="lars")
+
+
+@dataclass(kw_only=True)
+class SwAVOptions(ViewOptions):
+    temperature: float = option(0.1, "of the softmax", above=0)
+    num_prototypes: int = option(3000, "prototypes", 2)
+    head_width: int = option(2048, "hidden layer of the head", 1)
+    local_crops: int = option(6, "small crops beside the two large ones", 0)
+    sinkhorn_epsilon: float = option(
+        EPSILON, "smaller makes assignments sharper, if the loss stays at log(num_prototypes)", above=0
+    )
 
 
 class SwAV(JointEmbedding):
@@ -30,33 +42,34 @@ class SwAV(JointEmbedding):
     ViT it is that of Caron et al. (2021), who trained SwAV on it: AdamW as for DINO.
     """
 
+    name = "swav"
+    title = "SwAV"
+    citation = "Caron et al. 2020"
+    Options = SwAVOptions
     log_names: ClassVar[tuple[str, ...]] = ("embedding_spread", "assignment_entropy")
-    option_names: ClassVar[tuple[str, ...]] = (
-        "temperature", "num_prototypes", "head_width", "local_crops", "sinkhorn_epsilon", "views",
-    )  # fmt: skip
     recipe = Recipe(
         base_learning_rate=5e-4, warmup_steps=10 / 100, weight_decay=0.04, final_weight_decay=0.4, max_grad_norm=3.0
     )
 
-    def __init__(self, model: PreTrainedModel, side: int, options: ObjectiveArguments | None = None):
-        options = options or ObjectiveArguments()
+    def __init__(self, model: PreTrainedModel, side: int, options: SwAVOptions | None = None):
+        options = options or self.Options()
         size = model.config.image_size
         small = View(local_size(size, getattr(model.config, "patch_size", 1)), size, (0.05, 0.14), STRENGTHS)
         views = (
             *(View(size, size, (0.14, 1.0), STRENGTHS) for _ in range(2)),
-            *(small for _ in range(6 if options.local_crops is None else options.local_crops)),
+            *(small for _ in range(options.local_crops)),
         )
         super().__init__(model, side, views, options)
         if model.config.model_type == "resnet":
             self.recipe = RESNET_RECIPE
-        self.temperature = options.temperature or 0.1
-        self.epsilon = options.sinkhorn_epsilon or EPSILON
-        self.projector = mlp(self.width, options.head_width or 2048, CHANNELS)
-        prototypes = torch.empty(options.num_prototypes or 3000, CHANNELS)
+        self.temperature = options.temperature
+        self.epsilon = options.sinkhorn_epsilon
+        self.projector = mlp(self.width, options.head_width, CHANNELS)
+        prototypes = torch.empty(options.num_prototypes, CHANNELS)
         self.prototypes = nn.Parameter(functional.normalize(nn.init.normal_(prototypes), dim=1))
 
     def forward(self, views: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        projected = self.projector(each_size(lambda pixels: vectors(self.model, pixels), views))
+        projected = self.projector(encode_views(self.model, views))
         batch = len(views["large"]) // 2
         with torch.autocast(projected.device.type, enabled=False):
             units = functional.normalize(projected.float(), dim=1)
@@ -67,7 +80,7 @@ class SwAV(JointEmbedding):
         shares = (scores[:2].detach() / self.temperature).softmax(dim=-1).mean(dim=(0, 1))
         return loss, torch.stack([spread(projected[: 2 * batch]), entropy(shares)])
 
-    def held(self, epochs: float) -> Iterable[nn.Parameter]:
+    def frozen_parameters(self, epochs: float) -> Iterable[nn.Parameter]:
         return (self.prototypes,) if epochs < 1 else ()
 
     @torch.no_grad()
@@ -101,6 +114,6 @@ def sinkhorn(scores: Tensor, epsilon: float = EPSILON) -> Tensor:
     # In logarithms: the shares of a prototype that is far from all images may all be below the smallest float32.
     logs = scores / max(epsilon, FINEST)
     for _ in range(ITERATIONS):
-        logs = logs - gather(logs.logsumexp(dim=0, keepdim=True)).logsumexp(dim=0)
+        logs = logs - all_gather(logs.logsumexp(dim=0, keepdim=True)).logsumexp(dim=0)
         logs = logs.log_softmax(dim=1)
     return logs.exp()
