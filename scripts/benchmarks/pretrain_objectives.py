@@ -62,13 +62,13 @@ WATCHED = """
 import json, resource, sys, time
 from retfound_hf.pretraining.pretrain import main
 from retfound_hf.pretraining.loop import Loop
-step, seconds = Loop._step, 0.0
+step, seconds = Loop.step, 0.0
 def timed(self, batches):
     global seconds
     began = time.process_time()
     step(self, batches)
     seconds += time.process_time() - began
-Loop._step = timed
+Loop.step = timed
 main(sys.argv[2:])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 with open(sys.argv[1], "w") as file:

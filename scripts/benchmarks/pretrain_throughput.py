@@ -25,10 +25,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from retfound_hf import RetFoundConfig, RetFoundForPreTraining
 from retfound_hf.files import write_json
 from retfound_hf.images.synthetic import draw_patient, render
-from retfound_hf.pretraining.data import decode
+from retfound_hf.pretraining.data import decode, step_generator
+from retfound_hf.pretraining.loop import gradient_norm, guarded_step, make_optimizer
 from retfound_hf.pretraining.objectives.mae import MaskedAutoencoding
-from retfound_hf.pretraining.optim import gradient_norm, guarded_step, make_optimizer
-from retfound_hf.pretraining.order import step_generator
 from retfound_hf.record import git_revision, versions
 
 GB = 1e9
@@ -80,7 +79,7 @@ def throughput(preset: str, batch: int, steps: int, compiled: bool, checkpointin
 
     def wait() -> None:
         if on_gpu:
-            torch.cuda.synchronize()
+            torch.cuda.convert_sync_batchnorm()
 
     for _ in range(3):
         step()

@@ -15,12 +15,12 @@ import json, os, sys
 from retfound_hf.pretraining.pretrain import main
 from retfound_hf.pretraining.loop import Loop
 from retfound_hf.options import run_command
-step = Loop._step
+step = Loop.step
 def watched(self, batches):
     step(self, batches)
     with open(os.path.join(os.environ["SEEN"], f"rank-{os.environ['RANK']}.jsonl"), "a") as file:
-        file.write(json.dumps(self.window.ids[-1]) + "\\n")
-Loop._step = watched
+        file.write(json.dumps(self.buffer.ids[-1]) + "\\n")
+Loop.step = watched
 sys.exit(run_command(main))
 """
 

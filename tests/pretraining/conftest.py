@@ -1,44 +1,25 @@
-"""Small shards, a small masked autoencoder, and runs on them that take a second."""
+"""Small shards, small networks and objectives, and runs on them that take a second."""
 
-import dataclasses
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from PIL import Image
-from transformers import ViTMAEConfig
+from small_runs import JOINT, QUICK, SIDE, SMALL, take_steps, write_shards
+from tiny import SIZES, tiny_config
+from transformers import PreTrainedModel, ResNetConfig, ResNetModel, ViTMAEConfig
 
-from retfound_hf import RetFoundConfig, RetFoundForPreTraining, RetFoundImageProcessor
-from retfound_hf.pretraining import pretrain as run
-from retfound_hf.pretraining.arguments import DataArguments, ModelArguments, PretrainingArguments
-from retfound_hf.pretraining.pretrain import make_accelerator, prepare
-
-SIDE = 64
-NUM_IMAGES = (150, 53)
-SIZES = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32,
-    "patch_size": 8, "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 4,
-    "decoder_intermediate_size": 32,
-}  # fmt: skip
-# Of a quick run on a CPU, by the names of the flags.
-QUICK = {
-    "max_steps": 6, "per_device_train_batch_size": 8, "base_learning_rate": 0.03, "warmup_steps": 0.2,
-    "dataloader_num_workers": 0, "logging_steps": 2, "save_steps": 0, "preview_steps": 0,
-}  # fmt: skip
-PARTS = (ModelArguments, DataArguments, PretrainingArguments)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def quiet():
-    torch.set_num_threads(1)
-    datasets.disable_progress_bars()
+from retfound_hf import RetFoundForPreTraining, RetFoundImageProcessor, RetFoundModel
+from retfound_hf.pretraining import pretrain as module
+from retfound_hf.pretraining.arguments import Arguments, PretrainingArguments
+from retfound_hf.pretraining.data import ImageReader, open_shards
+from retfound_hf.pretraining.loop import Loop
+from retfound_hf.pretraining.objectives import OBJECTIVES
+from retfound_hf.pretraining.objectives.base import Objective
+from retfound_hf.pretraining.pretrain import PretrainingRun, make_accelerator, prepare, run
 
 
 @pytest.fixture(autouse=True)
@@ -49,59 +30,10 @@ def own_accelerate():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def picture(number: int, side: int = SIDE) -> Image.Image:
-    """Gratings of one direction and wavelength, whose phases and colours differ from image to image."""
-    generator = np.random.default_rng(number)
-    y, x = np.mgrid[:side, :side]
-    phases = generator.uniform(0, 2 * np.pi, 3)
-    waves = np.sin(2 * np.pi * (x + 0.5 * y)[..., None] / 16 + phases)
-    pixels = generator.uniform(90, 160, 3) + generator.uniform(30, 80) * waves
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-
-
-def encoded(image: Image.Image, kind: str = "JPEG") -> bytes:
-    file = BytesIO()
-    image.save(file, kind, **({"quality": 95} if kind == "JPEG" else {}))
-    return file.getvalue()
-
-
-def write_parquet(path: Path, images: list[bytes], ids: list[str] | None = None, **columns: list[Any]) -> Path:
-    """A shard as `prepare_images` writes it: encoded images and their ids."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = {"image": [{"bytes": data, "path": None} for data in images], **columns}
-    if ids is not None:
-        columns["id"] = ids
-    datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image(decode=False)).to_parquet(path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def make_picture() -> Callable[..., Image.Image]:
-    return picture
-
-
-@pytest.fixture(scope="session")
-def encode() -> Callable[..., bytes]:
-    return encoded
-
-
-@pytest.fixture(scope="session")
-def write_shard() -> Callable[..., Path]:
-    return write_parquet
-
-
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> Path:
     """Two parquet files with 150 and 53 JPEGs of 64 x 64 pixels, `img0` to `img202`."""
-    folder = tmp_path_factory.mktemp("shards")
-    first = 0
-    for number, count in enumerate(NUM_IMAGES):
-        names = range(first, first + count)
-        write_parquet(
-            folder / f"train-{number:05d}.parquet", [encoded(picture(n)) for n in names], [f"img{n}" for n in names]
-        )
-        first += count
-    return folder
+    return write_shards(tmp_path_factory.mktemp("shards"), (150, 53))
 
 
 @pytest.fixture(scope="session")
@@ -110,19 +42,13 @@ def cache_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_config() -> Callable[..., RetFoundConfig]:
-    """Makes configurations of 16 patches, width 32, 2 blocks and 1 of the decoder; keyword arguments override."""
-    return lambda **overrides: RetFoundConfig(**{**SIZES, **overrides})
-
-
-@pytest.fixture(scope="session")
 def stock_config() -> Callable[..., ViTMAEConfig]:
-    """The same sizes in a stock configuration."""
+    """Makes stock configurations of the sizes of `tiny_config`."""
     return lambda **overrides: ViTMAEConfig(**{**SIZES, **overrides})
 
 
 @pytest.fixture(scope="session")
-def model_folder(tiny_config, tmp_path_factory) -> Path:
+def model_folder(tmp_path_factory) -> Path:
     """A masked autoencoder with random weights, saved."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     torch.manual_seed(0)
@@ -131,7 +57,16 @@ def model_folder(tiny_config, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def resnet_folder(tmp_path_factory) -> Path:
+    """A stock ResNet of two stages with random weights, saved by transformers alone."""
+    folder = tmp_path_factory.mktemp("models") / "resnet"
+    torch.manual_seed(0)
+    ResNetModel(ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1])).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def quick_options(shards, model_folder, cache_dir) -> Callable[..., dict[str, Any]]:
     """All options of a quick run; None takes one away."""
 
@@ -143,7 +78,7 @@ def quick_options(shards, model_folder, cache_dir) -> Callable[..., dict[str, An
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pretrain_words(quick_options) -> Callable[..., list[str]]:
     """The words behind `scripts/pretrain.py` of a quick run: `pretrain_words(output_dir, max_steps=4)`."""
 
@@ -156,25 +91,21 @@ def pretrain_words(quick_options) -> Callable[..., list[str]]:
     return make
 
 
+@pytest.fixture(scope="session")
+def tiny_arguments(quick_options) -> Callable[..., Arguments]:
+    """The arguments of a quick run."""
+    return lambda output_dir, **options: Arguments.build(quick_options(output_dir, **options))
+
+
 @pytest.fixture
-def tiny_arguments(quick_options, tmp_path) -> Callable[..., tuple]:
-    """The three argument objects of a quick run."""
-
-    def make(output_dir: Path | None = None, **options: Any) -> tuple:
-        left = quick_options(output_dir or tmp_path / "out", **options)
-        made = []
-        for part in PARTS:
-            names = {field.name for field in dataclasses.fields(part)}
-            made.append(part(**{name: left.pop(name) for name in names & left.keys()}))
-        assert not left, left
-        return tuple(made)
-
-    return make
+def start(tiny_arguments, tmp_path) -> Callable[..., PretrainingRun]:
+    """Runs in this process: `start("name", max_steps=4)` writes to a folder of that name."""
+    return lambda name="out", **options: run(tiny_arguments(tmp_path / name, **options))
 
 
 @pytest.fixture
 def half_precision_here(monkeypatch) -> torch.amp.GradScaler:
-    """Runs scale their losses as with --fp16, by the scaler that torch has for CPUs; it is that of the next run."""
+    """Runs scale their losses as with fp16, by the scaler that torch has for CPUs; it is that of the next run."""
     scaler = torch.amp.GradScaler("cpu")
 
     def make(args: PretrainingArguments, output_dir: Path) -> Accelerator:
@@ -183,19 +114,50 @@ def half_precision_here(monkeypatch) -> torch.amp.GradScaler:
         accelerator.state._mixed_precision = "fp16"
         return accelerator
 
-    monkeypatch.setattr(run, "make_accelerator", make)
+    monkeypatch.setattr(module, "make_accelerator", make)
     return scaler
 
 
 @pytest.fixture
-def make_loop(tiny_arguments) -> Callable[..., tuple]:
-    """The prepared `Loop` of a run and its `ImageReader`, as `pretrain` has them before the first step."""
+def make_loop(tiny_arguments, tmp_path) -> Callable[..., tuple[Loop, ImageReader]]:
+    """The prepared `Loop` of a run and its `ImageReader`, as `run` has them before the first step."""
 
     def make(output_dir: Path | None = None, checkpoint: Path | None = None, **options: Any) -> tuple:
-        parts = tiny_arguments(output_dir, **options)
-        folder = Path(parts[2].output_dir)
+        arguments = tiny_arguments(output_dir or tmp_path / "out", **options)
+        folder = Path(arguments.training.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         AcceleratorState._reset_state(reset_partial_state=True)
-        return prepare(*parts, make_accelerator(parts[2], folder), checkpoint)
+        return prepare(arguments, make_accelerator(arguments.training, folder), checkpoint)
+
+    return make
+
+
+@pytest.fixture
+def drive(make_loop) -> Callable[..., Loop]:
+    """Makes a run and takes all its steps, without what lies between them."""
+    return lambda **options: take_steps(*make_loop(**options))
+
+
+@pytest.fixture(params=JOINT)
+def joint(request) -> str:
+    """The name of every objective that compares views."""
+    return request.param
+
+
+@pytest.fixture
+def images(shards, cache_dir) -> torch.Tensor:
+    """uint8 (16, 3, 64, 64)."""
+    return ImageReader(open_shards([str(shards)], str(cache_dir))).read(range(0, 160, 10))[0]
+
+
+@pytest.fixture
+def make_objective() -> Callable[..., Objective]:
+    """`make_objective("simclr", temperature=0.2)`, on a small ViT with random weights or on `model`."""
+
+    def make(name: str, model: PreTrainedModel | None = None, **options: Any) -> Objective:
+        torch.manual_seed(0)
+        kind = OBJECTIVES[name]
+        given = {option: value for option, value in {**SMALL[name], **options}.items() if value is not None}
+        return kind(model or RetFoundModel(tiny_config()), SIDE, kind.Options(**given)).train()
 
     return make

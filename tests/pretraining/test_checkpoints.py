@@ -19,8 +19,8 @@ import torch
 from retfound_hf.errors import RetFoundError
 from retfound_hf.pretraining import checkpoints
 from retfound_hf.pretraining.checkpoints import latest_checkpoint
-from retfound_hf.pretraining.monitor import Report
-from retfound_hf.pretraining.pretrain import pretrain
+from retfound_hf.pretraining.monitor import MetricsLog
+from retfound_hf.pretraining.pretrain import run as pretrain
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 FORK = multiprocessing.get_context("fork")
@@ -28,7 +28,7 @@ FORK = multiprocessing.get_context("fork")
 
 @pytest.fixture
 def start(tiny_arguments):
-    return lambda folder, **options: pretrain(*tiny_arguments(folder, **options))
+    return lambda folder, **options: pretrain(tiny_arguments(folder, **options))
 
 
 def names(folder: Path) -> list[str]:
@@ -47,14 +47,14 @@ def die_at_the_state(arguments: tuple) -> None:
     """The weights of checkpoint-4 are written, what makes it a checkpoint is not."""
     write = checkpoints.write_json
     checkpoints.write_json = lambda path, state: (die if state["position"]["step"] == 4 else write)(path, state)
-    pretrain(*arguments)
+    pretrain(arguments)
 
 
 def die_at_the_rename(arguments: tuple) -> None:
     """All of checkpoint-4 is written, under its temporary name."""
     replace = os.replace
     os.replace = lambda old, new: (die if Path(new).name == "checkpoint-4" else replace)(old, new)
-    pretrain(*arguments)
+    pretrain(arguments)
 
 
 def die_at_the_removal(arguments: tuple) -> None:
@@ -68,7 +68,7 @@ def die_at_the_removal(arguments: tuple) -> None:
         remove(path, **options)
 
     shutil.rmtree = half
-    pretrain(*arguments)
+    pretrain(arguments)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_disk_that_is_full_for_the_log_is_one_line_too(start, monkeypatch, tmp
     def full(*values) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Report, "log", full)
+    monkeypatch.setattr(MetricsLog, "log", full)
     with pytest.raises(RetFoundError, match=r"after step 2 \(.*No space left.*latest \(there is no checkpoint"):
         start(tmp_path / "full")
 
@@ -154,7 +154,7 @@ def test_a_disk_that_is_full_for_the_log_is_one_line_too(start, monkeypatch, tmp
 def test_the_newest_are_kept(tiny_arguments, limit, kept):
     arguments = tiny_arguments(save_steps=1)
     arguments[2].save_total_limit = limit
-    folder = pretrain(*arguments)
+    folder = pretrain(arguments)
     assert names(folder) == [f"checkpoint-{step}" for step in kept]
 
 

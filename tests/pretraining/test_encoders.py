@@ -7,7 +7,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTMAEForPreTrain
 from retfound_hf import RetFoundModel
 from retfound_hf.errors import RetFoundError
 from retfound_hf.pretraining.arguments import ModelArguments
-from retfound_hf.pretraining.build import build_encoder
+from retfound_hf.pretraining.objectives.base import build_encoder
 
 VIT = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32,

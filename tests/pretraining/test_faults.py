@@ -13,12 +13,11 @@ from safetensors.torch import load_file
 
 from retfound_hf.errors import RetFoundError
 from retfound_hf.pretraining import loop as loop_module
-from retfound_hf.pretraining.data import make_loader
+from retfound_hf.pretraining.data import Position, make_loader
 from retfound_hf.pretraining.loop import Loop
-from retfound_hf.pretraining.monitor import NonFinite
+from retfound_hf.pretraining.monitor import NonFiniteGuard
 from retfound_hf.pretraining.objectives.mae import MaskedAutoencoding
-from retfound_hf.pretraining.order import Position
-from retfound_hf.pretraining.pretrain import pretrain
+from retfound_hf.pretraining.pretrain import run as pretrain
 
 STEPS, BAD = 12, 7
 OPTIONS = {"max_steps": STEPS, "save_steps": 3, "save_total_limit": 99, "logging_steps": 4}
@@ -26,7 +25,7 @@ OPTIONS = {"max_steps": STEPS, "save_steps": 3, "save_total_limit": 99, "logging
 
 @pytest.fixture
 def start(tiny_arguments, tmp_path):
-    return lambda name, **options: pretrain(*tiny_arguments(tmp_path / name, **{**OPTIONS, **options}))
+    return lambda name, **options: pretrain(tiny_arguments(tmp_path / name, **{**OPTIONS, **options}))
 
 
 def plant(patch: pytest.MonkeyPatch, steps: set[int], value: float = float("nan")) -> None:
@@ -146,7 +145,7 @@ def norms(*values: float) -> torch.Tensor:
 def scaled(tmp_path):
     """What looks for faults in a run with --fp16 whose loss scale is 2 ** -60."""
     accelerator = SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: 2.0**-60), is_main_process=True)
-    return lambda total_steps=1000, skip=False: NonFinite(accelerator, tmp_path, skip, total_steps)
+    return lambda total_steps=1000, skip=False: NonFiniteGuard(accelerator, tmp_path, skip, total_steps)
 
 
 @pytest.mark.parametrize("skip", [True, False])
@@ -207,13 +206,13 @@ def damaged(write_shard, make_picture, encode, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_unreadable_images_are_listed_and_replaced(start, damaged, monkeypatch, tmp_path, workers):
-    used, step = [], Loop._step
+    used, step = [], Loop.step
 
     def watched(self, batches):
         step(self, batches)
-        used.append(self.window.ids[-1])
+        used.append(self.buffer.ids[-1])
 
-    monkeypatch.setattr(Loop, "_step", watched)
+    monkeypatch.setattr(Loop, "step", watched)
     folder = start(
         "out", train_data=[str(damaged)], max_bad_share=0.05, max_steps=-1, num_train_epochs=2,
         per_device_train_batch_size=10, dataloader_num_workers=workers,

@@ -189,7 +189,7 @@ def test_the_fingerprint_tells_ids_order_and_number_apart(shards, cache_dir):
     assert len({same, *map(fingerprint, others)}) == 4
 
 
-def test_the_fingerprint_of_many_rows_looks_at_some_and_counts_all():
+def test_the_stream_fingerprint_many_rows_looks_at_some_and_counts_all():
     ids = [str(number) for number in range(5000)]
 
     def of(ids: list[str]) -> str:

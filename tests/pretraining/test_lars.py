@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from retfound_hf.pretraining.optim import MOMENTUM, TRUST, guarded_step, make_optimizer
+from retfound_hf.pretraining.loop import LARS_MOMENTUM, LARS_TRUST, guarded_step, make_optimizer
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def test_two_steps_by_hand(trained):
     moments = [torch.zeros(2, 3), torch.zeros(2)]
     for _ in range(2):
         direction = slopes["weight"] + 0.1 * weight
-        moments[0] = MOMENTUM * moments[0] + TRUST * weight.norm() / direction.norm() * direction
-        moments[1] = MOMENTUM * moments[1] + slopes["bias"]  # neither decay nor adaptation
+        moments[0] = LARS_MOMENTUM * moments[0] + LARS_TRUST * weight.norm() / direction.norm() * direction
+        moments[1] = LARS_MOMENTUM * moments[1] + slopes["bias"]  # neither decay nor adaptation
         weight, bias = weight - 0.5 * moments[0], bias - 0.5 * moments[1]
         backward()
         guarded_step(accelerator, optimizer, torch.tensor(True))

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from retfound_hf.errors import RetFoundError
-from retfound_hf.pretraining.data import ImageReader, make_loader, open_shards
+from retfound_hf.pretraining.data import ImageReader, Order, Position, make_loader, open_shards
 from retfound_hf.pretraining.objectives.mae import MaskedAutoencodingDraw
-from retfound_hf.pretraining.order import Order, Position
 
 DRAW = MaskedAutoencodingDraw(side=64, patches=16)
 START = Position()

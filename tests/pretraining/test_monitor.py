@@ -42,12 +42,12 @@ def sets(tmp_path_factory):
 @pytest.mark.parametrize(("planted", "low", "high"), [(True, 0.98, 1.0), (False, 0.33, 0.67)])
 def test_the_probe_finds_what_was_planted(make_loop, sets, planted, low, high):
     loop, _ = make_loop(probe_data=sets[planted], modality="oct")
-    loop.report.close()
+    loop.monitor.log.close()
     loop.network.train()
     before = {name: values.clone() for name, values in loop.objective.state_dict().items()}
-    auroc = loop.probe.auroc(loop.objective)
+    auroc = loop.monitor.probe.auroc(loop.objective)
     assert low <= auroc <= high
-    assert loop.probe.auroc(loop.objective) == auroc
+    assert loop.monitor.probe.auroc(loop.objective) == auroc
     assert all(module.training for module in loop.objective.modules())
     assert all(torch.equal(values, before[name]) for name, values in loop.objective.state_dict().items())
 
@@ -58,19 +58,19 @@ def test_a_resnet_is_probed_too(make_loop, sets, tmp_path):
     ResNetModel(config).save_pretrained(tmp_path / "resnet")
     options = {"model_name_or_path": str(tmp_path / "resnet"), "image_size": 32, "objective": "simclr"}
     loop, _ = make_loop(probe_data=sets[True], **options)
-    loop.report.close()
-    assert loop.probe.auroc(loop.objective) > 0.98
+    loop.monitor.log.close()
+    assert loop.monitor.probe.auroc(loop.objective) > 0.98
     # Statistics of batch norms are those of training, which the probe does not touch.
     assert not loop.objective.encoder.embedder.embedder.normalization.running_mean.any()
 
 
 def test_the_probe_is_of_the_encoder_as_it_is(make_loop, sets):
     loop, _ = make_loop(probe_data=sets[True])
-    loop.report.close()
+    loop.monitor.log.close()
     with torch.no_grad():
         for parameter in loop.objective.encoder.parameters():
             parameter.zero_()
-    assert loop.probe.auroc(loop.objective) == 0.5
+    assert loop.monitor.probe.auroc(loop.objective) == 0.5
 
 
 @pytest.mark.parametrize("epochs", [0.5, 1, 2, 10])
@@ -90,7 +90,7 @@ def test_a_run_probes_at_its_start_on_its_way_and_at_its_end(make_loop, sets, tm
     )  # fmt: skip
     batches = make_loader(reader, loop.objective.draw, loop.order, loop.position, 0, pin_memory=False)
     assert loop.train(iter(batches)) is None
-    loop.report.close()
+    loop.monitor.log.close()
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     probes = [(line["step"], line["epoch"]) for line in lines if "probe_auroc" in line]
     assert probes == [(0, 0), (3, 0.5), (6, 1)]
@@ -113,11 +113,11 @@ def test_sets_that_cannot_be_probed_are_refused(make_loop, sets, tmp_path):
 def test_previews_show_the_same_images_and_masks_each_time(make_loop, tmp_path):
     loop, reader = make_loop(preview_steps=2, max_steps=4, base_learning_rate=0.5)
     batches = make_loader(reader, loop.objective.draw, loop.order, loop.position, 0, pin_memory=False)
-    first = loop.previews.write(loop.objective, 0, torch.device("cpu"))
-    again = loop.previews.write(loop.objective, 0, torch.device("cpu"))
+    first = loop.monitor.previews.write(loop.objective, 0, torch.device("cpu"))
+    again = loop.monitor.previews.write(loop.objective, 0, torch.device("cpu"))
     assert torch.equal(first, again)
     loop.train(iter(batches))
-    loop.report.close()
+    loop.monitor.log.close()
     folder = tmp_path / "out" / "previews"
     assert sorted(path.name for path in folder.iterdir()) == [f"step-{n:07d}.png" for n in (0, 2, 4)]
     pages = [np.asarray(Image.open(path)) for path in sorted(folder.iterdir())]
@@ -132,5 +132,5 @@ def test_previews_show_the_same_images_and_masks_each_time(make_loop, tmp_path):
         assert not np.array_equal(page[:, columns[2]], pages[0][:, columns[2]])
     torch.rand(1)  # whatever was drawn before
     other = Previews(reader, loop.objective, tmp_path / "other", loop.args.seed)
-    assert torch.equal(other.draws["noise"], loop.previews.draws["noise"])
+    assert torch.equal(other.draws["noise"], loop.monitor.previews.draws["noise"])
     assert torch.equal(other.images, reader.read([0, 50, 101, 152])[0])

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from retfound_hf import RetFoundForPreTraining
-from retfound_hf.pretraining.optim import (
+from retfound_hf.pretraining.loop import (
     gradient_norm,
     guarded_step,
     learning_rate_factor,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from retfound_hf.pretraining.order import Order, Position, step_generator
+from retfound_hf.pretraining.data import Order, Position, step_generator
 
 SHAPES = [
     (num_images, batch, accumulation, processes)

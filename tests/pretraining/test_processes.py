@@ -10,7 +10,7 @@ from two_processes import pretrain_in_two
 
 from retfound_hf.pretraining.arguments import DataArguments, ModelArguments, PretrainingArguments
 from retfound_hf.pretraining.loop import Loop
-from retfound_hf.pretraining.pretrain import pretrain
+from retfound_hf.pretraining.pretrain import run as pretrain
 
 NUM_IMAGES, GLOBAL_BATCH, STEPS = 203, 16, 30
 STEPS_PER_EPOCH = NUM_IMAGES // GLOBAL_BATCH
@@ -26,14 +26,14 @@ def start(shards, model_folder, cache_dir):
 
     def go(folder: Path, **options) -> list[list[str]]:
         seen: list[list[str]] = []
-        step = Loop._step
+        step = Loop.step
 
         def watched(self: Loop, batches) -> None:
             step(self, batches)
-            seen.append(self.window.ids[-1])
+            seen.append(self.buffer.ids[-1])
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Loop, "_step", watched)
+            patch.setattr(Loop, "step", watched)
             pretrain(
                 ModelArguments(model_name_or_path=str(model_folder)),
                 DataArguments(train_data=[str(shards)], cache_dir=str(cache_dir), preview_steps=0),

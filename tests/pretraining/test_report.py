@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from retfound_hf.pretraining.monitor import METRICS_FILE, Report, Window
+from retfound_hf.pretraining.monitor import METRICS_FILE, MetricBuffer, MetricsLog
 from retfound_hf.pretraining.pretrain import write_pretrained_card
 
 NUMBERS = {"loss": 0.5, "learning_rate": 1e-3, "images_per_second": 10.0, "data_wait_fraction": 0.25}
@@ -35,8 +35,8 @@ def lines(tmp_path):
 def report(tmp_path):
     made = []
 
-    def make(step: int = 0) -> Report:
-        made.append(Report(Accelerator(cpu=True), tmp_path, step, 10))
+    def make(step: int = 0) -> MetricsLog:
+        made.append(MetricsLog(Accelerator(cpu=True), tmp_path, step, 10))
         return made[-1]
 
     yield make
@@ -94,7 +94,7 @@ def test_tensorboard_holds_the_scalars_and_the_preview(tmp_path):
         project_config=ProjectConfiguration(str(tmp_path), str(tmp_path / "trackers")),
     )
     accelerator.init_trackers("retfound")
-    report = Report(accelerator, tmp_path, 0, 10)
+    report = MetricsLog(accelerator, tmp_path, 0, 10)
     for step in (2, 4):
         report.log({"step": step, "loss": step / 8, "grad_norm": math.nan, "skipped_steps": 3})
     picture = torch.zeros(1, 6, 10, 3, dtype=torch.uint8)
@@ -122,7 +122,7 @@ def clock(monkeypatch):
 
 
 def test_speed_counts_training_and_tells_waiting_from_work(clock):
-    window = Window(_started=0.0)
+    window = MetricBuffer(_started=0.0)
     for _ in range(4):
         with window.waiting():
             clock(0.5)
@@ -135,11 +135,11 @@ def test_speed_counts_training_and_tells_waiting_from_work(clock):
 
 
 def test_a_restored_window_has_the_numbers_to_the_bit(clock):
-    window = Window()
+    window = MetricBuffer()
     rows = torch.rand(3, 2)
     for row in rows:
         window.add(row, ["a"], 8)
-    found = Window(_started=0.0)
+    found = MetricBuffer(_started=0.0)
     found.restore(json.loads(json.dumps(window.values().double().tolist())), torch.device("cpu"))
     assert torch.equal(found.values(), rows)
     assert len(found.ids) == 3
@@ -150,7 +150,7 @@ def test_a_restored_window_has_the_numbers_to_the_bit(clock):
 
 def test_the_card_tells_the_run(make_loop, tiny_arguments, shards, tmp_path):
     loop, _ = make_loop(gradient_accumulation_steps=2, seed=11)
-    loop.report.close()
+    loop.monitor.log.close()
     model_args, data_args, _ = tiny_arguments(gradient_accumulation_steps=2, seed=11)
     data_args.train_data = [*data_args.train_data, "org/retinas"]
     given = (loop.objective.model, loop.checkpoints.processor, model_args, data_args, loop.args, loop.order)

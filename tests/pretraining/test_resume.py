@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 
 from retfound_hf.errors import RetFoundError
 from retfound_hf.pretraining.arguments import DataArguments, ModelArguments, PretrainingArguments
-from retfound_hf.pretraining.data import make_loader
-from retfound_hf.pretraining.order import Position
-from retfound_hf.pretraining.pretrain import pretrain
+from retfound_hf.pretraining.data import Position, make_loader
+from retfound_hf.pretraining.pretrain import run as pretrain
 
 STEPS, KILLED_AT = 30, 18
 # 12 steps an epoch; the checkpoint of step 15 lies within an epoch and between two log lines.
@@ -29,13 +28,13 @@ KILLED = f"""
 import multiprocessing, os, signal, sys
 from retfound_hf.pretraining.pretrain import main
 from retfound_hf.pretraining.loop import Loop
-step = Loop._step
+step = Loop.step
 def step_or_die(self, batches):
     if self.position.step == {KILLED_AT}:
         print(*[child.pid for child in multiprocessing.active_children()], flush=True)
         os.killpg(0, signal.SIGKILL)
     step(self, batches)
-Loop._step = step_or_die
+Loop.step = step_or_die
 main(sys.argv[1:])
 """
 

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import AutoModel, ResNetConfig, ResNetModel
 
 from retfound_hf.pretraining.data import make_loader
+from retfound_hf.pretraining.loop import BatchNormGuard
 from retfound_hf.pretraining.objectives.joint_embedding import JointEmbedding
-from retfound_hf.pretraining.optim import RunningStatistics
-from retfound_hf.pretraining.pretrain import pretrain
+from retfound_hf.pretraining.pretrain import run as pretrain
 
 SMALL = {
     "simclr": {},
@@ -62,7 +62,7 @@ def plant(patch: pytest.MonkeyPatch, passes: set[int]) -> None:
 )
 def test_a_step_of_infinite_pixels_leaves_a_result_of_use(options, tiny_arguments, monkeypatch, name, convolutional):
     plant(monkeypatch, {3})
-    folder = pretrain(*tiny_arguments(**options(name, convolutional)))
+    folder = pretrain(tiny_arguments(**options(name, convolutional)))
     for file in ("model.safetensors", "objective.safetensors"):
         found = load_file(folder / "checkpoint-6" / file)
         assert not [key for key, value in found.items() if not value.isfinite().all()]
@@ -76,9 +76,9 @@ def test_a_step_of_infinite_pixels_leaves_a_result_of_use(options, tiny_argument
 def test_a_run_without_faults_is_the_same_as_without_the_guard(
     options, tiny_arguments, monkeypatch, tmp_path, name, convolutional
 ):
-    whole = pretrain(*tiny_arguments(tmp_path / "guarded", **options(name, convolutional)))
-    monkeypatch.setattr(RunningStatistics, "put_back", lambda *_: None)
-    bare = pretrain(*tiny_arguments(tmp_path / "bare", **options(name, convolutional)))
+    whole = pretrain(tiny_arguments(tmp_path / "guarded", **options(name, convolutional)))
+    monkeypatch.setattr(BatchNormGuard, "restore", lambda *_: None)
+    bare = pretrain(tiny_arguments(tmp_path / "bare", **options(name, convolutional)))
     for file in ("model.safetensors", "objective.safetensors", "optimizer.bin"):
         one, other = (folder / "checkpoint-6" / file for folder in (whole, bare))
         assert one.read_bytes() == other.read_bytes(), file
@@ -91,15 +91,15 @@ def test_of_several_passes_one_that_is_not_finite_undoes_all(
     """The second step has the third and the fourth pass; also where a scaler guards the weights (fp16)."""
     plant(monkeypatch, {4})
     loop, reader = make_loop(**options("dino", True, gradient_accumulation_steps=2))
-    loop.report.close()
+    loop.monitor.log.close()
     batches = iter(make_loader(reader, loop.objective.draw, loop.order, loop.position, 0, pin_memory=False))
     loop.network.train()
-    statistics = RunningStatistics(loop.network)
+    statistics = BatchNormGuard(loop.network)
     kept = []
     for _ in range(3):
-        loop._step(batches)
+        loop.step(batches)
         kept.append(torch.cat(statistics.buffers))
-    assert not loop.window.values()[1, 0].isfinite()
+    assert not loop.buffer.values()[1, 0].isfinite()
     assert torch.equal(kept[0], kept[1])
     assert kept[2].isfinite().all() and not torch.equal(kept[1], kept[2])
 
@@ -107,12 +107,12 @@ def test_of_several_passes_one_that_is_not_finite_undoes_all(
 @pytest.mark.parametrize("loss, norm, taken", [(1, 1, True), (math.nan, 1, False), (1, math.inf, False)])
 def test_loss_and_norm_decide(loss, norm, taken):
     network = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2), nn.BatchNorm1d(2, affine=False))
-    statistics = RunningStatistics(network)
+    statistics = BatchNormGuard(network)
     before = [buffer.clone() for buffer in statistics.buffers]
     statistics.keep()
     network(torch.randn(8, 3))
     after = [buffer.clone() for buffer in statistics.buffers]
-    statistics.put_back(torch.tensor(float(loss)), torch.tensor(float(norm)))
+    statistics.restore(torch.tensor(float(loss)), torch.tensor(float(norm)))
     assert len(before) == 4
     for number, buffer in enumerate(statistics.buffers):
         assert torch.equal(buffer, (after if taken else before)[number])
@@ -120,7 +120,7 @@ def test_loss_and_norm_decide(loss, norm, taken):
 
 
 def test_a_network_without_batch_norms_has_nothing_to_keep(model_folder):
-    statistics = RunningStatistics(AutoModel.from_pretrained(model_folder))
+    statistics = BatchNormGuard(AutoModel.from_pretrained(model_folder))
     statistics.keep()
-    statistics.put_back(torch.tensor(math.nan), torch.tensor(1.0))
+    statistics.restore(torch.tensor(math.nan), torch.tensor(1.0))
     assert statistics.buffers == []

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from retfound_hf.pretraining.loop import Loop
-from retfound_hf.pretraining.pretrain import pretrain
+from retfound_hf.pretraining.pretrain import run as pretrain
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 STEPS = 30
@@ -24,20 +24,20 @@ import sys, time
 from retfound_hf.pretraining.pretrain import main
 from retfound_hf.pretraining.loop import Loop
 from retfound_hf.options import run_command
-step = Loop._step
+step = Loop.step
 def slow_step(self, batches):
     step(self, batches)
     time.sleep(0.1)
     if self.position.step == 3 and self.accelerator.is_main_process:
         print("begun", flush=True)
-Loop._step = slow_step
+Loop.step = slow_step
 sys.exit(run_command(main))
 """
 
 
 @pytest.fixture
 def uninterrupted(tiny_arguments, tmp_path) -> Path:
-    return pretrain(*tiny_arguments(tmp_path / "uninterrupted", **OPTIONS))
+    return pretrain(tiny_arguments(tmp_path / "uninterrupted", **OPTIONS))
 
 
 def lines(folder: Path) -> list[dict]:
@@ -53,7 +53,7 @@ def assert_goes_on(folder: Path, uninterrupted: Path, arguments) -> None:
     step = int(checkpoint.name.split("-")[1])
     assert 3 <= step < STEPS
     assert not (folder / "config.json").exists()
-    pretrain(*arguments(folder, **OPTIONS, resume_from_checkpoint="latest"))
+    pretrain(arguments(folder, **OPTIONS, resume_from_checkpoint="latest"))
     assert (folder / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
     assert lines(folder) == lines(uninterrupted)
 
@@ -63,7 +63,7 @@ def signal_at(monkeypatch, step: int, *numbers: signal.Signals) -> None:
 
     Each is raised in this thread and handled before the next: two of `os.kill` may arrive as one.
     """
-    taken = Loop._step
+    taken = Loop.step
 
     def interrupted(self: Loop, batches) -> None:
         if self.position.step == step:
@@ -71,7 +71,7 @@ def signal_at(monkeypatch, step: int, *numbers: signal.Signals) -> None:
                 signal.raise_signal(number)
         taken(self, batches)
 
-    monkeypatch.setattr(Loop, "_step", interrupted)
+    monkeypatch.setattr(Loop, "step", interrupted)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -81,7 +81,7 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_bit(
     folder, before = tmp_path / "stopped", signal.getsignal(number)
     with monkeypatch.context() as patch:
         signal_at(patch, 9, number)
-        assert pretrain(*tiny_arguments(folder, **OPTIONS)) is None
+        assert pretrain(tiny_arguments(folder, **OPTIONS)) is None
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-10"]
     assert capsys.readouterr().out.splitlines()[-1] == (
         f"stopped by {number.name} after step 10, with a checkpoint; go on with --resume_from_checkpoint latest"
@@ -96,7 +96,7 @@ def test_a_second_sigint_stops_at_once(tiny_arguments, monkeypatch, tmp_path):
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            pretrain(*tiny_arguments(tmp_path / "stopped", **OPTIONS))
+            pretrain(tiny_arguments(tmp_path / "stopped", **OPTIONS))
     finally:
         signal.signal(signal.SIGINT, inherited)
     assert not list((tmp_path / "stopped").glob("checkpoint-*"))
@@ -105,13 +105,13 @@ def test_a_second_sigint_stops_at_once(tiny_arguments, monkeypatch, tmp_path):
 def test_a_second_sigterm_does_no_harm(tiny_arguments, monkeypatch, tmp_path):
     """torchrun sends its own to processes that the scheduler has signalled already."""
     signal_at(monkeypatch, 9, signal.SIGTERM, signal.SIGTERM)
-    assert pretrain(*tiny_arguments(tmp_path / "stopped", **OPTIONS)) is None
+    assert pretrain(tiny_arguments(tmp_path / "stopped", **OPTIONS)) is None
     assert (tmp_path / "stopped" / "checkpoint-10" / "training_state.json").is_file()
 
 
 def test_a_signal_in_the_last_step_finishes_the_run(tiny_arguments, uninterrupted, monkeypatch, tmp_path):
     signal_at(monkeypatch, STEPS - 1, signal.SIGTERM)
-    folder = pretrain(*tiny_arguments(tmp_path / "finished", **OPTIONS))
+    folder = pretrain(tiny_arguments(tmp_path / "finished", **OPTIONS))
     assert (folder / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
 
 
@@ -208,5 +208,5 @@ def test_two_processes_stop_together(pretrain_words, tiny_arguments, tmp_path, w
     assert output.count("with a checkpoint; go on with --resume_from_checkpoint latest") == 1
     (checkpoint,) = folder.glob("checkpoint-*")
     assert int(checkpoint.name.split("-")[1]) < STEPS
-    pretrain(*tiny_arguments(folder, **OPTIONS, resume_from_checkpoint="latest"))
+    pretrain(tiny_arguments(folder, **OPTIONS, resume_from_checkpoint="latest"))
     assert lines(folder)[-1]["step"] == STEPS

@@ -13,7 +13,7 @@ from retfound_hf.errors import RetFoundError
 from retfound_hf.models.configuration_retfound import PRESETS
 from retfound_hf.models.modeling_retfound import sincos_positions
 from retfound_hf.pretraining.arguments import ModelArguments
-from retfound_hf.pretraining.build import build_model
+from retfound_hf.pretraining.objectives.mae import build_autoencoder as build_model
 
 FROZEN = {"vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"}
 TINY = {"config_name": "retfound-tiny", "image_size": 64}

@@ -20,8 +20,8 @@ def drive(make_loop):
         batches = iter(make_loader(reader, loop.objective.draw, loop.order, loop.position, 0, pin_memory=False))
         loop.network.train()
         while not loop.order.is_finished(loop.position):
-            loop._step(batches)
-        loop.report.close()
+            loop.step(batches)
+        loop.monitor.log.close()
         return loop
 
     return go
@@ -34,7 +34,7 @@ def weights(loop) -> torch.Tensor:
 
 
 def losses(loop) -> list[float]:
-    return loop.window.values()[:, 0].tolist()
+    return loop.buffer.values()[:, 0].tolist()
 
 
 def assert_near(found, expected, weight: float, loss: float) -> None:
@@ -52,7 +52,7 @@ def reference(drive, tmp_path):
 @pytest.mark.parametrize("accumulation", [2, 4])
 def test_accumulation_equals_the_large_batch(drive, reference, accumulation):
     found = drive(per_device_train_batch_size=8 // accumulation, gradient_accumulation_steps=accumulation)
-    assert found.window.ids == reference.window.ids
+    assert found.buffer.ids == reference.buffer.ids
     assert_near(found, reference, weight=1e-6, loss=1e-6)
 
 
@@ -114,12 +114,12 @@ def test_no_step_waits_for_the_device(make_loop, options):
     loop.network.train()
     with Waits() as waits:
         for _ in range(3):
-            loop._step(batches)
+            loop.step(batches)
     assert waits.met == []
     with Waits() as control:
-        float(loop.window.values().mean())
+        float(loop.buffer.values().mean())
     assert any("_local_scalar_dense" in name for name in control.met)
-    loop.report.close()
+    loop.monitor.log.close()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -130,15 +130,15 @@ def test_cuda_meets_no_wait_either(make_loop, options):
     loop, reader = make_loop(**options)
     batches = iter(list(make_loader(reader, loop.objective.draw, loop.order, loop.position, 0, pin_memory=True)))
     loop.network.train()
-    loop._step(batches)
+    loop.step(batches)
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
-            loop._step(batches)
+            loop.step(batches)
     finally:
         torch.cuda.set_sync_debug_mode(before)
-    loop.report.close()
+    loop.monitor.log.close()
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -157,8 +157,8 @@ def test_nothing_but_batches_goes_to_the_device_in_a_step(make_loop, monkeypatch
 
         monkeypatch.setattr(torch, name, counted)
     loop.network.train()
-    loop._step(batches)
-    loop.report.close()
+    loop.step(batches)
+    loop.monitor.log.close()
     assert made == []
 
 
@@ -167,9 +167,9 @@ def test_the_learning_rate_of_every_step_is_the_schedules(make_loop):
     batches = iter(make_loader(reader, loop.objective.draw, loop.order, loop.position, 0, pin_memory=False))
     rates = []
     for _ in range(20):
-        loop._step(batches)
+        loop.step(batches)
         rates.append({group["lr"] for group in loop.optimizer.param_groups})
-    loop.report.close()
+    loop.monitor.log.close()
     assert all(len(rate) == 1 for rate in rates)
     plain = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
     schedule = get_cosine_schedule_with_warmup(plain, 5, 20)

@@ -16,7 +16,7 @@ from retfound_hf.models.official_checkpoints import rename
 from retfound_hf.models.other_checkpoints import resnet_rows
 from retfound_hf.options import run_command
 from retfound_hf.pretraining.arguments import ModelArguments
-from retfound_hf.pretraining.build import build_encoder
+from retfound_hf.pretraining.objectives.base import build_encoder
 
 NORM = partial(torch.nn.LayerNorm, eps=1e-6)
 
@@ -89,10 +89,9 @@ def test_swav_s_resnet_50_is_torchvision_s_on_the_last_map(images, tmp_path):
     assert expected.shape == (2, 2048, 7, 7) and expected.std() > 0.1
     close(model.eval()(pixels).last_hidden_state, expected)
     assert len(model.state_dict()) == len(state) - 3
-    for objective in ("simclr", "swav"):
-        start = build_encoder(ModelArguments(objective=objective, model_name_or_path=str(folder), modality="cfp"))
-        close(start.eval()(pixels).last_hidden_state, expected)
-        assert (start.config.image_size, start.config.modality) == (224, "cfp")
+    start = build_encoder(ModelArguments(model_name_or_path=str(folder), modality="cfp"))
+    close(start.eval()(pixels).last_hidden_state, expected)
+    assert (start.config.image_size, start.config.modality) == (224, "cfp")
 
 
 LAYOUTS = {
@@ -202,7 +201,7 @@ def test_a_vit_of_each_method(kind, vit, images, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config.get("modality") is None and config["weights_license"] == licence and config["encoder_only"]
     assert yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])["license"] == licence
-    start = build_encoder(ModelArguments(objective="dino", model_name_or_path=str(folder), modality="oct"))
+    start = build_encoder(ModelArguments(model_name_or_path=str(folder), modality="oct"))
     assert start.config.modality == "oct"
     close(start.eval()(images()).last_hidden_state, expected)
 

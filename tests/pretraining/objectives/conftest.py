@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, ResNetConfig, ResNetModel
 
 from retfound_hf import RetFoundModel
 from retfound_hf.pretraining.data import ImageReader, open_shards
-from retfound_hf.pretraining.objectives import OBJECTIVES, find_objective
+from retfound_hf.pretraining.objectives import OBJECTIVES
 from retfound_hf.pretraining.objectives.base import Objective, ObjectiveArguments
 
 # Options of quick runs, by the names of the flags.
@@ -57,6 +57,6 @@ def make_objective(tiny_config) -> Callable[..., Objective]:
     def make(name: str, model: PreTrainedModel | None = None, **options: Any) -> Objective:
         torch.manual_seed(0)
         options = ObjectiveArguments(**{**SMALL[name], **options})
-        return find_objective(name)(model or RetFoundModel(tiny_config()), 64, options).train()
+        return OBJECTIVES.get(name)(model or RetFoundModel(tiny_config()), 64, options).train()
 
     return make

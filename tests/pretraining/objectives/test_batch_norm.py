@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from retfound_hf.pretraining.objectives import distributed as batch_norm
-from retfound_hf.pretraining.objectives.distributed import BatchNormOfAll, synchronize
+from retfound_hf.pretraining.objectives.distributed import DistributedBatchNorm, convert_sync_batchnorm
 
 
 @pytest.fixture
@@ -16,15 +16,15 @@ def network():
     return network
 
 
-@pytest.mark.parametrize(("device", "of_images"), [("cpu", BatchNormOfAll), ("cuda", nn.SyncBatchNorm)])
+@pytest.mark.parametrize(("device", "of_images"), [("cpu", DistributedBatchNorm), ("cuda", nn.SyncBatchNorm)])
 def test_norms_of_heads_never_make_the_host_wait(network, device, of_images, monkeypatch):
     monkeypatch.setattr(batch_norm, "num_processes", lambda: 2)
     names = list(network.state_dict())
-    found = synchronize(network, torch.device(device))
-    assert type(found[1]) is of_images and type(found[2][0]) is BatchNormOfAll
+    found = convert_sync_batchnorm(network, torch.device(device))
+    assert type(found[1]) is of_images and type(found[2][0]) is DistributedBatchNorm
     assert list(found.state_dict()) == names
     assert found[1].running_mean.unique().tolist() == [2.0] and not found[1].weight.requires_grad
 
 
 def test_one_process_keeps_its_layers(network):
-    assert type(synchronize(network, torch.device("cpu"))[1]) is nn.BatchNorm2d
+    assert type(convert_sync_batchnorm(network, torch.device("cpu"))[1]) is nn.BatchNorm2d

@@ -7,9 +7,8 @@ import torch
 from lightly.loss import DINOLoss
 from lightly.models.modules import DINOProjectionHead
 
-from retfound_hf.pretraining.data import make_loader
+from retfound_hf.pretraining.data import make_loader, step_generator
 from retfound_hf.pretraining.objectives.dino import Head, cross_view_entropy
-from retfound_hf.pretraining.order import step_generator
 
 
 def test_two_views_by_hand():
@@ -113,7 +112,7 @@ def test_schedules(make_objective):
     for progress, epochs, temperature in [(0, 0, 0.04), (0.1, 15, 0.055), (0.5, 30, 0.07), (0.15, 1, 0.055)]:
         objective.before_step(progress, epochs)
         assert objective.temperature == pytest.approx(temperature)
-    assert objective.held(0.99) == (objective.head.last,) and objective.held(1.0) == ()
+    assert objective.frozen_parameters(0.99) == (objective.head.last,) and objective.frozen_parameters(1.0) == ()
 
 
 def test_signs_of_collapse(stepped):
@@ -137,9 +136,9 @@ def test_weight_decay_rises_by_half_a_cosine_and_spares_vectors(make_loop, small
     batches = iter(make_loader(reader, loop.objective.draw, loop.order, loop.position, 0, pin_memory=False))
     found = []
     for _ in range(8):
-        loop._step(batches)
+        loop.step(batches)
         found.append([group["weight_decay"] for group in loop.optimizer.param_groups])
-    loop.report.close()
+    loop.monitor.log.close()
     start = 0.04 if given is None else given
     expected = [0.4 + (start - 0.4) * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
     assert [decay for decay, _ in found] == pytest.approx(expected)
@@ -155,7 +154,7 @@ def test_the_last_layer_rests_for_an_epoch_of_a_run(make_loop, small_options):
     first = loop.objective.head.last.detach().clone()
     moved = []
     for _ in range(6):
-        loop._step(batches)
+        loop.step(batches)
         moved.append(not torch.equal(loop.objective.head.last, first))
-    loop.report.close()
+    loop.monitor.log.close()
     assert moved == [False] * 4 + [True] * 2  # 203 images make four steps

@@ -7,10 +7,9 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from retfound_hf import RetFoundForPreTraining
-from retfound_hf.pretraining.data import ImageReader, open_shards
-from retfound_hf.pretraining.objectives import OBJECTIVES, find_objective
+from retfound_hf.pretraining.data import ImageReader, open_shards, step_generator
+from retfound_hf.pretraining.objectives import OBJECTIVES
 from retfound_hf.pretraining.objectives.mae import MaskedAutoencoding
-from retfound_hf.pretraining.order import step_generator
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -18,7 +17,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 @pytest.fixture
 def objective(tiny_config) -> MaskedAutoencoding:
     torch.manual_seed(0)
-    return find_objective("mae")(RetFoundForPreTraining(tiny_config()), 64)
+    return OBJECTIVES.get("mae")(RetFoundForPreTraining(tiny_config()), 64)
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def images(shards, cache_dir) -> torch.Tensor:
 
 def test_every_named_objective_is_there():
     for name in OBJECTIVES:
-        assert find_objective(name).__name__ == OBJECTIVES[name]
+        assert OBJECTIVES.get(name).__name__ == OBJECTIVES[name]
 
 
 def test_views_equal_torchvision_on_the_same_draws(objective, images):

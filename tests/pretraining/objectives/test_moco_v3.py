@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from retfound_hf.pretraining.objectives.joint_embedding import momentum_at
+from retfound_hf.pretraining.data import step_generator
+from retfound_hf.pretraining.objectives.joint_embedding import ema_momentum
 from retfound_hf.pretraining.objectives.moco_v3 import info_nce
-from retfound_hf.pretraining.order import step_generator
 
 
 def test_two_images_by_hand():
@@ -71,5 +71,5 @@ def test_the_average_follows_network_and_projector(stepped):
 
 
 def test_momentum_rises_by_half_a_cosine():
-    assert [momentum_at(progress, 0.99) for progress in (0, 0.5, 1)] == pytest.approx([0.99, 0.995, 1])
-    assert momentum_at(0.25, 0.0) == pytest.approx(1 - (1 + math.sqrt(0.5)) / 2)
+    assert [ema_momentum(progress, 0.99) for progress in (0, 0.5, 1)] == pytest.approx([0.99, 0.995, 1])
+    assert ema_momentum(0.25, 0.0) == pytest.approx(1 - (1 + math.sqrt(0.5)) / 2)

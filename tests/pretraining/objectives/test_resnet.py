@@ -12,9 +12,9 @@ from retfound_hf.errors import RetFoundError
 from retfound_hf.finetuning.classifier import build_classifier
 from retfound_hf.models.loading import load_encoder, load_processor
 from retfound_hf.pretraining.arguments import ModelArguments
-from retfound_hf.pretraining.build import build_encoder
+from retfound_hf.pretraining.objectives.base import build_encoder
 from retfound_hf.pretraining.objectives.swav import SwAV
-from retfound_hf.pretraining.pretrain import pretrain
+from retfound_hf.pretraining.pretrain import run as pretrain
 
 LABELS = {"num_labels": 2, "id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}, "problem_type": None}
 
@@ -26,7 +26,7 @@ def run(tiny_arguments, small_options, resnet_folder, tmp_path):
             "objective": name, "model_name_or_path": str(resnet_folder), "image_size": 32, "modality": "cfp",
             "per_device_train_batch_size": 48, **small_options[name], **options,
         }  # fmt: skip
-        return pretrain(*tiny_arguments(tmp_path / folder, **options))
+        return pretrain(tiny_arguments(tmp_path / folder, **options))
 
     return go
 
@@ -62,7 +62,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(run, tmp_path):
 def test_the_recipe_is_the_published_one(resnet_folder, make_loop):
     options = {"model_name_or_path": str(resnet_folder), "image_size": 32, "base_learning_rate": None}
     loop, _ = make_loop(objective="simclr", warmup_steps=None, **options)
-    loop.report.close()
+    loop.monitor.log.close()
     args = loop.args
     assert (args.optim, args.weight_decay, args.base_learning_rate) == ("lars", 1e-6, 0.3)
     assert args.peak_learning_rate(4096) == pytest.approx(4.8)

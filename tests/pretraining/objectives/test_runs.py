@@ -12,8 +12,7 @@ from transformers import AutoModel, AutoModelForImageClassification, AutoModelFo
 from retfound_hf import RetFoundModel
 from retfound_hf.finetuning.classifier import build_classifier
 from retfound_hf.models.loading import load_encoder
-from retfound_hf.pretraining.data import make_loader
-from retfound_hf.pretraining.order import step_generator
+from retfound_hf.pretraining.data import make_loader, step_generator
 from retfound_hf.pretraining.pretrain import TITLES, pretrain
 
 FILES = ("model.safetensors", "objective.safetensors", "training_state.json")
@@ -33,7 +32,7 @@ def run(tiny_arguments, small_options, joint, tmp_path):
 
     def go(folder: str = "run", **options) -> Path:
         options = {"objective": joint, **QUICK, **small_options[joint], **options}
-        return pretrain(*tiny_arguments(tmp_path / folder, **options))
+        return pretrain(tiny_arguments(tmp_path / folder, **options))
 
     return go
 
@@ -48,8 +47,8 @@ def drive(make_loop, small_options, joint, tmp_path):
         batches = iter(make_loader(reader, loop.objective.draw, loop.order, loop.position, 0, pin_memory=False))
         loop.network.train()
         while not loop.order.is_finished(loop.position):
-            loop._step(batches)
-        loop.report.close()
+            loop.step(batches)
+        loop.monitor.log.close()
         return loop
 
     return go
@@ -109,7 +108,7 @@ def test_another_run_starts_from_the_result(run, tmp_path):
 
 def test_bfloat16_is_near_float32(drive):
     plain, half = drive("plain", learning_rate=1e-5), drive("half", learning_rate=1e-5, bf16=True)
-    one, other = (loop.window.values()[:, 0] for loop in (plain, half))
+    one, other = (loop.buffer.values()[:, 0] for loop in (plain, half))
     assert not torch.equal(one, other)
     torch.testing.assert_close(one, other, atol=0.0, rtol=0.03)
 
@@ -119,8 +118,8 @@ def test_checkpointed_activations_and_clipping_keep_the_steps(drive):
         drive("plain", max_grad_norm=0.05),
         drive("saving", max_grad_norm=0.05, gradient_checkpointing=True),
     )
-    torch.testing.assert_close(plain.window.values(), saving.window.values(), atol=1e-5, rtol=1e-5)
-    assert plain.window.values()[:, 1].min() > 0.05  # so that clipping did something
+    torch.testing.assert_close(plain.buffer.values(), saving.buffer.values(), atol=1e-5, rtol=1e-5)
+    assert plain.buffer.values()[:, 1].min() > 0.05  # so that clipping did something
 
 
 def found_again(objective, images: torch.Tensor) -> float:
@@ -136,17 +135,17 @@ def found_again(objective, images: torch.Tensor) -> float:
 def test_it_learns_what_is_the_same_in_two_views(make_loop, drive, small_options, joint, tmp_path):
     options = {"max_steps": 150, "per_device_train_batch_size": 32, "learning_rate": 2e-3, "warmup_steps": 0.1}
     untrained, reader = make_loop(tmp_path / "untrained", objective=joint, **small_options[joint], **options)
-    untrained.report.close()
+    untrained.monitor.log.close()
     images = reader.read(range(len(reader.table)))[0]
     before = found_again(untrained.objective, images)
     trained = drive("trained", **options)
     after = found_again(trained.objective, images)
     assert after > 2 * before
-    assert trained.window.values()[-30:, 2].mean() > 0.3  # the spread: not all at one place
+    assert trained.buffer.values()[-30:, 2].mean() > 0.3  # the spread: not all at one place
 
 
 @pytest.mark.slow
 def test_compiled_blocks_equal_eager_ones(drive):
     """Crops of two sizes pass the same blocks."""
     plain, compiled = drive("plain", max_steps=3), drive("compiled", max_steps=3, torch_compile=True)
-    torch.testing.assert_close(plain.window.values(), compiled.window.values(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(plain.buffer.values(), compiled.buffer.values(), atol=1e-4, rtol=1e-4)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from lightly.loss import NTXentLoss
 
+from retfound_hf.pretraining.data import step_generator
 from retfound_hf.pretraining.objectives.simclr import nt_xent
-from retfound_hf.pretraining.order import step_generator
 
 
 def test_two_images_with_equal_views_by_hand():

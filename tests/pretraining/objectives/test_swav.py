@@ -5,8 +5,8 @@ import torch
 from lightly.loss import SwaVLoss
 from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
 
+from retfound_hf.pretraining.data import step_generator
 from retfound_hf.pretraining.objectives.swav import EPSILON, sinkhorn, swapped_prediction
-from retfound_hf.pretraining.order import step_generator
 
 
 def test_assignments_by_hand():
@@ -106,7 +106,7 @@ def test_the_objective_is_lightlys_loss_of_the_networks_outputs(stepped):
 
 def test_prototypes_rest_for_an_epoch_and_stay_at_unit_length(stepped):
     objective, *_ = stepped
-    assert objective.held(0.99) == (objective.prototypes,) and objective.held(1.0) == ()
+    assert objective.frozen_parameters(0.99) == (objective.prototypes,) and objective.frozen_parameters(1.0) == ()
     torch.testing.assert_close(objective.prototypes.norm(dim=1), torch.ones(24))
     objective.prototypes.data *= torch.rand(24, 1) + 1
     objective.after_step(0.3)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from retfound_hf.pretraining.objectives.joint_embedding import View, ViewsDraw, local_size, of_view
-from retfound_hf.pretraining.order import step_generator
+from retfound_hf.pretraining.data import step_generator
+from retfound_hf.pretraining.objectives.joint_embedding import View, ViewsDraw, local_size, select_view
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 PUBLISHED = View(32, 32, (0.08, 1.0), (0.8, 0.8, 0.8, 0.2), sigmas=(0.7, 14.0), solarize=0.3)
@@ -37,8 +37,8 @@ def test_rows_of_a_whole_batch_are_those_of_its_parts(images):
     draw = ViewsDraw(64, (PUBLISHED, PUBLISHED))
     drawn = draw(16, step_generator(0, 0))
     assert all(len(values) == 16 for values in drawn.values())
-    whole = PUBLISHED.make(images, of_view(drawn, 1))
-    part = PUBLISHED.make(images[4:9], {name: values[4:9] for name, values in of_view(drawn, 1).items()})
+    whole = PUBLISHED.make(images, select_view(drawn, 1))
+    part = PUBLISHED.make(images[4:9], {name: values[4:9] for name, values in select_view(drawn, 1).items()})
     torch.testing.assert_close(whole[4:9], part, atol=1e-4, rtol=0)
     assert not torch.equal(drawn["0.crops"], drawn["1.crops"])
     assert len(pickle.dumps(draw)) < 2000  # it goes to the loader's workers
@@ -78,7 +78,7 @@ def test_the_network_sees_normalised_views_one_kind_after_the_other(make_objecti
     draws = objective.draw(16, step_generator(0, 3))
     found = objective.views(images, draws)
     first, second, *small = (
-        functional.normalize(view.make(images, of_view(draws, number)) / 255, MEAN, STD)
+        functional.normalize(view.make(images, select_view(draws, number)) / 255, MEAN, STD)
         for number, view in enumerate(objective.draw.views)
     )
     torch.testing.assert_close(found["large"], torch.cat([first, second]), atol=1e-5, rtol=1e-5)

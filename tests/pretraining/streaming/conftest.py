@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from retfound_hf.pretraining import streaming as shards_module
-from retfound_hf.pretraining.streaming import THREAD
+from retfound_hf.pretraining.streaming import THREAD_NAME
 
 ROWS = (40, 25, 3, 31, 40, 22, 39)
 CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*.parquet\n---\n"
@@ -20,7 +20,7 @@ def no_thread_outlives_its_run(monkeypatch):
     """One that did would go on fetching, in the next test too."""
     yield
     end = time.monotonic() + 20
-    while any(thread.name == THREAD for thread in threading.enumerate()):
+    while any(thread.name == THREAD_NAME for thread in threading.enumerate()):
         assert time.monotonic() < end, "a thread still fetches shards for a run that ended"
         time.sleep(0.01)
 
@@ -44,7 +44,7 @@ def on_hub(hub_here, uneven, monkeypatch):
     """The loopback Hub, with the same shards as the data set `org/retinas`; tries follow each other at once."""
     files = {str(path.relative_to(uneven)): path.read_bytes() for path in uneven.rglob("*") if path.is_file()}
     hub_here.create("org/retinas", "dataset").add_files(files)
-    monkeypatch.setattr(shards_module, "WAITS", (0, 0))
+    monkeypatch.setattr(shards_module, "RETRY_WAITS", (0, 0))
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub_here.url)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     return hub_here

@@ -6,8 +6,15 @@ from collections import Counter
 
 import pytest
 
-from retfound_hf.pretraining.order import Position, StreamedOrder
-from retfound_hf.pretraining.streaming import THREAD, Ahead, StreamedTable, StreamShard, _Window, list_shards
+from retfound_hf.pretraining.data import Position, StreamedOrder
+from retfound_hf.pretraining.streaming import (
+    THREAD_NAME,
+    Ahead,
+    PrefetchWindow,
+    StreamedTable,
+    StreamShard,
+    list_shards,
+)
 
 EPOCHS = 3
 
@@ -34,12 +41,12 @@ class Watched(StreamedTable):
             if self.asked == self.hold_at:
                 assert self.go_on.wait(20)
         path = super().fetch(number)
-        self.most = max(self.most, len(super().present()))
+        self.most = max(self.most, len(super().open_shards()))
         return path
 
     def present(self) -> set[int]:
         self.listed += 1
-        return super().present()
+        return super().open_shards()
 
 
 @pytest.fixture
@@ -76,7 +83,7 @@ def test_the_same_batches_whose_shards_were_fetched_before(made, mixed, in_fligh
     found = []
     for batch in Ahead(table, order, in_flight).batches(Position()):
         needed = table.shards_of(batch.rows)
-        until(lambda needed=needed: needed <= table.present())
+        until(lambda needed=needed: needed <= table.open_shards())
         found.append((batch, table[list(batch.rows)]["id"]))
     assert [batch for batch, _ in found] == list(order.batches(Position()))
     assert all(ids == [f"img{row}" for row in batch.rows] for batch, ids in found)
@@ -89,7 +96,7 @@ def test_the_thread_goes_no_further_than_the_limit_and_ends_with_its_reader(made
     table, order = made(1)
     batches = Ahead(table, order, in_flight=1).batches(Position())
     next(batches)
-    until(lambda: len(table.present()) == table.limit)
+    until(lambda: len(table.open_shards()) == table.limit)
     time.sleep(0.2)
     assert len(table.fetched) == table.limit
     batches.close()
@@ -108,7 +115,7 @@ def test_a_reader_that_is_faster_than_the_thread_does_not_fill_the_disk(made):
     for batch in Ahead(table, order, in_flight=1).batches(Position()):
         table[list(batch.rows)]
         # One that the reader fetched while the thread was elsewhere.
-        until(lambda: len(table.present()) <= table.limit + 1)
+        until(lambda: len(table.open_shards()) <= table.limit + 1)
     assert len(table.fetched) + len(table.fetched_late) <= 2 * EPOCHS * len(table.shards)
 
 
@@ -123,9 +130,9 @@ def test_a_thread_that_was_held_up_removes_nothing_that_is_read(made, hold_at, u
             table._mapped.clear()  # what was read from here on is read from what is here
             asked = table.asked
             table.go_on.set()
-            until(lambda asked=asked: table.asked > asked or len(table.present()) <= table.limit)
+            until(lambda asked=asked: table.asked > asked or len(table.open_shards()) <= table.limit)
             time.sleep(0.1)
-            assert table.shards_of(batch.rows) <= table.present()
+            assert table.shards_of(batch.rows) <= table.open_shards()
         read += table[list(batch.rows)]["id"]
     assert sorted(read) == sorted(f"img{row}" for row in range(200))
     assert set(Counter(table.fetched + table.fetched_late).values()) == {1}, "no shard is fetched again in its epoch"
@@ -158,7 +165,7 @@ def test_the_thread_fetches_nothing_after_the_end(made, how):
     batches = Ahead(table, order, in_flight=1).batches(Position())
     next(batches)
     until(lambda: table.asked == 2)
-    (thread,) = [each for each in threading.enumerate() if each.name == THREAD]
+    (thread,) = [each for each in threading.enumerate() if each.name == THREAD_NAME]
     (table if how == "table" else batches).close()
     table.go_on.set()
     thread.join(timeout=5)
@@ -168,14 +175,14 @@ def test_the_thread_fetches_nothing_after_the_end(made, how):
 
 def test_the_window_holds_what_is_read_and_what_fits_in_the_order_in_which_it_comes():
     batches = [{5}, {5, 2}, {2}, {7, 8}, {7}, {1}, {5}]
-    window = _Window(iter(batches), limit=3)
+    window = PrefetchWindow(iter(batches), limit=3)
     assert window.shards(oldest=-1, newest=0) == [5, 2], "7 and 8 do not fit"
     assert window.shards(1, 2) == [5, 2]
     assert window.shards(2, 3) == [2, 7, 8]
     assert window.shards(3, 4) == [7, 8, 1], "5 comes again, and does not fit yet"
     assert window.shards(4, 5) == [7, 1, 5]
     assert window.shards(7, 7) == []
-    held_up = _Window(iter(batches), limit=3)
+    held_up = PrefetchWindow(iter(batches), limit=3)
     assert held_up.shards(5, 6) == [1, 5], "what the reader is done with is passed over"
-    many_in_flight = _Window(iter(batches), limit=3)
+    many_in_flight = PrefetchWindow(iter(batches), limit=3)
     assert many_in_flight.shards(0, 5) == [5, 2, 7, 8], "all that may still be read, whatever the limit"

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from retfound_hf.errors import RetFoundError
-from retfound_hf.pretraining.streaming import fingerprint_of, list_shards
+from retfound_hf.pretraining.streaming import list_shards, stream_fingerprint
 
 ROWS = (40, 25, 3, 31, 40, 22, 39)
 
@@ -62,10 +62,12 @@ def test_one_line_where_there_is_no_shard(on_hub, tmp_path, write_shard, monkeyp
 def test_the_fingerprint_tells_other_shards_and_not_where_they_lie(uneven, tmp_path):
     shards = list_shards([str(uneven)])
     staged = shutil.copytree(uneven, tmp_path / "job-17" / "shards")
-    assert fingerprint_of(list_shards([str(staged)])) == fingerprint_of(shards) != fingerprint_of(shards[1:])
-    assert fingerprint_of(shards) != fingerprint_of(shards[::-1])
+    assert (
+        stream_fingerprint(list_shards([str(staged)])) == stream_fingerprint(shards) != stream_fingerprint(shards[1:])
+    )
+    assert stream_fingerprint(shards) != stream_fingerprint(shards[::-1])
     (staged / "data" / "train-00000.parquet").rename(staged / "data" / "train-00009.parquet")
-    assert fingerprint_of(list_shards([str(staged)])) != fingerprint_of(shards)
+    assert stream_fingerprint(list_shards([str(staged)])) != stream_fingerprint(shards)
 
 
 def test_the_fingerprint_tells_other_images_of_the_same_number(uneven, write_shard, encode, make_picture, tmp_path):
@@ -75,19 +77,19 @@ def test_the_fingerprint_tells_other_images_of_the_same_number(uneven, write_sha
     write_shard(path, [encode(make_picture(900 + number)) for number in range(len(ids))], ids)
     shards, others = list_shards([str(uneven)]), list_shards([str(staged)])
     assert [shard.rows for shard in others] == [shard.rows for shard in shards]
-    assert fingerprint_of(others) != fingerprint_of(shards)
+    assert stream_fingerprint(others) != stream_fingerprint(shards)
 
 
-def test_the_fingerprint_of_a_data_set_passes_over_its_card(uneven, on_hub):
+def test_the_stream_fingerprint_a_data_set_passes_over_its_card(uneven, on_hub):
     before, repo = list_shards(["org/retinas"]), on_hub.repo("org/retinas", "dataset")
     repo.add_files({"README.md": (uneven / "README.md").read_text(encoding="utf-8") + "Retinas.\n"})
     after = list_shards(["org/retinas"])
     assert before[0].revision != after[0].revision == repo.at("main").oid
-    assert fingerprint_of(before) == fingerprint_of(after)
+    assert stream_fingerprint(before) == stream_fingerprint(after)
     repo.add_files({"data/train-00004.parquet": (uneven / "data" / "train-00000.parquet").read_bytes()})
     swapped = list_shards(["org/retinas"])
     assert [shard.rows for shard in swapped] == [shard.rows for shard in before], "it has as many images"
-    assert fingerprint_of(swapped) != fingerprint_of(before)
+    assert stream_fingerprint(swapped) != stream_fingerprint(before)
     assert list_shards(["org/retinas"], {"org/retinas": before[0].revision}) == before
 
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from retfound_hf.pretraining.order import Order, Position, StreamedOrder
+from retfound_hf.pretraining.data import Order, Position, StreamedOrder
 
 ROWS = (50, 1, 37, 60, 12, 40)
 TOTAL = sum(ROWS)

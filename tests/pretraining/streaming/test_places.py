@@ -38,16 +38,16 @@ def test_two_runs_at_once_read_their_own_images(open_table, uneven, other):
     assert first[rows]["id"] == [f"img{row}" for row in rows]
     assert second[rows]["id"] == [f"other{row}" for row in rows]
     second.close()
-    assert first.present() and not second.folder.exists()
+    assert first.open_shards() and not second.folder.exists()
     assert first[[150, 199]]["id"] == ["img150", "img199"]
 
 
 def test_two_runs_on_the_same_shards_do_not_remove_each_others(open_table, uneven):
     first, second = open_table("first", uneven), open_table("second", uneven)
     second[0]
-    here = first.present()
+    here = first.open_shards()
     second.close()
-    assert here and first.present() == here
+    assert here and first.open_shards() == here
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -55,7 +55,7 @@ def test_what_a_killed_run_left_is_gone_when_it_starts_again(open_table, uneven,
     killed, elsewhere = open_table("run", uneven), open_table("elsewhere", uneven)
     (killed.folder / "6.arrow").write_bytes(b"half a shard")
     again = open_table("run", uneven if same else other)
-    assert 6 not in again.present() and again.folder.exists()
+    assert 6 not in again.open_shards() and again.folder.exists()
     assert {path.name for path in again.folder.parent.iterdir()} == {again.folder.name, elsewhere.folder.name}
 
 

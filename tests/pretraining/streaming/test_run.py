@@ -11,7 +11,7 @@ from two_processes import pretrain_in_two
 from retfound_hf.errors import RetFoundError
 from retfound_hf.pretraining.checkpoints import read_state
 from retfound_hf.pretraining.loop import Loop
-from retfound_hf.pretraining.pretrain import pretrain
+from retfound_hf.pretraining.pretrain import run as pretrain
 
 STEPS = 30
 ROWS = (40, 25, 3, 31, 40, 22, 39)  # of the shards
@@ -24,7 +24,7 @@ SETTINGS = {
 
 @pytest.fixture
 def start(tiny_arguments, tmp_path):
-    return lambda name, **options: pretrain(*tiny_arguments(tmp_path / name, **{**SETTINGS, **options}))
+    return lambda name, **options: pretrain(tiny_arguments(tmp_path / name, **{**SETTINGS, **options}))
 
 
 def state_of(folder: Path) -> dict:
@@ -34,7 +34,7 @@ def state_of(folder: Path) -> dict:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_that_stopped_goes_on_as_if_nothing_had_happened(start, on_hub, fetched, monkeypatch, workers):
     whole = start("whole", dataloader_num_workers=0)
-    step = Loop._step
+    step = Loop.step
 
     def step_or_die(self, batches):
         if self.position.step == 17:
@@ -42,7 +42,7 @@ def test_a_run_that_stopped_goes_on_as_if_nothing_had_happened(start, on_hub, fe
         step(self, batches)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Loop, "_step", step_or_die)
+        patch.setattr(Loop, "step", step_or_die)
         start("stopped", dataloader_num_workers=workers)
     fetched()
     stopped = start("stopped", dataloader_num_workers=workers, resume_from_checkpoint="latest")
@@ -71,14 +71,14 @@ def test_connections_that_break_do_not_end_the_run(start, on_hub, break_off):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_network_that_stays_gone_ends_the_run_in_one_line(start, break_off, monkeypatch, workers):
-    step = Loop._step
+    step = Loop.step
 
     def step_and_cut(self, batches):
         step(self, batches)
         if self.position.step == 1:
             break_off([0, 1, 2, 3, 4, 5, 6], after=0, times=10_000)
 
-    monkeypatch.setattr(Loop, "_step", step_and_cut)
+    monkeypatch.setattr(Loop, "step", step_and_cut)
     with pytest.raises(RetFoundError, match=r"^shard org/retinas/data/.* cannot be fetched .* latest$"):
         start("run", dataloader_num_workers=workers)
 

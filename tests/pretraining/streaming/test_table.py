@@ -44,14 +44,14 @@ def test_rows_without_ids_are_named_by_shard_and_place(tmp_path, encode, make_pi
 
 
 def test_a_shard_is_fetched_when_it_is_needed_and_again_after_it_was_removed(table):
-    assert table.present() == set()
+    assert table.open_shards() == set()
     first = table[0]
-    assert table.present() == {0}
+    assert table.open_shards() == {0}
     table.remove(0)
-    assert table.present() == set() and table[1]["id"] == "img1"  # still mapped
+    assert table.open_shards() == set() and table[1]["id"] == "img1"  # still mapped
     table[[45, 66, 70]]
-    assert table.present() == {1, 2, 3} and len(table._mapped) == 3
-    assert table[0] == first and 0 in table.present()
+    assert table.open_shards() == {1, 2, 3} and len(table._mapped) == 3
+    assert table[0] == first and 0 in table.open_shards()
 
 
 def test_who_asks_at_once_waits_for_the_first(on_hub, fetched, tmp_path):
@@ -61,7 +61,7 @@ def test_who_asks_at_once_waits_for_the_first(on_hub, fetched, tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert set(fetched().values()) == {1} and table.present() == {4}
+    assert set(fetched().values()) == {1} and table.open_shards() == {4}
 
 
 def test_closing_removes_all_and_what_is_on_its_way(table, monkeypatch):
