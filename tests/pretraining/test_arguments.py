@@ -20,7 +20,7 @@ BAD_ARGUMENTS = [
     {"per_device_train_batch_size": 0}, {"per_device_train_batch_size": 300}, {"gradient_accumulation_steps": 0},
     {"seed": -1}, {"seed": 2**32}, {"logging_steps": 0}, {"save_steps": -1}, {"save_total_limit": -1},
     {"warmup_steps": -2}, {"learning_rate": 0}, {"base_learning_rate": -1e-3}, {"adam_beta2": 1},
-    {"report_to": ["paper"]}, {"resume_from_checkpoint": "/absent/checkpoint-3"}, {"mixed_shards": 0},
+    {"resume_from_checkpoint": "/absent/checkpoint-3"}, {"mixed_shards": 0},
     {"temperature": 0.2}, {"views": "published"}, {"gradient_accumulation_steps": 2, "objective": "simclr"},
     *({"per_device_train_batch_size": 1, "objective": name} for name in ("simclr", "swav", "moco_v3")),
     {"num_prototypes": 9, "objective": "simclr"}, {"mask_ratio": 0.5, "objective": "simclr"},
@@ -29,7 +29,8 @@ BAD_ARGUMENTS = [
     {"config_name": "retfound-tiny", "objective": "simclr"}, {"image_size": 48, "objective": "simclr"},
 ]  # fmt: skip
 OTHERS = [
-    ({"on_non_finite": "pray"}, RetFoundError), ({"max_step": 3}, RetFoundError), ({"max_steps": "many"}, RetFoundError),
+    ({"on_non_finite": "pray"}, RetFoundError), ({"max_step": 3}, RetFoundError),
+    ({"max_steps": "many"}, RetFoundError), ({"report_to": ["paper"]}, RetFoundError),
     ({"train_data": ["/absent/shards"]}, BadDataError), ({"model_name_or_path": "/absent/model"}, RetFoundError),
 ]  # fmt: skip
 
@@ -37,13 +38,10 @@ OTHERS = [
 @pytest.mark.parametrize("flags", BAD_ARGUMENTS, ids=str)
 def test_mistakes_name_their_field_and_touch_nothing(pretrain_words, tmp_path, capsys, flags):
     words = pretrain_words(tmp_path / "out", **flags)
-    if flags == {"report_to": ["paper"]}:  # refused by accelerate itself
-        pytest.raises(RetFoundError, main, words)
-        return
     with pytest.raises(BadArgumentError) as error:
         main(words)
     field = next(iter(flags))
-    assert error.value.field == field or error.value.field in flags
+    assert error.value.field == field
     assert "\n" not in str(error.value) and "--" not in str(error.value)
     assert run_command(main, words) == 2
     assert f"--{error.value.field}" in capsys.readouterr().err

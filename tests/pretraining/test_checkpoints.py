@@ -1,4 +1,4 @@
-"""Checkpoints appear whole or not at all, and a run goes on from them or says why not."""
+"""Checkpoints appear whole or not at all; a run that is killed and resumed is the run that was never killed."""
 
 import errno
 import json
@@ -13,22 +13,40 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from small_runs import assert_same_checkpoints, metrics_of
 
-from retfound_hf.errors import RetFoundError
+from retfound_hf.errors import BadArgumentError, BadModelError, OutputError, RetFoundError
 from retfound_hf.pretraining import checkpoints
-from retfound_hf.pretraining.checkpoints import latest_checkpoint
+from retfound_hf.pretraining.checkpoints import latest_checkpoint, read_state
+from retfound_hf.pretraining.data import Position, make_loader
 from retfound_hf.pretraining.monitor import MetricsLog
-from retfound_hf.pretraining.pretrain import run as pretrain
+from retfound_hf.pretraining.pretrain import run
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 FORK = multiprocessing.get_context("fork")
-
-
-@pytest.fixture
-def start(tiny_arguments):
-    return lambda folder, **options: pretrain(tiny_arguments(folder, **options))
+STEPS, KILLED_AT = 30, 18
+# 12 steps an epoch; the checkpoint of step 15 lies within an epoch and between two log lines.
+SETTINGS = {
+    "max_steps": STEPS, "per_device_train_batch_size": 16, "learning_rate": 3e-3, "warmup_steps": 6,
+    "logging_steps": 4, "save_steps": 5, "save_total_limit": 99,
+}  # fmt: skip
+# A real process that kills its whole group before step 18, between two log lines and two checkpoints.
+KILLED = f"""
+import multiprocessing, os, signal, sys
+from retfound_hf.pretraining.pretrain import main
+from retfound_hf.pretraining.loop import Loop
+step = Loop.step
+def step_or_die(self, batches):
+    if self.position.step == {KILLED_AT}:
+        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+        os.killpg(0, signal.SIGKILL)
+    step(self, batches)
+Loop.step = step_or_die
+main(sys.argv[1:])
+"""
 
 
 def names(folder: Path) -> list[str]:
@@ -47,14 +65,14 @@ def die_at_the_state(arguments: tuple) -> None:
     """The weights of checkpoint-4 are written, what makes it a checkpoint is not."""
     write = checkpoints.write_json
     checkpoints.write_json = lambda path, state: (die if state["position"]["step"] == 4 else write)(path, state)
-    pretrain(arguments)
+    run(arguments)
 
 
 def die_at_the_rename(arguments: tuple) -> None:
     """All of checkpoint-4 is written, under its temporary name."""
     replace = os.replace
     os.replace = lambda old, new: (die if Path(new).name == "checkpoint-4" else replace)(old, new)
-    pretrain(arguments)
+    run(arguments)
 
 
 def die_at_the_removal(arguments: tuple) -> None:
@@ -68,7 +86,7 @@ def die_at_the_removal(arguments: tuple) -> None:
         remove(path, **options)
 
     shutil.rmtree = half
-    pretrain(arguments)
+    run(arguments)
 
 
 @pytest.mark.parametrize(
@@ -80,13 +98,13 @@ def die_at_the_removal(arguments: tuple) -> None:
     ],
 )
 def test_a_kill_within_a_save_leaves_a_whole_checkpoint(start, tiny_arguments, tmp_path, dying, left):
-    whole, folder, options = start(tmp_path / "whole"), tmp_path / "killed", {"save_steps": 2, "save_total_limit": 1}
+    whole, folder, options = start("whole").output_dir, tmp_path / "killed", {"save_steps": 2, "save_total_limit": 1}
     process = FORK.Process(target=dying, args=(tiny_arguments(folder, **options),))
     process.start()
     process.join(timeout=60)
     assert process.exitcode == -signal.SIGKILL
     assert names(folder) == left
-    start(folder, resume_from_checkpoint="latest", **options)
+    start("killed", resume_from_checkpoint="latest", **options)
     assert weights(folder) == weights(whole)
     assert names(folder) == ["checkpoint-6"]
 
@@ -95,12 +113,12 @@ def test_a_kill_within_a_save_leaves_a_whole_checkpoint(start, tiny_arguments, t
 def test_kills_at_any_moment_never_cost_more_than_the_last_steps(start, tiny_arguments, tmp_path):
     """A checkpoint after every step, a kill every second or so; in the end the run is the one without kills."""
     chance, steps = random.Random(0), 60
-    whole, folder = start(tmp_path / "whole", max_steps=steps), tmp_path / "killed"
+    whole, folder = start("whole", max_steps=steps).output_dir, tmp_path / "killed"
     options = {"max_steps": steps, "save_steps": 1, "save_total_limit": 2, "resume_from_checkpoint": "latest"}
     kills = 0
     for _ in range(100):
         before = latest_checkpoint(folder) if folder.exists() else None
-        process = FORK.Process(target=pretrain, args=tiny_arguments(folder, **options))
+        process = FORK.Process(target=run, args=(tiny_arguments(folder, **options),))
         process.start()
         while process.is_alive() and latest_checkpoint(folder) == before:
             time.sleep(0.01)
@@ -112,7 +130,7 @@ def test_kills_at_any_moment_never_cost_more_than_the_last_steps(start, tiny_arg
         process.join(timeout=60)
         kills += 1
         for checkpoint in folder.glob("checkpoint-*"):
-            assert json.loads((checkpoint / "training_state.json").read_text())["position"]["step"] > 0
+            assert read_state(checkpoint)["position"]["step"] > 0
             torch.load(checkpoint / "optimizer.bin", weights_only=True)
     assert kills > 5
     assert weights(folder) == weights(whole)
@@ -120,8 +138,8 @@ def test_kills_at_any_moment_never_cost_more_than_the_last_steps(start, tiny_arg
 
 def test_a_full_disk_is_one_line_and_costs_no_checkpoint(start, pretrain_words, tmp_path):
     """The limit on a file's size lies between those of the weights and of the optimiser's moments."""
-    whole, folder = start(tmp_path / "whole"), tmp_path / "full"
-    start(folder, save_steps=4)
+    whole, folder = start("whole").output_dir, tmp_path / "full"
+    start("full", save_steps=4)
     shutil.rmtree(folder / "checkpoint-6")
     sizes = [(folder / "checkpoint-4" / name).stat().st_size for name in ("model.safetensors", "optimizer.bin")]
     limit = sum(sizes) // 2
@@ -132,12 +150,10 @@ def test_a_full_disk_is_one_line_and_costs_no_checkpoint(start, pretrain_words, 
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
     assert done.returncode == 2, done.stderr[-3000:]
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert done.stderr.splitlines()[-1] == line
-    assert "checkpoint-6 could not be written" in line
-    assert line.endswith("checkpoint-4 is whole: make room and go on with --resume_from_checkpoint latest")
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: checkpoint-6 ") and "checkpoint-4 with --resume_from_checkpoint latest" in line
     assert names(folder) == ["checkpoint-4"]
-    start(folder, resume_from_checkpoint="latest")
+    start("full", resume_from_checkpoint="latest")
     assert weights(folder) == weights(whole)
 
 
@@ -146,46 +162,138 @@ def test_a_disk_that_is_full_for_the_log_is_one_line_too(start, monkeypatch, tmp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(MetricsLog, "log", full)
-    with pytest.raises(RetFoundError, match=r"after step 2 \(.*No space left.*latest \(there is no checkpoint"):
-        start(tmp_path / "full")
+    with pytest.raises(OutputError) as error:
+        start("full")
+    assert error.value.path == tmp_path / "full" and "step 2" in str(error.value)
 
 
 @pytest.mark.parametrize("limit, kept", [(1, [6]), (2, [5, 6]), (0, [1, 2, 3, 4, 5, 6])])
-def test_the_newest_are_kept(tiny_arguments, limit, kept):
-    arguments = tiny_arguments(save_steps=1)
-    arguments[2].save_total_limit = limit
-    folder = pretrain(arguments)
-    assert names(folder) == [f"checkpoint-{step}" for step in kept]
-
-
-def test_folders_of_others_are_no_checkpoints(start, tmp_path):
-    """Such as those of Trainer, or of a run that a removal by hand has left by half."""
-    folder = tmp_path / "out"
-    (folder / "checkpoint-99").mkdir(parents=True)
-    (folder / "checkpoint-99" / "model.safetensors").write_bytes(b"theirs")
-    start(folder, resume_from_checkpoint="latest")
+def test_the_newest_are_kept(start, tmp_path, limit, kept):
+    """Folders of others, such as those of Trainer, are left alone."""
+    (tmp_path / "out" / "checkpoint-99").mkdir(parents=True)
+    (tmp_path / "out" / "checkpoint-99" / "model.safetensors").write_bytes(b"theirs")
+    folder = start(save_steps=1, save_total_limit=limit, resume_from_checkpoint="latest").output_dir
+    assert names(folder) == [*(f"checkpoint-{step}" for step in kept), "checkpoint-99"]
     assert latest_checkpoint(folder) == folder / "checkpoint-6"
-    assert (folder / "checkpoint-99" / "model.safetensors").read_bytes() == b"theirs"
 
 
-def test_what_does_not_fit_is_refused_in_one_line(start, tiny_config, tmp_path):
-    folder = start(tmp_path / "out")
-    state = json.loads((folder / "checkpoint-6" / "training_state.json").read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_arguments, tmp_path_factory) -> Path:
+    return run(tiny_arguments(tmp_path_factory.mktemp("runs") / "uninterrupted", **SETTINGS)).output_dir
 
-    def refused(**options) -> str:
-        with pytest.raises(RetFoundError) as found:
-            start(tmp_path / "new", resume_from_checkpoint=str(folder / "checkpoint-6"), max_steps=8, **options)
-        assert "\n" not in str(found.value)
-        return str(found.value)
 
-    assert "--config_name or --model_name_or_path of its run" in refused(
-        model_name_or_path=None, config_name="retfound-tiny", image_size=32
+@pytest.fixture(scope="module")
+def killed(pretrain_words, tmp_path_factory) -> tuple[Path, list[int]]:
+    """The folder of a run killed with SIGKILL, and the loader workers it had."""
+    folder = tmp_path_factory.mktemp("runs") / "killed"
+    words = pretrain_words(folder, **SETTINGS, dataloader_num_workers=2)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *words], capture_output=True, text=True, timeout=120, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == -9, done.stderr[-2000:]
+    return folder, [int(word) for word in done.stdout.split()]
+
+
+@pytest.fixture
+def again(start, killed, tmp_path):
+    """One more attempt to go on from what the killed run, or another, left; returns its folder."""
+
+    def go(folder: Path = killed[0], **options) -> Path:
+        if not (tmp_path / "run").exists():
+            shutil.copytree(folder, tmp_path / "run", symlinks=True)
+        return start("run", **{**SETTINGS, "resume_from_checkpoint": "latest", **options}).output_dir
+
+    return go
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Weights, optimiser, position and log lines, bit for bit."""
+    last = f"checkpoint-{STEPS}"
+    assert weights(one) == weights(other)
+    assert_same_checkpoints(one / last, other / last, "training_state.json")
+    assert metrics_of(one) == metrics_of(other)
+    assert [line["step"] for line in metrics_of(one)] == [4, 8, 12, 16, 20, 24, 28, 30]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(again, uninterrupted, killed, workers):
+    assert names(killed[0]) == [f"checkpoint-{step}" for step in (10, 15, 5)]
+    assert not (killed[0] / "config.json").exists()
+    state = read_state(killed[0] / "checkpoint-15")
+    assert len(state["window"]) == 3 and state["position"] == {"step": 15, "epoch": 1, "offset": 48}
+    folder = again(dataloader_num_workers=workers)
+    assert_same(uninterrupted, folder)
+    assert weights(killed[0] / "checkpoint-5") != weights(folder)
+
+
+def test_no_loader_worker_outlives_a_killed_run(killed):
+    assert len(killed[1]) == 2
+    deadline = time.monotonic() + 30
+    while any(map(psutil.pid_exists, killed[1])) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [pid for pid in killed[1] if psutil.pid_exists(pid)]
+
+
+def test_images_and_their_random_numbers_go_on_where_they_were(make_loop, killed, tmp_path):
+    """Seen in the loader itself, not only in what comes of it."""
+    loop, reader = make_loop(tmp_path / "rest", **SETTINGS)
+    loop.resume(killed[0] / "checkpoint-15")
+    whole, rest = (
+        list(make_loader(reader, loop.objective.draw, loop.order, position, 0, pin_memory=False))
+        for position in (Position(), loop.position)
     )
-    (folder / "checkpoint-6" / "training_state.json").write_text(
-        json.dumps({**state, "objective": "simclr"}), encoding="utf-8"
-    )
-    assert "its objective is simclr, and now it is mae; start a new run from its weights" in refused()
-    (folder / "checkpoint-6" / "training_state.json").write_text(json.dumps(state), encoding="utf-8")
-    moments = folder / "checkpoint-6" / "optimizer.bin"
-    moments.write_bytes(moments.read_bytes()[:1000])
-    assert "or an earlier checkpoint if it is damaged" in refused()
+    assert len(whole) == STEPS
+    assert [batch["ids"] for batch in rest] == [batch["ids"] for batch in whole[15:]]
+    for found, expected in zip(rest, whole[15:], strict=True):
+        assert torch.equal(found["images"], expected["images"])
+        assert all(torch.equal(found["draws"][name], value) for name, value in expected["draws"].items())
+
+
+def test_a_run_that_never_came_to_a_checkpoint_starts_anew(again, uninterrupted, tmp_path):
+    """One command for every attempt of a job; half a log line of the first attempt does not stay."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 4, "loss": 9.0}\n{"step": 8, "lo', encoding="utf-8")
+    assert_same(uninterrupted, again())
+
+
+def test_latest_leaves_a_finished_model_of_another_command_alone(again, model_folder):
+    with pytest.raises(OutputError):
+        again(model_folder)
+
+
+def test_going_on_from_an_earlier_checkpoint_leaves_the_later_ones_behind(again, killed, tmp_path):
+    """Else `latest` would find a course that the run has left, and the limit would remove the new ones."""
+    shutil.copytree(killed[0], tmp_path / "run")
+    earlier = str(tmp_path / "run" / "checkpoint-5")
+    folder = again(resume_from_checkpoint=earlier, save_steps=8, save_total_limit=2, max_steps=9)
+    assert names(folder) == ["checkpoint-8", "checkpoint-9"]
+    assert [line["step"] for line in metrics_of(folder)] == [4, 8, 9]
+
+
+def test_a_finished_run_is_prolonged_or_left(again, uninterrupted):
+    assert_same(uninterrupted, again(uninterrupted))
+    assert [line["step"] for line in metrics_of(again(max_steps=32))][-2:] == [30, 32]
+
+
+def test_what_cannot_go_on_is_refused_in_one_line(start, killed, shards, tmp_path):
+    folder = tmp_path / "changed" / "checkpoint-15"
+    shutil.copytree(killed[0] / "checkpoint-15", folder)
+    state = read_state(folder)
+    moments = (folder / "optimizer.bin").read_bytes()
+    for options, kind, field in [
+        ({"seed": 1}, BadArgumentError, "seed"),
+        ({"train_data": [str(next(shards.glob("*00.parquet")))]}, BadArgumentError, "train_data"),
+        ({"per_device_train_batch_size": 8}, BadArgumentError, "max_steps"),
+        ({"resume_from_checkpoint": str(killed[0])}, BadArgumentError, "resume_from_checkpoint"),
+        ({"resume_from_checkpoint": str(tmp_path / "none")}, BadArgumentError, "resume_from_checkpoint"),
+        ({"state": {**state, "objective": "simclr"}}, BadArgumentError, "objective"),
+        ({"model_name_or_path": None, "config_name": "retfound-tiny", "image_size": 32}, BadModelError, None),
+        ({"moments": moments[:1000]}, BadModelError, None),
+    ]:
+        (folder / "training_state.json").write_text(json.dumps(options.pop("state", state)), encoding="utf-8")
+        (folder / "optimizer.bin").write_bytes(options.pop("moments", moments))
+        with pytest.raises(RetFoundError) as error:
+            start("new", **{**SETTINGS, "resume_from_checkpoint": str(folder), **options})
+        assert type(error.value) is kind and "\n" not in str(error.value)
+        assert error.value.field == field if field else error.value.model == str(folder)

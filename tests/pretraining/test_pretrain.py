@@ -17,8 +17,6 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining,
 import retfound_hf as rf
 from retfound_hf import RetFoundForPreTraining, RetFoundModel
 from retfound_hf.errors import BadArgumentError, OutputError
-from retfound_hf.finetuning.arguments import DataArguments, FinetuneTrainingArguments, MethodArguments, ModelArguments
-from retfound_hf.finetuning.finetune import finetune
 from retfound_hf.options import option
 from retfound_hf.pretraining import pretrain as module
 from retfound_hf.pretraining.objectives import OBJECTIVES
@@ -111,14 +109,11 @@ def test_files_have_ordinary_permissions_and_nothing_else_is_left(result):
 @pytest.mark.parametrize("name", FOLDERS)
 def test_fine_tuning_goes_on_from_it(result, tmp_path, name):
     data = save_planted_set(tmp_path / "planted", {"train": 8, "val": 4, "test": 6})
-    metrics = finetune(
-        ModelArguments(model_name_or_path=str(result / name)), DataArguments(data=str(data), cache_dir=str(tmp_path)),
-        MethodArguments(method="linear"),
-        FinetuneTrainingArguments(
-            output_dir=str(tmp_path / "classifier"), dataloader_num_workers=0, use_cpu=True, disable_tqdm=True
-        ),
+    found = rf.finetune(
+        str(result / name), str(data), str(tmp_path / "classifier"), method="linear", dataloader_num_workers=0,
+        use_cpu=True, disable_tqdm=True, cache_dir=str(tmp_path / "cache"),
     )  # fmt: skip
-    assert metrics["auroc"] > 0.95
+    assert found.metrics["auroc"] > 0.95
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -8,63 +8,50 @@ import pytest
 from safetensors.torch import load_file
 from two_processes import pretrain_in_two
 
-from retfound_hf.pretraining.arguments import DataArguments, ModelArguments, PretrainingArguments
 from retfound_hf.pretraining.loop import Loop
-from retfound_hf.pretraining.pretrain import run as pretrain
+from retfound_hf.pretraining.pretrain import run
 
 NUM_IMAGES, GLOBAL_BATCH, STEPS = 203, 16, 30
 STEPS_PER_EPOCH = NUM_IMAGES // GLOBAL_BATCH
 SETTINGS = {
     "max_steps": STEPS, "learning_rate": 3e-3, "warmup_steps": 0.25, "logging_steps": 5, "save_steps": 7,
-    "save_total_limit": 99, "dataloader_num_workers": 0,
+    "save_total_limit": 99,
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def start(shards, model_folder, cache_dir):
+def seen(tiny_arguments):
     """Runs pretraining in this process, and returns the images of every step."""
 
     def go(folder: Path, **options) -> list[list[str]]:
-        seen: list[list[str]] = []
+        steps: list[list[str]] = []
         step = Loop.step
 
         def watched(self: Loop, batches) -> None:
             step(self, batches)
-            seen.append(self.buffer.ids[-1])
+            steps.append(self.buffer.ids[-1])
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Loop, "step", watched)
-            pretrain(
-                ModelArguments(model_name_or_path=str(model_folder)),
-                DataArguments(train_data=[str(shards)], cache_dir=str(cache_dir), preview_steps=0),
-                PretrainingArguments(
-                    output_dir=str(folder),
-                    **{**SETTINGS, "per_device_train_batch_size": GLOBAL_BATCH, **options},
-                ),
-            )
-        return seen
+            run(tiny_arguments(folder, **{**SETTINGS, "per_device_train_batch_size": GLOBAL_BATCH, **options}))
+        return steps
 
     return go
 
 
 @pytest.fixture(scope="module")
-def one(start, tmp_path_factory) -> tuple[Path, list[list[str]]]:
+def one(seen, tmp_path_factory) -> tuple[Path, list[list[str]]]:
     folder = tmp_path_factory.mktemp("runs") / "one"
-    return folder, start(folder)
+    return folder, seen(folder)
 
 
 @pytest.fixture(scope="module")
-def two(shards, model_folder, cache_dir, tmp_path_factory):
+def two(pretrain_words, tmp_path_factory):
     """Runs pretraining in two processes: the folder, and per process the images of every step."""
 
     def go(**options) -> tuple[Path, list[list[list[str]]]]:
         folder = tmp_path_factory.mktemp("runs")
-        options = {
-            **SETTINGS, "model_name_or_path": model_folder, "train_data": shards, "cache_dir": cache_dir,
-            "output_dir": folder / "two", "preview_steps": 0, **options,
-        }  # fmt: skip
-        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        return folder / "two", pretrain_in_two(words, folder)
+        return folder / "two", pretrain_in_two(pretrain_words(folder / "two", **{**SETTINGS, **options}), folder)
 
     return go
 
@@ -128,21 +115,21 @@ def test_two_processes_equal_one(two, one):
     assert_same_images(ranks, one[1])
 
 
-def test_one_process_goes_on_where_two_stopped(start, accumulated, one, tmp_path):
+def test_one_process_goes_on_where_two_stopped(seen, accumulated, one, tmp_path):
     checkpoint = accumulated[0] / "checkpoint-14"
     options = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
-    seen = start(tmp_path / "run", resume_from_checkpoint=str(checkpoint), **options)
-    assert [sorted(step) for step in seen] == [sorted(step) for step in one[1][14:]]
+    steps = seen(tmp_path / "run", resume_from_checkpoint=str(checkpoint), **options)
+    assert [sorted(step) for step in steps] == [sorted(step) for step in one[1][14:]]
     assert difference(tmp_path / "run", one[0]) < 1e-6
 
 
 @pytest.mark.parametrize("stopped, batch", [(7, 24), (11, 40)])
-def test_another_batch_finishes_the_epoch_with_the_images_that_are_left(start, tmp_path, stopped, batch):
+def test_another_batch_finishes_the_epoch_with_the_images_that_are_left(seen, tmp_path, stopped, batch):
     """In epochs; with 40 a step, the 27 images left after step 11 are too few, and the next epoch begins."""
     folder, epochs = tmp_path / "run", {"max_steps": -1, "num_train_epochs": 2, "logging_steps": 1}
-    first = start(folder, save_steps=stopped, **epochs)
+    first = seen(folder, save_steps=stopped, **epochs)
     checkpoint = folder / f"checkpoint-{stopped}"
-    rest = start(folder, resume_from_checkpoint=str(checkpoint), per_device_train_batch_size=batch, **epochs)
+    rest = seen(folder, resume_from_checkpoint=str(checkpoint), per_device_train_batch_size=batch, **epochs)
     used = [name for step in first[:stopped] for name in step]
     steps_left = (NUM_IMAGES - len(used)) // batch
     assert len(rest) == steps_left + NUM_IMAGES // batch

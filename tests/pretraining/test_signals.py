@@ -1,9 +1,7 @@
-"""SIGTERM and SIGINT: a checkpoint, status 0, and the way to go on."""
+"""SIGTERM, SIGINT, SIGKILL and the end of a launcher: a checkpoint, status 0, and a run that goes on to the bit."""
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,11 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from small_runs import metrics_of
+from two_processes import free_port
 
 from retfound_hf.pretraining.loop import Loop
-from retfound_hf.pretraining.pretrain import run as pretrain
+from retfound_hf.pretraining.pretrain import main, run
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 STEPS = 30
 OPTIONS = {"max_steps": STEPS, "per_device_train_batch_size": 16, "logging_steps": 4}
 # The real command at a pace that leaves time for a signal; it says when it has begun.
@@ -35,31 +34,28 @@ sys.exit(run_command(main))
 """
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_arguments, tmp_path_factory) -> Path:
+    return run(tiny_arguments(tmp_path_factory.mktemp("runs") / "uninterrupted", **OPTIONS)).output_dir
+
+
 @pytest.fixture
-def uninterrupted(tiny_arguments, tmp_path) -> Path:
-    return pretrain(tiny_arguments(tmp_path / "uninterrupted", **OPTIONS))
-
-
-def lines(folder: Path) -> list[dict]:
-    """The log without what the clock says."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    timed = {"images_per_second", "data_wait_fraction"}
-    return [{name: value for name, value in record.items() if name not in timed} for record in records]
-
-
-def assert_goes_on(folder: Path, uninterrupted: Path, arguments) -> None:
+def assert_goes_on(start, uninterrupted):
     """The rest of a stopped run makes it the run that was not stopped."""
-    (checkpoint,) = folder.glob("checkpoint-*")
-    step = int(checkpoint.name.split("-")[1])
-    assert 3 <= step < STEPS
-    assert not (folder / "config.json").exists()
-    pretrain(arguments(folder, **OPTIONS, resume_from_checkpoint="latest"))
-    assert (folder / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
-    assert lines(folder) == lines(uninterrupted)
+
+    def check(folder: Path) -> None:
+        (checkpoint,) = folder.glob("checkpoint-*")
+        assert 3 <= int(checkpoint.name.split("-")[1]) < STEPS
+        assert not (folder / "config.json").exists()
+        start(folder, **OPTIONS, resume_from_checkpoint="latest")
+        assert (folder / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
+        assert metrics_of(folder) == metrics_of(uninterrupted)
+
+    return check
 
 
-def signal_at(monkeypatch, step: int, *numbers: signal.Signals) -> None:
-    """This process gets the signals while it takes the step after `step`.
+def signal_at(monkeypatch, step: int, *numbers: int) -> None:
+    """Signals arrive before a step, one by one.
 
     Each is raised in this thread and handled before the next: two of `os.kill` may arrive as one.
     """
@@ -74,45 +70,45 @@ def signal_at(monkeypatch, step: int, *numbers: signal.Signals) -> None:
     monkeypatch.setattr(Loop, "step", interrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("numbers", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGTERM, signal.SIGTERM]])
 def test_a_signal_saves_and_the_run_goes_on_to_the_bit(
-    tiny_arguments, uninterrupted, monkeypatch, capsys, tmp_path, number
+    pretrain_words, assert_goes_on, monkeypatch, capsys, tmp_path, numbers
 ):
-    folder, before = tmp_path / "stopped", signal.getsignal(number)
+    """torchrun sends a SIGTERM of its own to processes that the scheduler has signalled already."""
+    folder, before = tmp_path / "stopped", signal.getsignal(numbers[0])
     with monkeypatch.context() as patch:
-        signal_at(patch, 9, number)
-        assert pretrain(tiny_arguments(folder, **OPTIONS)) is None
+        signal_at(patch, 9, *numbers)
+        main(pretrain_words(folder, **OPTIONS))
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-10"]
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        f"stopped by {number.name} after step 10, with a checkpoint; go on with --resume_from_checkpoint latest"
-    )
-    assert signal.getsignal(number) is before
-    assert_goes_on(folder, uninterrupted, tiny_arguments)
+    printed = capsys.readouterr().out
+    assert f"{numbers[0].name} after step 10" in printed and "--resume_from_checkpoint latest" in printed
+    assert signal.getsignal(numbers[0]) is before
+    assert_goes_on(folder)
 
 
-def test_a_second_sigint_stops_at_once(tiny_arguments, monkeypatch, tmp_path):
+def test_a_stopped_run_tells_its_caller(start, monkeypatch):
+    signal_at(monkeypatch, 9, signal.SIGTERM)
+    found = start(**OPTIONS)
+    assert (found.stopped_by, found.steps) == ("SIGTERM", 10) and found.metrics[-1]["step"] == 8
+
+
+def test_a_second_sigint_stops_at_once(start, monkeypatch, tmp_path):
     signal_at(monkeypatch, 9, signal.SIGINT, signal.SIGINT)
     # A shell starts what it puts into the background with SIGINT ignored, and so these tests too.
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            pretrain(tiny_arguments(tmp_path / "stopped", **OPTIONS))
+            start(**OPTIONS)
     finally:
         signal.signal(signal.SIGINT, inherited)
-    assert not list((tmp_path / "stopped").glob("checkpoint-*"))
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
-def test_a_second_sigterm_does_no_harm(tiny_arguments, monkeypatch, tmp_path):
-    """torchrun sends its own to processes that the scheduler has signalled already."""
-    signal_at(monkeypatch, 9, signal.SIGTERM, signal.SIGTERM)
-    assert pretrain(tiny_arguments(tmp_path / "stopped", **OPTIONS)) is None
-    assert (tmp_path / "stopped" / "checkpoint-10" / "training_state.json").is_file()
-
-
-def test_a_signal_in_the_last_step_finishes_the_run(tiny_arguments, uninterrupted, monkeypatch, tmp_path):
+def test_a_signal_in_the_last_step_finishes_the_run(start, uninterrupted, monkeypatch):
     signal_at(monkeypatch, STEPS - 1, signal.SIGTERM)
-    folder = pretrain(tiny_arguments(tmp_path / "finished", **OPTIONS))
-    assert (folder / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
+    found = start(**OPTIONS)
+    assert found.stopped_by is None
+    assert (found.output_dir / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
 
 
 class Started:
@@ -149,7 +145,7 @@ class Started:
         return self.process.returncode, output, errors
 
 
-def test_a_signalled_process_group_ends_with_status_0(pretrain_words, uninterrupted, tiny_arguments, tmp_path):
+def test_a_signalled_process_group_ends_with_status_0(pretrain_words, assert_goes_on, tmp_path):
     """As a scheduler or a Ctrl-C in a terminal does it; the loader's workers are in the group when it comes."""
     folder = tmp_path / "stopped"
     with Started(tmp_path, pretrain_words(folder, **OPTIONS, dataloader_num_workers=2)) as started:
@@ -157,13 +153,12 @@ def test_a_signalled_process_group_ends_with_status_0(pretrain_words, uninterrup
         os.killpg(started.process.pid, signal.SIGTERM)
         status, output, errors = started.ended()
     assert status == 0, errors[-3000:]
-    assert "stopped by SIGTERM after step" in output.splitlines()[-1]
-    assert "Traceback" not in errors
-    assert_goes_on(folder, uninterrupted, tiny_arguments)
+    assert "SIGTERM after step" in output.splitlines()[-1] and "Traceback" not in errors
+    assert_goes_on(folder)
 
 
-def test_a_run_whose_launcher_is_gone_stops_with_a_checkpoint(pretrain_words, uninterrupted, tiny_arguments, tmp_path):
-    """For one process `accelerate launch` dies of a signal and hands it on to nobody."""
+def test_a_run_whose_launcher_is_gone_stops_with_a_checkpoint(pretrain_words, assert_goes_on, tmp_path):
+    """For one process `accelerate launch` dies of a signal and forwards it to nobody."""
     folder = tmp_path / "stopped"
     launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     with Started(tmp_path, pretrain_words(folder, **OPTIONS), launcher) as started:
@@ -172,25 +167,17 @@ def test_a_run_whose_launcher_is_gone_stops_with_a_checkpoint(pretrain_words, un
         started.process.wait(timeout=60)
         assert psutil.wait_procs([training], timeout=60)[1] == []
         output, _ = started.process.communicate(timeout=60)
-    assert "stopped by the end of its launcher after step" in output.splitlines()[-1]
-    assert_goes_on(folder, uninterrupted, tiny_arguments)
+    assert "the end of its launcher after step" in output.splitlines()[-1]
+    assert_goes_on(folder)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["launcher", "worker", "all"])
-def test_two_processes_stop_together(pretrain_words, tiny_arguments, tmp_path, who):
-    """A signal to one of them saves the work of both; the launcher hands on what it gets, and ends as it likes."""
+def test_two_processes_stop_together(pretrain_words, start, tmp_path, who):
+    """A signal to one of them saves the work of both; the launcher forwards what it gets, and ends as it likes."""
     folder = tmp_path / "stopped"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--master_addr=127.0.0.1",
-        f"--master_port={port}",
-    ]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
+    launcher.append(f"--master_port={free_port()}")
     options = {**OPTIONS, "per_device_train_batch_size": 8}
     with Started(tmp_path, pretrain_words(folder, **options, dataloader_num_workers=1), launcher) as started:
         ranks = [process for process in started.descendants if process.ppid() == started.process.pid]
@@ -205,8 +192,8 @@ def test_two_processes_stop_together(pretrain_words, tiny_arguments, tmp_path, w
         status, output, errors = started.ended()
     if who == "worker":
         assert status == 0, errors[-3000:]
-    assert output.count("with a checkpoint; go on with --resume_from_checkpoint latest") == 1
+    assert output.count("--resume_from_checkpoint latest") == 1
     (checkpoint,) = folder.glob("checkpoint-*")
     assert int(checkpoint.name.split("-")[1]) < STEPS
-    pretrain(tiny_arguments(folder, **OPTIONS, resume_from_checkpoint="latest"))
-    assert lines(folder)[-1]["step"] == STEPS
+    start(folder, **OPTIONS, resume_from_checkpoint="latest")
+    assert metrics_of(folder)[-1]["step"] == STEPS

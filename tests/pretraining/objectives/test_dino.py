@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightly.loss import DINOLoss
 from lightly.models.modules import DINOProjectionHead
+from small_runs import SMALL
 
 from retfound_hf.pretraining.data import make_loader, step_generator
 from retfound_hf.pretraining.objectives.dino import Head, cross_view_entropy
@@ -128,10 +129,10 @@ def test_signs_of_collapse(stepped):
 
 
 @pytest.mark.parametrize("given", [None, 0.0])
-def test_weight_decay_rises_by_half_a_cosine_and_spares_vectors(make_loop, small_options, given):
+def test_weight_decay_rises_by_half_a_cosine_and_spares_vectors(make_loop, given):
     """Also from none."""
     end = {} if given is None else {"final_weight_decay": 0.4}
-    options = {"weight_decay": given, **end, "max_steps": 8, **small_options["dino"]}
+    options = {"weight_decay": given, **end, "max_steps": 8, **SMALL["dino"]}
     loop, reader = make_loop(objective="dino", **options)
     batches = iter(make_loader(reader, loop.objective.draw, loop.order, loop.position, 0, pin_memory=False))
     found = []
@@ -146,9 +147,9 @@ def test_weight_decay_rises_by_half_a_cosine_and_spares_vectors(make_loop, small
     assert expected[0] == pytest.approx(start)
 
 
-def test_the_last_layer_rests_for_an_epoch_of_a_run(make_loop, small_options):
+def test_the_last_layer_rests_for_an_epoch_of_a_run(make_loop):
     loop, reader = make_loop(
-        objective="dino", per_device_train_batch_size=50, max_steps=6, learning_rate=1e-2, **small_options["dino"]
+        objective="dino", per_device_train_batch_size=50, max_steps=6, learning_rate=1e-2, **SMALL["dino"]
     )
     batches = iter(make_loader(reader, loop.objective.draw, loop.order, loop.position, 0, pin_memory=False))
     first = loop.objective.head.last.detach().clone()

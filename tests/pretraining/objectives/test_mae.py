@@ -4,30 +4,20 @@ import pickle
 
 import pytest
 import torch
+from tiny import tiny_config
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from retfound_hf import RetFoundForPreTraining
-from retfound_hf.pretraining.data import ImageReader, open_shards, step_generator
-from retfound_hf.pretraining.objectives import OBJECTIVES
+from retfound_hf.pretraining.data import step_generator
 from retfound_hf.pretraining.objectives.mae import MaskedAutoencoding
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 @pytest.fixture
-def objective(tiny_config) -> MaskedAutoencoding:
+def objective() -> MaskedAutoencoding:
     torch.manual_seed(0)
-    return OBJECTIVES.get("mae")(RetFoundForPreTraining(tiny_config()), 64)
-
-
-@pytest.fixture
-def images(shards, cache_dir) -> torch.Tensor:
-    return ImageReader(open_shards([str(shards)], str(cache_dir))).read(range(0, 160, 10))[0]
-
-
-def test_every_named_objective_is_there():
-    for name in OBJECTIVES:
-        assert OBJECTIVES.get(name).__name__ == OBJECTIVES[name]
+    return MaskedAutoencoding(RetFoundForPreTraining(tiny_config()), 64)
 
 
 def test_views_equal_torchvision_on_the_same_draws(objective, images):

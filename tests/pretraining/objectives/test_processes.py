@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from small_runs import SMALL
 from two_processes import run_in_two
 
 from retfound_hf.pretraining.objectives import OBJECTIVES
@@ -38,14 +39,14 @@ leave()
 
 
 @pytest.fixture(scope="module")
-def command(shards, model_folder, resnet_folder, cache_dir, small_options):
+def command(shards, model_folder, resnet_folder, cache_dir):
     """The words behind `scripts/pretrain.py` of a run with an objective on its share of the global batch."""
 
     def make(name: str, output_dir: Path, processes: int) -> list[str]:
         flags = {
             **SETTINGS, "model_name_or_path": model_folder, "objective": name, "train_data": shards,
             "cache_dir": cache_dir, "output_dir": output_dir, "learning_rate": 3e-4,
-            "per_device_train_batch_size": GLOBAL_BATCH // processes, **small_options.get(name, {}),
+            "per_device_train_batch_size": GLOBAL_BATCH // processes, **SMALL.get(name, {}),
         }  # fmt: skip
         if name == RESNET:
             flags |= {"objective": "simclr", "model_name_or_path": resnet_folder, "image_size": 32}

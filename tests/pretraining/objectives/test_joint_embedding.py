@@ -1,13 +1,24 @@
-"""Views: what is drawn, that they are made of it alone, and what retina asks for."""
+"""Views, heads, collapse diagnostics and batch norms that the objectives share."""
 
 import pickle
 
 import pytest
 import torch
+from lightly.models.modules import heads
+from torch import nn
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from retfound_hf.pretraining.data import step_generator
-from retfound_hf.pretraining.objectives.joint_embedding import View, ViewsDraw, local_size, select_view
+from retfound_hf.pretraining.objectives import distributed
+from retfound_hf.pretraining.objectives.distributed import DistributedBatchNorm, convert_sync_batchnorm
+from retfound_hf.pretraining.objectives.joint_embedding import (
+    View,
+    ViewsDraw,
+    entropy,
+    local_size,
+    select_view,
+    spread,
+)
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 PUBLISHED = View(32, 32, (0.08, 1.0), (0.8, 0.8, 0.8, 0.2), sigmas=(0.7, 14.0), solarize=0.3)
@@ -103,3 +114,72 @@ def test_previews_show_the_image_and_two_views(make_objective, joint, images):
         assert (original - whole).abs().max() < 2 / 255
         assert first.min() >= 0 and first.max() <= 1
         assert first.shape == second.shape == (3, 32, 32) and not torch.equal(first, second)
+
+
+def test_spread_of_known_directions():
+    assert spread(torch.ones(8, 4)).item() == pytest.approx(0, abs=1e-6)
+    assert spread(torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))).item() == pytest.approx(
+        1, abs=0.01
+    )
+    # Length does not count: two opposite directions on one of four axes.
+    opposite = torch.tensor([[3.0, 0, 0, 0], [-0.5, 0, 0, 0]])
+    assert spread(opposite).item() == pytest.approx(1 / 4 * 2)
+
+
+def test_entropy_of_known_shares():
+    shares = torch.tensor([[0.25] * 4, [1.0, 0, 0, 0], [0.5, 0.5, 0, 0]])
+    assert entropy(shares).tolist() == pytest.approx([1, 0, 0.5])
+
+
+def moco(width: int, num_layers: int) -> nn.Module:
+    """Of which the released code leaves out the weights of the last norm."""
+    head = heads.MoCoProjectionHead(width, 32, 256, num_layers, batch_norm=True)
+    head.layers[-1] = nn.BatchNorm1d(256, affine=False)
+    return head
+
+
+HEADS = [
+    ("simclr", "projector", lambda width: heads.SimCLRProjectionHead(width, width, 128)),
+    ("swav", "projector", lambda width: heads.SwaVProjectionHead(width, 32, 128)),
+    ("moco_v3", "projector", lambda width: moco(width, 3)),
+    ("moco_v3", "predictor", lambda width: moco(256, 2)),
+]
+
+
+@pytest.mark.parametrize(("name", "part", "make"), HEADS, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_head_equals_lightlys(make_objective, name, part, make):
+    objective = make_objective(name)
+    theirs, ours = make(objective.width), getattr(objective, part)
+    with torch.no_grad():
+        for parameter in theirs.parameters():  # norms and biases too: zeros and ones would hide one that is missing
+            parameter.copy_(torch.randn(parameter.shape) / 4)
+    ours.load_state_dict(theirs.layers.state_dict())
+    found = torch.randn(12, theirs.layers[0].in_features).requires_grad_()
+    expected = found.detach().clone().requires_grad_()
+    for part, values in ((ours, found), (theirs, expected)):
+        part(values).square().mean().backward()
+    torch.testing.assert_close(found.grad, expected.grad, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(ours(found), theirs(expected), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(ours.eval()(found), theirs.eval()(expected), atol=1e-6, rtol=1e-5)
+
+
+@pytest.fixture
+def network():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm1d(4, affine=False)))
+    network[1].running_mean.fill_(2.0)
+    network[1].weight.requires_grad_(False)
+    return network
+
+
+@pytest.mark.parametrize(("device", "of_images"), [("cpu", DistributedBatchNorm), ("cuda", nn.SyncBatchNorm)])
+def test_norms_of_heads_never_make_the_host_wait(network, device, of_images, monkeypatch):
+    monkeypatch.setattr(distributed, "num_processes", lambda: 2)
+    names = list(network.state_dict())
+    found = convert_sync_batchnorm(network, torch.device(device))
+    assert type(found[1]) is of_images and type(found[2][0]) is DistributedBatchNorm
+    assert list(found.state_dict()) == names
+    assert found[1].running_mean.unique().tolist() == [2.0] and not found[1].weight.requires_grad
+
+
+def test_one_process_keeps_its_layers(network):
+    assert type(convert_sync_batchnorm(network, torch.device("cpu"))[1]) is nn.BatchNorm2d
