@@ -25,6 +25,7 @@ from retfound_hf.models.cards import (
     write_converted_card,
 )
 from retfound_hf.models.official_checkpoints import OfficialCheckpoint
+from retfound_hf.pretraining.objectives import OBJECTIVES
 from retfound_hf.pretraining.pretrain import write_pretrained_card
 
 CARDS = Path(__file__).parents[2] / "model_cards"
@@ -185,13 +186,18 @@ def test_the_card_of_a_pretraining_passes(tmp_path, objective):
     processor = RetFoundImageProcessor()
     processor.save_pretrained(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"arguments": {"weight_decay": 0.05, "adam_beta2": 0.999}}))
-    write_pretrained_card(
-        tmp_path, "mine-0.5", SimpleNamespace(config=config), processor,
-        SimpleNamespace(model_name_or_path=None, config_name="retfound-1.5", objective=objective),
-        SimpleNamespace(train_data=["org/eyes-2.5"]),
-        SimpleNamespace(peak_learning_rate=lambda batch: 1.5e-4 * batch / 256, weight_decay=0.05, seed=0),
-        SimpleNamespace(num_images=12345, total_steps=1000, global_batch=64), 12345.6,
+    arguments = SimpleNamespace(
+        model=SimpleNamespace(model_name_or_path=None, config_name="retfound-1.5"),
+        objective=SimpleNamespace(objective_class=OBJECTIVES[objective]),
+        data=SimpleNamespace(train_data=["org/eyes-2.5"]),
+    )
+    model = SimpleNamespace(config=config, **({"decoder": None} if objective == "mae" else {}))
+    loop = SimpleNamespace(
+        order=SimpleNamespace(num_images=12345, total_steps=1000, global_batch=64),
+        args=SimpleNamespace(peak_learning_rate=lambda batch: 1.5e-4 * batch / 256, weight_decay=0.05, seed=0),
+        objective=SimpleNamespace(model=model), checkpoints=SimpleNamespace(processor=processor),
     )  # fmt: skip
+    write_pretrained_card(tmp_path, "mine-0.5", arguments, loop, 12345.6)
     card = tmp_path / "README.md"
     card.write_text(card.read_text().replace("---\n", "---\nlicense: cc-by-nc-4.0\n", 1))
     assert "peak learning rate 3.75e-05, weight decay 0.05" in card.read_text() and "3.4 hours" in card.read_text()
