@@ -327,22 +327,26 @@ class Watched(StreamedTable):
         self.hold_at, self.go_on = -1, threading.Event()
 
     def fetch(self, number: int):
-        by_thread = threading.current_thread() is not threading.main_thread()
-        if by_thread:
+        if threading.current_thread() is not threading.main_thread():
             self.asked += 1
             if self.asked == self.hold_at:
                 assert self.go_on.wait(20)
-        if number not in self.open_shards():
-            (self.early if by_thread else self.late).append(number)
         path = super().fetch(number)
         self.most = max(self.most, len(self.open_shards()))
         return path
 
 
 @pytest.fixture
-def made(uneven, tmp_path):
+def made(uneven, tmp_path, monkeypatch):
     def make(mixed: int, batch: int = 4, epochs: int = 3) -> tuple[Watched, StreamedOrder]:
-        table = Watched(list_shards([str(uneven)]), tmp_path / "open", limit=2 * mixed + 1)
+        table, read = Watched(list_shards([str(uneven)]), tmp_path / "open", limit=2 * mixed + 1), StreamShard.read
+
+        def noted(shard: StreamShard, *arguments):
+            reads = threading.current_thread() is threading.main_thread()
+            (table.late if reads else table.early).append(shard.path)
+            return read(shard, *arguments)
+
+        monkeypatch.setattr(StreamShard, "read", noted)
         return table, orders(batch, 1, 1, mixed=mixed, num_epochs=epochs)[0]
 
     return make
