@@ -310,13 +310,3 @@ def _acceleration(values: np.ndarray, strata: np.ndarray) -> float:
             influence[members] = values[members].mean() - values[members]
     spread = (influence**2).sum()
     return float((influence**3).sum() / (6 * spread**1.5)) if spread > 0 else 0.0
-
-
-def rows_statistic(metric: Callable[[np.ndarray], float], name: str = "metric") -> Statistic:
-    """Statistic from any function of row numbers, repeated as often as they were drawn; one call per resample."""
-
-    def statistic(weights: np.ndarray) -> Values:
-        rows = np.arange(weights.shape[1])
-        return {name: np.array([metric(np.repeat(rows, weight.astype(np.int64))) for weight in weights], np.float64)}
-
-    return statistic

@@ -1,6 +1,6 @@
 """Comparisons of models: paired bootstrap, DeLong, over seeds, over seeds and patients, Holm's correction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -8,18 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import BadDataError
-from .bootstrap import (
-    CONFIDENCE,
-    MIN_DEFINED,
-    RESAMPLES,
-    Comparison,
-    Estimate,
-    Patients,
-    Statistic,
-    Z,
-    draw,
-    patients_of,
-)
+from .bootstrap import CONFIDENCE, MIN_DEFINED, RESAMPLES, Comparison, Estimate, Z, draw, patients_of
 from .metrics import weighted_metrics
 
 if TYPE_CHECKING:
@@ -127,7 +116,8 @@ def compare_metrics(
     """Every metric of `first` minus that of `second`, with 95% interval and two-sided p value, over patients.
 
     Both models are measured on the same draws, so that what makes a draw easy for both cancels. Patients are drawn
-    as in `Predictions.intervals`. For a single AUROC `compare_aurocs` needs no resampling.
+    as in `Predictions.intervals`, intervals are percentiles, and p values those of Davison and Hinkley (1997, section
+    4.2). For a single AUROC `compare_aurocs` needs no resampling.
 
     Args:
         first, second: of two models for the same images, in one order.
@@ -143,45 +133,29 @@ def compare_metrics(
     values = {name: _minus(value, measured[1][name]) for name, value in measured[0].items()}
     found: dict[str, Comparison] = {}
     for names, units in first.resampling(values):
-        difference = _difference(*(partial(weighted_metrics, side.rows, names) for side in (first, second)))
-        found |= compare(difference, {name: values[name] for name in names}, units, resamples, seed)
+        statistic = partial(_differences, first, second, names)
+        drawn = draw(statistic, units, resamples, seed, "percentile")
+        for name in names:
+            estimate = drawn.interval(name, values[name])
+            p_value = None if estimate.low is None else _p_value(drawn.samples[name])
+            found[name] = Comparison(estimate, p_value, TEST)
     for name in values.keys() - found.keys():
         found[name] = Comparison(replace(first.without_interval(name), value=values[name]), None, TEST)
     return {name: found[name] for name in values}
 
 
-def compare(
-    difference: Statistic,
-    values: Mapping[str, float | None],
-    patients: Patients,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, Comparison]:
-    """Intervals (percentiles) and p values of differences that can be computed from weighted rows.
-
-    The p value is twice the smaller share of resamples on one side of 0, counting the whole set as one of them
-    (Davison and Hinkley 1997, section 4.2), so that it is never 0. Arguments as `bootstrap`.
-    """
-    drawn, found = draw(difference, patients, resamples, seed, "percentile"), {}
-    for name, value in values.items():
-        estimate = drawn.interval(name, value)
-        p_value = None if estimate.low is None else _p_value(drawn.samples[name])
-        found[name] = Comparison(estimate, p_value, TEST)
-    return found
+def _differences(
+    first: "Predictions", second: "Predictions", names: Sequence[str], weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    ones, others = (weighted_metrics(side.rows, names, weights) for side in (first, second))
+    return {name: ones[name] - others[name] for name in names}
 
 
 def _p_value(sample: np.ndarray) -> float:
+    """Twice the smaller share of resamples on one side of 0, counting the whole set as one of them, so never 0."""
     sample = sample[~np.isnan(sample)]
     tails = [(np.sum(side) + 1) / (len(sample) + 1) for side in (sample <= 0, sample >= 0)]
     return float(min(1.0, 2 * min(tails)))
-
-
-def _difference(first: Statistic, second: Statistic) -> Statistic:
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        ones, others = first(weights), second(weights)
-        return {name: ones[name] - others[name] for name in ones}
-
-    return statistic
 
 
 def _minus(first: float | None, second: float | None) -> float | None:

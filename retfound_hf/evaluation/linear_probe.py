@@ -14,74 +14,45 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from ..errors import BadArgumentError, BadDataError, join_names, require
 from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from .metrics import class_areas, defined_classes
+from .predictions import Predictions
 
 FOLDS = 5
 
 
-def check_features(name: str, features: Any, width: int | None = None) -> np.ndarray:
+def _features(name: str, features: Any, width: int | None = None) -> np.ndarray:
     """Features as float64 (N, D): in float32 the solver stops short of the optimum."""
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or not features.size or (width is not None and features.shape[1] != width):
         raise BadDataError(f"{name} have shape {features.shape}; accepted: (N, {width or 'D'}) with N > 0")
-    return _finite(name, features)
-
-
-def check_targets(name: str, targets: Any, rows: int, problem_type: str) -> np.ndarray:
-    """Targets as int64 (N,), int64 (N, C) of 0 and 1, or float64 (N, T)."""
-    targets = np.asarray(targets, np.float64)
-    if problem_type == REGRESSION and targets.ndim == 1:
-        targets = targets[:, None]
-    dimensions = 1 if problem_type == SINGLE_LABEL else 2
-    if targets.ndim != dimensions or len(targets) != rows:
-        shape = "(N,)" if dimensions == 1 else "(N, C)"
-        raise BadDataError(f"{name} have shape {targets.shape}; {problem_type} takes {shape} with N = {rows}")
-    _finite(name, targets)
-    if problem_type == REGRESSION:
-        return targets
-    bad = (targets != np.floor(targets)) | (targets < 0) | ((dimensions == 2) & (targets > 1))
-    if bad.any():
-        accepted = "0 and 1" if dimensions == 2 else "0, 1, 2, ..."
-        message = f"{name} hold {targets[bad][0]:g}; {problem_type} takes {accepted}"
-        raise BadDataError(message, rows=np.flatnonzero(bad.reshape(rows, -1).any(axis=1)))
-    return targets.astype(np.int64)
-
-
-def _finite(name: str, values: np.ndarray) -> np.ndarray:
-    bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    bad = ~np.isfinite(features).all(axis=1)
     if bad.any():
         message = f"{name} hold NaN or infinity in {bad.sum()} of {len(bad)} rows; leave those images out"
         raise BadDataError(message, rows=np.flatnonzero(bad))
-    return values
+    return features
 
 
-def class_labels(
-    targets: np.ndarray, val_targets: np.ndarray | None, problem_type: str, class_names: Sequence[str] | None,
-    class_weights: Sequence[float] | None,
-) -> list[str]:  # fmt: skip
-    """The names of all classes or targets, their numbers where there are no names."""
-    both = [array for array in (targets, val_targets) if array is not None]
-    given = len(class_names) if class_names is not None else None
+def _targets(targets: Any, features: np.ndarray, problem_type: str, names: Sequence[str]) -> np.ndarray:
+    """Targets as `Predictions` checks them: int64 (N,), int64 (N, C) of 0 and 1, or float64 (N, T)."""
+    anything = np.full((len(features), len(names)), 1 / len(names))
+    return Predictions(None, anything, targets, tuple(names), problem_type).targets
+
+
+def _names(both: Sequence[Any], problem_type: str, weights: Sequence[float] | None) -> list[str]:
+    """Numbers of all classes or targets, which have no names."""
+    arrays = [np.asarray(targets, np.float64) for targets in both if targets is not None]
     if problem_type == SINGLE_LABEL:
-        found = int(max(array.max() for array in both)) + 1
-        fits = given is None or found <= given
+        count = int(max(np.nanmax(array, initial=0) for array in arrays)) + 1
     else:
-        found = targets.shape[1]
-        fits = all(array.shape[1] == (given or found) for array in both)
-    if not fits:
-        message = f"targets hold {found} classes, `class_names` {list(class_names or [])}; give one per class"
-        raise BadArgumentError(message, field="class_names", value=class_names)
-    if given is None and class_weights is not None:
-        found = max(found, len(class_weights))
-    names = [str(name) for name in (class_names if class_names is not None else range(found))]
-    if problem_type == SINGLE_LABEL and len(names) < 2:
-        raise BadDataError(f"{problem_type} needs two classes, found {len(names)}")
-    if class_weights is not None:
-        weighed = problem_type != REGRESSION
-        if not weighed or len(class_weights) != len(names) or min(class_weights) <= 0:
-            needed = f"give {len(names)} numbers above 0, one per class" if weighed else "leave them out of regression"
-            message = f"`class_weights` {list(class_weights)} do not fit; {needed}"
-            raise BadArgumentError(message, field="class_weights", value=class_weights)
-    return names
+        count = arrays[0].shape[1] if arrays[0].ndim == 2 else 1
+    return [str(index) for index in range(max(count, len(weights or ())))]
+
+
+def _check_weights(weights: Sequence[float] | None, problem_type: str, names: Sequence[str]) -> None:
+    if weights is not None and (problem_type == REGRESSION or len(weights) != len(names) or min(weights) <= 0):
+        raise BadArgumentError(
+            f"`class_weights` {list(weights)} do not fit; give {len(names)} numbers above 0, one per class, and none "
+            "for regression", field="class_weights", value=weights,
+        )  # fmt: skip
 
 
 def check_present(targets: np.ndarray, problem_type: str, names: Sequence[str]) -> None:
@@ -307,12 +278,14 @@ def fit_linear_probe(
         raise BadArgumentError(message, field="strengths", value=strengths)
     if (val_features is None) != (val_targets is None):
         raise BadDataError("validation needs both val_features and val_targets, or neither for cross-validation")
-    features = check_features("train_features", train_features)
-    targets = check_targets("train_targets", train_targets, len(features), problem_type)
+    given = class_names is not None
+    names = list(class_names) if given else _names((train_targets, val_targets), problem_type, class_weights)
+    _check_weights(class_weights, problem_type, names)
+    features = _features("train_features", train_features)
+    targets = _targets(train_targets, features, problem_type, names)
     if val_features is not None:
-        val_features = check_features("val_features", val_features, features.shape[1])
-        val_targets = check_targets("val_targets", val_targets, len(val_features), problem_type)
-    names = class_labels(targets, val_targets, problem_type, class_names, class_weights)
+        val_features = _features("val_features", val_features, features.shape[1])
+        val_targets = _targets(val_targets, val_features, problem_type, names)
     check_present(targets, problem_type, names)
     options = (problem_type, names, class_weights)
     if val_features is None:
@@ -336,13 +309,8 @@ def fit_linear_probe(
             f"the linear head at strength {grid[chosen]:.3g} did not converge; leave out the weakest strengths",
             stacklevel=2,
         )
-    return LinearProbe(
-        weight=fit.weight.astype(np.float32),
-        bias=fit.bias.astype(np.float32),
-        strength=float(grid[chosen]),
-        val_score=float(scores[chosen]),
-        path=[(float(strength), float(score)) for strength, score in zip(grid, scores, strict=True)],
-    )
+    path = [(float(strength), float(score)) for strength, score in zip(grid, scores, strict=True)]
+    return LinearProbe(fit.weight.astype(np.float32), fit.bias.astype(np.float32), *path[chosen], path)
 
 
 def _choose(auroc: np.ndarray | None, loss: np.ndarray) -> int:

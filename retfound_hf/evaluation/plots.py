@@ -1,6 +1,6 @@
 """Figures of an evaluation, fit for a paper: curves, confusion, calibration, decision, regression."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ..files import atomic_file
 from ..vocabulary import REGRESSION
 from .bootstrap import CONFIDENCE
 from .calibration import confidence_and_correctness, decision_curve, reliability_curve
-from .metrics import class_areas, defined_classes
+from .metrics import class_areas
 from .predictions import Predictions
 from .thresholds import positive_class
 
@@ -24,31 +24,17 @@ COLUMN, PAGE = 3.5, 7.2  # inches: one and two columns of Nature's pages
 # Okabe and Ito, "Color Universal Design" (2008), without yellow, which is too pale for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY, PALE = "#6e6e6e", "#b8c4cf"
+# fmt: off
 STYLE = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["Arial", "Helvetica", "DejaVu Sans"],
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "axes.titlesize": 8,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "lines.linewidth": 1.2,
-    "legend.frameon": False,
-    "legend.handlelength": 1.6,
-    "legend.borderaxespad": 0.2,
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 300,
-    "svg.hashsalt": "retfound",
+    "font.family": "sans-serif", "font.sans-serif": ["Arial", "Helvetica", "DejaVu Sans"], "font.size": 8,
+    "axes.labelsize": 8, "axes.titlesize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
+    "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
+    "lines.linewidth": 1.2, "legend.frameon": False, "legend.handlelength": 1.6, "legend.borderaxespad": 0.2,
+    "figure.constrained_layout.use": True, "savefig.dpi": 300, "svg.hashsalt": "retfound",
     "text.parse_math": False,  # a dollar sign in a class name is a dollar sign
 }
+# fmt: on
 
 
 @contextmanager
@@ -88,100 +74,121 @@ def note(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY, bbox=box)
 
 
-def join_names(names: Sequence[str], most: int = 3) -> str:
-    """Names joined by commas, the many as a number."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(short(name, 20) for name in names[:most]) + more
-
-
-GRID = np.linspace(0, 1, 501)  # where the classes' curves are averaged
 CHANCE = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (3, 2))}
 LEGEND_LINE = 0.16  # inches
-Curves = dict[int, tuple[np.ndarray, np.ndarray, float]]
+GRID = np.linspace(0, 1, 501)  # where the classes' curves are averaged
+ONE_SIDED = "undefined:\nthe labels hold one class only"
+Lines = dict[int, tuple[np.ndarray, np.ndarray]]  # by class, x and y
 
 
-def plot_roc(truth: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str], path: Path) -> Path:
-    """ROC curves with their AUROC, and their mean over the classes at equal false positive rate.
+def write_plots(folder: str | Path, predictions: Predictions) -> list[Path]:
+    """Write the figures of a set, at 300 dpi: for classes `roc.png`, `precision_recall.png`, `confusion_matrix.png`,
+    `reliability.png` and `decision_curve.png`, for numbers `predicted_vs_true.png`.
+
+    Of two exclusive classes the ROC and the decision curve of the positive one are drawn (`positive_class`). A curve
+    that the labels leave undefined is left out and named in the figure.
 
     Args:
-        truth: bool (N, C).
-        probabilities: float (N, C).
-        class_names: C names.
-        path: the image file to write.
-    """
-    auroc = class_areas(truth, probabilities)
-    curves: Curves = {}
-    for index in np.flatnonzero(defined_classes(truth)):
-        fpr, tpr, _ = roc_curve(truth[:, index], probabilities[:, index])
-        curves[index] = (fpr, tpr, auroc[index])
+        folder: made where it is missing; each file appears whole or not at all.
+        predictions: with labels.
 
-    def draw(axes: Axes) -> None:
+    Returns:
+        The paths written.
+    """
+    figures: dict[str, Callable[[Predictions, Path], None]] = {
+        "roc": plot_roc, "precision_recall": plot_precision_recall, "confusion_matrix": plot_confusion,
+        "reliability": plot_reliability, "decision_curve": plot_decision_curves,
+    }  # fmt: skip
+    if predictions.problem_type == REGRESSION:
+        figures = {"predicted_vs_true": plot_predicted_vs_true}
+    paths = {Path(folder, f"{name}.png"): plot for name, plot in figures.items()}
+    for path, plot in paths.items():
+        plot(predictions, path)
+    return list(paths)
+
+
+def shown_classes(predictions: Predictions) -> list[int]:
+    """Of two exclusive classes the positive one, else all."""
+    names = predictions.class_names
+    return [positive_class(names)] if predictions.rows.single and len(names) == 2 else list(range(len(names)))
+
+
+def plot_roc(predictions: Predictions, path: Path) -> None:
+    """ROC curves with their AUROC, and their mean over the classes at equal false positive rate."""
+    truth, scores, shown = predictions.truth, predictions.scores, shown_classes(predictions)
+    areas, lines = class_areas(truth, scores), {}
+    for index in predictions.rows.two_sided:
+        if index in shown:
+            lines[index] = roc_curve(truth[:, index], scores[:, index])[:2]
+    with _curves(predictions, path, lines, len(shown)) as axes:
         unit_square(axes, "False positive rate (1 − specificity)", "True positive rate (sensitivity)")
-        _draw_curves(axes, curves, class_names, "AUROC", _rising, "default")
+        _draw_areas(axes, predictions, lines, ("AUROC", areas), _rising, "default")
         axes.plot([0, 1], [0, 1], label="chance (AUROC 0.500)", **CHANCE)
 
-    return _plot(path, curves, class_names, draw)
 
-
-def plot_precision_recall(
-    truth: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str], path: Path
-) -> Path:
+def plot_precision_recall(predictions: Predictions, path: Path) -> None:
     """Precision-recall curves with their average precision, and chance, which is the prevalence.
 
-    Arguments as `plot_roc`. Curves are steps, as the average precision sums them: interpolation would flatter.
+    Curves are steps, as the average precision sums them: interpolation would flatter.
     """
-    auprc = class_areas(truth, probabilities, precision=True)
-    curves: Curves = {}
-    for index in np.flatnonzero(defined_classes(truth)):
-        precision, recall, _ = precision_recall_curve(truth[:, index], probabilities[:, index])
+    truth, scores = predictions.truth, predictions.scores
+    areas, lines = class_areas(truth, scores, precision=True), {}
+    for index in predictions.rows.two_sided:
+        precision, recall, _ = precision_recall_curve(truth[:, index], scores[:, index])
         # Ascending in recall. Points at recall 0 add no area; the curve starts level with the first one beyond.
         recall, precision = recall[::-1], precision[::-1]
         recall, precision = recall[recall > 0], precision[recall > 0]
-        curves[index] = (np.r_[0, recall], np.r_[precision[0], precision], auprc[index])
+        lines[index] = np.r_[0, recall], np.r_[precision[0], precision]
     prevalence = truth.mean(axis=0)
-
-    def draw(axes: Axes) -> None:
+    with _curves(predictions, path, lines, truth.shape[1]) as axes:
         unit_square(axes, "Recall (sensitivity)", "Precision (positive predictive value)")
-        _draw_curves(axes, curves, class_names, "AUPRC", _step, "steps-pre")
-        if len(curves) > len(COLOURS):
-            level = prevalence[list(curves)].mean()
+        _draw_areas(axes, predictions, lines, ("AUPRC", areas), _step, "steps-pre")
+        if len(lines) > len(COLOURS):
+            level = prevalence[list(lines)].mean()
             axes.axhline(level, label=f"chance (mean prevalence {level:.3f})", **CHANCE)
-            return
-        for colour, index in zip(COLOURS, curves, strict=False):
-            axes.axhline(prevalence[index], **CHANCE | {"color": colour})
-        axes.plot([], [], label="chance (prevalence)", **CHANCE)
-
-    return _plot(path, curves, class_names, draw)
+        else:
+            for colour, index in zip(COLOURS, lines, strict=False):
+                axes.axhline(prevalence[index], **CHANCE | {"color": colour})
+            axes.plot([], [], label="chance (prevalence)", **CHANCE)
 
 
-def _plot(path: Path, curves: Curves, class_names: Sequence[str], draw: Callable[[Axes], None]) -> Path:
-    """The axes as wide as the column, and the legend below them, where it covers no curve."""
-    entries = len(curves) + 3 if len(curves) <= len(COLOURS) else 4
+@contextmanager
+def _curves(predictions: Predictions, path: Path, lines: Lines, asked: int) -> Iterator[Axes]:
+    """Axes as wide as the column, and the legend below them, where it covers no curve."""
+    entries = len(lines) + 3 if len(lines) <= len(COLOURS) else 4
     with figure(path, COLUMN, COLUMN + LEGEND_LINE * entries) as drawn:
         axes = drawn.add_subplot()
-        draw(axes)
-        if not curves:
-            note(axes, "undefined:\nthe labels hold one class only")
-        elif len(curves) < len(class_names):
-            missing = [name for index, name in enumerate(class_names) if index not in curves]
-            axes.plot([], [], " ", label=f"undefined (one outcome only): {join_names(missing, 1)}")
+        yield axes
+        if not lines:
+            note(axes, ONE_SIDED)
+        elif len(lines) < asked:
+            missing = [name for index, name in enumerate(predictions.class_names) if index not in lines]
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            axes.plot([], [], " ", label=f"undefined (one outcome only): {short(missing[0], 20)}{more}")
         drawn.legend(loc="outside lower center")
-    return path
 
 
-def _draw_curves(
-    axes: Axes, curves: Curves, class_names: Sequence[str], area: str, at: Callable[..., np.ndarray], steps: str
-) -> None:
-    """Every class in its colour; too many for that, all thin and pale; their mean on top."""
-    many = len(curves) > len(COLOURS)
-    for place, (index, (x, y, value)) in enumerate(curves.items()):
+def _draw_lines(axes: Axes, lines: Lines, labels: dict[int, str], steps: str = "default") -> None:
+    """Every class in its colour; too many for that, all thin and pale."""
+    many = len(lines) > len(COLOURS)
+    for place, (index, (x, y)) in enumerate(lines.items()):
         style = {"color": PALE, "linewidth": 0.5} if many else {"color": COLOURS[place]}
-        label = f"{len(curves)} classes" if many and not place else f"{short(class_names[index])} ({area} {value:.3f})"
-        axes.plot(x, y, drawstyle=steps, label="_" if many and place else label, **style)
-    if len(curves) > 2:
-        mean = np.mean([at(GRID, x, y) for x, y, _ in curves.values()], axis=0)
-        value = np.mean([value for _, _, value in curves.values()])
-        axes.plot(GRID, mean, color="black", linewidth=1.8, label=f"mean of the classes ({area} {value:.3f})")
+        label = ("_" if place else f"{len(lines)} classes") if many else labels[index]
+        axes.plot(x, y, drawstyle=steps, label=label, **style)
+
+
+def _draw_areas(
+    axes: Axes, predictions: Predictions, lines: Lines, areas: tuple[str, np.ndarray],
+    at: Callable[..., np.ndarray], steps: str,
+) -> None:  # fmt: skip
+    """Curves with their areas, and above two their mean on top."""
+    title, values = areas
+    labels = {index: f"{short(predictions.class_names[index])} ({title} {values[index]:.3f})" for index in lines}
+    _draw_lines(axes, lines, labels, steps)
+    if len(lines) > 2:
+        mean = np.mean([at(GRID, x, y) for x, y in lines.values()], axis=0)
+        label = f"mean of the classes ({title} {np.mean(values[list(lines)]):.3f})"
+        axes.plot(GRID, mean, color="black", linewidth=1.8, label=label)
 
 
 def _rising(grid: np.ndarray, fpr: np.ndarray, tpr: np.ndarray) -> np.ndarray:
@@ -198,57 +205,50 @@ WIDE = 12  # classes from which on the matrix takes the width of the page
 OUTCOMES = ("true\nnegative", "false\npositive", "false\nnegative", "true\npositive")
 
 
-def plot_confusion(
-    labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str], path: Path, single: bool
-) -> Path:
-    """Write the matrix.
+def plot_confusion(predictions: Predictions, path: Path) -> None:
+    """Confusion matrix; for multi-label one row of the four outcomes per label.
 
-    Args:
-        labels, predicted: int (N,); for multi-label int (N, C) of 0 and 1, drawn as one row of the four outcomes per
-            label, coloured by the fraction of those without and of those with the label.
-        class_names: C names.
-        path: the image file to write.
-        single: one class per row.
+    Cells are coloured by their fraction of the true class, or of those without and of those with the label.
     """
-    if single:
-        counts = confusion_matrix(labels, predicted, labels=np.arange(len(class_names)))
+    rows, names = predictions.rows, [short(name, 22) for name in predictions.class_names]
+    if rows.single:
+        counts = confusion_matrix(rows.targets, rows.predicted, labels=np.arange(len(names)))
         shares = _fractions(counts)
-        columns, xlabel, ylabel = [short(name, 22) for name in class_names], "Predicted", "True"
+        columns, xlabel, ylabel = names, "Predicted", "True"
     else:
         # A lone label is padded because scikit-learn takes one column for a two-class task.
-        tables = multilabel_confusion_matrix(*(np.c_[array, array] for array in (labels, predicted)))
-        tables = tables[: len(class_names)]
+        pair = (rows.targets, rows.predicted.astype(np.int64))
+        tables = multilabel_confusion_matrix(*(np.c_[array, array] for array in pair))[: len(names)]
         counts, shares = tables.reshape(-1, 4), np.concatenate([_fractions(table) for table in tables]).reshape(-1, 4)
         columns, xlabel, ylabel = list(OUTCOMES), "Outcome", "Label"
-    rows = [short(name, 22) for name in class_names]
     wide = len(columns) >= WIDE
     width = PAGE if wide else COLUMN
     # As high as wide cells ask; long lists of labels get a row of fixed height each.
-    height = width * 0.95 if single else max(2.4, 1.2 + 0.26 * len(rows))
+    height = width * 0.95 if rows.single else max(2.4, 1.2 + 0.26 * len(names))
     with figure(path, width, height) as drawn:
         drawn.set_layout_engine("compressed")  # made for axes of fixed aspect
         axes = drawn.add_subplot()
         axes.spines[:].set_visible(False)
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal" if single else "auto")
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal" if rows.single else "auto")
         size = 5.5 if wide else 7
-        upright = single and max(map(len, columns)) > 24 / len(columns)
-        rotation = {"rotation": 90 if wide else 45, "ha": "center" if wide else "right"} if upright else {}
-        if upright and not wide:
-            rotation["rotation_mode"] = "anchor"
+        rotation = {}
+        if rows.single and max(map(len, columns)) > 24 / len(columns):
+            rotation = {"rotation": 90, "ha": "center"} if wide else {"rotation": 45, "ha": "right"}
+            rotation |= {} if wide else {"rotation_mode": "anchor"}
         axes.set_xticks(np.arange(len(columns)), columns, fontsize=size, **rotation)
-        axes.set_yticks(np.arange(len(rows)), rows, fontsize=size)
+        axes.set_yticks(np.arange(len(names)), names, fontsize=size)
         axes.tick_params(length=0)
         axes.set(xlabel=xlabel, ylabel=ylabel)
+        # Counts shrink with their cells: 39 classes leave 0.13 inch for each.
+        fontsize = min(7.0, 170 / len(columns)) if wide else 8 if len(columns) <= 6 else 7
         for row, column in np.argwhere((counts > 0) | (not wide)):
             colour = "white" if shares[row, column] > 0.55 else "black"
             text = f"{counts[row, column]:,}"
-            # Counts shrink with their cells: 39 classes leave 0.13 inch for each.
-            fontsize = min(7.0, 170 / len(columns)) if wide else 8 if len(columns) <= 6 else 7
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=fontsize)
         bar = drawn.colorbar(image, cax=axes.inset_axes((1.03, 0, 0.035, 1)))
-        bar.set_label("Fraction of the true class" if single else "Fraction of negatives or of positives", fontsize=7)
+        label = "Fraction of the true class" if rows.single else "Fraction of negatives or of positives"
+        bar.set_label(label, fontsize=7)
         bar.outline.set_visible(False)
-    return path
 
 
 def _fractions(counts: np.ndarray) -> np.ndarray:
@@ -256,73 +256,78 @@ def _fractions(counts: np.ndarray) -> np.ndarray:
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
-def plot_decision_curves(truth: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str], path: Path) -> Path:
+def plot_decision_curves(predictions: Predictions, path: Path) -> None:
     """Net benefit of acting on each class's probability, and of treating everyone (thin), in the class's colour.
 
     Of more classes than colours all are drawn pale, under their mean.
-
-    Args:
-        truth: bool (N, C).
-        probabilities: float (N, C).
-        class_names: C names.
-        path: the image file to write.
     """
-    drawn = np.flatnonzero(defined_classes(truth))
-    curves = [decision_curve(truth[:, index], probabilities[:, index]) for index in drawn]
+    shown = [index for index in predictions.rows.two_sided if index in shown_classes(predictions)]
+    curves = {index: decision_curve(predictions.truth[:, index], predictions.scores[:, index]) for index in shown}
     many = len(curves) > len(COLOURS)
-    lines = 3 if many else len(curves) + 2
-    with figure(path, COLUMN, COLUMN * 0.8 + LEGEND_LINE * lines) as figure_:
-        axes = figure_.add_subplot()
+    with figure(path, COLUMN, COLUMN * 0.8 + LEGEND_LINE * (3 if many else len(curves) + 2)) as drawn:
+        axes = drawn.add_subplot()
         axes.set(xlim=(0, 1), xlabel="Threshold probability", ylabel="Net benefit")
         if not curves:
-            note(axes, "undefined:\nthe labels hold one class only")
-            return path
-        for place, (index, curve) in enumerate(zip(drawn, curves, strict=True)):
-            style = {"color": PALE, "linewidth": 0.5} if many else {"color": COLOURS[place]}
-            label = f"{len(curves)} classes" if many and not place else short(class_names[index])
-            axes.plot(curve.thresholds, curve.model, label="_" if many and place else label, **style)
-            if not many:
-                axes.plot(curve.thresholds, curve.treat_all, color=COLOURS[place], linewidth=0.6, linestyle="--")
+            note(axes, ONE_SIDED)
+            return
+        lines = {index: (curve.thresholds, curve.model) for index, curve in curves.items()}
+        for colour, curve in () if many else zip(COLOURS, curves.values(), strict=False):
+            axes.plot(curve.thresholds, curve.treat_all, color=colour, linewidth=0.6, linestyle="--")
+        _draw_lines(axes, lines, {index: short(predictions.class_names[index]) for index in shown})
         if many:
-            mean = np.mean([curve.model for curve in curves], axis=0)
-            axes.plot(curves[0].thresholds, mean, color="black", linewidth=1.8, label="mean of the classes")
+            mean = np.mean([model for _, model in lines.values()], axis=0)
+            axes.plot(lines[shown[0]][0], mean, color="black", linewidth=1.8, label="mean of the classes")
         else:
             axes.plot([], [], color="black", linewidth=0.6, linestyle="--", label="treat all")
         axes.axhline(0, label="treat none", **CHANCE)
-        top = max(max(curve.model.max(), curve.treat_all.max()) for curve in curves)
+        top = max(max(curve.model.max(), curve.treat_all.max()) for curve in curves.values())
         # Below no benefit at all a curve need not be followed.
         axes.set_ylim(-0.25 * top, 1.08 * top)
-        figure_.legend(loc="outside lower center")
-    return path
+        drawn.legend(loc="outside lower center")
+
+
+def plot_reliability(predictions: Predictions, path: Path) -> None:
+    """Accuracy in bins of confidence with 95% Wilson intervals, the ECE, and how many there are in each bin.
+
+    Confidence is that of the predicted class of exclusive ones, otherwise each label's probability.
+    """
+    single = predictions.rows.single
+    confidence, correct = confidence_and_correctness(predictions.truth, predictions.scores, single)
+    curve = reliability_curve(confidence, correct)
+    filled = curve.count > 0
+    x, y, count = curve.confidence[filled], curve.accuracy[filled], curve.count[filled]
+    low, high = proportion_confint(y * count, count, 1 - CONFIDENCE, "wilson")
+    with figure(path, COLUMN, 4.4) as drawn:
+        top, bottom = drawn.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        unit_square(top, "", "Accuracy" if single else "Fraction of labels that hold")
+        top.plot([0, 1], [0, 1], label="perfect calibration", **CHANCE)
+        bars = np.maximum([y - low, high - y], 0)
+        top.errorbar(x, y, bars, fmt="o-", color=COLOURS[0], markersize=3, elinewidth=0.8, label="model (95% CI)")
+        top.legend(loc="upper left")
+        top.text(0.98, 0.04, f"ECE {curve.error:.3f}\nn = {len(confidence):,}", ha="right", va="bottom")
+        bottom.bar(curve.edges[:-1], curve.count / curve.count.sum(), np.diff(curve.edges), align="edge",
+                   color=COLOURS[0], edgecolor="white", linewidth=0.5)  # fmt: skip
+        bottom.set(xlabel="Confidence" if single else "Predicted probability", ylabel="Fraction", box_aspect=0.22)
+
+
+def plot_predicted_vs_true(predictions: Predictions, path: Path) -> None:
+    """Per target the scatter with the identity and, beside it, a Bland-Altman plot."""
+    names = predictions.class_names
+    with figure(path, PAGE, 3.3 * len(names)) as drawn:
+        rows = drawn.subplots(len(names), 2, squeeze=False)
+        for axes, true, predicted, name in zip(rows, predictions.targets.T, predictions.scores.T, names, strict=True):
+            _scatter(axes[0], true, predicted, short(name))
+            _bland_altman(axes[1], true, predicted, short(name))
 
 
 Z = 1.96  # limits of agreement hold 95% of normal differences
-
-
-def plot_predicted_vs_true(
-    labels: np.ndarray, predictions: np.ndarray, target_names: Sequence[str], path: Path
-) -> Path:
-    """One row of two axes per target.
-
-    Args:
-        labels, predictions: float (N, T).
-        target_names: T names.
-        path: the image file to write.
-    """
-    targets = labels.shape[1]
-    with figure(path, PAGE, 3.3 * targets) as drawn:
-        rows = drawn.subplots(targets, 2, squeeze=False)
-        for axes, true, predicted, name in zip(rows, labels.T, predictions.T, target_names, strict=True):
-            _scatter(axes[0], true, predicted, short(name))
-            _bland_altman(axes[1], true, predicted, short(name))
-    return path
 
 
 def _scatter(axes: Axes, true: np.ndarray, predicted: np.ndarray, name: str) -> None:
     values = np.concatenate([true, predicted])
     margin = 0.04 * (np.ptp(values) or 1)
     limits = (values.min() - margin, values.max() + margin)
-    axes.plot(limits, limits, color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), label="identity")
+    axes.plot(limits, limits, label="identity", **CHANCE)
     axes.scatter(true, predicted, **_dots(len(true)))
     axes.set(xlim=limits, ylim=limits, box_aspect=1, xlabel=f"True {name}", ylabel=f"Predicted {name}")
     lines = [f"MAE {np.abs(predicted - true).mean():.3g}"]
@@ -337,7 +342,7 @@ def _bland_altman(axes: Axes, true: np.ndarray, predicted: np.ndarray, name: str
     difference = predicted - true
     bias = difference.mean()
     axes.scatter((true + predicted) / 2, difference, **_dots(len(true)))
-    axes.axhline(0, color=GREY, linewidth=0.8, linestyle=(0, (3, 2)))
+    axes.axhline(0, **CHANCE)
     levels = {"bias": bias}
     if len(true) > 1:
         spread = Z * difference.std(ddof=1)
@@ -355,59 +360,3 @@ def _bland_altman(axes: Axes, true: np.ndarray, predicted: np.ndarray, name: str
 def _dots(count: int) -> dict[str, object]:
     """Many dots are small and pale, so that where they are dense is seen."""
     return {"s": 12 if count < 300 else 5, "alpha": 0.6 if count < 300 else 0.3, "color": COLOURS[0], "linewidths": 0}
-
-
-def plot_reliability(confidence: np.ndarray, correct: np.ndarray, path: Path, single: bool) -> Path:
-    """Accuracy in bins of confidence with 95% Wilson intervals, the ECE, and how many there are in each bin.
-
-    Args:
-        confidence, correct: (N,), as `calibration.reliability_curve` takes them.
-        path: the image file to write.
-        single: confidence is that of the predicted class, otherwise each label's probability.
-    """
-    curve = reliability_curve(confidence, correct)
-    filled = curve.count > 0
-    x, y, count = curve.confidence[filled], curve.accuracy[filled], curve.count[filled]
-    low, high = proportion_confint(y * count, count, 1 - CONFIDENCE, "wilson")
-    with figure(path, COLUMN, 4.4) as drawn:
-        top, bottom = drawn.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-        unit_square(top, "", "Accuracy" if single else "Fraction of labels that hold")
-        top.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), label="perfect calibration")
-        bars = np.maximum([y - low, high - y], 0)
-        top.errorbar(x, y, bars, fmt="o-", color=COLOURS[0], markersize=3, elinewidth=0.8, label="model (95% CI)")
-        top.legend(loc="upper left")
-        top.text(0.98, 0.04, f"ECE {curve.error:.3f}\nn = {len(confidence):,}", ha="right", va="bottom")
-        bottom.bar(curve.edges[:-1], curve.count / curve.count.sum(), np.diff(curve.edges), align="edge",
-                   color=COLOURS[0], edgecolor="white", linewidth=0.5)  # fmt: skip
-        bottom.set(xlabel="Confidence" if single else "Predicted probability", ylabel="Fraction", box_aspect=0.22)
-    return path
-
-
-def write_plots(folder: str | Path, predictions: Predictions) -> list[Path]:
-    """Write the figures of a set, at 300 dpi: for classes `roc.png`, `precision_recall.png`, `confusion_matrix.png`,
-    `reliability.png` and `decision_curve.png`, for numbers `predicted_vs_true.png`.
-
-    Of two exclusive classes the ROC and the decision curve of the positive one are drawn (`positive_class`). A curve
-    that the labels leave undefined is left out and named in the figure.
-
-    Args:
-        folder: made where it is missing; each file appears whole or not at all.
-        predictions: with labels.
-
-    Returns:
-        The paths written.
-    """
-    folder, rows, names = Path(folder), predictions.rows, predictions.class_names
-    truth, scores = rows.truth, rows.scores
-    if predictions.problem_type == REGRESSION:
-        return [plot_predicted_vs_true(rows.targets, scores, names, folder / "predicted_vs_true.png")]
-    drawn = [positive_class(names)] if rows.single and len(names) == 2 else list(range(len(names)))
-    some = truth[:, drawn], scores[:, drawn], [names[index] for index in drawn]
-    confidence, correct = confidence_and_correctness(truth, scores, rows.single)
-    return [
-        plot_roc(*some, folder / "roc.png"),
-        plot_precision_recall(truth, scores, names, folder / "precision_recall.png"),
-        plot_confusion(rows.targets, rows.predicted, names, folder / "confusion_matrix.png", rows.single),
-        plot_reliability(confidence, correct, folder / "reliability.png", rows.single),
-        plot_decision_curves(*some, folder / "decision_curve.png"),
-    ]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import BadArgumentError, BadDataError, require_range
-from .bootstrap import CONFIDENCE, RESAMPLES, Estimate, bootstrap, patient_numbers, patients_of
+from .bootstrap import CONFIDENCE, Estimate, patient_numbers
 from .metrics import defined_classes
 
 if TYPE_CHECKING:
@@ -43,14 +43,10 @@ def _is_absence(name: str) -> bool:
     return words[0] in DENIALS or words[0].startswith("non") or (words[0] in HEALTH and set(words[1:]) <= BESIDES)
 
 
-def proportion_interval(successes: float, trials: float, method: Literal["wilson", "normal"] = "wilson") -> Estimate:
-    """A share of independent trials with its 95% interval; of images see `share_interval`.
+def proportion_interval(successes: float, trials: float) -> Estimate:
+    """A share of independent trials with Wilson's 95% interval (1927); of images see `share_interval`.
 
-    Args:
-        method: `wilson` (1927) holds for few trials and shares near 0 and 1; `normal` is the textbook's.
-
-    Returns:
-        Undefined without trials.
+    Undefined without trials.
     """
     from statsmodels.stats.proportion import proportion_confint
 
@@ -58,9 +54,9 @@ def proportion_interval(successes: float, trials: float, method: Literal["wilson
         message = f"{successes} successes in {trials} trials are not a share; they lie between 0 and the trials"
         raise BadArgumentError(message, field="successes", value=successes)
     if not trials:
-        return Estimate(None, None, None, 0, method)
-    low, high = proportion_confint(successes, trials, 1 - CONFIDENCE, method)
-    return Estimate(successes / trials, float(low), float(high), int(trials), method)
+        return Estimate(None, None, None, 0, "Wilson")
+    low, high = proportion_confint(successes, trials, 1 - CONFIDENCE, "wilson")
+    return Estimate(successes / trials, float(low), float(high), int(trials), "Wilson")
 
 
 def share_interval(hits: Any, patients: Any = None) -> Estimate:
@@ -183,38 +179,3 @@ def points_table(predictions: "Predictions", points: Sequence[OperatingPoint]) -
         positives = int(truth.sum())
         rows.append({**row, "positives": positives, "negatives": len(truth) - positives})
     return pd.DataFrame(rows)
-
-
-def sensitivity_at_specificity(
-    truth: Any, scores: Any, specificity: float, patients: Any = None, resamples: int = RESAMPLES, seed: int = 0
-) -> Estimate:
-    """Height of the ROC curve at a specificity, with an interval that holds the choice of the threshold as well.
-
-    A description of the ranking on this set; for a rule to use, choose the threshold on other data.
-    """
-    truth, scores = np.asarray(truth, bool), np.asarray(scores, np.float64)
-    require_range("specificity", specificity, 0, 1)
-    order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])
-
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        drawn = weights[:, order]
-        hits, alarms = ((drawn * truth[order] if side else drawn * ~truth[order]).cumsum(axis=1) for side in (1, 0))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            hits, alarms = hits[:, ends] / hits[:, -1:], alarms[:, ends] / alarms[:, -1:]
-        found = np.where(alarms <= 1 - specificity + 1e-9, hits, 0).max(axis=1)
-        return {"height": np.where(np.isfinite(hits[:, -1] + alarms[:, -1]), found, np.nan)}
-
-    value = float(statistic(np.ones((1, len(truth))))["height"][0])
-    units = patients_of(patients, len(truth), np.c_[truth, ~truth])
-    # A step function of few scores: BCa's corrections are for smooth ones.
-    values = {"height": None if np.isnan(value) else value}
-    return bootstrap(statistic, values, units, resamples, seed, "percentile")["height"]
-
-
-def specificity_at_sensitivity(
-    truth: Any, scores: Any, sensitivity: float, patients: Any = None, resamples: int = RESAMPLES, seed: int = 0
-) -> Estimate:
-    """The reverse of `sensitivity_at_specificity`."""
-    negated = -np.asarray(scores, np.float64)
-    return sensitivity_at_specificity(~np.asarray(truth, bool), negated, sensitivity, patients, resamples, seed)

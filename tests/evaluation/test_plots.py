@@ -4,8 +4,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from retfound_hf.evaluation import plots
-from retfound_hf.evaluation.plots import COLUMN, PAGE, _step, figure, short, write_plots
+from retfound_hf.evaluation.plots import COLUMN, PAGE, _step, figure, short, shown_classes, write_plots
 from retfound_hf.evaluation.predictions import Predictions
 from retfound_hf.vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
@@ -103,14 +102,10 @@ def test_long_names_keep_both_ends():
     name = short(LONG, 30)
     assert len(name) <= 30 and name.startswith("a class with") and name.endswith("room for")
     assert short("mild", 30) == "mild"
-    assert plots.join_names(list("abcde"), 2) == "a, b and 3 more"
 
 
-def test_of_two_classes_the_one_that_is_not_health_is_drawn(single_label, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plots, "plot_roc", lambda truth, scores, names, path: drawn.append((truth, scores, names)))
+def test_of_two_classes_the_one_that_is_not_health_is_drawn(single_label):
     labels, scores = single_label(50, 2)
-    draw(labels, scores, ["glaucoma", "normal"], SINGLE_LABEL, tmp_path)
-    ((truth, probabilities, names),) = drawn
-    assert names == ["glaucoma"]
-    assert np.array_equal(truth[:, 0], labels == 0) and np.array_equal(probabilities[:, 0], scores[:, 0])
+    assert shown_classes(Predictions(None, scores, labels, ["glaucoma", "normal"], SINGLE_LABEL)) == [0]
+    both = Predictions(None, scores, np.eye(2)[labels], ["glaucoma", "normal"], MULTI_LABEL)
+    assert shown_classes(both) == [0, 1]
