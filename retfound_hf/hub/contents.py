@@ -1,4 +1,4 @@
-"""What of a finished folder is published: allowed files, licence, no small groups."""
+"""Contents of a finished folder: which files are published, the licence, and no groups of few patients."""
 
 import csv
 import json
@@ -10,24 +10,25 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..errors import RetFoundError
+from ..errors import BadDataError, BadModelError, one_line
 from ..evaluation.subgroups import FEWEST
 from ..files import atomic_file
 from ..models.starting_points import OFFICIAL_LICENSE, OFFICIAL_ORGANISATION
 
 MODEL_FILES = ("config.json", "preprocessor_config.json", "README.md")
-CITED = "cited.csv"  # figures from elsewhere that the card states: value, source
 WEIGHTS = {"model": "model.safetensors", "adapter": "adapter_model.safetensors"}
+INDEX = "model.safetensors.index.json"
+SUBGROUPS = "subgroups.csv"
 PUBLISHED = (
-    *MODEL_FILES, "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json",
-    "adapter_config.json", "adapter_model.safetensors", "metrics.json", "intervals.csv", "subgroups.csv",
-    "calibration.csv", "operating_points.csv", "operating_points.json", "history.json", "metrics.jsonl",
-    "plots/*.png", "plots/*.pdf", "validation/metrics.json", "validation/intervals.csv", "validation/subgroups.csv",
-    "validation/calibration.csv", "validation/plots/*.png", CITED, "LICENSE*",
+    *MODEL_FILES, "model.safetensors", "model-*-of-*.safetensors", INDEX, "adapter_config.json",
+    "adapter_model.safetensors", "metrics.json", "intervals.csv", SUBGROUPS, "calibration.csv",
+    "operating_points.csv", "operating_points.json", "history.json", "metrics.jsonl", "plots/*.png", "plots/*.pdf",
+    "validation/metrics.json", "validation/intervals.csv", "validation/subgroups.csv", "validation/calibration.csv",
+    "validation/plots/*.png", "cited.csv", "LICENSE*",
 )  # fmt: skip
 CODE = "*retfound*.py"  # as `remote_code` names its files
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.h5", "*.msgpack")
-# Why the other files that a run writes are left out.
+# Reason why the other files that a run writes are left out.
 PRIVATE = {
     "predictions*.csv": "names of images and patients",
     "splits.csv": "names of images and patients",
@@ -35,6 +36,7 @@ PRIVATE = {
     "rejected.csv": "names of images",
     "previews/*": "pictures made from the training images",
 }
+OFFICIAL_PREFIX = f"{OFFICIAL_ORGANISATION}/RETFound"
 
 
 @dataclass(frozen=True)
@@ -57,33 +59,34 @@ class Contents:
 
     @property
     def is_classifier(self) -> bool:
-        return any("ForImageClassification" in name for name in self.config.get("architectures") or ()) or (
-            self.kind == "adapter"
-        )
+        """Whether it predicts; adapters always do."""
+        architectures = self.config.get("architectures") or ()
+        return self.kind == "adapter" or any("ForImageClassification" in name for name in architectures)
 
 
 def read_contents(folder: str | Path) -> Contents:
-    """Look through a folder that `convert_checkpoint`, `pretrain` or `finetune` has made.
+    """Check a folder that `convert_checkpoint`, `pretrain` or `finetune` has made.
 
     Raises:
-        RetFoundError: no such folder, a missing file, damaged weights, or pickles.
+        BadModelError: no such folder, a missing file, damaged weights, or pickles.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise RetFoundError(f"{folder} is no folder; give one that convert_checkpoint, pretrain or finetune has made")
-    top = {path.name for path in folder.iterdir() if path.is_file()}
+    top = {path.name for path in folder.iterdir() if path.is_file()} if folder.is_dir() else set()
     pickles = sorted(name for name in top if any(fnmatch(name, pattern) for pattern in PICKLES))
     if pickles:
-        raise RetFoundError(
+        raise BadModelError(
             f"{folder} holds {', '.join(pickles)}, which may be pickles and can run code where they are loaded; only "
-            "safetensors are published: convert or remove them"
+            "safetensors are published: convert or remove them",
+            model=folder,
         )
     kind = "adapter" if "adapter_config.json" in top else "model"
-    sharded = "model.safetensors.index.json" in top
-    needed = {*MODEL_FILES, "model.safetensors.index.json" if kind == "model" and sharded else WEIGHTS[kind]}
-    missing = sorted(needed - top)
-    if missing:
-        raise RetFoundError(f"{folder} lacks {', '.join(missing)}; give a folder that a command has finished")
+    weights = INDEX if kind == "model" and INDEX in top else WEIGHTS[kind]
+    if missing := sorted({*MODEL_FILES, weights} - top):
+        raise BadModelError(
+            f"{folder} lacks {', '.join(missing)}; expected a folder written by convert_checkpoint, pretrain or "
+            "finetune",
+            model=folder,
+        )
     paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = [path for path in paths if any(_matches(path, pattern) for pattern in PUBLISHED)]
     for path in files:
@@ -94,11 +97,15 @@ def read_contents(folder: str | Path) -> Contents:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a folder, or one line about why it cannot be read."""
+    """A JSON file of a folder.
+
+    Raises:
+        BadModelError: it is not valid JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RetFoundError(f"{path} is not valid JSON: {error}") from error
+        raise BadModelError(f"{path} is not valid JSON: {error}", model=path.parent) from error
 
 
 def may_be_published(path: str) -> bool:
@@ -116,56 +123,53 @@ def _check_weights(path: Path) -> None:
         with safe_open(path, "pt") as file:
             file.keys()
     except (SafetensorError, OSError) as error:
-        raise RetFoundError(f"{path} is damaged or cut short: {error}; write it anew") from error
+        raise BadModelError(f"{path} is damaged or cut short: {one_line(error)}", model=path.parent) from error
 
 
 def _reason(path: str) -> str:
     for pattern, reason in PRIVATE.items():
         if fnmatch(path.split("/")[-1], pattern) or fnmatch(path, pattern):
             return reason
-    return "no part of the model"
+    return "not part of the model"
 
 
-OFFICIAL_PREFIX = f"{OFFICIAL_ORGANISATION}/RETFound"
-
-
-def carried_licence(contents: Contents, card: dict[str, Any], base_model: str | None = None) -> tuple[str, str] | None:
-    """The licence that the weights bring along and how that is known, or None where nothing tells.
+def check_licence(contents: Contents, card: dict[str, Any], base_model: str | None = None) -> str:
+    """Licence of the card, which has to be the one that the weights carry on.
 
     Args:
-        card: metadata of the folder's card.
-        base_model: what the model was made from, beside what the folder says of it.
+        contents: the folder.
+        card: metadata of its card.
+        base_model: Hub id or folder that the model was made from, besides what the folder says of it.
+
+    Raises:
+        BadModelError: the card has none, or another than the weights carry on.
     """
+    stated, carried = card.get("license"), _carried_licence(contents, card, base_model)
+    if carried is not None and stated != carried[0]:
+        raise BadModelError(
+            f"the card of {contents.folder} says license: {stated or 'nothing'}, and the weights carry on "
+            f"{carried[0]}, since {carried[1]}; put `license: {carried[0]}` back into README.md",
+            model=contents.folder,
+        )
+    if not stated:
+        raise BadModelError(
+            f"the card of {contents.folder} has no license; add one to the metadata of README.md, such as "
+            "`license: apache-2.0`, if the weights are yours to license",
+            model=contents.folder,
+        )
+    return stated
+
+
+def _carried_licence(contents: Contents, card: dict[str, Any], base_model: str | None) -> tuple[str, str] | None:
+    """Licence that the weights bring along and how that is known, None where nothing states one."""
     if stated := _stated(contents.config):
         return stated, "config.json says so (weights_license)"
     for base in [*([base_model] if base_model else []), *_bases(contents, card)]:
         if base.startswith(OFFICIAL_PREFIX):
             return OFFICIAL_LICENSE, f"it is made from {base}"
-        if Path(base).is_dir():
-            found = _of_folder(Path(base))
-            if found is not None:
-                return found, f"it is made from {base}"
+        if (Path(base) / "config.json").is_file() and (found := _stated(read_json(Path(base) / "config.json"))):
+            return found, f"it is made from {base}"
     return None
-
-
-def check_licence(contents: Contents, card: dict[str, Any], base_model: str | None = None) -> str:
-    """The card's licence; arguments as of `carried_licence`.
-
-    Raises:
-        RetFoundError: the card has none, or another than the weights carry on.
-    """
-    stated, carried = card.get("license"), carried_licence(contents, card, base_model)
-    if carried is not None and stated != carried[0]:
-        raise RetFoundError(
-            f"the card of {contents.folder} says license: {stated or 'nothing'}, and the weights carry on "
-            f"{carried[0]}, since {carried[1]}; put `license: {carried[0]}` back into README.md"
-        )
-    if not stated:
-        raise RetFoundError(
-            f"the card of {contents.folder} has no license; add one to the metadata of README.md, such as "
-            "`license: apache-2.0`, if the weights are yours to license"
-        )
-    return stated
 
 
 def _bases(contents: Contents, card: dict[str, Any]) -> list[str]:
@@ -174,33 +178,25 @@ def _bases(contents: Contents, card: dict[str, Any]) -> list[str]:
     record = contents.folder / "run.json"
     if record.is_file():
         arguments = read_json(record).get("arguments", {})
-        bases += [arguments[name] for name in ("model_name_or_path", "checkpoint") if arguments.get(name)]
+        bases += [arguments.get(name) for name in ("model_name_or_path", "checkpoint")]
     if contents.kind == "adapter":
-        bases.append(read_json(contents.folder / "adapter_config.json").get("base_model_name_or_path") or "")
+        bases.append(read_json(contents.folder / "adapter_config.json").get("base_model_name_or_path"))
     return [base for base in bases if base]
 
 
-def _of_folder(folder: Path) -> str | None:
-    config = folder / "config.json"
-    return _stated(read_json(config)) if config.is_file() else None
-
-
 def _stated(config: dict[str, Any]) -> str | None:
-    """A head around a stock encoder keeps what the encoder came with one level down."""
+    """Licence in a configuration; that of a wrapped encoder stands one level down."""
     return config.get("weights_license") or (config.get("encoder_config") or {}).get("weights_license")
-
-
-SUBGROUPS = "subgroups.csv"
 
 
 def hide_small_groups(path: Path) -> None:
     """Rewrite a `subgroups.csv` without the groups of fewer than 10 patients and without gaps to them.
 
     Raises:
-        RetFoundError: a table that does not tell the number of patients.
+        BadDataError: a table without the number of patients.
     """
     rows = read_groups(path)
-    small = set(_small(rows))
+    small = set(small_groups(rows))
     kept = [row for row in rows if not any(_is_of(row, column, group) for column, group in small)]
     if len(kept) == len(rows):
         return
@@ -210,23 +206,11 @@ def hide_small_groups(path: Path) -> None:
         writer.writerows(kept)
 
 
-def check_no_small_groups(folder: Path, text: str) -> None:
-    """Raise RetFoundError where a row of the card's tables is about a group of fewer than 10 patients."""
-    for path in (folder / SUBGROUPS, folder / "validation" / SUBGROUPS):
-        for column, group in _small(read_groups(path)) if path.is_file() else ():
-            name = f"| {column.replace('|', '/')} | {group.replace('|', '/')} |"  # as tables of cards are written
-            if any(line.lstrip().startswith(name) for line in text.splitlines()):
-                raise RetFoundError(
-                    f"{folder / 'README.md'} shows the group {group!r} of {column!r}, which has fewer than {FEWEST} "
-                    "patients: its figures are theirs; remove such rows from the card"
-                )
-
-
 def read_groups(path: Path) -> list[dict[str, str]]:
-    """The rows of a `subgroups.csv`.
+    """Rows of a `subgroups.csv`.
 
     Raises:
-        RetFoundError: it does not tell the column, the group and the number of patients in each row.
+        BadDataError: the column, the group or the number of patients is missing in a row.
     """
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -234,14 +218,16 @@ def read_groups(path: Path) -> list[dict[str, str]]:
         for row in rows:
             float(row["n"]), row["column"] + row["group"]
     except (KeyError, TypeError, ValueError) as error:
-        raise RetFoundError(
-            f"{path} does not tell the column, the group and the number of patients (n) in each row; remove the file, "
-            "or evaluate again"
+        raise BadDataError(
+            f"{path} needs a column, a group and a number of patients (n) in each row; remove the file, or evaluate "
+            "again",
+            source=path,
         ) from error
     return rows
 
 
-def _small(rows: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
+def small_groups(rows: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
+    """(column, group) of the rows about fewer than 10 patients."""
     yield from ((row["column"], row["group"]) for row in rows if not float(row["n"]) >= FEWEST)
 
 

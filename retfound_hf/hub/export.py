@@ -10,13 +10,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import RetFoundError, missing_extra
+from ..errors import BadModelError, RetFoundError, missing_extra, require
 from ..files import atomic_folder, write_json
 from ..models.image_processing_retfound import RetFoundImageProcessor
+from ..models.key_tables import encoder_rows, pair
 from ..models.loading import is_adapter, load_classifier, load_encoder, load_processor, read_config, resolve
-from ..models.official_checkpoints import encoder_rows, pair
 from ..options import parse_arguments
 from ..record import write_run_record
+from ..vocabulary import MULTI_LABEL, SINGLE_LABEL
 
 TOLERANCE = 1e-4  # of what the export gives, against the model that it was made from
 
@@ -27,13 +28,16 @@ def export(folder: str, output_dir: str | Path, format: str, overwrite: bool = F
     Args:
         folder: model or adapter folder or Hub id; an adapter is merged into its base.
         output_dir: the folder to make: `model.safetensors` and `timm.json`, or `model.onnx`; and
-            `preprocessing.json`, what has to be done to an image before.
+            `preprocessing.json`, the steps from an image to the network's input.
         format: `timm` or `onnx`.
+        overwrite: replace the folder.
 
     Raises:
-        RetFoundError: a model that the format cannot express, a missing extra, outputs that differ.
+        BadModelError: a model that the format cannot express.
+        MissingPackageError: the extra is not installed.
+        RetFoundError: outputs that differ.
     """
-
+    require("format", format, ("timm", "onnx"))
     model, is_classifier = load_for_export(folder)
     processor = load_processor(resolve(folder))
     with atomic_folder(output_dir, overwrite) as partial:
@@ -98,8 +102,8 @@ def preprocessing(processor: RetFoundImageProcessor, config: Any, is_classifier:
     }
     if not is_classifier:
         return found | {"output": {"name": "features", "meaning": "mean of the patch tokens, normalised"}}
-    problem = config.problem_type or "single_label_classification"
-    activation = {"single_label_classification": "softmax", "multi_label_classification": "sigmoid"}.get(problem)
+    problem = config.problem_type or SINGLE_LABEL
+    activation = {SINGLE_LABEL: "softmax", MULTI_LABEL: "sigmoid"}.get(problem)
     labels = [config.id2label[index] for index in range(config.num_labels)]
     return found | {"output": {"name": "logits", "labels": labels, "problem_type": problem, "activation": activation}}
 
@@ -181,11 +185,15 @@ def write_timm(model: PreTrainedModel, is_classifier: bool, folder: Path) -> flo
 
 def check_expressible(model: PreTrainedModel, is_classifier: bool) -> None:
     if model.config.model_type != "retfound":
-        raise RetFoundError(f"--format timm takes RETFound models, and this is {model.config.model_type}; try onnx")
+        raise BadModelError(
+            f"`format='timm'` takes RETFound models, and this is {model.config.model_type}; use `format='onnx'`",
+            model=model.name_or_path,
+        )
     if is_classifier and model.config.head_norm == "double":
-        raise RetFoundError(
+        raise BadModelError(
             "this classifier applies its norm twice (head_norm: double, the official code since 2025), which timm's "
-            "ViT does not; export with --format onnx"
+            "ViT does not; use `format='onnx'`",
+            model=model.name_or_path,
         )
 
 
@@ -258,11 +266,10 @@ class ExportArguments:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the arguments, export, and say how to load the result."""
+    """Run the command `export`: write the folder and print its files."""
     (arguments,) = parse_arguments(
         ExportArguments, argv=argv, description="A model folder in the format of timm or ONNX, outputs compared."
     )
-
     output_dir = arguments.output_dir or f"{arguments.folder.rstrip('/').split('/')[-1]}-{arguments.format}"
     folder = export(arguments.folder, output_dir, arguments.format, arguments.overwrite_output_dir)
     write_run_record(folder, "export", arguments)

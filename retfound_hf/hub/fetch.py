@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..errors import RetFoundError, nearest
+from ..errors import BadArgumentError, HubAccessError, require
 from ..files import refuse_existing
 from ..hub_access import translate_hub_errors
-from ..models.conversion import convert_checkpoint
-from ..models.official_checkpoints import sha256_of
-from ..models.starting_points import OFFICIAL_ORGANISATION
+from ..models.conversion import convert_checkpoint, sha256_of
+from ..models.starting_points import STARTING_POINTS, find_starting_point
 from ..options import parse_arguments
 from ..record import write_run_record
+from ..vocabulary import MODALITIES
 
 
 def download(repo_id: str, file: str, revision: str = "main") -> Path:
-    """The path of a file in the Hub's cache, of the size and the SHA-256 that the Hub states.
+    """Path of a file in the Hub's cache, of the size and the SHA-256 that the Hub states.
 
     Raises:
-        RetFoundError: no token, no access, no network, too little space, a damaged file; each says what to do.
+        HubAccessError: no token, no access, no network, too little space, a damaged file; each says what to do.
     """
     from huggingface_hub import constants, hf_hub_download
 
@@ -35,7 +35,7 @@ def download(repo_id: str, file: str, revision: str = "main") -> Path:
     if re.fullmatch(r"[0-9a-f]{64}", stored.name):
         try:
             _check_hash(repo_id, stored, stored.name)
-        except RetFoundError:
+        except HubAccessError:
             path.unlink(missing_ok=True)
             raise
     return path
@@ -76,9 +76,10 @@ def _fill_cache(repo_id: str, file: str, revision: str) -> None:
 def _check_hash(repo_id: str, path: Path, stated: str) -> None:
     if (found := sha256_of(path)) != stated:
         path.unlink()
-        raise RetFoundError(
+        raise HubAccessError(
             f"the download of {repo_id} is damaged: its SHA-256 is {found}, and the Hub states {stated}; it was "
-            "removed, run the same command again"
+            "removed, run the same command again",
+            repo_id=repo_id,
         )
 
 
@@ -86,32 +87,11 @@ def _check_space(repo_id: str, size: int, partial: Path) -> None:
     """Refuse before hours of download what the disk cannot hold: the file, and the folder made from it."""
     free = shutil.disk_usage(partial.parent).free + (partial.stat().st_size if partial.exists() else 0)
     if free < 2 * size:
-        raise RetFoundError(
+        raise HubAccessError(
             f"{repo_id} takes {size / 1e9:.1f} GB, twice that with the folder made from it, and {partial.parent} has "
-            f"{free / 1e9:.1f} GB left; make room, or name another place in HF_HOME"
+            f"{free / 1e9:.1f} GB left; make room, or name another place in HF_HOME",
+            repo_id=repo_id,
         )
-
-
-@dataclass(frozen=True)
-class Official:
-    """A repository of official weights; `modality` is None where its name does not tell."""
-
-    repo_id: str
-    modality: str | None = None
-
-    @property
-    def file(self) -> str:
-        return f"{self.repo_id.split('/')[1]}.pth"
-
-
-OFFICIAL = {
-    "retfound-cfp": Official(f"{OFFICIAL_ORGANISATION}/RETFound_mae_natureCFP", "cfp"),
-    "retfound-oct": Official(f"{OFFICIAL_ORGANISATION}/RETFound_mae_natureOCT", "oct"),
-    "retfound-meh": Official(f"{OFFICIAL_ORGANISATION}/RETFound_mae_meh"),
-    "retfound-shanghai": Official(f"{OFFICIAL_ORGANISATION}/RETFound_mae_shanghai"),
-    "retfound-dinov2-meh": Official(f"{OFFICIAL_ORGANISATION}/RETFound_dinov2_meh"),
-    "retfound-dinov2-shanghai": Official(f"{OFFICIAL_ORGANISATION}/RETFound_dinov2_shanghai"),
-}
 
 
 def fetch(
@@ -119,67 +99,64 @@ def fetch(
 ) -> Path:
     """Download official weights and turn them into a model folder.
 
-    A download that breaks off goes on where it stopped; the folder appears whole or not at all. With the weights in
+    An interrupted download continues where it stopped; the folder appears whole or not at all. With the weights in
     the cache and `HF_HUB_OFFLINE` set, the network is left alone. Mirrors: `HF_ENDPOINT`. No hash is pinned: none is
     published beside the weights, and the download is checked against the one that the Hub states.
 
     Args:
-        name: a name in `OFFICIAL`, or its repository.
+        name: a name in `STARTING_POINTS` whose weights have to be converted, or its repository.
         output_dir: the folder to make.
         modality: `cfp` or `oct`, needed where the name does not tell.
         revision: branch, tag or commit of the repository.
+        overwrite: replace the folder.
 
     Raises:
-        RetFoundError: an unknown name, the wrong modality, no token, no access, no network, a damaged download.
+        BadArgumentError: an unknown name, or the wrong modality.
+        HubAccessError: no token, no access, no network, too little space, a damaged download.
     """
-    official = find_official(name)
-    wanted = official.modality or modality
-    if modality is not None and modality != wanted:
-        raise RetFoundError(
-            f"{name} holds weights for {official.modality}, and --modality {modality} was given; fetch "
-            f"retfound-{modality} for {modality}, or leave --modality out"
-        )
+    start = find_starting_point(name, folders=False)
+    if start is None or start.file is None:
+        require("name", name, [row.name for row in STARTING_POINTS.values() if row.file])
+    wanted = start.modality or modality
     if wanted is None:
-        raise RetFoundError(
-            f"the modality of {name} is not told by its name; say what it was trained on, as its page tells: "
-            "--modality cfp or --modality oct"
-        )
+        raise BadArgumentError(
+            f"the name {name} does not tell the `modality`; give that of its training images, as its page tells: "
+            f"{' or '.join(MODALITIES)}",
+            field="modality", value=None, accepted=MODALITIES,
+        )  # fmt: skip
+    if modality not in (None, wanted):
+        raise BadArgumentError(
+            f"{name} holds weights for {wanted}, not for `modality={modality}`; fetch retfound-{modality}, or leave "
+            "`modality` out",
+            field="modality", value=modality, accepted=[wanted],
+        )  # fmt: skip
     refuse_existing(output_dir, overwrite)
-    path = download(official.repo_id, official.file, revision)
+    path = download(start.hub_id, start.file, revision)
     return convert_checkpoint(path, output_dir, modality=wanted, overwrite=overwrite)
-
-
-def find_official(name: str) -> Official:
-    """The weights of a name or a repository."""
-    for short, official in OFFICIAL.items():
-        if name in (short, official.repo_id):
-            return official
-    raise RetFoundError(
-        f"there are no official weights called {name!r}{nearest(name, OFFICIAL)}; accepted: {', '.join(OFFICIAL)}"
-    )
 
 
 @dataclass
 class FetchArguments:
     name: str = field(
-        metadata={"positional": True, "help": "retfound-cfp, retfound-oct, retfound-meh, retfound-shanghai, "
-                  "retfound-dinov2-meh or retfound-dinov2-shanghai"}
-    )  # fmt: skip
+        metadata={
+            "positional": True,
+            "help": f"official weights: {', '.join(row.name for row in STARTING_POINTS.values() if row.file)}",
+        }
+    )
     output_dir: str | None = field(default=None, metadata={"help": "folder to make; default: the name"})
     modality: Literal["auto", "cfp", "oct"] = field(
-        default="auto", metadata={"help": "what the weights were trained on, where their name does not tell"}
+        default="auto", metadata={"help": "kind of the training images, where the name of the weights does not tell"}
     )
     revision: str = field(default="main", metadata={"help": "branch, tag or commit of the repository"})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "replace the output folder"})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the arguments, fetch, and say where the folder is."""
+    """Run the command `fetch`: write the folder and print its files."""
     started = time.time()
     (arguments,) = parse_arguments(
-        FetchArguments, argv=argv, description="The official weights from the Hub -> model folder."
+        FetchArguments, argv=argv, description="Official weights from the Hub -> model folder."
     )
-
     folder = fetch(
         arguments.name,
         arguments.output_dir or arguments.name.split("/")[-1],

@@ -5,29 +5,36 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 
 from ..evaluation.calibration import is_uninformed
-from ..evaluation.metrics import METRICS, metric_title
+from ..evaluation.metrics import METRICS
 from ..evaluation.subgroups import FEWEST
 from ..files import atomic_file
+from ..vocabulary import MODALITIES, REGRESSION, SINGLE_LABEL
 from .image_processing_retfound import RetFoundImageProcessor
-from .official_checkpoints import OfficialCheckpoint
-from .other_checkpoints import OtherEncoder
-from .starting_points import OFFICIAL_LICENSE, OFFICIAL_ORGANISATION, find_starting_point
+from .starting_points import OFFICIAL_LICENSE, STARTING_POINTS, StartingPoint, find_starting_point
+
+if TYPE_CHECKING:
+    from .conversion import CheckpointFile
 
 # An installed package has its templates inside, a checkout beside it.
 PACKAGE = Path(__file__).parents[1]
 TEMPLATES = (PACKAGE / "model_cards", PACKAGE.parent / "model_cards")
 TAGS = ("retfound", "ophthalmology", "retina", "medical-imaging")
+INTERVAL = "_ci95"
+SUBGROUP_METRICS = ("auroc", "mae")  # the one of classifiers, the one of regression
+MAX_SUBGROUPS = 40  # rows shown
+NUMERIC = re.compile(r"(-?\d[\d.]*( to .*| \(.*)?|undefined)?")
 
 
 def write_card(folder: str | Path, template: str, metadata: dict[str, Any] | None, **facts: Any) -> Path:
     """Write `README.md` into `folder`.
 
     Args:
+        folder: of the model.
         template: name of a file in `model_cards/`, without `.md`.
         metadata: the YAML block that the Hub reads; `tags` and `library_name` are added. None for a finished card.
         facts: the values of the template's placeholders; `folder_name` is added.
@@ -39,10 +46,9 @@ def write_card(folder: str | Path, template: str, metadata: dict[str, Any] | Non
     import yaml
 
     folder = Path(folder)
-    templates = next(path for path in TEMPLATES if path.is_dir())
     metadata = {"library_name": "transformers", "tags": list(TAGS), **(metadata or {})}
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates, encoding="utf-8"),
+        loader=jinja2.FileSystemLoader(_templates(), encoding="utf-8"),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         autoescape=False,
@@ -57,20 +63,46 @@ def write_card(folder: str | Path, template: str, metadata: dict[str, Any] | Non
     return path
 
 
+def _templates() -> Path:
+    return next(path for path in TEMPLATES if path.is_dir())
+
+
 def describe_preprocessing(processor: RetFoundImageProcessor) -> str:
-    """One sentence that says what the image processor does, read from its settings."""
+    """One sentence about the steps of the image processor, read from its settings."""
     crop = "Crop to the field of view and pad to a square; then r" if processor.do_fundus_crop else "R"
-    size = dict(processor.size)
-    resized = f"the shorter side to {size['shortest_edge']}" if "shortest_edge" in size else f"to {_by(size)}"
+    size, cut = dict(processor.size), dict(processor.crop_size)
+    shorter = size.get("shortest_edge")
+    resized = f"the shorter side to {shorter}" if shorter else f"to {size['width']} x {size['height']}"
     return (
-        f"{crop}esize {resized} pixels (bicubic, antialiased), crop the centre {_by(dict(processor.crop_size))}, "
-        f"scale to [0, 1] and normalise by mean "
-        f"{tuple(processor.image_mean)} and deviation {tuple(processor.image_std)}."
+        f"{crop}esize {resized} pixels (bicubic, antialiased), crop the centre {cut['width']} x {cut['height']}, "
+        f"scale to [0, 1] and normalise by mean {tuple(processor.image_mean)} and deviation "
+        f"{tuple(processor.image_std)}."
     )
 
 
+def describe_start(base: str | None, preset: str | None) -> str:
+    """The weights that a training started from, in words; a folder by its name alone."""
+    if base is None:
+        return f"random weights (preset `{preset}`)"
+    return f"`{Path(base).name if Path(base).exists() else base}`"
+
+
+def base_metadata(base: str | None, relation: str = "finetune") -> dict[str, Any]:
+    """Licence and base model of a card: those of the weights that a training started from.
+
+    Args:
+        base: folder, Hub id or starting point; None for random weights.
+        relation: `base_model_relation` of the Hub.
+    """
+    if base is None:
+        return {}
+    named = hub_id_of(base)
+    metadata: dict[str, Any] = {"license": license_of(base)}
+    return metadata | ({"base_model": named, "base_model_relation": relation} if named else {})
+
+
 def license_of(base: str) -> str:
-    """The licence of the base, which holds for what is made from it; the official weights' where none is stated."""
+    """Licence of the base, which holds for what is made from it; the official weights' where none is stated."""
     known = find_starting_point(base)
     if known is not None and known.license is not None:
         return known.license
@@ -78,7 +110,7 @@ def license_of(base: str) -> str:
 
 
 def hub_id_of(base: str) -> str | None:
-    """The Hub id that a card can name for a base: that of the name or folder, or what the folder was made from."""
+    """Hub id that a card can name for a base: that of the name or folder, or what the folder was made from."""
     known = find_starting_point(base)
     if known is not None:
         return known.hub_id
@@ -97,16 +129,6 @@ def _card_data(folder: str) -> dict[str, Any]:
     return ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
 
 
-def _by(size: dict[str, int]) -> str:
-    return f"{size['width']} x {size['height']}"
-
-
-INTERVAL = "_ci95"
-SUBGROUP_METRICS = ("auroc", "mae")  # the one of classifiers, the one of regression
-MAX_SUBGROUPS = 40  # rows shown
-NUMERIC = re.compile(r"(-?\d[\d.]*( to .*| \(.*)?|undefined)?")
-
-
 def read_metrics(folder: Path) -> dict[str, Any]:
     """`metrics.json` of a folder, empty where there is none."""
     path = Path(folder) / "metrics.json"
@@ -117,28 +139,87 @@ def evaluation_text(folder: Path, of_what: str) -> str:
     """The section on evaluation: all metrics with their intervals, by class, and by group of patients.
 
     Args:
+        folder: with `metrics.json` and, where there are groups, `subgroups.csv`.
         of_what: the images, such as "the test split, 120 images".
     """
-    metrics = read_metrics(folder)
-    values = {name: value for name, value in metrics.items() if not name.endswith(INTERVAL)}
-    overall = [name for name in values if "/" not in name and values[name] is not None]
-    interval = any(name.endswith(INTERVAL) for name in metrics)
-    heading = ["metric", "value", *(["95% interval"] if interval else [])]
-    rows = [[title(name), number(values[name]), *([_interval(metrics, name)] if interval else [])] for name in overall]
-    parts = [f"On {of_what}:", _table(heading, rows)]
-    parts += _by_class(metrics, values, interval)
-    undefined = [name for name, value in values.items() if value is None]
-    if undefined:
-        parts.append(f"Undefined on these images: {', '.join(map(title, undefined))}.")
-    subgroups = Path(folder) / "subgroups.csv"
-    if subgroups.is_file():
-        parts += _by_group(subgroups)
+    overall, by_class, by_group = (*evaluation_tables(folder), "", "", "")[:3]
+    parts = [f"On {of_what}:", overall]
+    parts += ["By class:", by_class] if by_class else []
+    undefined = [name for name, value in read_metrics(folder).items() if value is None]
+    parts += [f"Undefined on these images: {', '.join(map(title, undefined))}."] if undefined else []
+    parts += ["By group of patients (`subgroups.csv` has every metric):", by_group] if by_group else []
+    rows = _group_rows(folder)
+    if any(float(row["n"]) < FEWEST for row in rows):
+        parts.append(f"Groups of fewer than {FEWEST} patients are left out.")
     return "\n\n".join(parts)
+
+
+def evaluation_tables(folder: Path) -> list[str]:
+    """Tables of the section on evaluation: overall, by class, by group, each empty where there is none."""
+    metrics = read_metrics(folder)
+    values = {name: value for name, value in metrics.items() if not name.endswith(INTERVAL) and value is not None}
+    if not values:
+        return []
+
+    def interval(name: str) -> str:
+        found = metrics.get(name + INTERVAL)
+        return f"{number(found[0])} to {number(found[1])}" if found else ""
+
+    def cell(name: str) -> str:
+        return f"{number(values[name])} ({interval(name)})".removesuffix(" ()") if name in values else ""
+
+    overall = [[title(name), number(values[name]), interval(name)] for name in values if "/" not in name]
+    # A class name may hold a slash itself: only the first one separates.
+    split = [name.split("/", 1) for name in values if "/" in name]
+    columns, labels = (list(dict.fromkeys(pair[place] for pair in split)) for place in (0, 1))
+    by_class = [[label, *(cell(f"{column}/{label}") for column in columns)] for label in labels]
+    return [
+        markdown_table(["metric", "value", "95% interval"], overall),
+        markdown_table(["class", *map(title, columns)], by_class) if by_class else "",
+        _group_table(folder),
+    ]
+
+
+def _group_rows(folder: Path) -> list[dict[str, str]]:
+    """Groups and the gaps between them, for the one metric that the card shows."""
+    path = Path(folder) / "subgroups.csv"
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["metric"] in SUBGROUP_METRICS]
+
+
+def _group_table(folder: Path) -> str:
+    """Groups of few patients are left out: a card is public, and the figures of one or two patients are theirs."""
+    rows = []
+    for row in [row for row in _group_rows(folder) if float(row["n"]) >= FEWEST][:MAX_SUBGROUPS]:
+        interval = f"{_rounded(row['low'])} to {_rounded(row['high'])}" if row["low"] else ""
+        value = _rounded(row["value"]) or "undefined"
+        metric = title(row["metric"])
+        rows.append([row["column"], row["group"], row["n"], metric, value, interval, _rounded(row["p_value"])])
+    heading = ["by", "group", "patients", "metric", "value", "95% interval", "p of a gap"]
+    return markdown_table(heading, rows) if rows else ""
+
+
+def _rounded(cell: str) -> str:
+    try:
+        return number(int(cell)) if cell.lstrip("-").isdigit() else number(float(cell))
+    except ValueError:
+        return cell
+
+
+def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown table; columns of numbers to the right, those without any cell left out."""
+    columns = [column for column in zip(heading, *rows, strict=True) if any(column[1:])]
+    right = [all(NUMERIC.fullmatch(cell) for cell in column[1:]) for column in columns]
+    heading, *rows = zip(*columns, strict=True)
+    lines = [heading, ["---:" if numbers else "---" for numbers in right], *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
 def calibration_text(folder: Path, problem_type: str | None) -> str:
     """The section on calibration: its error, and the temperature by which logits are divided."""
-    if problem_type == "regression":
+    if problem_type == REGRESSION:
         return "Not applicable: the model predicts numbers, not probabilities."
     metrics = read_metrics(folder)
     if metrics.get("ece") is None:
@@ -160,7 +241,14 @@ def calibration_text(folder: Path, problem_type: str | None) -> str:
 
 
 def model_index(folder: Path, name: str, dataset: str, dataset_id: str | None = None) -> list[dict[str, Any]]:
-    """The card's `model-index` in the form of huggingface_hub, values as they stand in `metrics.json`."""
+    """The card's `model-index` in the form of huggingface_hub, values as they stand in `metrics.json`.
+
+    Args:
+        folder: with `metrics.json`.
+        name: of the model.
+        dataset: name of the data.
+        dataset_id: of a data set on the Hub.
+    """
     from huggingface_hub import EvalResult
     from huggingface_hub.repocard_data import eval_results_to_model_index
 
@@ -180,7 +268,7 @@ def model_index(folder: Path, name: str, dataset: str, dataset_id: str | None = 
 
 
 def cost_text(seconds: float | None, hardware: str | None) -> str:
-    """Measured time on what machine; energy is no part of what is measured."""
+    """Measured time on what machine; energy is not measured."""
     if seconds is None:
         return "Not measured."
     whole = max(1, round(seconds))
@@ -197,79 +285,11 @@ def number(value: float) -> str:
 def title(name: str) -> str:
     """A metric as cards name it: `auroc` is AUROC, `auroc/3` AUROC of `3`, whose marks tell a grade from a figure."""
     metric, _, label = name.partition("/")
-    return metric_title(metric) + (f" of `{label}`" if label else "")
+    shown = METRICS[metric].title if metric in METRICS else metric
+    return f"{shown} of `{label}`" if label else shown
 
 
-def _by_class(metrics: dict[str, Any], values: dict[str, Any], interval: bool) -> list[str]:
-    # A class name may hold a slash itself: only the first one separates.
-    split = [(name, *name.split("/", 1)) for name, value in values.items() if "/" in name and value is not None]
-    columns = list(dict.fromkeys(column for _, column, _ in split))
-    labels = list(dict.fromkeys(label for _, _, label in split))
-    if not labels:
-        return []
-
-    def cell(name: str) -> str:
-        if values.get(name) is None:
-            return ""
-        shown = _interval(metrics, name) if interval else ""
-        return number(values[name]) + (f" ({shown})" if shown else "")
-
-    rows = [[label, *(cell(f"{column}/{label}") for column in columns)] for label in labels]
-    return ["By class:", _table(["class", *map(title, columns)], rows)]
-
-
-def _interval(metrics: dict[str, Any], name: str) -> str:
-    found = metrics.get(name + INTERVAL)
-    return f"{number(found[0])} to {number(found[1])}" if found else ""
-
-
-def _by_group(path: Path) -> list[str]:
-    """The groups and the gaps between them, for the one metric that the card shows.
-
-    Groups of few patients are left out: a card is public, and the figures of one or two patients are theirs.
-    """
-    with path.open(encoding="utf-8", newline="") as file:
-        found = [row for row in csv.DictReader(file) if row["metric"] in SUBGROUP_METRICS]
-    shown = [row for row in found if float(row["n"]) >= FEWEST]
-    rows = []
-    for row in shown[:MAX_SUBGROUPS]:
-        interval = f"{_rounded(row['low'])} to {_rounded(row['high'])}" if row["low"] else ""
-        value = _rounded(row["value"]) or "undefined"
-        metric = title(row["metric"])
-        rows.append([row["column"], row["group"], row["n"], metric, value, interval, _rounded(row["p_value"])])
-    parts = []
-    if rows:
-        table = _table(["by", "group", "patients", "metric", "value", "95% interval", "p of a gap"], rows)
-        parts = ["By group of patients (`subgroups.csv` has every metric):", table]
-    if len(shown) < len(found):
-        parts.append(f"Groups of fewer than {FEWEST} patients are left out.")
-    return parts
-
-
-def _rounded(cell: str) -> str:
-    try:
-        return number(int(cell)) if cell.lstrip("-").isdigit() else number(float(cell))
-    except ValueError:
-        return cell
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; columns of numbers to the right, those without any cell left out."""
-    columns = [column for column in zip(heading, *rows, strict=True) if any(column[1:])]
-    right = [all(NUMERIC.fullmatch(cell) for cell in column[1:]) for column in columns]
-    heading, *rows = zip(*columns, strict=True)
-    lines = [heading, ["---:" if numbers else "---" for numbers in right], *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
-
-
-# The official weights: each repository holds one file, `<name>.pth`.
-OFFICIAL_NAMES = (
-    "RETFound_mae_natureCFP", "RETFound_mae_natureOCT", "RETFound_mae_meh", "RETFound_mae_shanghai",
-    "RETFound_dinov2_meh", "RETFound_dinov2_shanghai",
-)  # fmt: skip
-FINISHED = {"RETFound_mae_natureCFP": "retfound-cfp", "RETFound_mae_natureOCT": "retfound-oct"}
 PAPER_SIZES = {"hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 16, "image_size": 224}
-MODALITY_NAMES = {"cfp": "colour fundus photographs", "oct": "OCT B-scans"}
 DESCRIPTIONS = {
     "autoencoder": "masked autoencoder (encoder and decoder)",
     "encoder": "encoder without decoder",
@@ -281,41 +301,49 @@ DESCRIPTIONS = {
 def write_converted_card(
     folder: Path,
     name: str,
-    kind: str,
-    modality: str,
+    checkpoint: "CheckpointFile",
     source: str | Path,
-    checkpoint: OfficialCheckpoint,
+    modality: str | None,
     config: PreTrainedConfig,
     processor: RetFoundImageProcessor,
 ) -> Path:
-    """Write the card; `name` is that of the folder it will be.
+    """Write the card of a converted checkpoint.
 
     The two models of the paper have finished cards, known by the name of the file; of others the file alone tells.
+
+    Args:
+        folder: of the model.
+        name: that the folder will have.
+        checkpoint: recognised.
+        source: file or Hub id as it was given.
+        modality: of the images that it was trained on; None for natural ones.
+        config, processor: of the folder.
     """
+    images = MODALITIES[modality].title if modality else "natural images"
+    if checkpoint.method != "RETFound":
+        return _write_other_card(folder, name, checkpoint, images, config, processor)
     provenance = (
         f"Source file `{checkpoint.path.name}`, SHA-256 `{checkpoint.sha256}`. The official weights are released "
         "under CC BY-NC 4.0, which holds for this folder and for what is fine-tuned from it."
     )
-    finished = FINISHED.get(_official_name(source, checkpoint.path))
-    if finished and all(getattr(config, size) == value for size, value in PAPER_SIZES.items()):
-        path = write_card(folder, finished, None, folder_name=name)
-        text = path.read_text(encoding="utf-8").replace(finished, name)
+    official = _official(source, checkpoint.path)
+    is_paper_sized = all(getattr(config, size) == value for size, value in PAPER_SIZES.items())
+    if official and is_paper_sized and (_templates() / f"{official.name}.md").is_file():
+        path = write_card(folder, official.name, None, folder_name=name)
+        text = path.read_text(encoding="utf-8").replace(official.name, name)
         path.write_text(f"{text}\n## Provenance\n\n{provenance}\n", encoding="utf-8")
         return path
+    kind = checkpoint.kind
     pipeline = "image-classification" if kind == "classifier" else "image-feature-extraction"
     metadata: dict[str, Any] = {"license": OFFICIAL_LICENSE, "pipeline_tag": pipeline}
-    if base := _official_name(source, checkpoint.path):
-        metadata["base_model"] = f"{OFFICIAL_ORGANISATION}/{base}"
-    unknown = "What it was trained on is not told by the file"
+    metadata |= {"base_model": official.hub_id} if official else {}
     facts = {
         "folder_name": name,
         "title": f"{name}: RETFound, {DESCRIPTIONS[kind]}",
-        "description": (
-            f"Converted from an official RETFound checkpoint: {DESCRIPTIONS[kind]} for {MODALITY_NAMES[modality]}."
-        ),
-        "training_data": f"{MODALITY_NAMES[modality].capitalize().replace('Oct', 'OCT')}. {unknown}.",
+        "description": f"Converted from an official RETFound checkpoint: {DESCRIPTIONS[kind]} for {images}.",
+        "training_data": f"{_sentence(images)}. The file does not say more about its training data.",
         "preprocessing": describe_preprocessing(processor),
-        "cost": "That of training is not told by the file; conversion takes minutes on a CPU.",
+        "cost": "The file does not state the cost of training; conversion takes minutes on a CPU.",
         "provenance": provenance,
     }
     if kind == "classifier":
@@ -323,38 +351,30 @@ def write_converted_card(
             "targets": "The classes are those of `config.json`, in the order of the head.",
             "evaluation": "Not evaluated since the conversion, which changes no weight: `retfound evaluate` does it.",
             "calibration": "Not measured.",
-            "problem_type": config.problem_type or "single_label_classification",
+            "problem_type": config.problem_type or SINGLE_LABEL,
         }
         return write_card(folder, "finetuned", metadata, **facts)
     return write_card(folder, "pretrained", metadata, has_decoder=kind == "autoencoder", **facts)
 
 
-def write_other_card(
-    folder: Path,
-    name: str,
-    encoder: OtherEncoder,
-    modality: str | None,
-    checkpoint: OfficialCheckpoint,
-    config: PreTrainedConfig,
-    processor: RetFoundImageProcessor,
+def _write_other_card(
+    folder: Path, name: str, checkpoint: "CheckpointFile", images: str, config: PreTrainedConfig, processor: Any
 ) -> Path:
-    """The card of an encoder that another method trained; `name` is that of the folder it will be."""
+    """Card of an encoder that another method trained."""
     blocks = getattr(config, "num_hidden_layers", None) or sum(config.depths)
-    what = f"{'ViT' if encoder.kind == 'vit' else 'ResNet'} of {blocks} blocks"
-    method = encoder.method or "a method that the file does not tell"
-    images = f"{MODALITY_NAMES[modality].capitalize().replace('Oct', 'OCT')}" if modality else "Natural images"
-    if encoder.method:
-        license = f"The licence of {encoder.method}'s released weights, {encoder.license}, holds"
+    what = f"{'ViT' if checkpoint.kind == 'vit' else 'ResNet'} of {blocks} blocks"
+    if checkpoint.license:
+        license = f"The licence of {checkpoint.method}'s released weights, {checkpoint.license}, holds"
     else:
-        license = "The file tells no licence: its publisher's holds"
+        license = "The file does not state a licence: its publisher's holds"
     return write_card(
         folder,
         "starting_weights",
-        {"license": encoder.license or "unknown", "pipeline_tag": "image-feature-extraction"},
+        {"license": checkpoint.license or "unknown", "pipeline_tag": "image-feature-extraction"},
         folder_name=name,
         title=f"{name}: a {what} to start from",
-        description=f"A {what}, trained by {method}, without the heads of that training.",
-        training_data=f"{images}, as far as is known: the file does not tell.",
+        description=f"A {what}, trained by {checkpoint.method or 'an unknown method'}, without that training's heads.",
+        training_data=f"{_sentence(images)}, as far as is known: the file does not say.",
         preprocessing=describe_preprocessing(processor),
         provenance=(
             f"Source file `{checkpoint.path.name}`, SHA-256 `{checkpoint.sha256}`. {license} for this folder "
@@ -363,7 +383,11 @@ def write_other_card(
     )
 
 
-def _official_name(source: str | Path, path: Path) -> str:
-    """The name among the official weights that a source bears, or nothing."""
+def _official(source: str | Path, path: Path) -> StartingPoint | None:
+    """Row of the official weights whose name a source bears."""
     names = (path.stem, str(source).split("/")[-1])
-    return next((name for name in names if name in OFFICIAL_NAMES), "")
+    return next((row for row in STARTING_POINTS.values() if row.file and Path(row.file).stem in names), None)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

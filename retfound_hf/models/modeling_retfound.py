@@ -20,7 +20,8 @@ from transformers.models.vit_mae.modeling_vit_mae import (
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from ..vocabulary import PROBLEM_TYPES
+from ..errors import BadArgumentError, BadDataError, BadModelError, require
+from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from .compat import PreTrainedConfig
 from .compat import initialization as init
 from .configuration_retfound import RetFoundConfig
@@ -45,7 +46,7 @@ def sincos_positions(width: int, grid: int, device: torch.device | None = None) 
 
 
 def positions_for_grid(table: Tensor, grid: int) -> Tensor:
-    """A position table (1, 1 + n * n, width) bicubically interpolated to `grid` x `grid` patches.
+    """Position table (1, 1 + n * n, width) bicubically interpolated to `grid` x `grid` patches.
 
     The class token's row is kept. Interpolation runs in float32, since bicubic weights in half precision shift the
     positions; the result has the table's dtype and shape (1, 1 + grid * grid, width).
@@ -58,40 +59,35 @@ def positions_for_grid(table: Tensor, grid: int) -> Tensor:
     return torch.cat([table[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
 
 
-def infer_problem_type(num_labels: int, labels: Tensor) -> str:
-    """The problem type that the labels tell, by the rule of the transformers classifiers."""
-    if num_labels == 1:
-        return "regression"
-    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
-
-
 def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig) -> Tensor:
-    """Mean loss over a batch, of which each image counts by the weight of its class, if there are such.
+    """Mean loss over a batch, in which each image counts by the weight of its class, where there are weights.
 
     Args:
         logits: (batch, num_labels).
         labels: (batch,) integer classes, or (batch, num_labels) class probabilities from mixup and cutmix, for
             single-label targets; (batch, num_labels) of 0 and 1 for multi-label; (batch,) or (batch, num_labels)
             for regression.
-        config: its `problem_type` (inferred when None), `label_smoothing`, `class_weights` and `target_scale`
-            are read; those that a stock configuration lacks count as unset.
+        config: its `problem_type` (by the rule of transformers when None), `label_smoothing`, `class_weights` and
+            `target_scale` are read; those that a stock configuration lacks count as unset.
 
     Returns:
         Scalar: cross-entropy, binary cross-entropy or mean squared error, in float32.
     """
-    problem = config.problem_type or infer_problem_type(config.num_labels, labels)
-    if problem not in PROBLEM_TYPES:
-        raise ValueError(f"problem_type={problem!r} is unknown; accepted: {', '.join(PROBLEM_TYPES)}")
+    by_labels = MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL
+    problem = config.problem_type or (REGRESSION if config.num_labels == 1 else by_labels)
+    require("problem_type", problem, PROBLEM_TYPES)
     logits = logits.float()
-    weights, scale = (_row(getattr(config, name, None), logits) for name in ("class_weights", "target_scale"))
+    weights, scale = (_per_label(name, config, logits) for name in ("class_weights", "target_scale"))
     return PROBLEM_TYPES[problem].loss(logits, labels, weights, getattr(config, "label_smoothing", 0.0) or 0.0, scale)
 
 
-def _row(values: list[float] | None, logits: Tensor) -> Tensor | None:
+def _per_label(name: str, config: PreTrainedConfig, logits: Tensor) -> Tensor | None:
+    values = getattr(config, name, None)
     if values is None:
         return None
     if len(values) != logits.shape[-1]:
-        raise ValueError(f"{len(values)} weights were configured for {logits.shape[-1]} labels; give one per label")
+        message = f"`{name}` has {len(values)} values for {logits.shape[-1]} labels; give one per label"
+        raise BadArgumentError(message, field=name, value=values)
     return torch.tensor(values, dtype=logits.dtype, device=logits.device)
 
 
@@ -130,22 +126,24 @@ class RetFoundEmbeddings(nn.Module):
 
 
 def check_image(pixel_values: Tensor, config: RetFoundConfig, interpolate_pos_encoding: bool | None) -> int:
-    """The number of patches on a side, or a ValueError that says what the model accepts.
+    """Number of patches on a side.
 
     `interpolate_pos_encoding`: None interpolates positions where the size asks for it, False refuses other sizes.
+
+    Raises:
+        BadDataError: images of a shape that the model does not take.
     """
     if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
-        raise ValueError(
-            f"pixel_values has shape {tuple(pixel_values.shape)}; accepted: (batch, {config.num_channels}, size, size)"
-        )
+        shape, channels = tuple(pixel_values.shape), config.num_channels
+        raise BadDataError(f"pixel_values has shape {shape}; accepted: (batch, {channels}, size, size)")
     height, width = pixel_values.shape[2:]
     if height != width or height % config.patch_size:
-        raise ValueError(
+        raise BadDataError(
             f"image size {height} x {width} is not accepted: it must be square and a multiple of the patch size "
             f"{config.patch_size}, such as {config.image_size} x {config.image_size}"
         )
     if interpolate_pos_encoding is False and height != config.image_size:
-        raise ValueError(
+        raise BadDataError(
             f"image size {height} differs from the model's {config.image_size}; "
             "leave interpolate_pos_encoding unset to interpolate the positions"
         )
@@ -232,9 +230,9 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class RetFoundModelOutput(BaseModelOutputWithPooling):
-    """What an encoder gives to the head.
+    """Outputs of an encoder.
 
-    Args:
+    Attributes:
         last_hidden_state: (batch, 1 + patches, width) after the final norm: class token, then patches in raster order.
         pooler_output: (batch, width) RETFound's official feature vector, the patch mean normalised without affine.
         patch_mean: (batch, width) mean of the patch tokens, before any norm in RetFound's encoder; the head's input.
@@ -249,11 +247,11 @@ class RetFoundHead(nn.Linear):
 
 
 def classify(model: PreTrainedModel, outputs: RetFoundModelOutput, labels: Tensor | None) -> ImageClassifierOutput:
-    """Logits, and the loss where there are labels, from what the encoder of `model` gave.
+    """Logits, and the loss where there are labels, from the outputs of the encoder of `model`.
 
     Args:
         model: its `fc_norm` (applied twice where `config.head_norm` is "double") and its `classifier`.
-        labels: see `losses.classification_loss`.
+        labels: see `classification_loss`.
     """
     features = model.fc_norm(outputs.patch_mean)
     if getattr(model.config, "head_norm", "single") == "double":
@@ -273,7 +271,7 @@ def classify(model: PreTrainedModel, outputs: RetFoundModelOutput, labels: Tenso
 
 
 def _classifier_logits(classifier: nn.Module, features: Tensor) -> Tensor:
-    """Logits in the precision of the weights: bfloat16 tells ages above 64 apart by half years, and ties ranks."""
+    """Logits in the precision of the weights: bfloat16 rounds ages above 64 to half years, and ties ranks."""
     device = features.device.type
     if not torch.is_autocast_enabled(device):
         return classifier(features)
@@ -285,14 +283,9 @@ class RetFoundEncoder(nn.Module):
     def __init__(self, config: RetFoundConfig):
         super().__init__()
         last = max(config.num_hidden_layers - 1, 1)
+        sizes = config.hidden_size, config.num_attention_heads, config.intermediate_size
         self.layer = nn.ModuleList(
-            RetFoundLayer(
-                config,
-                config.hidden_size,
-                config.num_attention_heads,
-                config.intermediate_size,
-                drop_path=config.drop_path_rate * index / last,
-            )
+            RetFoundLayer(config, *sizes, drop_path=config.drop_path_rate * index / last)
             for index in range(config.num_hidden_layers)
         )
 
@@ -315,7 +308,7 @@ class RetFoundEncoder(nn.Module):
 
 
 class RetFoundDecoder(nn.Module):
-    """The light decoder of the masked autoencoder: visible tokens in, pixels of every patch out."""
+    """Decoder of the masked autoencoder: visible tokens in, pixels of every patch out."""
 
     def __init__(self, config: RetFoundConfig):
         super().__init__()
@@ -377,7 +370,7 @@ class RetFoundPreTrainedModel(ViTMAEPreTrainedModel):
         return loaded
 
     def freeze_fixed_parameters(self) -> None:
-        """Turn off the gradients of what stays as it is: sin-cos positions, or the norm that a classifier skips."""
+        """Turn off the gradients of sin-cos positions, or of the norm that a classifier skips."""
         for name, parameter in self.named_parameters():
             if name.endswith(self._fixed_parameters):
                 parameter.requires_grad_(False)
@@ -460,21 +453,17 @@ class RetFoundModel(RetFoundPreTrainedModel):
         )
 
 
-def requested_outputs(
-    config: RetFoundConfig, attentions: bool | None, hidden_states: bool | None
-) -> tuple[bool, bool]:
-    """The two output switches, from the call or else from the configuration."""
-    return (
-        config.output_attentions if attentions is None else attentions,
-        config.output_hidden_states if hidden_states is None else hidden_states,
-    )
+def requested_outputs(config: RetFoundConfig, attentions: bool | None, states: bool | None) -> tuple[bool, bool]:
+    """The switches for attentions and hidden states, from the call or else from the configuration."""
+    attentions = config.output_attentions if attentions is None else attentions
+    return attentions, config.output_hidden_states if states is None else states
 
 
 class RetFoundForPreTraining(RetFoundPreTrainedModel, ViTMAEForPreTraining):
     """The masked autoencoder, a `ViTMAEForPreTraining` with the same outputs and the same loss.
 
     Raises:
-        ValueError: the configuration says that the weights have no decoder (`encoder_only`).
+        BadModelError: the configuration says that the weights have no decoder (`encoder_only`).
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^fc_norm\.", r"^classifier\."]
@@ -483,9 +472,10 @@ class RetFoundForPreTraining(RetFoundPreTrainedModel, ViTMAEForPreTraining):
         # Not `ViTMAEForPreTraining.__init__`, which would build the stock encoder, one that masks by itself.
         PreTrainedModel.__init__(self, config)
         if config.encoder_only:
-            raise ValueError(
+            raise BadModelError(
                 "this folder holds an encoder without decoder (encoder_only=true in its config.json), so pretraining "
-                "cannot continue from it; pass encoder_only=False to from_pretrained to start with a fresh decoder"
+                "cannot continue from it; pass encoder_only=False to from_pretrained to start with a fresh decoder",
+                model=config.name_or_path,
             )
         self.vit = RetFoundModel(config)
         self.decoder = RetFoundDecoder(config)
@@ -571,7 +561,7 @@ class RetFoundForImageClassification(RetFoundPreTrainedModel):
 
         Args:
             pixel_values: (batch, 3, size, size), ImageNet-normalised.
-            labels: see `losses.classification_loss`; when given, the output holds the mean loss.
+            labels: see `classification_loss`; when given, the output holds the mean loss.
 
         Returns:
             `ImageClassifierOutput` with logits (batch, num_labels).

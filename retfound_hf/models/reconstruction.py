@@ -1,4 +1,4 @@
-"""What the masked autoencoder sees of an image, and what it paints."""
+"""Reconstruction of hidden patches by a masked autoencoder."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import ViTMAEForPreTraining
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..errors import RetFoundError
+from ..errors import BadArgumentError, BadModelError
 from .modeling_retfound import check_image
 
 GRAY = 0.5
@@ -17,7 +17,7 @@ GRAY = 0.5
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A batch as the masked autoencoder sees and paints it, on the model's device.
+    """Batch with hidden patches and their reconstruction, on the model's device.
 
     Attributes:
         original: (count, 3, size, size) float32 in 0..1, the input without its standardisation.
@@ -58,20 +58,19 @@ def reconstruct(
         mean, std: of each channel, for values in 0..1.
 
     Raises:
-        RetFoundError: a model without decoder, or images or noise of a shape that does not fit the model.
+        BadModelError: a model without decoder.
+        BadDataError, BadArgumentError: images or noise of a shape that does not fit the model.
     """
     if not isinstance(model, ViTMAEForPreTraining):
-        raise RetFoundError(
-            f"{type(model).__name__} is no masked autoencoder: it has no decoder to paint hidden patches with; load a "
-            "folder of pretraining with AutoModelForPreTraining"
+        raise BadModelError(
+            f"{type(model).__name__} has no decoder to paint hidden patches with; load a folder of pretraining with "
+            "AutoModelForPreTraining"
         )
-    try:
-        grid = check_image(pixel_values, model.config, None)
-    except ValueError as error:
-        raise RetFoundError(str(error)) from error
+    grid = check_image(pixel_values, model.config, None)
     count, size = len(pixel_values), pixel_values.shape[-1]
     if noise is not None and tuple(noise.shape) != (count, grid**2):
-        raise RetFoundError(f"noise has shape {tuple(noise.shape)}; give ({count}, {grid**2}), a number per patch")
+        message = f"`noise` has shape {tuple(noise.shape)}; give ({count}, {grid**2}), a number per patch"
+        raise BadArgumentError(message, field="noise", value=tuple(noise.shape))
     pixels = pixel_values.to(model.device, torch.float32)
     with _eval_mode(model):
         outputs = model(
@@ -103,7 +102,7 @@ def reconstruct(
 
 @contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; each module gets its own mode back, since parts of a model may be held in eval mode."""
+    """Evaluation mode within the block; afterwards each module has its own mode back, as parts may differ."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

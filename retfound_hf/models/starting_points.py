@@ -112,9 +112,9 @@ def _instead(file: Path) -> str:
     )
 
 
-def find_starting_point(name_or_path: str) -> StartingPoint | None:
-    """Row of a name or a Hub id; None for a folder and for what is not in the table."""
-    if Path(name_or_path).exists():
+def find_starting_point(name_or_path: str, folders: bool = True) -> StartingPoint | None:
+    """Row of a name or a Hub id; None for other names, and for a folder of that name unless `folders` is false."""
+    if folders and Path(name_or_path).exists():
         return None
     by_id = {start.hub_id: start for start in STARTING_POINTS.values() if start.hub_id}
     return STARTING_POINTS.get(name_or_path) or by_id.get(name_or_path)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from retfound_hf import RetFoundError, RetFoundForImageClassification, RetFoundImageProcessor, RetFoundModel
+from retfound_hf.errors import BadModelError, OutputError
 from retfound_hf.hub.export import check_equal, export, main
 from retfound_hf.images.field_of_view import crop_field_of_view
 from retfound_hf.models.loading import load_classifier
@@ -85,7 +86,7 @@ def test_vit_large_takes_no_sizes():
 
 def test_a_norm_applied_twice_is_not_for_timm(saved, tmp_path):
     _, folder = saved(head_norm="double")
-    with pytest.raises(RetFoundError, match=r"applies its norm twice .*--format onnx"):
+    with pytest.raises(BadModelError):
         export(folder, tmp_path / "out", "timm")
     assert not (tmp_path / "out").exists()
 
@@ -129,7 +130,7 @@ def test_preprocessing_followed_by_hand_gives_the_processor_s_pixels(saved, tmp_
 
 @pytest.mark.parametrize("found", [torch.tensor([1.001]), torch.tensor([float("nan")])])
 def test_an_export_that_differs_is_refused(found):
-    with pytest.raises(RetFoundError, match="differs from the model by"):
+    with pytest.raises(RetFoundError):
         check_equal(torch.tensor([1.0]), found, "ONNX")
 
 
@@ -137,5 +138,5 @@ def test_an_existing_folder_is_not_written_over(saved, tmp_path):
     _, folder = saved()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").touch()
-    with pytest.raises(RetFoundError, match="--overwrite_output_dir"):
+    with pytest.raises(OutputError):
         export(folder, tmp_path / "out", "timm")

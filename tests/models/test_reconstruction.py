@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from retfound_hf import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundModel
-from retfound_hf.errors import RetFoundError
+from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError
 from retfound_hf.models.reconstruction import Reconstruction, reconstruct
 
 MEAN, STD = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -145,7 +145,7 @@ def test_the_model_is_left_as_it_was(make_model, standardised):
     assert {name: module.training for name, module in model.named_modules()} == before
     assert torch.equal(found.predicted, expected.predicted) and not found.predicted.requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
-    with pytest.raises(RetFoundError):
+    with pytest.raises(BadDataError):
         reconstruct(model, pixel_values[:, :1])
     assert model.training
 
@@ -171,16 +171,11 @@ def test_a_model_in_half_precision_paints_nearly_the_same(make_model, standardis
 def test_bad_input_is_refused_in_one_line(small_config, images):
     model = RetFoundForPreTraining(small_config())
     for wrong in (RetFoundModel(small_config()), RetFoundForImageClassification(small_config())):
-        with pytest.raises(
-            RetFoundError, match=rf"{type(wrong).__name__} is no masked autoencoder: it has no decoder"
-        ):
+        with pytest.raises(BadModelError):
             reconstruct(wrong, images())
-    for pixel_values, message in (
-        (images()[0], r"shape \(3, 64, 64\)"),
-        (images(size=72), "72 x 72 is not accepted"),
-        (images()[..., :48], "64 x 48 is not accepted"),
-    ):
-        with pytest.raises(RetFoundError, match=message):
+    for pixel_values in (images()[0], images(size=72), images()[..., :48]):
+        with pytest.raises(BadDataError):
             reconstruct(model, pixel_values)
-    with pytest.raises(RetFoundError, match=r"noise has shape \(2, 15\); give \(2, 16\)"):
+    with pytest.raises(BadArgumentError) as error:
         reconstruct(model, images(), torch.rand(2, 15))
+    assert (error.value.field, error.value.value) == ("noise", (2, 15))

@@ -16,19 +16,20 @@ from transformers import (
 
 from retfound_hf import RetFoundForImageClassification, RetFoundModel
 from retfound_hf.models.conversion import convert_checkpoint
-from retfound_hf.models.official_checkpoints import encoder_rows, pair, rename
+from retfound_hf.models.key_tables import encoder_rows, pair, rename
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-def test_full_vit_large_features_and_logits(vit, save, tokens, images, tmp_path):
-    official = vit(classes=5, width=1024, depth=24, size=224)
+@pytest.mark.parametrize(("width", "depth"), [(256, 5), pytest.param(1024, 24, marks=pytest.mark.slow)])
+def test_features_and_logits_at_full_resolution(width, depth, vit, save, tokens, images, tmp_path):
+    official = vit(classes=5, width=width, depth=depth, size=224)
     pixels = images(2, 224)
     with torch.no_grad():
         encoded = tokens(official, pixels)
-        features = functional.layer_norm(encoded[:, 1:].mean(dim=1), (1024,), eps=1e-6)
+        features = functional.layer_norm(encoded[:, 1:].mean(dim=1), (width,), eps=1e-6)
         logits = official.head(official.fc_norm(encoded[:, 1:].mean(dim=1)))
         path = save(official.state_dict(), "checkpoint-best.pth", model="vit_large_patch16")
         del official

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForPreTraining
 
-from retfound_hf import RetFoundError
-from retfound_hf.models.conversion import convert_checkpoint
-from retfound_hf.models.official_checkpoints import decoder_rows, dinov2_rows, encoder_rows, modality_of, pair
+from retfound_hf.errors import BadArgumentError, BadModelError
+from retfound_hf.models.conversion import convert_checkpoint, modality_of
+from retfound_hf.models.key_tables import decoder_rows, dinov2_rows, encoder_rows, pair
 
 
 @pytest.mark.parametrize(
@@ -30,12 +30,11 @@ def test_modality_is_read_from_the_name(name, modality):
 
 def test_undecidable_modality_is_asked_for(vit, save, tmp_path):
     path = save(vit().state_dict(), "RETFound_mae_meh.pth")
-    with pytest.raises(
-        RetFoundError, match=r"RETFound_mae_meh.pth is not told by its name; pass --modality .*cfp, oct"
-    ):
-        convert_checkpoint(path, tmp_path / "out")
-    with pytest.raises(RetFoundError, match="'mri'; pass --modality"):
-        convert_checkpoint(path, tmp_path / "out", modality="mri")
+    for modality in (None, "mri"):
+        with pytest.raises(BadArgumentError) as error:
+            convert_checkpoint(path, tmp_path / "out", modality=modality)
+        assert (error.value.field, error.value.value) == ("modality", modality)
+        assert error.value.accepted == ("cfp", "oct", "none")
     folder = convert_checkpoint(path, tmp_path / "out", modality="oct")
     assert AutoConfig.from_pretrained(folder).modality == "oct"
     assert AutoImageProcessor.from_pretrained(folder).do_fundus_crop is False
@@ -45,7 +44,7 @@ def test_encoder_only_says_so_when_asked_for_pretraining(vit, save, tmp_path):
     folder = convert_checkpoint(save(vit().state_dict()), tmp_path / "out")
     config = json.loads((folder / "config.json").read_text())
     assert config["encoder_only"] is True and config["architectures"] == ["RetFoundModel"]
-    with pytest.raises(ValueError, match="holds an encoder without decoder"):
+    with pytest.raises(BadModelError):
         AutoModelForPreTraining.from_pretrained(folder)
 
 
@@ -70,8 +69,9 @@ def test_head_norm_is_kept_in_the_config(saved, asked, kept, vit, save, tmp_path
 
 @pytest.mark.parametrize("args", [{"model": "my_model"}, {}])
 def test_unknown_generation_is_asked_for(args, vit, save, tmp_path):
-    with pytest.raises(RetFoundError, match=r"does not tell which code.*--head_norm single.*--head_norm double"):
+    with pytest.raises(BadArgumentError) as error:
         convert_checkpoint(fine_tuned(vit, save, **args), tmp_path / "out")
+    assert error.value.field == "head_norm"
 
 
 def test_class_names_are_kept(vit, save, tmp_path):
@@ -87,16 +87,17 @@ def test_class_names_are_kept(vit, save, tmp_path):
 
 
 def test_wrong_number_of_class_names(vit, save, tmp_path):
-    with pytest.raises(RetFoundError, match="2 class names were given for a head of 3 classes; give one per class"):
-        convert_checkpoint(fine_tuned(vit, save, model="RETFound_mae"), tmp_path / "out", class_names=["a", "b"])
-    with pytest.raises(RetFoundError, match=r"class names were given, but .* is a pretrained encoder without a head"):
-        convert_checkpoint(save(vit().state_dict()), tmp_path / "out", class_names=["a", "b"])
+    for path in (fine_tuned(vit, save, model="RETFound_mae"), save(vit().state_dict())):
+        with pytest.raises(BadArgumentError) as error:
+            convert_checkpoint(path, tmp_path / "out", class_names=["a", "b"])
+        assert error.value.field == "class_names"
 
 
 def test_classifier_on_the_class_token_is_refused(vit, save, tmp_path):
     state = {name.replace("fc_norm.", "norm."): tensor for name, tensor in vit(classes=3).state_dict().items()}
-    with pytest.raises(RetFoundError, match=r"classifier on the class token \(it has no fc_norm\)"):
+    with pytest.raises(BadModelError) as error:
         convert_checkpoint(save(state, model="RETFound_mae"), tmp_path / "out")
+    assert "fc_norm" in str(error.value)
 
 
 @pytest.mark.parametrize("size", [64, 384])
@@ -126,8 +127,9 @@ CASES = ["blocks.1.attn.qkv.weight", "norm.bias", "decoder_blocks.0.mlp.fc2.bias
 def test_missing_tensor_is_named(name, autoencoder, save, tmp_path):
     state = autoencoder.state_dict()
     del state[name]
-    with pytest.raises(RetFoundError, match=f"checkpoint lacks {name}"):
+    with pytest.raises(BadModelError) as error:
         convert_checkpoint(save(state), tmp_path / "out")
+    assert name in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -135,15 +137,17 @@ def test_many_missing_tensors_are_counted(autoencoder, save, tmp_path):
     state = {
         name: tensor for name, tensor in autoencoder.state_dict().items() if "blocks.0." not in name or "fc1" in name
     }
-    with pytest.raises(RetFoundError, match=r"checkpoint lacks (\S+, ){4}\S+ and 15 more"):
+    with pytest.raises(BadModelError) as error:
         convert_checkpoint(save(state), tmp_path / "out")
+    assert "15 more" in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["head_aux.weight", "blocks.1.attn.rel_pos", "register_tokens"])
 def test_unexpected_tensor_is_named(name, autoencoder, save, tmp_path):
     state = {**autoencoder.state_dict(), name: torch.zeros(3)}
-    with pytest.raises(RetFoundError, match=f"tensors of no known use: {name}"):
+    with pytest.raises(BadModelError) as error:
         convert_checkpoint(save(state), tmp_path / "out")
+    assert name in str(error.value)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -151,9 +155,9 @@ def test_mis_shaped_tensor_is_named_with_both_shapes(name, autoencoder, save, tm
     state = autoencoder.state_dict()
     shape = tuple(state[name].shape)
     state[name] = torch.zeros(5, *shape[1:])
-    wanted = str(shape).replace("(", r"\(").replace(")", r"\)")
-    with pytest.raises(RetFoundError, match=rf"tensor {name} has shape \(5,.*\); expected {wanted}"):
+    with pytest.raises(BadModelError) as error:
         convert_checkpoint(save(state), tmp_path / "out")
+    assert all(part in str(error.value) for part in (name, str((5, *shape[1:])), str(shape)))
 
 
 def test_tables_name_every_source_and_target_once():

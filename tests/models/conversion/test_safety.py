@@ -8,10 +8,9 @@ import pytest
 import torch
 import yaml
 
-from retfound_hf import RetFoundError
+from retfound_hf.errors import BadModelError, OutputError
 from retfound_hf.models import conversion as convert
-from retfound_hf.models.conversion import convert_checkpoint
-from retfound_hf.models.official_checkpoints import read_checkpoint
+from retfound_hf.models.conversion import convert_checkpoint, read_checkpoint
 
 
 class Touch:
@@ -36,10 +35,9 @@ def test_a_pickle_that_runs_something_is_refused_and_not_run(zipped, place, vit,
     else:
         content = Touch(touched)
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(
-        RetFoundError, match=r"nothing in it was run: it asks for .*getattr, and only tensors"
-    ) as error:
+    with pytest.raises(BadModelError) as error:
         convert_checkpoint(path, tmp_path / "out")
+    assert "getattr" in str(error.value)
     assert "safe_globals" not in str(error.value)  # no advice to let it through
     assert not touched.exists()
     assert {file.name for file in tmp_path.iterdir()} == {"natureCFP.pth"}
@@ -86,39 +84,34 @@ def broken(kind: str, path: Path, state: dict[str, torch.Tensor]) -> None:
 def test_files_that_are_no_checkpoint(kind, vit, tmp_path):
     path = tmp_path / "natureCFP.pth"
     broken(kind, path, vit().state_dict())
-    with pytest.raises(RetFoundError, match=r"natureCFP.pth (is refused|cannot be read)") as error:
+    with pytest.raises(BadModelError) as error:
         convert_checkpoint(path, tmp_path / "out")
-    assert "\n" not in str(error.value)
+    assert error.value.model == str(path) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "found"),
     [
-        ([1, 2], "holds a list; accepted: a dict of tensors"),
-        (
-            {"epoch": 3, "lr": 0.1},
-            "has no weights under 'model' or 'teacher' or 'state_dict' and is no.*: found epoch, lr",
-        ),
-        ({"model": {}}, "found nothing"),
-        ({"model": {"a": torch.zeros(1), "b": 3}}, "found b instead"),
-        (
-            {"a": torch.zeros(1)},
-            r"no encoder that is known here \(its tensors are such as a\); accepted: RETFound",
-        ),
+        ([1, 2], "list"),
+        ({"epoch": 3, "lr": 0.1}, "epoch, lr"),
+        ({"model": {}}, "nothing"),
+        ({"model": {"a": torch.zeros(1), "b": 3}}, "b"),
+        ({"a": torch.zeros(1)}, "such as a)"),
     ],
 )
-def test_files_without_weights_of_retfound(content, message, tmp_path):
+def test_files_without_weights_of_retfound(content, found, tmp_path):
     torch.save(content, tmp_path / "natureCFP.pth")
-    with pytest.raises(RetFoundError, match=message):
+    with pytest.raises(BadModelError) as error:
         convert_checkpoint(tmp_path / "natureCFP.pth", tmp_path / "out")
+    assert found in str(error.value)
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(RetFoundError, match=r"cfp.pth does not exist; give a .pth file or a Hub id"):
-        convert_checkpoint(tmp_path / "cfp.pth", tmp_path / "out")
-    with pytest.raises(RetFoundError, match="does not exist"):
-        convert_checkpoint(tmp_path, tmp_path / "out", modality="cfp")
+    for source in (tmp_path / "cfp.pth", tmp_path):
+        with pytest.raises(BadModelError) as error:
+            convert_checkpoint(source, tmp_path / "out", modality="cfp")
+        assert error.value.model == str(source)
 
 
 @pytest.mark.parametrize("stop", [RuntimeError("disk full"), KeyboardInterrupt()])
@@ -150,7 +143,7 @@ def test_existing_output_is_refused_before_anything_is_read(vit, save, tmp_path)
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(RetFoundError, match=r"out is not empty; choose another folder or pass --overwrite_output_dir"):
+    with pytest.raises(OutputError):
         convert_checkpoint(tmp_path / "absent.pth", out)
     assert (out / "notes.txt").read_text() == "mine"
     convert_checkpoint(save(vit().state_dict()), out, overwrite=True)

@@ -1,0 +1,208 @@
+"""What is published of a folder: nothing private, the licence, and nothing of the machine it was made on."""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError
+from retfound_hf.hub.contents import read_contents
+from retfound_hf.hub.publish import main, publish, staged
+
+
+def refused(folder, **options) -> str:
+    with pytest.raises(BadModelError) as error:
+        publish(folder, "org/name", dry_run=True, **options)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["base", "classifier"])
+def test_what_the_commands_make_passes_offline(workshop, name):
+    before = {path: path.stat().st_mtime_ns for path in (workshop / name).rglob("*")}
+    published = publish(workshop / name, "org/name", dry_run=True)
+    assert published.url is None
+    size = (workshop / name / "model.safetensors").stat().st_size
+    assert published.files["model.safetensors"] == size and f"{size / 1e3:.2f} kB" in str(published)
+    assert {"modeling_retfound.py", "README.md", "config.json"} <= set(published.files)
+    assert {path: path.stat().st_mtime_ns for path in (workshop / name).rglob("*")} == before
+
+
+def test_names_of_patients_and_paths_are_left_out(workshop, capsys):
+    main([str(workshop / "classifier"), "--repo_id", "org/name", "--dry_run"])
+    assert "left out (paths of this machine): run.json" in capsys.readouterr().out
+    published = publish(workshop / "classifier", "org/name", dry_run=True)
+    assert capsys.readouterr().out == ""
+    private = {"predictions.csv", "splits.csv", "validation/predictions.csv", "run.json"}
+    assert private <= set(published.left_out) and not private & set(published.files)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "preprocessor_config.json", "README.md", "model.safetensors"])
+def test_a_missing_file_is_named(folder, missing):
+    place = folder("classifier")
+    (place / missing).unlink()
+    assert missing in refused(place)
+
+
+def test_pickles_and_damaged_weights_are_refused(folder):
+    place = folder("base")
+    torch.save({}, place / "pytorch_model.bin")
+    assert "pytorch_model.bin" in refused(place)
+    (place / "pytorch_model.bin").unlink()
+    weights = place / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "damaged" in refused(place)
+
+
+@pytest.mark.parametrize("name", ["base", "classifier"])
+@pytest.mark.parametrize("stated", ["license: apache-2.0\n", ""])
+def test_the_licence_cannot_be_dropped(folder, name, stated):
+    place = folder(name)
+    card = place / "README.md"
+    card.write_text(card.read_text().replace("license: cc-by-nc-4.0\n", stated))
+    assert "cc-by-nc-4.0" in refused(place)
+
+
+def test_the_licence_is_known_by_the_base_too(folder, change_json):
+    place = folder("base")
+    change_json(place / "config.json", weights_license=None)
+    card = place / "README.md"
+    text = card.read_text().replace("license: cc-by-nc-4.0\n", "license: mit\n")
+    card.write_text(text)
+    publish(place, "org/name", dry_run=True)  # nothing states another
+    card.write_text(text.replace("license: mit\n", "license: mit\nbase_model: YukunZhou/RETFound_mae_natureCFP\n"))
+    for base_model in (None, "org/mine", "YukunZhou/RETFound_mae_meh"):
+        assert "made from YukunZhou/RETFound" in refused(place, base_model=base_model)
+    card.write_text(text)
+    (place / "run.json").write_text(json.dumps({"arguments": {"model_name_or_path": "YukunZhou/RETFound_mae_meh"}}))
+    assert "made from YukunZhou/RETFound_mae_meh" in refused(place)
+    (place / "run.json").unlink()
+    card.write_text(text.replace("license: mit\n", ""))
+    assert "license" in refused(place)
+
+
+def test_the_licence_of_a_wrapped_encoder_holds(stock_workshop, monkeypatch, tmp_path):
+    place = Path(shutil.copytree(stock_workshop / "classifier", tmp_path / "classifier"))
+    card = place / "README.md"
+    assert "license: cc-by-nc-4.0\n" in card.read_text()
+    card.write_text(card.read_text().replace("license: cc-by-nc-4.0\n", "license: apache-2.0\n"))
+    (place / "run.json").unlink()  # the configuration alone states it
+    monkeypatch.chdir(tmp_path)
+    for base_model in (None, "org/mine"):
+        assert "weights_license" in refused(place, base_model=base_model)
+
+
+def test_an_adapter_names_a_base_that_others_can_load(workshop):
+    assert "base_model" in refused(workshop / "adapter")
+    published = publish(workshop / "adapter", "org/name", dry_run=True, base_model="org/base")
+    assert "adapter_model.safetensors" in published.files
+
+
+@pytest.mark.parametrize("name", ["name", "a/b/c", "https://hub/org/name", "org/na me"])
+def test_a_bad_name_is_refused(workshop, name):
+    with pytest.raises(BadArgumentError) as error:
+        publish(workshop / "base", name, dry_run=True)
+    assert (error.value.field, error.value.value) == ("repo_id", name)
+
+
+HEADER = "column,group,rows,metric,value,low,high,n,undefined,p_value"
+ROWS = [
+    "patient_id,p017,4,auroc,0.9,,,1,0,",
+    "patient_id,p018,4,auroc,,,,1,1,",
+    "camera,A,40,auroc,0.8,0.7,0.9,10,0,",
+    "camera,B,36,auroc,0.7,0.6,0.8,9,0,",
+    "camera,B2,80,auroc,0.6,0.5,0.7,20,0,",
+    "camera,A - B,156,auroc,0.1,0.0,0.2,39,0,0.04",
+    "camera,A - B2,156,auroc,0.2,0.1,0.3,39,0,0.04",
+]
+
+
+@pytest.mark.parametrize("name", ["subgroups.csv", "validation/subgroups.csv"])
+@pytest.mark.parametrize("rows", [ROWS, [ROWS[2], ROWS[4], ROWS[6]]])
+def test_small_groups_and_gaps_to_them_are_not_sent(folder, name, rows):
+    place = folder("classifier")
+    table = "\n".join([HEADER, *rows]) + "\n"
+    (place / name).write_text(table)
+    with staged(read_contents(place), "org/name") as stage:
+        sent = list(csv.DictReader((stage / name).open(encoding="utf-8")))
+        assert len(rows) == len(ROWS) or (stage / name).read_text() == table
+    assert [row["group"] for row in sent] == ["A", "B2", "A - B2"]
+    assert (place / name).read_text() == table
+
+
+@pytest.mark.parametrize("header", [HEADER.replace(",n,", ",patients,"), HEADER.replace("group", "name")])
+def test_a_table_without_the_number_of_patients_is_refused(folder, header):
+    place = folder("classifier")
+    (place / "subgroups.csv").write_text("\n".join([header, *ROWS]) + "\n")
+    with pytest.raises(BadDataError) as error:
+        publish(place, "org/name", dry_run=True)
+    assert error.value.source == str(place / "subgroups.csv")
+
+
+def test_a_card_that_shows_a_small_group_is_refused(folder):
+    place = folder("classifier")
+    (place / "validation" / "subgroups.csv").write_text("\n".join([HEADER, *ROWS]) + "\n")
+    publish(place, "org/name", dry_run=True)
+    card = place / "README.md"
+    table = "## Limits\n\n| by | group | patients | metric | value |\n| --- | --- | ---: | --- | ---: |\n"
+    card.write_text(card.read_text().replace("## Limits\n", f"{table}| patient_id | p017 | 1 | AUROC | 0.900 |\n", 1))
+    assert "p017" in refused(place)
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from texts_in(item)
+    elif isinstance(value, str):
+        yield value
+
+
+@pytest.mark.parametrize("place", ["workshop", "stock_workshop"])
+@pytest.mark.parametrize("name", ["classifier", "adapter"])
+def test_no_path_of_this_machine_is_sent(request, place, name):
+    place = request.getfixturevalue(place)
+    with staged(read_contents(place / name), "org/name", "org/base") as stage:
+        found = {str(path.relative_to(stage)): json.loads(path.read_text()) for path in stage.rglob("*.json")}
+        assert {"config.json", "preprocessor_config.json", "metrics.json"} <= set(found)
+        texts = list(texts_in(found))
+        assert not [text for text in texts if str(place) in text or Path(text).is_absolute()]
+        for path in (*stage.glob("*.md"), *stage.glob("*.csv"), *stage.glob("*.py")):
+            assert str(place) not in path.read_text(), path.name
+
+
+@pytest.mark.parametrize("name", ["classifier", "adapter"])
+def test_paths_that_a_folder_holds_already_are_left_out(stock_workshop, name, change_json, tmp_path):
+    place = Path(shutil.copytree(stock_workshop / name, tmp_path / name))
+    nested = json.loads((place / "config.json").read_text())["encoder_config"]
+    assert not nested.get("_name_or_path")
+    within = nested | {"_name_or_path": "secret/base"}
+    change_json(place / "config.json", encoder_config=within, _name_or_path="secret")
+    with staged(read_contents(place), "org/name", "org/base") as stage:
+        config = json.loads((stage / "config.json").read_text())
+    assert "secret" not in json.dumps(config)
+    assert {**config["encoder_config"], "_name_or_path": ""} == {**nested, "_name_or_path": ""}
+
+
+@pytest.mark.parametrize("name", ["base", "classifier", "adapter"])
+@pytest.mark.parametrize("renamed", ["another", "image-classification"])
+def test_the_snippets_of_a_renamed_folder_load_what_is_published(workshop, tmp_path, name, renamed):
+    place = Path(shutil.copytree(workshop / name, tmp_path / renamed))
+    card = place / "README.md"
+    card.write_text(
+        f"{card.read_text()}\n`AutoModel.from_pretrained('{name}')`, not `from_pretrained(\"org/other\")`.\n"
+    )
+    before = card.read_text()
+    with staged(read_contents(place), "org/name", "org/base") as stage:
+        text = (stage / "README.md").read_text()
+    loads = re.compile(r"""(?:from_pretrained\((?:model, )?|load_\w+\(|model=)["']([^"']+)["']""")
+    expected = ["org/other" if found == "org/other" else "org/name" for found in loads.findall(before)]
+    assert len(expected) > 3 and loads.findall(text) == expected
+    assert text.count('pipeline("image-classification"') == before.count('pipeline("image-classification"')
