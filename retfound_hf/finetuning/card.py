@@ -5,16 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..models.cards import (
-    calibration_text,
-    cost_text,
-    describe_preprocessing,
-    evaluation_text,
-    hub_id_of,
-    license_of,
-    model_index,
-    write_card,
-)
+from ..models import cards
 from ..models.loading import is_adapter
 from ..record import hardware
 from ..vocabulary import PROBLEM_TYPES, SINGLE_LABEL
@@ -47,19 +38,19 @@ def write_finetuned_card(
     data = args.data if on_hub else Path(args.data).resolve().name
     metadata: dict[str, Any] = {"pipeline_tag": "image-classification"}
     if base:
-        metadata |= {"license": license_of(base)}
-        metadata |= {"base_model": named} if (named := hub_id_of(base)) else {}
+        metadata |= {"license": cards.license_of(base)}
+        metadata |= {"base_model": named} if (named := cards.hub_id_of(base)) else {}
         metadata |= {"base_model_relation": "adapter" if adapter else "finetune"} if named else {}
     if adapter:
         metadata["library_name"] = "peft"
     if on_hub:
         metadata["datasets"] = [data]
-    if index := model_index(folder, name, data, data if on_hub else None):
+    if index := cards.model_index(folder, name, data, data if on_hub else None):
         metadata["model-index"] = index
     level = args.report.level
     test = f"{len(prepared.splits['test'].rows)} images{'' if level == 'image' else f', metrics by {level}'}"
     kind = labelled.problem_type
-    return write_card(
+    return cards.write_card(
         folder,
         "adapter" if adapter else "finetuned",
         metadata,
@@ -69,10 +60,10 @@ def write_finetuned_card(
         problem_type=kind,
         targets=f"Each image has {PROBLEM_TYPES[kind].label}: {', '.join(labelled.class_names)}.",
         training_data=_training_data(prepared, data),
-        preprocessing=describe_preprocessing(prepared.classifier.processor),
-        evaluation=evaluation_text(folder, f"the test split, {test}"),
-        calibration=calibration_text(folder, kind),
-        cost=cost_text(seconds, hardware()),
+        preprocessing=cards.describe_preprocessing(prepared.classifier.processor),
+        evaluation=cards.evaluation_text(folder, f"the test split, {test}"),
+        calibration=cards.calibration_text(folder, kind),
+        cost=cards.cost_text(seconds, hardware()),
         provenance=(
             f"The {method.chooses} was chosen on the validation split. Seed {args.seed}. `run.json` holds every "
             "setting and version, and stays with the owner when the folder is published."

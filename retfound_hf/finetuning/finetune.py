@@ -92,14 +92,9 @@ class Prepared:
 def prepare(args: FinetuneArguments, method: Method) -> Prepared:
     """Read the labelled set, build the classifier and decode the images; mistakes in data and model show here."""
     everything = read_labelled(
-        args.data,
-        label_columns=args.label_columns,
-        problem_type=args.problem_type,
-        image_column=args.image_column,
-        image_root=args.image_root,
-        split_fractions=tuple(args.split_fractions),
-        seed=args.split_seed,
-    )
+        args.data, label_columns=args.label_columns, problem_type=args.problem_type, image_column=args.image_column,
+        image_root=args.image_root, split_fractions=tuple(args.split_fractions), seed=args.split_seed,
+    )  # fmt: skip
     labelled = keep_fraction(everything, args.train_fraction, args.seed)
     kind, targets = labelled.problem_type, labelled.targets("train")
     if kind == REGRESSION and (args.mixup > 0 or args.cutmix > 0):
@@ -112,16 +107,12 @@ def prepare(args: FinetuneArguments, method: Method) -> Prepared:
     classifier = Classifier(model, build_processor(name, model, args.image_size, args.crop_fundus))
     splits = {
         split: prepare_split(
-            everything,
-            split,
-            classifier.processor,
+            everything, split, classifier.processor, on_bad_image=args.on_bad_image,
             exact=split != "train" or method.frozen_encoder or args.augmentation == "none",
-            on_bad_image=args.on_bad_image,
-            num_workers=args.dataloader_num_workers,
-            cache_dir=args.cache_dir,
+            num_workers=args.dataloader_num_workers, cache_dir=args.cache_dir,
         )
         for split in ("train", "val", "test")
-    }
+    }  # fmt: skip
     # All training images are decoded, once for whatever share of them a run takes.
     all_training = splits["train"]
     splits["train"] = all_training.only(labelled.rows("train")["id"])
@@ -172,13 +163,10 @@ def run(args: FinetuneArguments) -> FinetuneRun:
             write_json(folder / "history.json", trained.history)
             write_finetuned_card(folder, Path(args.output_dir).name, args, method, prepared, seconds)
             write_run_record(
-                folder,
-                "finetune",
-                args.parts,
-                seconds=seconds,
+                folder, "finetune", args.parts, seconds=seconds,
                 images={split: len(part.images) for split, part in splits.items()},
                 rejected_images=[image for part in splits.values() for image in part.rejected],
-            )
+            )  # fmt: skip
         if not args.keep_checkpoints:
             _remove_checkpoints(args.output_dir)
     state.wait_for_everyone()
@@ -244,13 +232,8 @@ def main(argv: Sequence[str] | None = None, publisher: Callable[[], Any] | None 
         argv: the words after the command's name; `sys.argv[1:]` when None.
         publisher: makes the object with `check(token)` and `push(folder, repo_id, private, token)` that publishes.
     """
-    args = FinetuneArguments(
-        parse_arguments(
-            *argument_types(),
-            argv=argv,
-            description="Fine-tune a model folder on a labelled set, and evaluate it on the test split.",
-        )
-    )
+    description = "Fine-tune a model folder on a labelled set, and evaluate it on the test split."
+    args = FinetuneArguments(parse_arguments(*argument_types(), argv=argv, description=description))
     hub = None
     if args.push_to_hub:
         if publisher is None:

@@ -68,7 +68,8 @@ class Method:
         self.args = args
         if self.needs_weights and args.config_name:
             raise BadArgumentError(
-                f"`method={self.name}` adapts trained weights, and a preset has none; pass `model_name_or_path`",
+                f"`config_name={args.config_name}` has no trained weights, which `method={self.name}` adapts; pass "
+                "`model_name_or_path`",
                 field="config_name", value=args.config_name,
             )  # fmt: skip
 

@@ -103,13 +103,14 @@ def run(arguments: EmbedArguments, forward_arguments: ForwardArguments) -> tuple
     options = forward_arguments.options
     parts = image_parts(arguments.data, arguments.part_size)
     files = [_part_file(folder, part) for part in parts]  # before any image can change
-    plan = {
-        "model": [model_name, identities(model_name)],
-        "processor": processor.to_dict(),
-        "precision": options["precision"],
-    }
-    plan = json.loads(json.dumps(plan, default=str))  # as it comes back from the file
-    _check_plan(folder, plan)
+    plan = {"model": [model_name, identities(model_name)], "processor": processor.to_dict()}
+    # As it comes back from the file.
+    plan = json.loads(json.dumps({**plan, "precision": options["precision"]}, default=str))
+    stored = folder / "plan.json"
+    if stored.is_file() and json.loads(stored.read_text(encoding="utf-8")) != plan:
+        raise OutputError(
+            f"{folder} holds parts of another model or precision; remove it or choose another folder", path=folder
+        )
     own = list(zip(parts, files, strict=True))[state.process_index :: state.num_processes]
     for part, path in tqdm(own, desc="embed", unit="part", disable=not state.is_main_process):
         if path.is_file():
@@ -118,7 +119,7 @@ def run(arguments: EmbedArguments, forward_arguments: ForwardArguments) -> tuple
             encoder, part, processor, pooled, forward_arguments.on_bad_image, **options
         )
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), pa.float32()), vectors.shape[1])
-        write_json(folder / "plan.json", plan)
+        write_json(stored, plan)
         write_json(_rejected_file(path), rejected)
         with atomic_file(path) as partial:
             pq.write_table(pa.table({"id": pa.array(ids, pa.string()), "vector": column}), partial)
@@ -126,7 +127,10 @@ def run(arguments: EmbedArguments, forward_arguments: ForwardArguments) -> tuple
     target = output_dir / "features.parquet"
     rejected = [tuple(entry) for path in files for entry in json.loads(_rejected_file(path).read_text())]
     if state.is_main_process:
-        _merge(files, target)
+        # One part in memory at a time.
+        with atomic_file(target) as partial, pq.ParquetWriter(partial, pq.read_schema(files[0])) as writer:
+            for path in files:
+                writer.write_table(pq.read_table(path))
     state.wait_for_everyone()  # until all have read what was rejected
     if state.is_main_process:
         shutil.rmtree(folder)
@@ -134,12 +138,9 @@ def run(arguments: EmbedArguments, forward_arguments: ForwardArguments) -> tuple
             with atomic_file(output_dir / "rejected.csv") as partial:
                 pd.DataFrame(rejected, columns=["id", "reason"]).to_csv(partial, index=False)
         write_run_record(
-            output_dir,
-            "embed",
-            [arguments, forward_arguments],
-            seconds=round(time.time() - started, 1),
+            output_dir, "embed", [arguments, forward_arguments], seconds=round(time.time() - started, 1),
             rejected_images=rejected,
-        )
+        )  # fmt: skip
     return target, rejected
 
 
@@ -150,21 +151,6 @@ def _part_file(folder: Path, part: Part | ShardPart) -> Path:
 
 def _rejected_file(path: Path) -> Path:
     return path.with_suffix(".rejected.json")
-
-
-def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
-    path = folder / "plan.json"
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != plan:
-        raise OutputError(
-            f"{folder} holds parts of another model or precision; remove it or choose another folder", path=folder
-        )
-
-
-def _merge(paths: list[Path], target: Path) -> None:
-    """One file from the parts, one part in memory at a time."""
-    with atomic_file(target) as partial, pq.ParquetWriter(partial, pq.read_schema(paths[0])) as writer:
-        for path in paths:
-            writer.write_table(pq.read_table(path))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -82,27 +82,18 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
     name, data, split = arguments.model_name_or_path, arguments.data, arguments.split
     classifier = load_classifier(name)
     labelled = read_labelled(
-        data,
-        label_columns=arguments.label_columns,
-        problem_type=classifier.problem_type,
-        class_names=classifier.class_names,
-        image_column=arguments.image_column,
-        image_root=arguments.image_root,
-        **split_of_training(name, forward_arguments.seed),
-        need_splits=() if split == "all" else (split,),
-    )
+        data, label_columns=arguments.label_columns, problem_type=classifier.problem_type,
+        class_names=classifier.class_names, image_column=arguments.image_column, image_root=arguments.image_root,
+        need_splits=() if split == "all" else (split,), **split_of_training(name, forward_arguments.seed),
+    )  # fmt: skip
     if split == "test":
         refuse_trained_images(name, labelled, data)
     report.check_columns(labelled.table, data)
     points = read_points(name, classifier.class_names, report)
     images = prepare_split(
-        labelled,
-        split,
-        classifier.processor,
-        on_bad_image=forward_arguments.on_bad_image,
-        num_workers=forward_arguments.dataloader_num_workers,
-        cache_dir=arguments.cache_dir,
-    )
+        labelled, split, classifier.processor, on_bad_image=forward_arguments.on_bad_image,
+        num_workers=forward_arguments.dataloader_num_workers, cache_dir=arguments.cache_dir,
+    )  # fmt: skip
     warn_of_modality(images.images, getattr(classifier.model.config, "modality", None))
     logits = classifier.logits(images.images, **forward_arguments.options)
     predictions = classifier.predictions(images, logits)
@@ -112,13 +103,9 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
     elif state.is_main_process:
         metrics = write_report(output_dir, predictions, report, points)
         write_run_record(
-            output_dir,
-            "evaluate",
-            [arguments, forward_arguments, report],
-            seconds=round(time.time() - started, 1),
-            images=len(predictions),
-            rejected_images=images.rejected,
-        )
+            output_dir, "evaluate", [arguments, forward_arguments, report], images=len(predictions),
+            seconds=round(time.time() - started, 1), rejected_images=images.rejected,
+        )  # fmt: skip
     state.wait_for_everyone()
     return Evaluation(metrics, predictions, None if output_dir is None else Path(output_dir))
 

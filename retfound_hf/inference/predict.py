@@ -143,11 +143,7 @@ DTYPES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def forward(
-    model: nn.Module,
-    images: Any,
-    processor: RetFoundImageProcessor,
-    take: Callable[[Any], Tensor],
-    **options: Any,
+    model: nn.Module, images: Any, processor: RetFoundImageProcessor, take: Callable[[Any], Tensor], **options: Any
 ) -> np.ndarray:
     """Run `model` over `images` and collect what `take` picks from its outputs.
 
@@ -176,19 +172,15 @@ def forward(
 
 @torch.inference_mode()
 def forward_here(
-    model: nn.Module,
-    dataset: Dataset,
-    processor: RetFoundImageProcessor,
-    take: Callable[[Any], Tensor],
-    batch_size: int = 32,
-    num_workers: int = 0,
-    precision: str = "no",
-    description: str | None = "predict",
-) -> tuple[np.ndarray, list[str]]:
+    model: nn.Module, dataset: Dataset, processor: RetFoundImageProcessor, take: Callable[[Any], Tensor],
+    batch_size: int = 32, num_workers: int = 0, precision: str = "no", description: str | None = "predict",
+) -> tuple[np.ndarray, list[str]]:  # fmt: skip
     """Run `model` over a whole data set on this process alone.
 
     Args:
         dataset: items with `image` and, for images that could not be read, a `reason`.
+        take: from the model's outputs to a tensor (batch, columns).
+        batch_size, num_workers: of the loader.
         precision: `no` (float32), `fp16` or `bf16` autocast.
         description: of the progress bar; None shows none.
 
@@ -196,13 +188,8 @@ def forward_here(
         float32 (items, columns), and the reason of every item, empty where all went well.
     """
     state = process_state()
-    loader = DataLoader(
-        dataset,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=Collator(EvaluationPixels(processor)),
-        pin_memory=state.device.type == "cuda",
-    )
+    collator, pin = Collator(EvaluationPixels(processor)), state.device.type == "cuda"
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collator, pin_memory=pin)
     was_training = model.training
     model = model.to(state.device).eval()
     rows: list[Tensor] = []
@@ -319,30 +306,24 @@ class PreparedSplit:
 
 
 def prepare_split(
-    labelled: LabelledSet,
-    split: str,
-    processor: RetFoundImageProcessor,
-    exact: bool = True,
-    on_bad_image: str = "error",
-    num_workers: int = 0,
-    cache_dir: str | None = None,
-) -> PreparedSplit:
+    labelled: LabelledSet, split: str, processor: RetFoundImageProcessor, exact: bool = True,
+    on_bad_image: str = "error", num_workers: int = 0, cache_dir: str | None = None,
+) -> PreparedSplit:  # fmt: skip
     """Decode a split for `processor`; one process of a distributed run decodes, the others read its cache.
 
     Args:
+        labelled, split: the set, and which part of it.
+        processor: of the model.
         exact: crop and resize as the processor does, for evaluation; otherwise keep more pixels to augment.
+        on_bad_image, num_workers, cache_dir: as in `data.image_cache.cache_images`.
     """
     rows = labelled.rows(split)
     with process_state().main_process_first():
         prepared = cache_images(
-            rows,
-            size=dict(processor.size) if exact else TRAINING_SIDES * processor.crop_size.height,
-            crop=bool(processor.do_fundus_crop),
-            exact=exact,
-            on_bad_image=on_bad_image,
-            num_workers=num_workers,
+            rows, size=dict(processor.size) if exact else TRAINING_SIDES * processor.crop_size.height,
+            crop=bool(processor.do_fundus_crop), exact=exact, on_bad_image=on_bad_image, num_workers=num_workers,
             cache_dir=cache_dir,
-        )
+        )  # fmt: skip
     kept = np.asarray(prepared.images["row"], dtype=np.int64)
     return PreparedSplit(prepared.images, rows.iloc[kept], labelled.targets(split)[kept], prepared.rejected)
 
@@ -360,10 +341,9 @@ def warn_of_modality(images: Any, modality: str | None) -> None:
     spread = np.median([channel_spread(item["image"]) for item in few])
     seen = "oct" if spread < GRAY else "cfp"
     if modality is not None and seen != modality and process_state().is_main_process:
+        look = "gray, as OCT scans are" if seen == "oct" else "coloured, as fundus photographs are"
         logger.warning(
-            "the images look %s, but the weights are of %s: check that they are the right ones",
-            "gray, as OCT scans are" if seen == "oct" else "coloured, as fundus photographs are",
-            modality.upper(),
+            "the images look %s, but the weights are of %s: check that they are the right ones", look, modality.upper()
         )
 
 
@@ -409,9 +389,8 @@ class Classifier:
         Raises:
             BadDataError: unreadable images; `rows` has their ids.
         """
-        take = lambda outputs: outputs.logits  # noqa: E731
         parts = [
-            forward_part(self.model, part, self.processor, take, on_bad_image, **options)
+            forward_part(self.model, part, self.processor, lambda outputs: outputs.logits, on_bad_image, **options)
             for part in image_parts(images)
         ]
         ids = [name for names, _, _ in parts for name in names]

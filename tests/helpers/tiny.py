@@ -52,6 +52,25 @@ def save_classifier(folder: Path, classes: tuple[str, ...], seed: int = 0, **ove
     return save_folder(RetFoundForImageClassification(config), folder, scale=0.3)
 
 
+def save_stock(folder: Path, kind: str, **overrides: Any) -> Path:
+    """Folder of a stock transformers model with its own processor: vit_mae, vit, dinov2 or dinov3_vit."""
+    import transformers
+
+    decoder = {name: size for name, size in SIZES.items() if "decoder" in name}
+    config_name, model_name, own = {
+        "vit_mae": ("ViTMAEConfig", "ViTMAEForPreTraining", decoder),
+        "vit": ("ViTConfig", "ViTModel", {}),
+        "dinov2": ("Dinov2Config", "Dinov2Model", {"mlp_ratio": 2}),
+        "dinov3_vit": ("DINOv3ViTConfig", "DINOv3ViTModel", {"num_register_tokens": 4}),
+    }[kind]
+    sizes = {name: size for name, size in SIZES.items() if name not in decoder}
+    torch.manual_seed(0)
+    model = getattr(transformers, model_name)(getattr(transformers, config_name)(**{**sizes, **own, **overrides}))
+    with_noise(model).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    return folder
+
+
 def save_noise(path: Path, seed: int = 0, size: tuple[int, int] = (44, 40)) -> Path:
     """Image file (width, height) of noise that no other seed gives."""
     path.parent.mkdir(parents=True, exist_ok=True)

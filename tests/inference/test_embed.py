@@ -15,14 +15,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModel
 
 from retfound_hf import RetFoundImageProcessor
-from retfound_hf.errors import RetFoundError
+from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError, OutputError, RetFoundError
 from retfound_hf.images.reading import find_images
 from retfound_hf.inference import embed as embedding
-from retfound_hf.inference.embed import main
-from retfound_hf.options import run_command
+from retfound_hf.inference.embed import embed, main
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "embed.py"
 
@@ -168,24 +168,18 @@ def test_only_parts_with_changed_images_are_computed_anew(encoder_folder, images
     assert vectors(tmp_path / "out")[1] == pytest.approx(pooled(encoder_folder, find_images(data)), abs=1e-5)
 
 
-def test_parts_of_another_model_are_not_taken_up(
-    encoder_folder, dinov2_folder, images_folder, tmp_path, monkeypatch, capsys
-):
-    with monkeypatch.context() as patch:
-        parts_computed(patch, at_most=1)
-        with pytest.raises(Stopped):
-            main(words(encoder_folder, images_folder, tmp_path / "out", "--part_size", 5))
-    assert run_command(main, words(dinov2_folder, images_folder, tmp_path / "out", "--part_size", 5)) == 2
-    assert "holds parts of another model or precision; remove it or choose another folder" in capsys.readouterr().err
-    moved = tmp_path / "same-name"
+def test_parts_of_another_model_are_not_taken_up(encoder_folder, dinov2_folder, images_folder, tmp_path, monkeypatch):
+    moved = tmp_path / "moved"
     shutil.copytree(encoder_folder, moved)
-    with monkeypatch.context() as patch:
-        parts_computed(patch, at_most=1)
-        with pytest.raises(Stopped):
-            main(words(moved, images_folder, tmp_path / "other", "--part_size", 5))
+    for name, first in (("out", encoder_folder), ("other", moved)):
+        with monkeypatch.context() as patch:
+            parts_computed(patch, at_most=1)
+            with pytest.raises(Stopped):
+                main(words(first, images_folder, tmp_path / name, "--part_size", 5))
     os.utime(moved / "model.safetensors", ns=(1, 1))  # as after training it again
-    with pytest.raises(RetFoundError, match="parts of another model"):
-        main(words(moved, images_folder, tmp_path / "other", "--part_size", 5))
+    for name, second in (("out", dinov2_folder), ("other", moved)):
+        with pytest.raises(OutputError):
+            main(words(second, images_folder, tmp_path / name, "--part_size", 5))
 
 
 @pytest.mark.slow
@@ -216,15 +210,6 @@ def damaged(images_folder, tmp_path) -> Path:
     return data
 
 
-def test_a_corrupt_image_is_named(encoder_folder, damaged, tmp_path, capsys):
-    assert run_command(main, words(encoder_folder, damaged, tmp_path / "out")) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    name = find_images(damaged)[3].relative_to(damaged).as_posix()
-    assert error.startswith("error: 1 of 24 images cannot be read (" + name)
-    assert "--on_bad_image skip" in error
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_corrupt_image_is_skipped_and_listed(encoder_folder, damaged, tmp_path, capsys):
     main(words(encoder_folder, damaged, tmp_path / "out", "--on_bad_image", "skip", "--part_size", 10))
     ids, found = vectors(tmp_path / "out")
@@ -238,31 +223,49 @@ def test_a_corrupt_image_is_skipped_and_listed(encoder_folder, damaged, tmp_path
     assert "1 images could not be read" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("case", ["model", "data", "empty", "occupied", "option", "kind", "precision"])
-def test_bad_input_is_one_line(encoder_folder, images_folder, tmp_path, capsys, case):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "occupied").mkdir()
+def test_corrupt_images_are_named_by_the_function(encoder_folder, damaged, tmp_path):
+    name = find_images(damaged)[3].relative_to(damaged).as_posix()
+    for output_dir in (tmp_path / "out", None):
+        with pytest.raises(BadDataError) as error:
+            embed(encoder_folder, damaged, output_dir, dataloader_num_workers=0)
+        assert error.value.rows == (name,)
+    assert not (tmp_path / "out").exists()
+    found = embed(encoder_folder, damaged, dataloader_num_workers=0, on_bad_image="skip", part_size=10)
+    assert len(found.vectors) == 23 and name not in found.ids and [one for one, _ in found.rejected] == [name]
+
+
+def test_the_function_gives_what_the_file_holds(encoder_folder, images_folder, tmp_path, capsys):
+    written = embed(encoder_folder, images_folder, tmp_path / "out", dataloader_num_workers=0, part_size=10)
+    kept = embed(encoder_folder, images_folder, dataloader_num_workers=0, part_size=7)
+    ids, found = vectors(tmp_path / "out")
+    assert list(written.ids) == list(kept.ids) == ids
+    assert np.array_equal(written.vectors, found) and kept.vectors == pytest.approx(found, abs=1e-5)
+    assert (written.output, kept.output) == (tmp_path / "out" / "features.parquet", None)
+    files = find_images(images_folder)
+    listed = embed(encoder_folder, [files[2], Image.open(files[0])], dataloader_num_workers=0)
+    assert list(listed.ids) == [str(files[2]), "1"]
+    assert listed.vectors == pytest.approx(found[[2, 0]], abs=1e-5)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"model": "absent"}, BadModelError),
+        ({"images": "absent"}, BadDataError),
+        ({"images": "empty"}, BadDataError),
+        ({"output_dir": "occupied"}, OutputError),
+        ({"part_sise": 3}, TypeError),
+        ({"fp16": True, "bf16": True}, BadArgumentError),
+        ({"model": "bert"}, RetFoundError),
+    ],
+)
+def test_bad_input(encoder_folder, images_folder, tmp_path, monkeypatch, options, error):
+    monkeypatch.chdir(tmp_path)
+    for name in ("empty", "occupied", "bert"):
+        (tmp_path / name).mkdir()
     (tmp_path / "occupied" / "notes.txt").write_text("mine")
-    good = (encoder_folder, images_folder, tmp_path / "out")
-    cases = {
-        "model": (words(tmp_path / "absent", *good[1:]), "neither a model folder here nor"),
-        "data": (words(encoder_folder, tmp_path / "absent", good[2]), "absent does not exist"),
-        "empty": (words(encoder_folder, tmp_path / "empty", good[2]), "holds no image"),
-        "occupied": (words(*good[:2], tmp_path / "occupied"), "is not empty; choose another folder"),
-        "option": (words(*good, "--part_sise", 3), "unknown option --part_sise; did you mean --part_size?"),
-        "precision": (words(*good, "--fp16", "--bf16"), "--fp16 and --bf16 exclude each other"),
-    }
-    if case == "kind":
-        (tmp_path / "bert").mkdir()
-        (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
-        cases["kind"] = (
-            words(tmp_path / "bert", *good[1:]),
-            "model type 'bert' is not known here; accepted: retfound",
-        )
-    command, message = cases[case]
-    capsys.readouterr()
-    assert run_command(main, command) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    assert message in error
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(error):
+        embed(**{"model": encoder_folder, "images": images_folder, "output_dir": "out", **options})
     assert not (tmp_path / "out").exists()

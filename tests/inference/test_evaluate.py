@@ -2,19 +2,31 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from tiny import save_noise
 from transformers import AutoModelForImageClassification
+from two_processes import run_in_two
 
 from retfound_hf import RetFoundImageProcessor
-from retfound_hf.inference.evaluate import main
-from retfound_hf.options import run_command
+from retfound_hf.data.labelled import read_labelled
+from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError, OutputError, RetFoundError
+from retfound_hf.evaluation.report import ReportArguments, write_points
+from retfound_hf.evaluation.thresholds import OperatingPoint
+from retfound_hf.inference.evaluate import evaluate, main, refuse_trained_images, split_of_training
 
 CLASSES = ("mild", "none", "severe")
+COLUMNS = [f"prob/{name}" for name in CLASSES]
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SEED = {"seed": 0, "split_fractions": (0.5, 0.2, 0.3)}
 
 
 @pytest.fixture(scope="session")
@@ -24,21 +36,25 @@ def cache_dir(tmp_path_factory):
 
 @pytest.fixture
 def evaluated(classifier_folder, cache_dir, tmp_path):
-    """Runs the command; returns metrics, predictions and the record."""
+    """Evaluates and returns what was written."""
 
-    def run(data, *words, out="out"):
-        main(
-            ["--model_name_or_path", str(classifier_folder), "--data", str(data), "--output_dir", str(tmp_path / out),
-             "--cache_dir", str(cache_dir), "--dataloader_num_workers", "0", *map(str, words)]
-        )  # fmt: skip
-        folder = tmp_path / out
-        return (
-            json.loads((folder / "metrics.json").read_text()),
-            pd.read_csv(folder / "predictions.csv", keep_default_na=False),
-            json.loads((folder / "run.json").read_text()),
-        )
+    def run(data, model=classifier_folder, **options):
+        folder = Path(options.pop("output_dir", tmp_path / "out"))
+        done = evaluate(model, data, folder, cache_dir=str(cache_dir), dataloader_num_workers=0, **options)
+        metrics, record = (json.loads((folder / name).read_text()) for name in ("metrics.json", "run.json"))
+        assert metrics == done.metrics
+        predictions = pd.read_csv(folder / "predictions.csv", keep_default_na=False)
+        return SimpleNamespace(metrics=metrics, predictions=predictions, record=record, folder=folder, result=done)
 
     return run
+
+
+@pytest.fixture
+def absolute(labelled_table):
+    """The labelled table with absolute paths, to be changed and written elsewhere."""
+    table = pd.read_csv(labelled_table, keep_default_na=False)
+    table["image"] = [str(labelled_table.parent / name) for name in table["image"]]
+    return table
 
 
 def expected_probabilities(folder, files) -> np.ndarray:
@@ -49,28 +65,25 @@ def expected_probabilities(folder, files) -> np.ndarray:
 
 
 def test_predictions_are_the_models_own(evaluated, classifier_folder, labelled_table):
-    metrics, predictions, record = evaluated(labelled_table, "--per_device_eval_batch_size", 7)
+    done = evaluated(labelled_table, per_device_eval_batch_size=7)
     source = pd.read_csv(labelled_table, keep_default_na=False)
-    test = source[source["split"] == "test"]
-    assert list(predictions.columns) == [
-        "id", "label", "prediction", "prob/mild", "prob/none", "prob/severe", "patient_id",
-    ]  # fmt: skip
-    assert list(predictions["id"]) == list(test["image"])
-    assert list(predictions["label"]) == list(test["label"])
-    assert list(predictions["patient_id"]) == list(test["patient_id"])
+    test, table = source[source["split"] == "test"], done.predictions
+    assert list(table.columns) == ["id", "label", "prediction", *COLUMNS, "patient_id"]
+    assert list(table["id"]) == list(test["image"]) == list(done.result.predictions.ids)
+    assert list(table["label"]) == list(test["label"])
+    assert list(table["patient_id"]) == list(test["patient_id"])
     files = [labelled_table.parent / name for name in test["image"]]
-    found = predictions[[f"prob/{name}" for name in CLASSES]].to_numpy()
+    found = table[COLUMNS].to_numpy()
     assert found == pytest.approx(expected_probabilities(classifier_folder, files), abs=1e-5)
     aurocs = [roc_auc_score(test["label"] == name, found[:, index]) for index, name in enumerate(CLASSES)]
-    assert metrics["auroc"] == pytest.approx(np.mean(aurocs))
-    assert [metrics[f"auroc/{name}"] for name in CLASSES] == pytest.approx(aurocs)
-    assert record["images"] == 25
-    assert record["command"] == "evaluate"
+    assert done.metrics["auroc"] == pytest.approx(np.mean(aurocs))
+    assert [done.metrics[f"auroc/{name}"] for name in CLASSES] == pytest.approx(aurocs)
+    assert (done.record["images"], done.record["command"]) == (25, "evaluate")
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 21), ("val", 15), ("all", 61)])
 def test_other_splits(evaluated, labelled_table, split, count):
-    assert len(evaluated(labelled_table, "--split", split)[1]) == count
+    assert len(evaluated(labelled_table, split=split).predictions) == count
 
 
 def test_an_external_set_need_not_have_every_class_nor_splits(evaluated, labelled_table, classifier_folder, tmp_path):
@@ -81,97 +94,176 @@ def test_an_external_set_need_not_have_every_class_nor_splits(evaluated, labelle
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(labelled_table.parent / row["image"], place)
     with pytest.warns(UserWarning, match="mild"):
-        metrics, predictions, _ = evaluated(tmp_path / "external", "--split", "all")
-    assert metrics["auroc/mild"] is None
-    assert metrics["auroc"] == pytest.approx(np.mean([metrics["auroc/none"], metrics["auroc/severe"]]))
-    files = [tmp_path / "external" / name for name in predictions["id"]]
-    found = predictions[[f"prob/{name}" for name in CLASSES]].to_numpy()
+        done = evaluated(tmp_path / "external", split="all")
+    assert done.metrics["auroc/mild"] is None
+    assert done.metrics["auroc"] == pytest.approx(np.mean([done.metrics[f"auroc/{name}"] for name in CLASSES[1:]]))
+    files = [tmp_path / "external" / name for name in done.predictions["id"]]
+    found = done.predictions[COLUMNS].to_numpy()
     assert found == pytest.approx(expected_probabilities(classifier_folder, files), abs=1e-5)
-    assert "patient_id" not in predictions
+    assert "patient_id" not in done.predictions
 
 
-def test_a_single_class_gives_nulls_and_no_crash(evaluated, labelled_table, tmp_path):
-    source = pd.read_csv(labelled_table, keep_default_na=False)
-    table = source[source["label"] == "none"].drop(columns="split")
-    table["image"] = [str(labelled_table.parent / name) for name in table["image"]]
+def test_a_single_class_gives_nulls_and_no_crash(evaluated, absolute, tmp_path):
+    table = absolute[absolute["label"] == "none"].drop(columns="split")
     table.to_csv(tmp_path / "one.csv", index=False)
     with pytest.warns(UserWarning):
-        metrics, predictions, _ = evaluated(tmp_path / "one.csv", "--split", "all")
-    assert metrics["auroc"] is None
-    assert 0 <= metrics["accuracy"] <= 1
-    assert len(predictions) == len(table)
+        done = evaluated(tmp_path / "one.csv", split="all")
+    assert done.metrics["auroc"] is None and 0 <= done.metrics["accuracy"] <= 1
+    assert len(done.predictions) == len(table)
 
 
-@pytest.fixture
-def refused(classifier_folder, labelled_table, cache_dir, tmp_path, capsys):
-    def run(**changes) -> str:
-        options = {
-            "model_name_or_path": classifier_folder, "data": labelled_table, "output_dir": tmp_path / "refused",
-            "cache_dir": cache_dir, "dataloader_num_workers": 0, **changes,
-        }  # fmt: skip
-        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        capsys.readouterr()
-        assert run_command(main, words) == 2
-        lines = capsys.readouterr().err.strip().splitlines()
-        assert lines[-1].startswith("error: ")
-        assert sum(line.startswith("error: ") for line in lines) == 1
-        assert not any("Traceback" in line for line in lines)
-        if "output_dir" not in changes:
-            assert not (tmp_path / "refused").exists()
-        return lines[-1]
-
-    return run
+def test_without_a_folder_nothing_is_written(classifier_folder, evaluated, absolute, cache_dir, tmp_path, capsys):
+    (tmp_path / "work").mkdir()
+    absolute["label"] = absolute.groupby("patient_id")["label"].transform("first")
+    absolute.to_csv(tmp_path / "set.csv", index=False)
+    options = {"level": "patient", "confidence_intervals": True, "resamples": 100, "split": "all"}
+    done = evaluate(
+        classifier_folder, tmp_path / "set.csv", cache_dir=str(cache_dir), dataloader_num_workers=0, **options
+    )
+    assert done.output_dir is None and not (tmp_path / "out").exists()
+    assert done.metrics == evaluated(tmp_path / "set.csv", **options).metrics
+    assert done.metrics["auroc_ci95"][0] < done.metrics["auroc"] < done.metrics["auroc_ci95"][1]
+    assert len(done.predictions) == 61  # images, whatever the level
+    assert capsys.readouterr().out == ""
 
 
-def test_models_without_a_head_are_refused(refused, encoder_folder, tmp_path):
-    assert "has no trained classifier" in refused(model_name_or_path=encoder_folder)
-    assert "neither a model folder" in refused(model_name_or_path=tmp_path / "absent")
+def test_the_command_with_all_that_a_report_can_hold(classifier_folder, labelled_table, tmp_path, capsys):
+    folder, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(classifier_folder, folder)
+    write_points(folder, [OperatingPoint("mild", "youden", None, 0.3)], ReportArguments(), images=15)
+    words = ["--model_name_or_path", folder, "--data", labelled_table, "--output_dir", out, "--split", "all",
+             "--dataloader_num_workers", "0", "--confidence_intervals", "--subgroup_columns", "split",
+             "--resamples", "100"]  # fmt: skip
+    main([str(word) for word in words])
+    names = {path.name for path in out.iterdir()}
+    assert {"intervals.csv", "calibration.csv", "subgroups.csv", "operating_points.csv"} <= names
+    assert json.loads((out / "run.json").read_text())["arguments"]["confidence_intervals"] is True
+    assert "auroc" in capsys.readouterr().out
 
 
-def test_labels_the_model_does_not_know_are_named(refused, labelled_table, tmp_path):
-    table = pd.read_csv(labelled_table, keep_default_na=False)
-    table["image"] = [str(labelled_table.parent / name) for name in table["image"]]
-    table.loc[table["label"] == "severe", "label"] = "proliferative"
-    table.to_csv(tmp_path / "unknown.csv", index=False)
-    message = refused(data=tmp_path / "unknown.csv")
-    assert "label(s) proliferative are unknown to the model, whose classes are mild, none, severe" in message
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"subgroup_columns": ["patient"]}, RetFoundError),
+        ({"subgroup_columns": ["split", "id:1,2"]}, RetFoundError),
+        ({"resamples": 10}, RetFoundError),
+        ({"level": "eye"}, RetFoundError),
+        ({"level": "patient"}, RetFoundError),
+        ({"per_device_eval_batch_size": 0}, BadArgumentError),
+        ({"split": "tset"}, RetFoundError),
+    ],
+)
+def test_requests_that_cannot_be_met(evaluated, labelled_table, tmp_path, options, error):
+    with pytest.raises(error):
+        evaluated(labelled_table, **options)
+    assert not (tmp_path / "out").exists()
 
 
-def test_other_bad_input(refused, labelled_table, tmp_path):
-    assert "does not exist" in refused(data=tmp_path / "absent.csv")
-    assert "invalid choice: 'tset'" in refused(split="tset")
-    assert "unknown option --splitt; did you mean --split?" in refused(splitt="test")
-    occupied = tmp_path / "occupied"
-    occupied.mkdir()
-    (occupied / "notes.txt").write_text("mine")
-    assert "is not empty" in refused(output_dir=occupied)
-    assert "must be at least 1" in refused(per_device_eval_batch_size=0)
-    table = pd.read_csv(labelled_table, keep_default_na=False)
-    table["image"] = [str(labelled_table.parent / name) for name in table["image"]]
-    table[table["split"] != "test"].to_csv(tmp_path / "untested.csv", index=False)
-    assert "has no test split" in refused(data=tmp_path / "untested.csv")
-    table["image"] = table["image"] + "x"
-    table.to_csv(tmp_path / "moved.csv", index=False)
-    assert "image files do not exist" in refused(data=tmp_path / "moved.csv")
+def test_models_and_data_that_cannot_be_used(evaluated, encoder_folder, absolute, labelled_table, tmp_path):
+    for model in (encoder_folder, tmp_path / "absent"):
+        with pytest.raises(BadModelError) as error:
+            evaluated(labelled_table, model=model)
+        assert error.value.model == str(model)
+    unknown, untested, moved = absolute.copy(), absolute[absolute["split"] != "test"], absolute.copy()
+    unknown.loc[unknown["label"] == "severe", "label"] = "proliferative"
+    moved["image"] = moved["image"] + "x"
+    for name, table in {"unknown": unknown, "untested": untested, "moved": moved}.items():
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    for name in ("unknown", "untested", "moved", "absent"):
+        with pytest.raises(RetFoundError):
+            evaluated(tmp_path / f"{name}.csv")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError):
+        evaluated(labelled_table)
+    with pytest.raises(TypeError):
+        evaluate("x", "y", splitt="test")
 
 
-def test_corrupt_images_are_named_or_skipped(refused, evaluated, labelled_table, tmp_path):
+def test_corrupt_images_are_named_or_skipped(evaluated, labelled_table, tmp_path):
     root = tmp_path / "damaged"
     shutil.copytree(labelled_table.parent, root)
     victim = root / "images" / "40.png"
     victim.write_bytes(b"no image")
-    assert "40.png" in refused(data=root / "table.csv")
-    _, predictions, record = evaluated(root / "table.csv", "--on_bad_image", "skip")
-    assert len(predictions) == 24
-    assert record["rejected_images"][0][0] == str(victim)
+    with pytest.raises(BadDataError) as error:
+        evaluated(root / "table.csv")
+    assert "40.png" in str(error.value)
+    done = evaluated(root / "table.csv", on_bad_image="skip")
+    assert len(done.predictions) == 24
+    assert done.record["rejected_images"][0][0] == str(victim)
     source = pd.read_csv(labelled_table, keep_default_na=False).set_index("image")
-    assert list(predictions["label"]) == list(source.loc[predictions["id"], "label"])
+    assert list(done.predictions["label"]) == list(source.loc[done.predictions["id"], "label"])
 
 
 def test_a_table_without_splits_is_split_as_in_training(classifier_folder, tmp_path):
-    from retfound_hf.inference.evaluate import split_of_training
-
     assert split_of_training(str(classifier_folder), 5) == {"seed": 5}
     record = {"arguments": {"split_seed": 3, "split_fractions": [0.6, 0.2, 0.2]}}
     (tmp_path / "run.json").write_text(json.dumps(record))
     assert split_of_training(str(tmp_path), 5) == {"seed": 3, "split_fractions": (0.6, 0.2, 0.2)}
+
+
+@pytest.fixture
+def write_table(tmp_path):
+    paths = [save_noise(tmp_path / f"{number}.png", number, (8, 8)) for number in range(44)]
+
+    def write(patients: int, name: str = "set.csv"):
+        rows = [
+            {"image": str(path), "label": "ab"[number % 2], "patient_id": f"P{number:02d}"}
+            for number, path in enumerate(paths[:patients])
+        ]
+        pd.DataFrame(rows).to_csv(tmp_path / name, index=False)
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_a_model_is_not_tested_on_what_it_was_trained_on(tmp_path, write_table):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    data = write_table(40)
+    splits = read_labelled(data, **SEED).table[["id", "patient_id", "split"]]
+    splits.to_csv(folder / "splits.csv", index=False)
+    (folder / "run.json").write_text(json.dumps({"arguments": {"data": data}}))
+    refuse_trained_images(str(folder), read_labelled(data, **SEED), data)
+    # With more patients all are dealt anew.
+    data = write_table(44)
+    labelled = read_labelled(data, **SEED)
+    with pytest.raises(BadDataError) as error:
+        refuse_trained_images(str(folder), labelled, data)
+    learnt, tested = splits.loc[splits["split"] != "test", "id"], labelled.rows("test")["id"]
+    assert set(error.value.rows) == set(learnt) & set(tested)
+    # With the splits of the training, and new patients in the test split, it is accepted.
+    table = pd.read_csv(data).merge(splits[["patient_id", "split"]], on="patient_id", how="left")
+    table.fillna({"split": "test"}).to_csv(data, index=False)
+    refuse_trained_images(str(folder), read_labelled(data), data)
+    # Files of other sets may have the same names.
+    data = write_table(44, "elsewhere.csv")
+    refuse_trained_images(str(folder), read_labelled(data, **SEED), data)
+
+
+def test_two_processes_write_what_one_writes(classifier_folder, labelled_table, tmp_path):
+    def words(name: str) -> list[str]:
+        return [
+            "--model_name_or_path", str(classifier_folder), "--data", str(labelled_table), "--output_dir",
+            str(tmp_path / name), "--cache_dir", str(tmp_path / f"cache-{name}"), "--dataloader_num_workers", "0",
+            "--per_device_eval_batch_size", "1",
+        ]  # fmt: skip
+
+    printed = run_in_two(SCRIPTS / "evaluate.py", words("two"), tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert printed.count("balanced_accuracy") == 1
+    main(words("one"))
+    for name in ("metrics.json", "predictions.csv"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+
+
+def test_a_script_exits_with_one_line(tmp_path):
+    command = [
+        sys.executable, str(SCRIPTS / "evaluate.py"), "--model_name_or_path", str(tmp_path / "absent"), "--data",
+        str(tmp_path), "--output_dir", str(tmp_path / "out"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert not (tmp_path / "out").exists()

@@ -1,16 +1,20 @@
-"""Layer-wise learning rates against an independent implementation of the official rule, and the schedule per step."""
+"""Layer-wise rates against the official rule, the schedule per step, the choice of the best epoch, balanced draws."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, TrainerCallback, get_scheduler
+from transformers import AutoModelForImageClassification, EvalPrediction, TrainerCallback, get_scheduler
 
-from retfound_hf import RetFoundForImageClassification
+from retfound_hf.errors import BadArgumentError
+from retfound_hf.evaluation.metrics import compute_metrics
 from retfound_hf.finetuning.arguments import FinetuneTrainingArguments
 from retfound_hf.finetuning.classifier import build_classifier
 from retfound_hf.finetuning.methods import METHODS
-from retfound_hf.finetuning.trainer import layer_decay_groups
+from retfound_hf.finetuning.trainer import BalancedSampler, layer_decay_groups, selection_metrics
+from retfound_hf.inference.predict import Classifier, to_scores
+from retfound_hf.vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 RATE, DECAY, WEIGHT_DECAY = 1e-3, 0.65, 0.05
 LABELS = {"num_labels": 2, "id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}, "problem_type": None}
@@ -78,34 +82,6 @@ def test_groups_equal_the_official_rule(classifier):
         assert found[name] == (pytest.approx(rate, rel=1e-12), weight_decay), name
 
 
-def test_each_trained_parameter_is_in_one_group(classifier):
-    members = [id(p) for g in layer_decay_groups(classifier, RATE, WEIGHT_DECAY, DECAY) for p in g["params"]]
-    assert len(members) == len(set(members))
-    assert set(members) == {id(parameter) for parameter in classifier.parameters() if parameter.requires_grad}
-
-
-def test_rates_of_retfound_by_hand(encoder_folder):
-    model = build_classifier(str(encoder_folder), None, LABELS)
-    groups = layer_decay_groups(model, RATE, WEIGHT_DECAY, DECAY)
-    group_of = {id(parameter): group for group in groups for parameter in group["params"]}
-    named = dict(model.named_parameters())
-    by_hand = {  # three blocks: layers 0 to 4
-        "vit.embeddings.position_embeddings": (RATE * 0.65**4, 0.0),
-        "vit.embeddings.cls_token": (RATE * 0.65**4, 0.0),
-        "vit.embeddings.patch_embeddings.projection.weight": (RATE * 0.65**4, 0.05),
-        "vit.embeddings.patch_embeddings.projection.bias": (RATE * 0.65**4, 0.0),
-        "vit.encoder.layer.0.attention.attention.query.weight": (RATE * 0.65**3, 0.05),
-        "vit.encoder.layer.2.intermediate.dense.weight": (RATE * 0.65, 0.05),
-        "vit.encoder.layer.2.layernorm_after.weight": (RATE * 0.65, 0.0),
-        "fc_norm.weight": (RATE, 0.0),
-        "classifier.weight": (RATE, 0.05),
-        "classifier.bias": (RATE, 0.0),
-    }
-    for name, (rate, weight_decay) in by_hand.items():
-        group = group_of[id(named[name])]
-        assert (group["lr"], group["weight_decay"]) == (pytest.approx(rate), weight_decay), name
-
-
 def test_what_is_frozen_is_left_out(encoder_folder):
     model = build_classifier(str(encoder_folder), None, LABELS)
     model.vit.encoder.requires_grad_(False)
@@ -170,23 +146,101 @@ def test_schedule_inside_the_trainer_is_that_of_mae(job):
     assert sum("eval_auroc" in entry for entry in history) == 5
 
 
-def test_last_rate_of_a_long_schedule_is_a_millionth(tmp_path):
-    args = FinetuneTrainingArguments(output_dir=str(tmp_path), use_cpu=True, learning_rate=5e-4)
-    scheduler = get_scheduler(
-        args.lr_scheduler_type,
-        torch.optim.AdamW(torch.nn.Linear(2, 2).parameters(), lr=5e-4),
-        num_warmup_steps=args.get_warmup_steps(1000),
-        num_training_steps=1000,
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
-    )
-    rates = [5e-4 * scheduler.lr_lambdas[0](step) for step in (100, 200, 600, 1000)]
-    assert rates == pytest.approx([2.5e-4, 5e-4, (5e-4 + 1e-6) / 2, 1e-6])
+def selected(logits, labels, problem_type=SINGLE_LABEL, names=("a", "b")):
+    prediction = EvalPrediction(predictions=np.asarray(logits, np.float32), label_ids=np.asarray(labels))
+    with pytest.warns() if len(set(np.ravel(labels).tolist())) == 1 else np.errstate():
+        return selection_metrics(prediction, problem_type, names)["selection"]
 
 
-def test_auto_class_and_own_class_have_the_same_groups(encoder_folder, tmp_path):
-    model = build_classifier(str(encoder_folder), None, LABELS)
-    model.save_pretrained(tmp_path)
-    loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
-    assert isinstance(loaded, RetFoundForImageClassification)
-    sizes = [[len(g["params"]) for g in layer_decay_groups(m, RATE, 0.05, 0.65)] for m in (model, loaded)]
-    assert sizes[0] == sizes[1]
+def test_auroc_decides_before_the_loss():
+    labels = [0, 1, 0, 1]
+    ranked = selected([[0, 0.0], [0, 0.2], [0, 0.1], [0, 0.3]], labels)
+    confident_but_worse = selected([[0, -4.0], [0, 4.0], [0, 5.0], [0, 6.0]], labels)
+    assert ranked == pytest.approx(1, abs=1e-5)
+    assert confident_but_worse == pytest.approx(0.75, abs=1e-5)
+    assert ranked > confident_but_worse
+
+
+def test_of_equal_aurocs_the_lower_loss_is_better():
+    labels = [0, 1, 0, 1]
+    early, late = ([[0, 0.1 * scale * sign] for sign in (-1, 1, -2, 2)] for scale in (1, 20))
+    assert selected(late, labels) > selected(early, labels)
+
+
+def test_without_auroc_the_loss_decides():
+    better, worse = ([[0, value]] * 3 for value in (3.0, 1.0))
+    assert selected(better, [1, 1, 1]) > selected(worse, [1, 1, 1])
+
+
+def test_regression_is_selected_by_its_error():
+    near, far = ([[1.1], [2.0], [2.9]], [[1.5], [2.5], [2.5]])
+    assert selected(near, [1.0, 2.0, 3.0], REGRESSION, ("age",)) == pytest.approx(-(0.01 + 0 + 0.01) / 3, rel=1e-4)
+    assert selected(near, [1.0, 2.0, 3.0], REGRESSION, ("age",)) > selected(far, [1.0, 2.0, 3.0], REGRESSION, ("age",))
+
+
+def test_trainer_is_told_to_select_by_it(tmp_path):
+    args = FinetuneTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert (args.metric_for_best_model, args.greater_is_better) == ("selection", True)
+    other = FinetuneTrainingArguments(output_dir=str(tmp_path), use_cpu=True, metric_for_best_model="loss")
+    assert other.greater_is_better is False
+
+
+def test_the_folder_holds_the_epoch_of_the_highest_auroc(run, noise_set):
+    done = run(
+        data=str(noise_set), num_train_epochs=6, seed=2, augmentation="none", drop_path=0.0, learning_rate=1e-2
+    )  # fmt: skip
+    aurocs = [entry["eval_auroc"] for entry in done.history if "eval_auroc" in entry]
+    losses = [entry["eval_loss"] for entry in done.history if "eval_loss" in entry]
+    # On noise AUROC goes up and down, so that the last epoch, or the one of the lowest loss, is another.
+    assert aurocs[-1] < max(aurocs)
+    assert aurocs[int(np.argmin(losses))] < max(aurocs)
+    assert done.validation_metrics["auroc"] == pytest.approx(max(aurocs), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("retfound", "full"), ("vit_mae", "full"), ("vit", "full"), ("dinov2", "full"), ("retfound", "lora")],
+)
+def test_weights_of_an_earlier_epoch_come_back(job, stock_folder, tmp_path, kind, method):
+    """Highest calibration error: the first epoch. Every tensor must come back, whatever its name on disk."""
+    folder = {} if kind == "retfound" else {"model_name_or_path": str(stock_folder(kind))}
+    made = job(method=method, metric_for_best_model="ece", greater_is_better=True, save_total_limit=3, **folder)
+    model, history = made.train()
+    entries = [entry for entry in history if "eval_ece" in entry]
+    assert entries[0]["eval_ece"] > entries[1]["eval_ece"] > entries[2]["eval_ece"]
+    first = tmp_path / "out" / "checkpoint-3"
+    if method == "full":
+        stored = AutoModelForImageClassification.from_pretrained(first).state_dict()
+        own = model.state_dict()
+        assert stored.keys() == own.keys()
+        assert all(torch.equal(stored[name], own[name]) for name in stored)
+    validation = made.splits["val"]
+    scores = to_scores(Classifier(model, made.classifier.processor).logits(validation.images), SINGLE_LABEL)
+    metrics = compute_metrics(SINGLE_LABEL, validation.targets, scores, ("amd", "healthy"))
+    assert metrics["ece"] == pytest.approx(entries[0]["eval_ece"], rel=1e-4)
+    assert metrics["brier"] == pytest.approx(entries[0]["eval_brier"], rel=1e-4)
+
+
+def test_balanced_draws_come_evenly():
+    targets = np.array([0] * 900 + [1] * 90 + [2] * 10)
+    drawn = targets[list(BalancedSampler(targets, SINGLE_LABEL, seed=0))]
+    assert len(drawn) == 1000
+    assert np.bincount(drawn) / 1000 == pytest.approx([1 / 3] * 3, abs=0.05)
+
+
+def test_balanced_draws_follow_seed_and_epoch():
+    targets = np.array([0] * 30 + [1] * 10)
+
+    def draws(seed: int, epoch: int) -> list[int]:
+        sampler = BalancedSampler(targets, SINGLE_LABEL, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert draws(0, 0) == draws(0, 0)
+    assert len({tuple(draws(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
+@pytest.mark.parametrize("problem_type", [MULTI_LABEL, REGRESSION])
+def test_balanced_draws_need_one_class_per_image(problem_type):
+    with pytest.raises(BadArgumentError):
+        BalancedSampler(np.zeros((4, 2)), problem_type, seed=0)
