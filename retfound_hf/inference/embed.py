@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ..data.image_sources import Part, ShardPart, identities
+from ..data.image_sources import Part, ShardPart, identities, open_files
 from ..errors import OutputError
 from ..files import atomic_file, refuse_existing, write_json
 from ..models.loading import load_encoder, load_processor
 from ..models.starting_points import accepted_weights
 from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
-from .predict import ForwardArguments, forward_part, image_parts, pooled, process_state
+from .predict import ForwardArguments, forward_part, pooled, process_state
 
 
 @dataclass
@@ -69,7 +69,7 @@ def embed(
         encoder, processor = load_encoder(str(model)), load_processor(str(model))
         found = [
             forward_part(encoder, part, processor, pooled, forward_arguments.on_bad_image, **forward_arguments.options)
-            for part in image_parts(images, arguments.part_size)
+            for part in open_files(images).parts(arguments.part_size)
         ]
         ids, vectors, rejected = zip(*found, strict=True)
         return Embeddings(np.concatenate(ids).astype(object), np.concatenate(vectors), list(chain(*rejected)))
@@ -101,7 +101,7 @@ def run(arguments: EmbedArguments, forward_arguments: ForwardArguments) -> tuple
         refuse_existing(output_dir, forward_arguments.overwrite_output_dir)
     encoder, processor = load_encoder(model_name), load_processor(model_name)
     options = forward_arguments.options
-    parts = image_parts(arguments.data, arguments.part_size)
+    parts = list(open_files(arguments.data).parts(arguments.part_size))
     files = [_part_file(folder, part) for part in parts]  # before any image can change
     plan = {"model": [model_name, identities(model_name)], "processor": processor.to_dict()}
     # As it comes back from the file.

@@ -237,11 +237,6 @@ def to_scores(logits: np.ndarray, problem_type: str) -> np.ndarray:
     return PROBLEM_TYPES[problem_type].to_scores(torch.from_numpy(logits).double()).numpy()
 
 
-def image_parts(images: str | Path | Sequence[Any], part_size: int = 1000) -> list[Part | ShardPart]:
-    """Images of a folder, a table or a list (see `open_files`) in parts of at most `part_size`."""
-    return list(open_files(images).parts(part_size))
-
-
 def forward_part(
     model: nn.Module, part: Part | ShardPart, processor: RetFoundImageProcessor, take: Callable[[Any], Tensor],
     on_bad_image: str = "error", **options: Any,
@@ -279,6 +274,7 @@ logger = logging.getLogger(__name__)
 # Images to augment keep twice the input's side: a crop of a quarter of the area is still not enlarged.
 TRAINING_SIDES = 2
 LOOKED_AT = 16
+PART = 1000  # images in memory at once
 
 
 @dataclass(frozen=True)
@@ -391,7 +387,7 @@ class Classifier:
         """
         parts = [
             forward_part(self.model, part, self.processor, lambda outputs: outputs.logits, on_bad_image, **options)
-            for part in image_parts(images)
+            for part in open_files(images).parts(PART)
         ]
         ids = [name for names, _, _ in parts for name in names]
         scores = to_scores(np.concatenate([values for _, values, _ in parts]), self.problem_type)

@@ -284,7 +284,7 @@ def test_a_method_of_ones_own_runs_through_the_command(
              "--confidence_intervals", "--resamples", "100"]  # fmt: skip
     assert run_command(command("finetune"), [*map(str, words), *options]) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["auroc_ci95"][0] <= metrics["auroc"] <= metrics["auroc_ci95"][1]
+    assert metrics["loss_ci95"][0] <= metrics["loss"] <= metrics["loss_ci95"][1]
     assert METHODS[name].title in (tmp_path / "out" / "README.md").read_text()
     stored, own = (load_file(folder / "model.safetensors") for folder in (encoder_folder, tmp_path / "out"))
     changed = {key for key in own if key.startswith("vit.") and not torch.equal(own[key], stored[key])}
