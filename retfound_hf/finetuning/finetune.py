@@ -17,7 +17,7 @@ from ..evaluation.predictions import Predictions
 from ..evaluation.report import format_table, write_points, write_report
 from ..evaluation.thresholds import OperatingPoint, choose_points
 from ..files import move_into, refuse_existing, write_json
-from ..inference.evaluate import write_splits
+from ..inference.evaluate import SPLITS_FILE
 from ..inference.predict import Classifier, PreparedSplit, prepare_split, process_state, warn_of_modality
 from ..options import parse_arguments
 from ..record import write_run_record
@@ -159,7 +159,7 @@ def run(args: FinetuneArguments) -> FinetuneRun:
                 write_points(folder, points, args.report, images=len(predictions["val"]))
             write_report(folder / "validation", predictions["val"], args.report)
             metrics = write_report(folder, predictions["test"], args.report, points)
-            write_splits(folder, prepared.labelled)
+            prepared.labelled.table[["id", "patient_id", "split"]].to_csv(folder / SPLITS_FILE, index=False)
             write_json(folder / "history.json", trained.history)
             write_finetuned_card(folder, Path(args.output_dir).name, args, method, prepared, seconds)
             write_run_record(

@@ -14,12 +14,12 @@ from ..data.labelled import LabelledSet, read_labelled
 from ..errors import BadDataError, join_names
 from ..evaluation.predictions import Predictions
 from ..evaluation.report import ReportArguments, format_table, measure, read_points, write_report
-from ..files import atomic_file, refuse_existing
+from ..files import refuse_existing
 from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
 from .predict import ForwardArguments, load_classifier, prepare_split, process_state, warn_of_modality
 
-SPLITS_FILE = "splits.csv"
+SPLITS_FILE = "splits.csv"  # `id`, `patient_id` and `split` of every image of the labelled set of a training
 
 
 @dataclass
@@ -108,12 +108,6 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
         )  # fmt: skip
     state.wait_for_everyone()
     return Evaluation(metrics, predictions, None if output_dir is None else Path(output_dir))
-
-
-def write_splits(folder: Path, labelled: LabelledSet) -> None:
-    """Write `splits.csv`: `id`, `patient_id` and `split` of every image of the set."""
-    with atomic_file(folder / SPLITS_FILE) as partial:
-        labelled.table[["id", "patient_id", "split"]].to_csv(partial, index=False)
 
 
 def split_of_training(model_folder: str, seed: int) -> dict[str, Any]:
