@@ -1,211 +1,151 @@
-"""HTML of the page, from templates that escape whatever is put into them; theme, pictures, examples."""
+"""HTML of the page, from templates that escape what is put into them; theme, pictures and examples."""
 
 import base64
 import re
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import gradio
+import jinja2
 import numpy as np
+from gradio.themes import Base, Color, Font
 from PIL import Image
 
+from ..errors import UnreadableImageError
 from ..evaluation.calibration import is_uninformed
-from ..images.quality import Quality
+from ..evaluation.metrics import THRESHOLD
 from ..images.synthetic import CLASSES, draw_patient
 from ..images.synthetic import render as draw
-from .predictor import PRESENT, Answer, Reader
+from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, SINGLE_LABEL
+from .predictor import Answer, Reader
+
+HERE = Path(__file__).parent
+NO_CARD = "The model has no card that says what it is intended for."
+SHOWN_SIDE, THUMBNAIL_SIDE = 1024, 192
+EXAMPLE = {"severity": 0.8, "image_size": 384}
+AIMS = {"sensitivity": "a sensitivity of {:.0%}", "specificity": "a specificity of {:.0%}", "youden": "their best sum"}
 
 
-def theme() -> Any:
-    """A calm theme without a font from elsewhere."""
-    import gradio
-    from gradio.themes import Color, Font
-
+def theme() -> Base:
+    """A calm theme with fonts of the visitor's machine."""
     ink = Color(
         c50="#eef6f7", c100="#d6e9eb", c200="#aed3d7", c300="#7fb8be", c400="#4b979f", c500="#217780", c600="#0f5f68",
         c700="#0c4d55", c800="#0b3f45", c900="#0a3338", c950="#062125",
     )  # fmt: skip
     fonts = [Font("system-ui"), Font("-apple-system"), Font("Segoe UI"), Font("Roboto"), Font("sans-serif")]
     mono = [Font("ui-monospace"), Font("Consolas"), Font("monospace")]
-    return gradio.themes.Base(primary_hue=ink, neutral_hue="slate", font=fonts, font_mono=mono, radius_size="md")
+    return Base(primary_hue=ink, neutral_hue="slate", font=fonts, font_mono=mono, radius_size="md")
 
 
-NO_CARD = "The folder has no card that says what the model is intended for."
+@lru_cache
+def _template(name: str) -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(HERE / "templates")
+    return jinja2.Environment(
+        loader=loader, undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    ).get_template(f"{name}.html")
+
+
+def render(template: str, **facts: Any) -> str:
+    """The template of that name, filled with escaped facts.
+
+    Raises:
+        jinja2.UndefinedError: a fact that the template needs is missing.
+    """
+    return _template(template).render(**facts)
+
+
+def html_block(template: str, options: dict[str, Any] | None = None, **facts: Any) -> gradio.HTML:
+    """A rendered template as a gradio `HTML` in the style of style.css; `options` as there."""
+    return gradio.HTML(render(template, **facts), apply_default_css=False, **(options or {}))
+
+
+def message(error: Exception, name: str = "") -> str:
+    """HTML that says what is wrong, and with which file."""
+    text = error.reason if isinstance(error, UnreadableImageError) else str(error)
+    return render("message", text=f"{name}: {text}" if name else text[:1].upper() + text[1:])
 
 
 def intended_use(name_or_path: str) -> str:
-    """The section of the card whose heading speaks of intended use, as Markdown without the heading."""
-    text = _card(name_or_path)
+    """Section of the model's card on its intended use, as Markdown without the heading."""
+    from huggingface_hub import try_to_load_from_cache
+
+    is_folder = Path(name_or_path).is_dir()
+    path = Path(name_or_path, "README.md") if is_folder else try_to_load_from_cache(name_or_path, "README.md")
+    text = Path(path).read_text(encoding="utf-8") if isinstance(path, (str, Path)) and Path(path).is_file() else ""
     found = re.search(r"^(#{1,4}) [^\n]*intended use[^\n]*\n(.*?)(?=^#{1,4} |\Z)", text, re.M | re.S | re.I)
     return found[2].strip() if found else NO_CARD
 
 
-def _card(name_or_path: str) -> str:
-    path: Path | str | None = Path(name_or_path) / "README.md"
-    if not Path(name_or_path).is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        path = try_to_load_from_cache(name_or_path, "README.md")
-    return Path(path).read_text(encoding="utf-8") if isinstance(path, (str, Path)) and Path(path).is_file() else ""
-
-
-LONGEST_SIDE = 1024
-
-
-@dataclass(frozen=True)
-class Photo:
-    """An image as the page shows it: an address that holds it, width and height in pixels."""
-
-    uri: str
-    size: tuple[int, int]
-
-
-def photo_of(image: Image.Image) -> Photo:
-    """The image reduced to at most 1,024 pixels."""
+def reduced(image: Image.Image, side: int = SHOWN_SIDE) -> Image.Image:
+    """A copy of which no side is longer than `side` pixels."""
     small = image.copy()
-    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC, reducing_gap=3)
-    return Photo(data_uri(small), small.size)
+    small.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=3)
+    return small
 
 
 def data_uri(image: Image.Image, kind: str = "JPEG") -> str:
-    """The image as an address that holds it, `JPEG` for photographs or `PNG` for layers with transparency."""
+    """The image within an address: `JPEG` for photographs, `PNG` for layers with transparency."""
     file = BytesIO()
     image.save(file, kind, **({"quality": 88} if kind == "JPEG" else {"compress_level": 3}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-SEED, SEVERITY, SIZE, THUMBNAIL = 7, 0.8, 384, 96
-
-
-@dataclass(frozen=True)
-class Example:
-    name: str
-    image: Image.Image
-
-    @cached_property
-    def thumbnail(self) -> Image.Image:
-        small = self.image.copy()
-        small.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))  # twice, for screens of high density
-        return small
-
-
-def draw_examples(modality: str | None, size: int = SIZE) -> list[Example]:
-    """One image of each synthetic condition of the modality; of both modalities where it is unknown."""
-    found = []
-    for kind in (modality,) if modality else tuple(CLASSES):
-        eye = draw_patient(np.random.default_rng(SEED), kind)[0]
+def draw_examples(modality: str | None) -> dict[str, Image.Image]:
+    """Synthetic images by name, one of each condition; of every modality where the model's is unknown."""
+    found = {}
+    for kind in CLASSES if modality is None else {modality} & set(CLASSES):
+        eye = draw_patient(np.random.default_rng(7), kind)[0]
         for condition in CLASSES[kind]:
-            image = draw(eye, condition, SEVERITY, size, np.random.default_rng(SEED)).image
-            found.append(Example(f"synthetic {kind.upper()}, {condition}", Image.fromarray(image)))
+            image = draw(eye, condition, **EXAMPLE, rng=np.random.default_rng(7)).image
+            found[f"synthetic {kind.upper()}, {condition}"] = Image.fromarray(image)
     return found
 
 
-FOLDER = Path(__file__).parent / "templates"
-QUALITY_WORDS = {"ok": "fit to be judged", "doubtful": "doubtful", "reject": "not fit to be judged"}
-LABELS = {
-    "single_label_classification": "Most probable for the model",
-    "multi_label_classification": "Present for the model",
-    "regression": "The model predicts",
-}
-AIMS = {"sensitivity": "a sensitivity of {:.0%}", "specificity": "a specificity of {:.0%}", "youden": "their best sum"}
-
-
-def render(template: str, **facts: Any) -> str:
-    """The template of that name with its facts filled in and escaped.
-
-    Raises:
-        jinja2.UndefinedError: a fact that the template needs is missing.
-    """
-    return _environment().get_template(f"{template}.html").render(**facts)
-
-
-def own_html(html: str, **options: Any) -> Any:
-    """A gradio `HTML` that looks as style.css says and not as gradio would have it."""
-    import gradio
-
-    return gradio.HTML(html, apply_default_css=False, **options)
-
-
-def message(error: object, name: str = "") -> str:
-    """What is wrong, where an answer would stand; `name` is the file that it is wrong with."""
-    text = str(error).removeprefix("cannot read the image: ")
-    return render("message", text=f"{name}: {text}" if name else text[:1].upper() + text[1:])
-
-
 def describe(reader: Reader, answer: Answer, name: str, size: tuple[int, int]) -> str:
-    """Prediction, bars, calibration and quality of one image."""
-    rows = sorted(zip(reader.class_names, answer.scores.tolist(), strict=True), key=lambda row: -row[1])
-    if reader.problem_type == "regression":
-        rows = list(zip(reader.class_names, answer.scores.tolist(), strict=True))
-    is_single = reader.problem_type == "single_label_classification"
+    """Prediction, bars, calibration and quality of one image, as HTML.
+
+    Args:
+        reader: the model that answered.
+        answer: its answer.
+        name: of the image.
+        size: its width and height in pixels.
+    """
+    rows = list(zip(reader.class_names, answer.scores.tolist(), strict=True))
+    has_bars = PROBLEM_TYPES[reader.problem_type].is_classification
+    if has_bars:
+        rows.sort(key=lambda row: -row[1])
+    if not has_bars:
+        label, headline = "The model predicts", ", ".join(f"{name} {value:.4g}" for name, value in rows)
+    elif reader.problem_type == MULTI_LABEL:
+        present = ", ".join(name for name, value in rows if value >= THRESHOLD)
+        label, headline = "Present, says the model", present or f"Nothing above {THRESHOLD:.0%}"
+    else:
+        label, headline = "Most probable, says the model", rows[0][0]
     return render(
-        "answer",
-        kind=reader.problem_type,
-        label=LABELS[reader.problem_type],
-        confidence=f"{rows[0][1]:.1%}" if is_single else "",
-        headline=headline(reader.problem_type, rows),
-        rows=rows,
-        calibration=calibration(reader),
-        decisions=decisions(reader, rows),
-        quality=quality_facts(answer.quality),
-        name=name,
-        width=size[0],
-        height=size[1],
-    )
-
-
-def headline(problem_type: str, rows: list[tuple[str, float]]) -> str:
-    """The answer in one line; `rows` are names and scores, the highest first."""
-    if problem_type == "regression":
-        return ", ".join(f"{name} {value:.4g}" for name, value in rows)
-    if problem_type == "multi_label_classification":
-        return ", ".join(name for name, value in rows if value >= PRESENT) or f"Nothing above {PRESENT:.0%}"
-    return rows[0][0]
+        "answer", label=label, headline=headline, rows=rows, has_bars=has_bars, calibration=calibration(reader),
+        is_single=reader.problem_type == SINGLE_LABEL, decisions=decisions(reader, dict(rows)), quality=answer.quality,
+        name=name, width=size[0], height=size[1],
+    )  # fmt: skip
 
 
 def calibration(reader: Reader) -> str:
-    """Whether the probabilities were fitted to what was seen on validation data."""
-    if reader.problem_type == "regression":
-        return ""
+    """Whether the probabilities can be read as chances."""
     if reader.temperature is None:
-        return "Not calibrated: read the numbers as an order, not as chances."
+        return "Not calibrated: compare the numbers with each other, but do not read them as chances."
     if is_uninformed(reader.temperature):
         return (
-            "Not calibrated: on validation data the scores were hardly better than guessing, or far too sure; the "
-            "numbers say little."
+            "Not calibrated: on validation data the model was hardly better than guessing, or far too sure of itself."
         )
     return f"Calibrated on validation data (temperature {reader.temperature:.2f})."
 
 
-def decisions(reader: Reader, rows: list[tuple[str, float]]) -> list[tuple[str, list[tuple[str, float]]]]:
-    """What the thresholds of the model folder were chosen for, each with the classes that reach theirs and these."""
-    scores = dict(rows)
+def decisions(reader: Reader, scores: dict[str, float]) -> dict[str, list[tuple[str, float]]]:
+    """Classes that reach their thresholds, with these, by what the thresholds were chosen for."""
     present: dict[str, list[tuple[str, float]]] = {}
     for point in sorted(reader.points, key=lambda point: -scores[point.label]):
         reached = present.setdefault(AIMS[point.criterion].format(point.target), [])
         if scores[point.label] >= point.threshold:
             reached.append((point.label, point.threshold))
-    return list(present.items())
-
-
-def quality_facts(quality: Quality) -> dict[str, Any]:
-    return {
-        "verdict": quality.verdict,
-        "words": QUALITY_WORDS[quality.verdict],
-        "reasons": [reason[:1].upper() + reason[1:] for reason in quality.reasons],
-    }
-
-
-@lru_cache
-def _environment() -> Any:
-    import jinja2
-
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    return present

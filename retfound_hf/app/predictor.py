@@ -1,4 +1,4 @@
-"""A fine-tuned folder that answers about one image, or about many."""
+"""Models behind the page: a classifier that answers about images, an autoencoder that reconstructs them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,24 +7,28 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
 from ..evaluation.report import ReportArguments, read_points
 from ..evaluation.thresholds import OperatingPoint
+from ..explanation.reconstruction import COLUMNS, paint, sheet_row
+from ..explanation.relevance import relevance
+from ..images.drawing import colour_layer, heat_on_image
+from ..images.geometry import ImageRegion
 from ..images.quality import Quality, assess_quality
-from ..inference.predict import SourceSet, forward_here, process_state, to_scores
-from ..models.loading import load_classifier, load_processor
-
-PRESENT = 0.5  # probability from which a label of a multi-label model counts as present, as in predictions.csv
+from ..inference.predict import process_state, to_scores
+from ..models.loading import load_autoencoder, load_classifier, load_processor
+from ..vocabulary import SINGLE_LABEL
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says about one image.
+    """Answer about one image.
 
     Attributes:
-        scores: (outputs,) class probabilities, label probabilities, or predicted values.
+        scores: (outputs,) class probabilities, label probabilities, or predicted numbers.
         pixel_values: (1, 3, size, size), the network's input, from which a map can be made.
-        quality: whether the image is fit to be judged.
+        quality: whether the image can be judged.
     """
 
     scores: np.ndarray
@@ -33,13 +37,13 @@ class Answer:
 
 
 class Reader:
-    """Holds the model and nothing of any image; several threads may ask at the same time.
+    """Classifier or regressor that keeps nothing of an image; threads may share it.
 
     Args:
         name_or_path: fine-tuned folder, adapter folder or Hub id.
 
     Raises:
-        RetFoundError: a folder without a trained classifier.
+        BadModelError: a folder without a trained classifier.
     """
 
     def __init__(self, name_or_path: str):
@@ -48,7 +52,7 @@ class Reader:
         self.processor = load_processor(name_or_path)
         config = self.model.config
         self.class_names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
-        self.problem_type: str = config.problem_type or "single_label_classification"
+        self.problem_type: str = config.problem_type or SINGLE_LABEL
         self.modality: str | None = getattr(config, "modality", None)
         temperature = getattr(config, "calibration_temperature", 1.0)
         self.temperature: float | None = None if temperature == 1 else temperature
@@ -56,25 +60,68 @@ class Reader:
         self.points: list[OperatingPoint] = read_points(name_or_path, self.class_names, ReportArguments())
 
     @torch.inference_mode()
-    def answer(self, image: Image.Image) -> Answer:
-        """Judge and classify one RGB image."""
-        pixel_values = self.processor(image, return_tensors="pt")["pixel_values"]
+    def scores(self, images: Sequence[Image.Image]) -> tuple[np.ndarray, Tensor]:
+        """Scores (images, outputs) of RGB images in one batch, and the network's input (images, 3, size, size)."""
+        pixel_values = self.processor(list(images), return_tensors="pt")["pixel_values"]
         logits = self.model(pixel_values=pixel_values.to(self.model.device)).logits.float().cpu().numpy()
-        scores = to_scores(logits, self.problem_type)[0]
-        return Answer(scores, pixel_values, assess_quality(image, self.modality))
+        return to_scores(logits, self.problem_type), pixel_values
 
-    def scores(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Scores (images, outputs) of RGB images in one batch, as `evaluate` computes them."""
-        logits, _ = forward_here(
-            self.model,
-            SourceSet(images, self.processor),
-            self.processor,
-            lambda outputs: outputs.logits,
-            batch_size=len(images),
-            description=None,
-        )
-        return to_scores(logits, self.problem_type)
+    def answer(self, image: Image.Image) -> Answer:
+        """Scores and quality of one RGB image."""
+        scores, pixel_values = self.scores([image])
+        return Answer(scores[0], pixel_values, assess_quality(image, self.modality))
 
-    def warm_up(self) -> None:
-        """Answer once, so that the first visitor does not wait for what the libraries do once."""
-        self.answer(Image.new("RGB", (64, 64)))
+    def input_window(self, image: Image.Image, size: tuple[int, int]) -> ImageRegion:
+        """Region of the network's input on an image that is shown at `size` (width, height)."""
+        window = self.processor.input_window(image, self.processor.crop_box(image))
+        return window.scaled(size[0] / image.width, size[1] / image.height)
+
+    def relevance_layer(
+        self, pixel_values: Tensor, window: ImageRegion, target: str, size: tuple[int, int]
+    ) -> tuple[Image.Image, float]:
+        """Transparent layer of colours for the image shown at `size`, and the multiple of the average at its hottest.
+
+        Args:
+            pixel_values: (1, 3, height, width), the network's input made from the image.
+            window: its `input_window` at that size.
+            target: name of a class or target.
+            size: width and height in pixels.
+
+        Raises:
+            RetFoundError: an architecture without relevance maps.
+        """
+        maps = relevance(self.model, pixel_values, self.class_names.index(target))
+        heat = heat_on_image(maps.patches[0].numpy(), window, size)
+        return colour_layer(heat.values, opacity=1.0), heat.top
+
+
+class Reconstructor:
+    """Masked autoencoder that keeps nothing of an image; threads may share it.
+
+    Raises:
+        BadModelError: a folder without a decoder.
+    """
+
+    def __init__(self, name_or_path: str):
+        self.name_or_path = name_or_path
+        self.model = load_autoencoder(name_or_path).to(process_state().device)
+        self.processor = load_processor(name_or_path)
+        self.mask_ratio: float = self.model.config.mask_ratio
+
+    def prepared(self, image: Image.Image) -> Tensor:
+        """The network's input (1, 3, height, width)."""
+        return self.processor(image, return_tensors="pt")["pixel_values"]
+
+    def pictures(self, pixel_values: Tensor, mask_ratio: float, seed: int) -> tuple[dict[str, Image.Image], float]:
+        """Pictures by their names in `COLUMNS`, and the mean error of the hidden patches as the loss counts it.
+
+        Args:
+            pixel_values: (1, 3, height, width), as `prepared`.
+            mask_ratio: share of hidden patches.
+            seed: of the choice of hidden patches.
+        """
+        found = paint(self.model, pixel_values, ["page"], self.processor, mask_ratio, seed)
+        hidden = found.mask[0]
+        loss = float(found.error[0][hidden].mean()) if hidden.any() else 0.0
+        pictures = [to_pil_image(picture.cpu()) for picture in sheet_row(found, 0)]
+        return dict(zip(COLUMNS, pictures, strict=True)), loss

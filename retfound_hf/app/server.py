@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import RetFoundError, missing_extra
+from ..errors import BadArgumentError, missing_extra, require_range
 from ..options import parse_arguments
-from .page import forget_sessions
-from .uploads import Limits, place_uploads_apart, private_folder
+from .uploads import Limits, patch_gradio, private_folder
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Gradio compiles its templates in the browser, hence the two `unsafe`; everything comes from this server alone.
@@ -28,8 +27,9 @@ HEADERS = {
     b"referrer-policy": b"no-referrer",
     b"x-content-type-options": b"nosniff",
 }
-# Before gradio is imported: no telemetry, no question for a newer version.
+# Before gradio is imported: no telemetry, no check for a newer version.
 OFFLINE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+PASSWORD = "RETFOUND_APP_PASSWORD"
 
 
 class SafeHeaders:
@@ -48,66 +48,57 @@ class SafeHeaders:
 
 
 def serve(
-    model: str,
-    reconstruction_model: str | None = None,
-    host: str = LOOPBACK[0],
-    port: int = 7860,
-    credentials: tuple[str, str] | None = None,
-    limits: Limits | None = None,
-    wait: bool = True,
-) -> Any:
-    """Load the model, answer once to warm up, and serve the page until interrupted.
+    model: str, reconstruction_model: str | None = None, host: str = LOOPBACK[0], port: int = 7860,
+    credentials: tuple[str, str] | None = None, limits: Limits | None = None,
+) -> Any:  # fmt: skip
+    """Load the model, answer once to warm up, and serve the page from threads of its own.
 
     Args:
         model: fine-tuned folder, adapter folder or Hub id; or a folder of pretraining, for its reconstructions alone.
         reconstruction_model: folder of pretraining whose reconstructions are shown beside the classifier.
+        host: address to listen on.
+        port: port to listen on.
         credentials: user and password that a visitor has to give.
-        wait: return at once when false, with the page running in threads of its own.
+        limits: for uploads.
 
     Returns:
-        The gradio `Blocks`; `close()` stops it.
+        The gradio `Blocks`: `block_thread()` serves until interrupted, `close()` stops.
 
     Raises:
-        RetFoundError: gradio is not installed, neither a classifier nor a decoder in the folder, or the port is taken.
+        MissingPackageError: gradio is not installed.
+        BadArgumentError: the port is taken.
+        BadModelError: neither a classifier nor a decoder in the folder.
     """
     if importlib.util.find_spec("gradio") is None:
         raise missing_extra("gradio", "app")
     _check_port(host, port)
     private_folder()
     os.environ.update(OFFLINE)
+    from PIL import Image
     from starlette.middleware import Middleware
 
     from ..models.loading import read_config
-    from .markup import theme
-    from .page import STYLE, Painter, build_page
-    from .predictor import Reader
+    from .markup import HERE, theme
+    from .page import build_page
+    from .predictor import Reader, Reconstructor
 
-    place_uploads_apart()
-    forget_sessions()
+    patch_gradio()
     limits = limits or Limits()
     is_autoencoder = "ForPreTraining" in str(read_config(model).architectures)
     reader = None if is_autoencoder else Reader(model)
     decoder = model if is_autoencoder else reconstruction_model
-    painter = None if decoder is None else Painter(decoder)
     if reader is not None:
-        reader.warm_up()
-    page = build_page(reader, painter, limits)
+        reader.answer(Image.new("RGB", (64, 64)))  # so that the first visitor does not wait for what is done once
+    page = build_page(reader, None if decoder is None else Reconstructor(decoder), limits)
     page.queue(default_concurrency_limit=2, max_size=64)
     # In the head and not as `css`, of which gradio narrows every rule to its own container.
-    style = f"<style>{STYLE.read_text(encoding='utf-8')}</style>"
+    style = f"<style>{(HERE / 'style.css').read_text(encoding='utf-8')}</style>"
     page.launch(
         server_name=host, server_port=port, auth=credentials, max_file_size=limits.upload_bytes, theme=theme(),
         head=style, app_kwargs={"middleware": [Middleware(SafeHeaders)]}, prevent_thread_lock=True,
         quiet=True, share=False, ssr_mode=False, pwa=False, mcp_server=False, footer_links=[], run_history=False,
         enable_monitoring=False, show_error=False, inbrowser=False,
     )  # fmt: skip
-    print(f"{model}: http://{host}:{port}  (stop with Ctrl+C)", flush=True)
-    if host not in LOOPBACK and credentials is None:
-        print("Everybody who reaches this machine can use the page; ask for a password with --user.", flush=True)
-    if wait:
-        # A service is stopped by SIGTERM; only an orderly end removes what uploads are still there.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        page.block_thread()
     return page
 
 
@@ -120,10 +111,9 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror or error})"
-            raise RetFoundError(f"port {port} on {host} {reason}; choose another with --port") from error
-
-
-PASSWORD = "RETFOUND_APP_PASSWORD"
+            raise BadArgumentError(
+                f"`port={port}` on {host} {reason}; choose another", field="port", value=port
+            ) from error
 
 
 @dataclass
@@ -145,10 +135,11 @@ class AppArguments:
 
     def __post_init__(self) -> None:
         for name in ("max_upload_mb", "max_megapixels", "max_images"):
-            if getattr(self, name) < 1:
-                raise RetFoundError(f"--{name} {getattr(self, name)} must be at least 1")
-        if not 1 <= self.port <= 65535:
-            raise RetFoundError(f"--port {self.port} is out of range; give 1 to 65535")
+            require_range(name, getattr(self, name), 1)
+        require_range("port", self.port, 1, 65535)
+        if self.password_file is not None and self.user is None:
+            reason = "`password_file` needs `user`, the name that goes with the password"
+            raise BadArgumentError(reason, field="password_file", value=self.password_file)
 
     @property
     def limits(self) -> Limits:
@@ -156,35 +147,29 @@ class AppArguments:
 
     @property
     def credentials(self) -> tuple[str, str] | None:
-        """User and password, None without a user. The password is no option: others can read a command line."""
+        """User and password, None without a user. The password is not an option: others can read a command line."""
         if self.user is None:
-            if self.password_file is not None:
-                raise RetFoundError("--password_file needs --user, the name that goes with it")
             return None
-        return self.user, self._password()
-
-    def _password(self) -> str:
         password = os.environ.get(PASSWORD, "")
         if self.password_file is not None:
             try:
                 password = Path(self.password_file).read_text(encoding="utf-8").partition("\n")[0].strip()
             except OSError as error:
-                raise RetFoundError(
-                    f"--password_file {self.password_file} cannot be read: {error.strerror}"
-                ) from error
+                reason = f"`password_file={self.password_file}` cannot be read: {error.strerror}"
+                raise BadArgumentError(reason, field="password_file", value=self.password_file) from error
         if not password:
-            raise RetFoundError(f"--user {self.user} has no password; set {PASSWORD} or give --password_file")
-        return password
+            reason = f"`user={self.user}` has no password; set {PASSWORD} or give `password_file`"
+            raise BadArgumentError(reason, field="user", value=self.user)
+        return self.user, password
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments and serve until interrupted."""
-    (arguments,) = parse_arguments(AppArguments, argv=argv, description="A fine-tuned folder in a browser.")
-    serve(
-        arguments.model,
-        arguments.reconstruction_model,
-        arguments.host,
-        arguments.port,
-        arguments.credentials,
-        arguments.limits,
-    )
+    (asked,) = parse_arguments(AppArguments, argv=argv, description="A fine-tuned folder in a browser.")
+    page = serve(asked.model, asked.reconstruction_model, asked.host, asked.port, asked.credentials, asked.limits)
+    print(f"{asked.model}: http://{asked.host}:{asked.port}  (stop with Ctrl+C)", flush=True)
+    if asked.host not in LOOPBACK and asked.user is None:
+        print("Everybody who reaches this machine can use the page; ask for a password with --user.", flush=True)
+    # A service is stopped by SIGTERM; only an orderly end removes the uploads that are still there.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    page.block_thread()

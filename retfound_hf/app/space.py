@@ -1,25 +1,25 @@
-"""The page as a Hugging Face Space: the files that a Space is made of.
+"""The page as a Hugging Face Space: the files that a Space consists of.
 
-A Space carries the code of this package: installed by name, it would be whatever an index has under that name.
+A Space contains the code of this package: installed by name, it would be whatever an index has under that name.
 """
 
 import re
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from ..errors import RetFoundError
+from ..errors import BadArgumentError, RetFoundError
 from ..files import atomic_file
 from ..models.cards import PACKAGE, TEMPLATES
 
 NAME = "retfound-hf"
 EXTRAS = ("app", "dicom")
-CODE = (".py", ".css", ".html", ".yaml")  # no other file that happens to lie in a checkout
-APP = '''"""The page of {model_id}."""
+OLDEST_GRADIO = "6.31.0"
+CODE = (".py", ".typed", ".css", ".html", ".yaml")  # not other files that happen to lie in a checkout
+APP = '''"""Web page of {model_id}."""
 
-from retfound_hf.app.server import serve
+from retfound_hf.app.server import main
 
-serve("{model_id}", host="0.0.0.0", port=7860)
+main(["--model", "{model_id}", "--host", "0.0.0.0", "--port", "7860"])
 '''
 TEXT = """
 # {title}
@@ -27,24 +27,22 @@ TEXT = """
 The web page of [{model_id}](https://huggingface.co/{model_id}): probabilities, relevance map and quality of a retinal
 image, one or many. For research; not a medical device.
 
-Whoever can open this Space can send images to it. Send none that could tell who a patient is: a Space is another
-party's computer.
+Everyone who can open this Space can send images to it. Do not send images that reveal who a patient is: a Space runs
+on someone else's computer.
 """
 
 
 def write_space(
-    folder: str | Path,
-    model_id: str,
-    title: str | None = None,
-    license: str | None = None,
-    package: str | None = None,
-    sdk_version: str | None = None,
-) -> list[Path]:
+    folder: str | Path, model_id: str, title: str | None = None, license: str | None = None,
+    package: str | None = None, sdk_version: str | None = None,
+) -> list[Path]:  # fmt: skip
     """Write `app.py`, `requirements.txt`, `README.md` and `retfound_hf/` of a Space that shows a model of the Hub.
 
     Args:
+        folder: to write to.
         model_id: `ORG/NAME` of a fine-tuned model; a private one needs the secret HF_TOKEN in the Space's settings.
         title: shown on the Space; the model's name without one.
+        license: of the Space, as in its front matter.
         package: requirement that installs this package, such as `retfound-hf[app,dicom] @ git+https://...`; without
             one the Space gets the code that runs here, and the requirements of that.
         sdk_version: of gradio; the installed one, or the oldest that works where none is.
@@ -53,19 +51,20 @@ def write_space(
         The files.
 
     Raises:
-        RetFoundError: a model that is not named as on the Hub, or a package whose requirements are not known.
+        BadArgumentError: a model that is not named as on the Hub.
+        RetFoundError: this package is not installed, so its requirements are unknown.
     """
     import yaml
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model_id, re.ASCII):
-        raise RetFoundError(f"{model_id!r} is no model of the Hub; give ORG/NAME")
+        reason = f"`model_id={model_id!r}` is not the name of a model on the Hub; give ORG/NAME"
+        raise BadArgumentError(reason, field="model_id", value=model_id)
     title = title or model_id.split("/")[-1]
-    front: dict[str, Any] = {
+    front = {
         "title": title, "emoji": "👁️", "colorFrom": "green", "colorTo": "blue", "sdk": "gradio",
         "sdk_version": sdk_version or _installed_gradio(), "app_file": "app.py", "models": [model_id], "pinned": False,
-        "license": license,
+        **({"license": license} if license else {}),
     }  # fmt: skip
-    front = {name: value for name, value in front.items() if value is not None}
     header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     contents = {
         "app.py": APP.format(model_id=model_id),
@@ -98,21 +97,19 @@ def _installed() -> metadata.Distribution | None:
 
 
 def _requirements() -> list[str]:
-    """What this package and its page need, as it was installed."""
+    """Requirements of this package and its page, as it was installed."""
     installed = _installed()
     if installed is None:
         raise RetFoundError(
-            f"{NAME} is not installed, so that the Space cannot be told what it needs; run `pip install -e .` in the "
-            "checkout"
+            f"the requirements of {NAME} are unknown, as it is not installed; pip install the checkout"
         )
-    stated = installed.requires or []
     wanted = {"", *(f'extra == "{extra}"' for extra in EXTRAS)}
-    split = [line.partition(";") for line in stated]
-    return [requirement.strip() for requirement, _, marker in split if marker.strip() in wanted]
+    lines = [line.partition(";") for line in installed.requires or []]
+    return [requirement.strip() for requirement, _, marker in lines if marker.strip() in wanted]
 
 
 def _installed_gradio() -> str:
     try:
         return metadata.version("gradio")
     except metadata.PackageNotFoundError:
-        return "6.31.0"
+        return OLDEST_GRADIO

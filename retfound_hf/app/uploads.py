@@ -1,159 +1,57 @@
-"""Uploads: files and zips that a browser sent, on disk until they are read and no longer."""
+"""Files that visitors send: limits, zips, removal once they are read, and what gradio would keep of them."""
 
 import atexit
+import itertools
 import os
 import secrets
 import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from ..errors import RetFoundError, join_names
+from ..errors import BadDataError, join_names
 from ..images.dicom import MAGIC, PREAMBLE, is_dicom
 from ..images.reading import IMAGE_SUFFIXES
+
+KEPT_SECONDS = 900  # a visitor's last image, in memory
+ACCEPTED = f"{', '.join(IMAGE_SUFFIXES)}, or DICOM of any name"
+INDEX = "DICOMDIR"  # DICOM too, but a table of contents without an image
+UNREADABLE = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError, ValueError, zlib.error)
+# Deflate reaches 1,000 on zeros; photographs stay below 2, empty scans below 20.
+MAX_RATIO = 100
+MAX_ENTRIES = 100_000
+
+Content = bytes | OSError
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Largest upload (bytes, each file), largest image (pixels) and most images of a batch."""
+    """Largest uploads.
+
+    Attributes:
+        upload_bytes: of a file, also of one in a zip when unpacked.
+        pixels: of an image.
+        images: of a batch.
+        unpacked_bytes: of all images in a zip together.
+    """
 
     upload_bytes: int = 200 * 2**20
     pixels: int = 100_000_000
     images: int = 5000
-
-
-HEAD = PREAMBLE + len(MAGIC)
-INDEX = "DICOMDIR"  # DICOM too, with the medium's table of contents and no image
-ACCEPTED = f"{', '.join(IMAGE_SUFFIXES)}, or DICOM of any name"
-
-
-def is_image_name(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
-
-
-def is_scan(name: str, head: bytes) -> bool:
-    """Whether a file of which `head` is the start (`HEAD` bytes) is DICOM that may hold an image."""
-    return is_dicom(head) and PurePosixPath(name).name.upper() != INDEX
-
-
-# Deflate reaches 1,000 on zeros; photographs stay below 2, empty scans below 20.
-MAX_RATIO = 100
-MAX_ENTRIES = 100_000
-UNREADABLE = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError, ValueError, zlib.error)
-
-
-@dataclass(frozen=True)
-class ArchiveLimits:
-    """What an archive may hold: images, bytes of one when unpacked, bytes of all."""
-
-    images: int = 5000
-    bytes_each: int = 200 * 2**20
-    bytes_all: int = 20 * 2**30
-
-
-def is_archive(name: str) -> bool:
-    return name.lower().endswith(".zip")
-
-
-class Archive:
-    """A zip, checked by its table of contents before anything is unpacked.
-
-    Raises:
-        RetFoundError: not a zip, encrypted, with a path that leads out of it, too much in it, or packed so tightly
-            that it can only be made to fill a memory.
-    """
-
-    def __init__(self, file: BinaryIO, limits: ArchiveLimits):
-        try:
-            self.zip = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise RetFoundError("the zip cannot be read: it is damaged, or no zip") from error
-        self.limits = limits
-        if len(self.zip.filelist) > MAX_ENTRIES:
-            raise RetFoundError(
-                f"the zip has {len(self.zip.filelist):,} entries; at most {MAX_ENTRIES:,} are accepted"
-            )
-        for entry in self.zip.infolist():
-            self._check(entry)
-        self.entries: list[zipfile.ZipInfo] = []
-        self.passed_over: list[str] = []
-        for entry in self.zip.infolist():
-            if self._is_image(entry):
-                self.entries.append(entry)
-            elif not entry.is_dir() and not _is_hidden(entry):
-                self.passed_over.append(entry.filename)
-        if not self.entries:
-            rest = f"; passed over: {join_names(self.passed_over)}" if self.passed_over else ""
-            raise RetFoundError(f"the zip holds no image; accepted: {ACCEPTED}{rest}")
-        if len(self.entries) > limits.images:
-            raise RetFoundError(f"the zip holds {len(self.entries):,} images; at most {limits.images:,} are accepted")
-        if sum(entry.file_size for entry in self.entries) > limits.bytes_all:
-            raise RetFoundError(f"the zip unpacks to more than {_size(limits.bytes_all)}; send it in parts")
-
-    def _check(self, entry: zipfile.ZipInfo) -> None:
-        path = PurePosixPath(entry.filename.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or "".join(path.parts[:1]).endswith(":"):
-            raise RetFoundError(f"the zip holds the path {entry.filename!r}, which leads out of it; pack it anew")
-        if entry.flag_bits & 0x1:
-            raise RetFoundError("the zip is encrypted; send it without a password")
-        if entry.file_size > self.limits.bytes_each:
-            raise RetFoundError(f"{entry.filename} unpacks to more than {_size(self.limits.bytes_each)}")
-        if entry.file_size > 2**20 and entry.file_size > MAX_RATIO * max(entry.compress_size, 1):
-            raise RetFoundError(f"{entry.filename} is packed more than {MAX_RATIO} times, as only zip bombs are")
-
-    def _is_image(self, entry: zipfile.ZipInfo) -> bool:
-        if entry.is_dir() or _is_hidden(entry):
-            return False
-        if is_image_name(entry.filename):
-            return True
-        try:
-            with self.zip.open(entry) as file:
-                return is_scan(entry.filename, file.read(HEAD))
-        except UNREADABLE:
-            return False
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __iter__(self) -> Iterator[tuple[str, bytes]]:
-        """Path within the zip and content of each image, by path; content that cannot be unpacked comes empty."""
-        for entry in sorted(self.entries, key=lambda entry: entry.filename):
-            try:
-                with self.zip.open(entry) as file:
-                    # The table of contents may lie about the size; a read that stops cannot be fooled.
-                    content = file.read(entry.file_size + 1)
-                yield entry.filename, content if len(content) == entry.file_size else b""
-            except UNREADABLE:
-                yield entry.filename, b""
-
-    def close(self) -> None:
-        self.zip.close()
-
-
-def _is_hidden(entry: zipfile.ZipInfo) -> bool:
-    parts = PurePosixPath(entry.filename).parts
-    return not parts or any(part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in parts)
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.0f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
-
-
-FOLDER = "GRADIO_TEMP_DIR"
-ARRIVALS = "arrivals"
+    unpacked_bytes: int = 20 * 2**30
 
 
 @dataclass(frozen=True)
 class Upload:
-    """One file that waits to be read.
+    """File that was sent and is not read yet.
 
     Attributes:
-        path: where it lies, in a folder of its own.
+        path: the file, in a folder of its own.
         name: as the browser called it; never used as a path.
     """
 
@@ -161,39 +59,192 @@ class Upload:
     name: str
 
     def take(self) -> bytes:
-        """The content; the file is gone afterwards."""
+        """The content; the file is removed."""
         try:
             return self.path.read_bytes()
         finally:
             self.discard()
 
     def discard(self) -> None:
-        """Remove the file and its folder, if they are still there.
-
-        Raises nothing: what cannot be removed now goes with the folder that holds it.
-        """
+        """Remove the file and its folder, if they are still there; never raises."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
-            self.path.parent.rmdir()  # stays where another file lies in it
+            self.path.parent.rmdir()  # fails where another file lies in it
+
+
+class Archive:
+    """Images of a zip, which is checked by its table of contents before anything is unpacked.
+
+    Args:
+        file: path or open file of the zip.
+        limits: for its images.
+
+    Raises:
+        BadDataError: not a zip, encrypted, a path that leads out of it, no image, too much, or a zip bomb; `rows` has
+            the offending entry.
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, file: str | Path | BinaryIO, limits: Limits):
+        self.file, self.entries, self.passed_over = file, [], []
+        try:
+            archive = zipfile.ZipFile(file)
+        except (zipfile.BadZipFile, ValueError) as error:
+            raise BadDataError("the zip cannot be read: it is damaged, or not a zip") from error
+        with archive:
+            if len(archive.filelist) > MAX_ENTRIES:
+                raise BadDataError(
+                    f"the zip has {len(archive.filelist):,} entries; at most {MAX_ENTRIES:,} are accepted"
+                )
+            for entry in archive.filelist:
+                _check_entry(entry, limits)
+            for entry in archive.filelist:
+                parts = PurePosixPath(entry.filename).parts
+                if entry.is_dir() or not parts or any(part.startswith((".", "__MACOSX")) for part in parts):
+                    continue
+                if is_image(entry.filename, lambda entry=entry: archive.open(entry)):
+                    self.entries.append(entry)
+                else:
+                    self.passed_over.append(entry.filename)
+        if len(self) > limits.images:
+            raise BadDataError(f"the zip holds {len(self):,} images; at most {limits.images:,} are accepted")
+        if sum(entry.file_size for entry in self.entries) > limits.unpacked_bytes:
+            raise BadDataError(f"the zip unpacks to more than {_size(limits.unpacked_bytes)}; send it in parts")
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        """Path within the zip and content of each image, by path; empty where it cannot be unpacked."""
+        with zipfile.ZipFile(self.file) as archive:
+            for entry in sorted(self.entries, key=lambda entry: entry.filename):
+                try:
+                    with archive.open(entry) as file:
+                        # The table of contents may lie about the size, so the read is bounded.
+                        content = file.read(entry.file_size + 1)
+                except UNREADABLE:
+                    content = b""
+                yield entry.filename, content if len(content) == entry.file_size else b""
+
+
+def _check_entry(entry: zipfile.ZipInfo, limits: Limits) -> None:
+    name, reason = entry.filename, ""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or "".join(path.parts[:1]).endswith(":"):
+        reason = "has a path that leads out of the zip"
+    elif entry.flag_bits & 0x1:
+        reason = "is encrypted; send the zip without a password"
+    elif entry.file_size > limits.upload_bytes:
+        reason = f"unpacks to more than {_size(limits.upload_bytes)}"
+    elif entry.file_size > 2**20 and entry.file_size > MAX_RATIO * max(entry.compress_size, 1):
+        reason = f"is compressed more than {MAX_RATIO} times, as only zip bombs are"
+    if reason:
+        raise BadDataError(f"{name} {reason}", rows=[name])
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.0f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
+
+
+def is_image(name: str, opened: Callable[[], Any]) -> bool:
+    """Whether a file is an image by its name, or DICOM by its content: hospital media leave the suffix out.
+
+    Args:
+        name: of the file.
+        opened: opens it for reading bytes.
+    """
+    if name.lower().endswith(IMAGE_SUFFIXES):
+        return True
+    try:
+        with opened() as file:
+            return is_dicom(file.read(PREAMBLE + len(MAGIC))) and PurePosixPath(name).name.upper() != INDEX
+    except UNREADABLE:
+        return False
+
+
+class Batch:
+    """Images of several uploads, read and removed one after the other.
+
+    Args:
+        files: images and zips.
+        folder: files of a folder; those that are not images are removed.
+        limits: for zips and for the number of images.
+
+    Attributes:
+        passed_over: names of files that are not images.
+        renamed: (new name, reason) of images whose name occurs more than once; filled while iterating.
+
+    Raises:
+        BadDataError: no image, too many, or a zip that is refused.
+    """
+
+    def __init__(self, files: Sequence[Upload], folder: Sequence[Upload], limits: Limits):
+        self.renamed: list[tuple[str, str]] = []
+        self.passed_over: list[str] = []
+        self._sources = [(upload, _archive(upload, limits)) for upload in files]
+        for upload in sorted(folder, key=lambda upload: upload.name):
+            if is_image(upload.name, lambda upload=upload: upload.path.open("rb")):
+                self._sources.append((upload, None))
+            else:
+                self.passed_over.append(upload.name)
+                upload.discard()
+        for _, archive in self._sources:
+            self.passed_over += archive.passed_over if archive is not None else []
+        if not len(self):
+            if not files and not folder:
+                raise BadDataError("choose a zip or some images first")
+            names = self.passed_over or [upload.name for upload in files]
+            raise BadDataError(f"no image in {join_names(names)}; accepted: {ACCEPTED}", rows=names)
+        if len(self) > limits.images:
+            raise BadDataError(f"{len(self):,} images; at most {limits.images:,} are accepted at once")
+
+    def __len__(self) -> int:
+        return sum(1 if archive is None else len(archive) for _, archive in self._sources)
+
+    def __iter__(self) -> Iterator[tuple[str, Content]]:
+        """Name (unique) and content of each image; the error where the disk does not give it."""
+        given: set[str] = set()
+        for name, content in self._contents():
+            names = itertools.chain([name], (f"{name} ({number})" for number in itertools.count(2)))
+            unique = next(candidate for candidate in names if candidate not in given)
+            if unique != name:
+                self.renamed.append((unique, f"another image is called {name}; a zip keeps the folders"))
+            given.add(unique)
+            yield unique, content
+
+    def _contents(self) -> Iterator[tuple[str, Content]]:
+        for upload, archive in self._sources:
+            try:
+                if archive is None:
+                    yield upload.name, upload.take()
+                else:
+                    yield from archive
+            except OSError as error:
+                yield upload.name, error
+            finally:
+                upload.discard()
+
+
+def _archive(upload: Upload, limits: Limits) -> Archive | None:
+    """The upload as a zip, if it is one; a file that is gone is found missing later, in its turn."""
+    with suppress(OSError):
+        return Archive(upload.path, limits) if upload.name.lower().endswith(".zip") else None
+    return None
 
 
 def private_folder() -> Path:
-    """A folder that this user alone may read; removed when the process ends.
-
-    Gradio puts uploads into one within it. Call it before gradio is imported: gradio reads the place once.
-    """
+    """Folder that only this user can read, removed when the process ends; gradio puts uploads into one within it."""
     folder = Path(tempfile.mkdtemp(prefix="retfound-app-"))
-    os.environ[FOLDER] = str(folder / ARRIVALS)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "arrivals")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 @contextmanager
 def claimed(uploads: Sequence[Upload]) -> Iterator[list[Upload]]:
-    """The uploads beside gradio's folder, where it sweeps nothing; whatever is left of them at the end is removed.
+    """The uploads, moved out of the folder that gradio sweeps while a batch waits or runs; removed at the end.
 
-    Gradio removes what lies in its own folder for some minutes, though a batch may wait or run for longer. An upload
-    that is gone by now keeps its place in the list; reading it raises FileNotFoundError.
+    An upload that is gone by now stays in the list; reading it raises FileNotFoundError.
     """
     from gradio.utils import get_upload_folder
 
@@ -214,125 +265,57 @@ def _moved(upload: Upload, path: Path) -> Upload:
     return upload
 
 
-def place_uploads_apart() -> None:
-    """Give every upload a place of its own, which nobody can guess.
+def patch_gradio() -> None:
+    """Replace two classes of gradio 6 that have no option for what a private page needs.
 
-    Gradio names the place after the content, so that two users' equal files would share one, and the first to be
-    answered would remove the other's.
+    `GradioUploadFile` names the place of an upload after its content: equal files of two visitors would share it, and
+    the first answer would remove the other's. `SessionState` stores every value shown, photographs too, for deep links
+    (the page has none), and the states of a closed page for an hour.
     """
-    from gradio import route_utils
+    from gradio import route_utils, state_holder
 
-    shared = route_utils.GradioUploadFile
-    if shared.__name__ == "UploadApart":
+    if state_holder.SessionState.__name__ == "ForgetfulSession":
         return
 
-    class UploadApart(shared):
+    class UploadApart(route_utils.GradioUploadFile):
         def __init__(self, *args: Any, **kwargs: Any):
             super().__init__(*args, **kwargs)
             self.sha.update(secrets.token_bytes(32))
 
-    route_utils.GradioUploadFile = UploadApart
+    class ForgetfulSession(state_holder.SessionState):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self.STATE_TTL_WHEN_CLOSED = KEPT_SECONDS
+
+        def _update_value_in_config(self, key: int, value: Any) -> None:
+            pass
+
+    route_utils.GradioUploadFile, state_holder.SessionState = UploadApart, ForgetfulSession
+
+
+def session_state() -> Any:
+    """Value of a visitor's session as a gradio `State`, forgotten `KEPT_SECONDS` after it was set."""
+    import gradio
+
+    return gradio.State(None, time_to_live=KEPT_SECONDS)
 
 
 def drop_zone(**options: Any) -> Any:
-    """A gradio `File` that hands its function a list of `Upload`s; options as there.
+    """A gradio `File` that hands `Upload`s to its function without copying them; options as there.
 
-    Its methods are replaced on the object: a class of our own would make gradio write a stub file beside this one.
+    Its methods are replaced on the object, because gradio writes a stub file beside the module of a subclass.
     """
     import gradio
 
+    async def stay(path: str | Path | None) -> str | None:
+        if path is not None and "://" in str(path):
+            raise gradio.Error("Addresses are not fetched; upload the file itself.")
+        return None if path is None else str(path)
+
+    def as_uploads(payload: Any) -> list[Upload]:
+        files = [] if payload is None else getattr(payload, "root", [payload])
+        return [Upload(Path(file.path), file.orig_name or Path(file.path).name) for file in files]
+
     zone = gradio.File(**options)
-    zone.preprocess = _as_uploads
-    zone.async_move_resource_to_block_cache = _stay
+    zone.preprocess, zone.async_move_resource_to_block_cache = as_uploads, stay
     return zone
-
-
-def _as_uploads(payload: Any) -> list[Upload]:
-    """Gradio has checked by now that the paths lie in its folder of uploads."""
-    files = [] if payload is None else getattr(payload, "root", [payload])
-    return [Upload(Path(file.path), file.orig_name or Path(file.path).name) for file in files]
-
-
-async def _stay(path: str | Path | None) -> str | None:
-    """The place of a file, without the copy that gradio would make, and without fetching an address."""
-    if path is not None and "://" in str(path):
-        from gradio import Error
-
-        raise Error("Addresses are not fetched; upload the file itself.")
-    return None if path is None else str(path)
-
-
-Contents = Iterator[tuple[str, bytes | OSError]]
-
-
-def images_among(uploads: Sequence[Upload]) -> tuple[list[Upload], list[str]]:
-    """What of a folder is an image, in order, and the names of the rest (notes, files of the system), removed."""
-    images, passed_over = [], []
-    for upload in sorted(uploads, key=lambda upload: upload.name):
-        if is_image_name(upload.name) or _is_scan(upload):
-            images.append(upload)
-        else:
-            passed_over.append(upload.name)
-            upload.discard()
-    return images, passed_over
-
-
-def count(upload: Upload, limits: Limits) -> int:
-    """Images in an upload; one that is gone counts as one that cannot be read.
-
-    Raises:
-        RetFoundError: a zip that is refused.
-    """
-    if not is_archive(upload.name):
-        return 1
-    try:
-        with open(upload.path, "rb") as file, closing(Archive(file, _of_archives(limits))) as archive:
-            return len(archive)
-    except OSError:
-        return 1
-
-
-def contents(uploads: Sequence[Upload], limits: Limits, passed_over: list[str]) -> Contents:
-    """Name of every image with its content, or the reason why there is none; an upload is removed once it is read.
-
-    Args:
-        passed_over: gains the names of what the zips hold beside images.
-    """
-    for upload in uploads:
-        try:
-            if is_archive(upload.name):
-                with open(upload.path, "rb") as file, closing(Archive(file, _of_archives(limits))) as archive:
-                    passed_over += archive.passed_over
-                    yield from archive
-            else:
-                yield upload.name, upload.take()
-        except OSError as error:
-            yield upload.name, error
-        finally:
-            upload.discard()
-
-
-def unique_names(contents: Contents, renamed: list[tuple[str, str]]) -> Contents:
-    """The same with names that are unique, lest rows of the table share an id; browsers send files without folders."""
-    given: set[str] = set()
-    for name, content in contents:
-        unique, number = name, 1
-        while unique in given:
-            number += 1
-            unique = f"{name} ({number})"
-        if unique != name:
-            renamed.append((unique, f"an image before it is called {name} too; a zip keeps the folders"))
-        given.add(unique)
-        yield unique, content
-
-
-def _is_scan(upload: Upload) -> bool:
-    try:
-        with open(upload.path, "rb") as file:
-            return is_scan(upload.name, file.read(HEAD))
-    except OSError:
-        return False
-
-
-def _of_archives(limits: Limits) -> ArchiveLimits:
-    return ArchiveLimits(images=limits.images, bytes_each=limits.upload_bytes)

@@ -1,15 +1,17 @@
-"""The answer as it is read: order, words, what is hidden, and what is escaped."""
+"""HTML of an answer: order, numbers, what is hidden, what is escaped; the card's text and the examples."""
 
 import re
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
-from retfound_hf.app.markup import describe, message
+from retfound_hf.app.markup import NO_CARD, THUMBNAIL_SIDE, describe, draw_examples, intended_use, message, reduced
 from retfound_hf.app.predictor import Answer
+from retfound_hf.errors import RetFoundError
 from retfound_hf.evaluation.thresholds import OperatingPoint
-from retfound_hf.images.quality import Quality
+from retfound_hf.images.quality import Quality, assess_quality
 
 
 def html(
@@ -29,18 +31,20 @@ def bars(text: str) -> list[tuple[str, str, str]]:
     return re.findall(r'rf-name">(.*?)</span>.*?width: (.*?)%.*?rf-value">(.*?)%', text, re.S)
 
 
+def headline(text: str) -> str:
+    return re.search(r'<p class="rf-headline">(.*?)</p>', text)[1]
+
+
 def test_bars_are_sorted_and_as_long_as_their_numbers():
     text = html()
     assert bars(text) == [("b", "70.0", "70.0"), ("a", "20.0", "20.0"), ("c", "10.0", "10.0")]
-    assert '<p class="rf-headline">b <span>70.0%</span></p>' in text and "eye.png · 640 × 480 pixels" in text
+    assert headline(text) == "b <span>70.0%</span>" and "eye.png · 640 × 480 pixels" in text
 
 
 def test_calibration_is_said_either_way():
-    assert "Not calibrated" in html()
-    assert "Calibrated on validation data (temperature 1.37)" in html(temperature=1.3712)
-    uninformed = html(temperature=20.0)
-    assert "Not calibrated: on validation data the scores were hardly better than guessing" in uninformed
-    assert "Calibrated on" not in uninformed
+    notes = [re.search(r'rf-note">(.*?)<', html(temperature=value))[1] for value in (None, 1.3712, 20.0)]
+    assert [note.startswith("Not calibrated") for note in notes] == [True, False, True]
+    assert len(set(notes)) == 3 and "1.37" in notes[1]
 
 
 def test_thresholds_decide_beside_the_probabilities():
@@ -64,27 +68,38 @@ def test_thresholds_decide_beside_the_probabilities():
 
 def test_multi_label_lists_what_is_present():
     kind = "multi_label_classification"
-    assert '<p class="rf-headline">b, a</p>' in html(kind, scores=(0.5, 0.9, 0.1))
-    assert '<p class="rf-headline">Nothing above 50%</p>' in html(kind, scores=(0.4, 0.2, 0.1))
+    assert headline(html(kind, scores=(0.5, 0.9, 0.1))) == "b, a"
+    assert "50%" in headline(html(kind, scores=(0.4, 0.2, 0.1)))
 
 
 def test_regression_has_values_and_no_probabilities():
     text = html("regression", ("age", "pressure"), (61.23456, -3.0), temperature=None)
-    assert "The model predicts" in text and '<p class="rf-headline">age 61.23, pressure -3</p>' in text
-    assert bars(text) == [] and "alibrated" not in text
+    assert headline(text) == "age 61.23, pressure -3" and bars(text) == [] and "alibrated" not in text
 
 
 def test_an_unfit_image_hides_the_answer_behind_a_click():
     unfit = html(quality=Quality("reject", ("blurred: hardly any fine detail",)))
-    details = re.search(
-        r"<details><summary>Show what the model says all the same</summary>(.*)</details>", unfit, re.S
-    )
+    details = re.search(r"<details><summary>.*?</summary>(.*)</details>", unfit, re.S)
     assert "rf-headline" in details[1] and "<li>Blurred: hardly any fine detail</li>" in unfit
     doubtful = html(quality=Quality("doubtful", ("too dark: x",)))
-    assert "<details>" not in doubtful and "Image: doubtful" in doubtful
+    assert "<details>" not in doubtful and "rf-doubtful" in doubtful
 
 
 def test_everything_is_escaped():
     text = html(names=("<img src=x onerror=alert(1)>", "b", "c"), scores=(1, 0, 0))
     assert "<img src=x" not in text and "&lt;img src=x" in text
-    assert "<script>" not in message("<script>alert(1)</script>")
+    assert "<script>" not in message(RetFoundError("<script>alert(1)</script>"), "<script>.png")
+
+
+def test_intended_use_comes_from_the_card(classifier_folder, autoencoder_folder):
+    assert intended_use(str(classifier_folder)) == "For research on **synthetic** photographs alone."
+    assert intended_use(str(autoencoder_folder)) == NO_CARD
+
+
+@pytest.mark.parametrize(("modality", "count"), [("cfp", 3), ("oct", 3), (None, 6), ("octa", 0)])
+def test_examples_are_of_the_modality_and_fit_to_be_judged(modality, count):
+    examples = draw_examples(modality)
+    assert len(examples) == count
+    for image in examples.values():
+        assert assess_quality(image, modality).verdict == "ok"
+        assert max(reduced(image, THUMBNAIL_SIDE).size) == THUMBNAIL_SIDE

@@ -1,14 +1,16 @@
-"""The page as a server: what it sends, what it keeps, and that visitors do not meet."""
+"""The page as a server: what it accepts, sends and keeps, and that visitors do not meet; the command's options."""
 
+import gc
 import json
 import re
+import socket
 import threading
 import time
 import urllib.error
 import urllib.request
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import numpy as np
@@ -18,21 +20,18 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from retfound_hf.app.predictor import Reader
-from retfound_hf.app.server import serve
+from retfound_hf.app.server import PASSWORD, AppArguments, main, serve
+from retfound_hf.cli import main as retfound
+from retfound_hf.errors import BadArgumentError, MissingPackageError
 
 FETCHES = re.compile(
     r"""(?:<(?:script|img|iframe|source)[^>]*\ssrc|<link[^>]*\shref)\s*=\s*["'](?:https?:)?//([^"']+)"""
 )
 
 
-@pytest.fixture(scope="module")
-def served(serve_page, classifier_folder):
-    return serve_page("--model", str(classifier_folder), "--max_upload_mb", "1")
-
-
 def fetch(url: str) -> tuple[str, dict[str, str]]:
     with urllib.request.urlopen(url, timeout=20) as answer:
-        return answer.read().decode(), dict(answer.headers)
+        return answer.read().decode(), {name.lower(): value for name, value in answer.headers.items()}
 
 
 def numbers(html: str) -> dict[str, float]:
@@ -40,10 +39,14 @@ def numbers(html: str) -> dict[str, float]:
     return {name: float(value) for name, value in found}
 
 
+def client_of(address: str, **options) -> Client:
+    return Client(address, verbose=False, **options)
+
+
 def test_the_page_asks_for_nothing_from_elsewhere(served):
     html, headers = fetch(served.url)
     assert FETCHES.findall(html) == [] and "fonts.googleapis" not in html and "cdnjs" not in html
-    policy = {name.lower(): value for name, value in headers.items()}["content-security-policy"]
+    policy = headers["content-security-policy"]
     assert "default-src 'self'" in policy and "http" not in policy
     assert not re.search(r"@import|url\(\s*['\"]?(https?:)?//", html)
 
@@ -55,51 +58,36 @@ def test_telemetry_history_and_monitoring_are_off(served):
         fetch(f"{served.url}/monitoring/summary")
 
 
-def test_an_answer_and_nothing_left_on_disk(served, reader: Reader, photographs):
-    client = Client(served.url, verbose=False)
-    html, *_ = client.predict(handle_file(photographs[0]), api_name="/answer")
-    expected = reader.answer(Image.open(photographs[0])).scores
-    assert np.allclose([numbers(html)[name] for name in reader.class_names], 100 * expected, atol=0.06)
-    assert "For research on" not in html and served.files() == []
-
-
 def test_wrong_files_get_a_message_and_are_removed(served, tmp_path: Path):
-    client = Client(served.url, verbose=False)
     (tmp_path / "letter.png").write_bytes(b"Dear doctor")
-    html, *_ = client.predict(handle_file(tmp_path / "letter.png"), api_name="/answer")
-    assert 'role="alert"' in html and "letter.png: it is not an image" in html.lower()
-    assert served.files() == []
+    html, *_ = client_of(served.url).predict(handle_file(tmp_path / "letter.png"), api_name="/answer")
+    assert 'role="alert"' in html and "letter.png" in html and served.files() == []
 
 
-def test_two_users_with_different_and_with_equal_files(served, reader: Reader, photographs):
-    """Six visitors at once, two with each photograph: each gets his own numbers, and no file is lost."""
+def test_visitors_with_different_and_with_equal_files(served, reader: Reader, photographs):
+    """Four visitors at once, two with each photograph: all get their own numbers, and no file is lost or left."""
     expected = [100 * reader.answer(Image.open(path)).scores for path in photographs]
-    clients = [Client(served.url, verbose=False) for _ in range(6)]
+    clients = [client_of(served.url) for _ in range(4)]
     together = threading.Barrier(len(clients))
 
-    def visit(number: int) -> list[np.ndarray]:
-        found = []
+    def visit(number: int) -> None:
         for turn in range(3):
             together.wait(timeout=60)
-            path = photographs[(number // 2 + turn) % 4]
-            html, *_ = clients[number].predict(handle_file(path), api_name="/answer")
-            assert f"{path.name} ·" in html
-            found.append(np.array([numbers(html)[name] for name in reader.class_names]))
-        return found
+            index = (number // 2 + turn) % 4
+            html, *_ = clients[number].predict(handle_file(photographs[index]), api_name="/answer")
+            assert f"{photographs[index].name} ·" in html
+            assert np.allclose([numbers(html)[name] for name in reader.class_names], expected[index], atol=0.06)
 
     with ThreadPoolExecutor(len(clients)) as pool:
-        results = list(pool.map(visit, range(len(clients))))
-    for number, turns in enumerate(results):
-        for turn, found in enumerate(turns):
-            assert np.allclose(found, expected[(number // 2 + turn) % 4], atol=0.06), (number, turn)
+        list(pool.map(visit, range(len(clients))))
     assert served.files() == []
 
 
 def test_a_batch_keeps_nobody_waiting(served, photographs):
     """A visitor is answered while the batch of another one runs, and both get what is theirs."""
-    one, other = Client(served.url, verbose=False), Client(served.url, verbose=False)
-    files = [handle_file(path) for path in photographs * 10]
-    batch = other.submit(files, None, api_name="/classify_all")
+    batch = client_of(served.url).submit([handle_file(path) for path in photographs * 10], None,
+                                         api_name="/classify_all")  # fmt: skip
+    one = client_of(served.url)
     while "max=" not in str(batch.outputs()[-1:]):
         assert not batch.done()
         time.sleep(0.05)
@@ -120,95 +108,145 @@ def test_dicom_without_its_header(served, tmp_path: Path):
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     pydicom.pixels.set_pixel_data(dataset, noise, "RGB", 8)
     dataset.save_as(tmp_path / "scan.dcm", enforce_file_format=True)
-    client = Client(served.url, verbose=False)
-    shown = str(client.predict(handle_file(tmp_path / "scan.dcm"), api_name="/answer"))
+    shown = str(client_of(served.url).predict(handle_file(tmp_path / "scan.dcm"), api_name="/answer"))
     assert "scan.dcm · 400 × 300 pixels" in shown and "rf-headline" in shown
     assert "Doe^Jane" not in shown and "PID12345" not in shown
 
 
-def ask(served, path: str) -> str:
-    """What the server streams back when a program claims to have uploaded the file at `path`."""
-    file = {"path": path, "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
-    address = f"{served.url}/gradio_api/call/answer"
-    body = json.dumps({"data": [file]}).encode()
-    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        event = json.load(answer)["event_id"]
-    return fetch(f"{address}/{event}")[0]
-
-
 def test_paths_and_addresses_are_not_read(served, photographs):
+    """A program that claims to have uploaded a file gets nothing of it."""
+    address = f"{served.url}/gradio_api/call/answer"
     for path in (str(photographs[0]), "/etc/hostname", f"{served.url}/favicon.ico", str(served.temporary)):
-        said = ask(served, path)
+        file = {"path": path, "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
+        event = httpx.post(address, json={"data": [file]}).json()["event_id"]
+        said = fetch(f"{address}/{event}")[0]
         assert said.startswith("event: error") and "rf-headline" not in said, path
     assert photographs[0].is_file()
     with pytest.raises(urllib.error.HTTPError):
         fetch(f"{served.url}/gradio_api/file={photographs[0]}")
 
 
-def test_large_uploads_are_refused(served, tmp_path: Path):
-    (tmp_path / "large.png").write_bytes(bytes(2 * 2**20))
-    client = Client(served.url, verbose=False)
-    with pytest.raises(Exception, match=r"413|File size|exceed"):
-        client.predict(handle_file(tmp_path / "large.png"), api_name="/answer")
-    assert served.files() == []
+def test_large_uploads_are_refused(served):
+    answer = httpx.post(f"{served.url}/gradio_api/upload", files={"files": ("large.png", bytes(2 * 2**20))})
+    assert answer.status_code == 413 and served.files() == []
 
 
-def test_a_password_is_asked_for(serve_page, classifier_folder, monkeypatch):
-    monkeypatch.setenv("RETFOUND_APP_PASSWORD", "open sesame")
-    served = serve_page("--model", str(classifier_folder), "--user", "eye")
+def test_a_password_is_asked_for(serve_here):
+    url = serve_here(credentials=("eye", "open sesame")).local_url
     for place in ("config", "gradio_api/upload_progress?upload_id=1"):
-        with pytest.raises(urllib.error.HTTPError, match="401"):
-            fetch(f"{served.url}/{place}")
-    html, _ = fetch(served.url)
+        assert httpx.get(f"{url}{place}").status_code == 401
+    html, _ = fetch(url)
     assert FETCHES.findall(html) == [] and "rf-header" not in html
-    with pytest.raises(Exception, match=r"[Ll]ogin|[Aa]uth|credentials"):
-        Client(served.url, auth=("eye", "wrong"), verbose=False)
-    Client(served.url, auth=("eye", "open sesame"), verbose=False)
+    login = {"username": "eye", "password": "wrong"}
+    assert httpx.post(f"{url}login", data=login).status_code == 400
+    client_of(url, auth=("eye", "open sesame"))
 
 
-def test_batches_outlast_the_sweep_of_uploads(classifier_folder, photographs, free_port, monkeypatch, tmp_path):
-    """Uploads are swept after four seconds: a batch that runs for eight, and one that waits for it, lose none."""
-    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_the_sweep_takes_orphans_and_no_batch(serve_here, photographs, monkeypatch, tmp_path):
+    """Uploads are swept after three seconds: a batch that runs for six and one that waits for it lose none."""
     monkeypatch.setattr("retfound_hf.app.page.SWEPT_EVERY", 0.2)
-    monkeypatch.setattr("retfound_hf.app.page.SWEPT_AFTER", 4)
+    monkeypatch.setattr("retfound_hf.app.page.SWEPT_AFTER", 3)
     scores = Reader.scores
-    monkeypatch.setattr(Reader, "scores", lambda *words: time.sleep(0.4) or scores(*words))
-    with zipfile.ZipFile(tmp_path / "eyes.zip", "w") as archive:
-        for number in range(12):
-            archive.write(photographs[number % 4], f"{number}.png")
-    page = serve(str(classifier_folder), port=free_port(), wait=False)
-    try:
-        one, other = (Client(page.local_url, verbose=False) for _ in range(2))
-        files = [handle_file(path) for path in photographs * 5]
-        runs = one.submit(files, None, api_name="/classify_all")
-        while "max=" not in str(runs.outputs()[-1:]):
-            time.sleep(0.05)
-        waits = other.submit([handle_file(tmp_path / "eyes.zip")], None, api_name="/classify_all")
-        for batch, said in ((runs, "20 images classified"), (waits, "12 images classified")):
-            last = batch.result(timeout=120)[0]
-            assert said in last and "could not be read" not in last
-        assert "Waiting for 1 batch sent before" in str(waits.outputs()[0])
-        assert [path for path in tmp_path.glob("retfound-app-*/**/*") if path.is_file()] == []
-        assert list(tmp_path.glob("retfound-app-*/batch-*")) == []
-    finally:
-        page.close(verbose=False)
+    monkeypatch.setattr(Reader, "scores", lambda *words: time.sleep(1.2) or scores(*words))
+    url = serve_here().local_url
+    (orphan,) = httpx.post(f"{url}gradio_api/upload", files={"files": ("eye.png", b"x")}).json()
+    assert Path(orphan).is_file() and Path(orphan).is_relative_to(tmp_path)
+    files, one, other = [handle_file(path) for path in photographs], client_of(url), client_of(url)
+    runs = one.submit(files * 5, None, api_name="/classify_all")
+    while "max=" not in str(runs.outputs()[-1:]):
+        time.sleep(0.05)
+    waits = other.submit(files, None, api_name="/classify_all")
+    for batch, count in ((runs, 20), (waits, 4)):
+        last = batch.result(timeout=120)[0]
+        assert f"{count} images classified" in last and "could not be read" not in last
+    assert "Waiting for 1 " in str(waits.outputs()[0])
+    assert [path for path in tmp_path.glob("retfound-app-*/**/*") if path.is_file()] == []
+    assert list(tmp_path.glob("retfound-app-*/batch-*")) == []
 
 
-def test_an_upload_that_nobody_asks_about_is_removed(classifier_folder, photographs, free_port, monkeypatch):
-    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # what `serve` sets is taken back
-    monkeypatch.setattr("retfound_hf.app.page.SWEPT_EVERY", 1)
-    monkeypatch.setattr("retfound_hf.app.page.SWEPT_AFTER", 2)
-    page = serve(str(classifier_folder), port=free_port(), wait=False)
-    try:
-        files = {"files": ("eye.png", photographs[0].read_bytes())}
-        (path,) = httpx.post(f"{page.local_url}gradio_api/upload", files=files).json()
-        assert Path(path).is_file()
-        for _ in range(100):
-            if not Path(path).exists():
-                break
-            time.sleep(0.2)
-        assert not Path(path).exists()
-    finally:
-        page.close(verbose=False)
+def strings_within(root: object) -> list[str]:
+    """Every string that can be reached from an object, but for those of modules and classes."""
+    seen: set[int] = set()
+    todo, found = [root], []
+    while todo:
+        one = todo.pop()
+        if id(one) in seen or isinstance(one, (ModuleType, type)):
+            continue
+        seen.add(id(one))
+        if isinstance(one, str):
+            found.append(one)
+        todo += gc.get_referents(one)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of what is looked at
+def test_an_image_is_forgotten_whether_the_tab_stays_open_or_is_closed(serve_here, photographs, monkeypatch):
+    monkeypatch.setenv("GRADIO_HEARTBEAT_INTERVAL", "0.2")
+    monkeypatch.setattr("retfound_hf.app.uploads.KEPT_SECONDS", 3)
+    page = serve_here()
+    clients, sessions, photos = [client_of(page.local_url) for _ in range(2)], [], []
+    for client, path in zip(clients, photographs[:2], strict=True):
+        _, picture, *_ = client.predict(handle_file(path), api_name="/answer")
+        photos += re.findall(r'class="rf-photo" src="([^"]+)"', picture)
+        sessions.append(page.app.state_holder.session_data[client.session_hash])
+        (kept,) = (value for value in sessions[-1].state_data.values() if value is not None)
+        assert kept.photo == photos[-1] and not any(isinstance(value, Image.Image) for value in vars(kept).values())
+    with httpx.stream("GET", f"{page.local_url}gradio_api/heartbeat/{client.session_hash}") as alive:
+        next(alive.iter_lines())
+    del kept, picture
+    for _ in range(100):
+        if not any(session.state_data for session in sessions):
+            break
+        time.sleep(0.1)
+    assert [session.is_closed for session in sessions] == [False, True]
+    remembered = strings_within([*sessions, vars(page._queue)])
+    assert len(set(photos)) == 2 and not any(photo in text for text in remembered for photo in photos)
+
+
+def test_loopback_and_nobody_asked_by_default():
+    arguments = AppArguments("folder")
+    assert (arguments.host, arguments.port, arguments.credentials) == ("127.0.0.1", 7860, None)
+    assert arguments.limits.upload_bytes == 200 * 2**20
+
+
+def test_the_password_comes_from_the_environment_or_a_file(monkeypatch, tmp_path):
+    monkeypatch.setenv(PASSWORD, "from-environment")
+    assert AppArguments("folder", user="eye").credentials == ("eye", "from-environment")
+    (tmp_path / "password").write_text("from-file\nsecond line\n")
+    assert AppArguments("folder", user="eye", password_file=str(tmp_path / "password")).credentials[1] == "from-file"
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"user": "eye"}, "user"), ({"password_file": "x"}, "password_file"),
+     ({"user": "eye", "password_file": "/nowhere"}, "password_file"), ({"port": 0}, "port"),
+     ({"max_upload_mb": 0}, "max_upload_mb"), ({"max_images": -1}, "max_images")],
+)  # fmt: skip
+def test_wrong_options_are_refused(options, field, monkeypatch):
+    monkeypatch.delenv(PASSWORD, raising=False)
+    with pytest.raises(BadArgumentError) as error:
+        _ = AppArguments("folder", **options).credentials
+    assert error.value.field == field and error.value.value in options.values()
+
+
+def test_a_password_is_not_an_option(capsys):
+    assert retfound(["app", "--model", "x", "--password", "secret"]) == 2
+    said = capsys.readouterr().err
+    assert "--password_file" in said and "secret" not in said
+
+
+def test_the_missing_extra_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError) as error:
+        serve("x")
+    assert error.value.extra == "app"
+
+
+def test_a_taken_port_is_said_before_the_model_is_loaded():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(BadArgumentError) as error:
+            main(["--model", "no-such-folder", "--port", str(port)])
+    assert (error.value.field, error.value.value) == ("port", port)

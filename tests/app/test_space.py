@@ -1,21 +1,20 @@
 """The files of a Space, and that they run where the package is not installed."""
 
-import ast
 import configparser
-import os
 import re
 import shutil
-import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
-from retfound_hf import RetFoundError
-from retfound_hf.app.space import write_space
+from retfound_hf.app.server import AppArguments
+from retfound_hf.app.space import CODE, write_space
+from retfound_hf.errors import BadArgumentError, RetFoundError
+from retfound_hf.options import parse_arguments
 
 ROOT = Path(__file__).parents[2]
 # Nothing but the Space's folder may know the package: its installation for development is taken out.
@@ -46,10 +45,11 @@ def test_the_space_serves_the_model(tmp_path):
 
 def test_its_program_calls_what_exists(tmp_path, monkeypatch):
     write_space(tmp_path, "org/my-classifier")
-    calls = []
-    monkeypatch.setattr("retfound_hf.app.server.serve", lambda *words, **options: calls.append((words, options)))
-    exec(compile(ast.parse((tmp_path / "app.py").read_text()), "app.py", "exec"), {})
-    assert calls == [(("org/my-classifier",), {"host": "0.0.0.0", "port": 7860})]
+    main = Mock()
+    monkeypatch.setattr("retfound_hf.app.server.main", main)
+    exec(compile((tmp_path / "app.py").read_text(), "app.py", "exec"), {})
+    (arguments,) = parse_arguments(AppArguments, argv=main.call_args.args[0])
+    assert arguments == AppArguments("org/my-classifier", host="0.0.0.0", port=7860)
 
 
 def test_the_space_installs_nothing_of_the_projects_name(tmp_path):
@@ -73,42 +73,34 @@ def test_the_space_carries_code_and_nothing_that_lies_beside_it(tmp_path, monkey
     (package / "patients.csv").write_text("P0001")
     monkeypatch.setattr("retfound_hf.app.space.PACKAGE", package)
     files = [path.relative_to(tmp_path / "space") for path in write_space(tmp_path / "space", "org/mine")]
-    assert {path.suffix for path in files} <= {".py", ".css", ".html", ".yaml", ".md", ".txt", ""}
+    assert {path.suffix for path in files} <= {".py", ".css", ".html", ".yaml", ".typed", ".md", ".txt", ""}
     assert Path("retfound_hf/LICENSE") in files and Path("retfound_hf/model_cards/finetuned.md") in files
     for path in (ROOT / "retfound_hf").rglob("*"):
-        if path.is_file() and "__pycache__" not in path.parts:
+        if path.suffix in CODE:
             assert (tmp_path / "space" / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
 
 
-def test_the_space_runs_where_the_package_is_not_installed(tmp_path, classifier_folder, free_port):
-    write_space(tmp_path / "space", "org/my-classifier")
-    shutil.copytree(classifier_folder, tmp_path / "org" / "my-classifier")  # read from here, for want of a Hub
-    port, app = free_port(), tmp_path / "space" / "app.py"
+def test_the_space_runs_where_the_package_is_not_installed(tmp_path_factory, classifier_folder, run_page, port):
+    folder = tmp_path_factory.mktemp("space")  # beside the session's, until its program has ended
+    write_space(folder / "space", "org/my-classifier")
+    shutil.copytree(classifier_folder, folder / "org" / "my-classifier")  # read from here, for want of a Hub
+    app = folder / "space" / "app.py"
     app.write_text(app.read_text().replace("7860", str(port)).replace("0.0.0.0", "127.0.0.1"))
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-c", ALONE, str(tmp_path / "space")]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        for _ in range(1200):
-            if process.poll() is not None or f"http://127.0.0.1:{port}" in (tmp_path / "log").read_text():
-                break
-            time.sleep(0.1)
-        assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=20) as answer:
-            assert answer.status == 200 and "my-classifier" in answer.read().decode()
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+    alone = {"PYTHONPATH": ""}
+    served = run_page([sys.executable, "-c", ALONE, str(folder / "space")], port, cwd=folder, env=alone)
+    with urllib.request.urlopen(served.url, timeout=20) as answer:
+        assert "my-classifier" in answer.read().decode()
 
 
-def test_requirements_that_are_not_known_are_said_to_be_missing(tmp_path, monkeypatch):
+def test_unknown_requirements_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("retfound_hf.app.space.metadata.distributions", lambda **wanted: [])
-    with pytest.raises(RetFoundError, match=r"retfound-hf is not installed.*pip install -e"):
+    with pytest.raises(RetFoundError) as error:
         write_space(tmp_path, "org/my-classifier")
+    assert "retfound-hf" in str(error.value) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ['a"b', "no slash", "a/b/c", "a/b\n"])
-def test_names_that_are_no_model_are_refused(tmp_path, name):
-    with pytest.raises(ValueError, match="no model of the Hub"):
+def test_names_that_are_not_of_a_model_are_refused(tmp_path, name):
+    with pytest.raises(BadArgumentError) as error:
         write_space(tmp_path, name)
+    assert (error.value.field, error.value.value) == ("model_id", name)

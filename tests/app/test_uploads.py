@@ -1,0 +1,130 @@
+"""Uploads: what of zips and folders is read, what is refused before a byte is unpacked, and names."""
+
+import zipfile
+from io import BytesIO
+
+import pytest
+
+from retfound_hf.app.uploads import ACCEPTED, Archive, Batch, Limits
+from retfound_hf.errors import BadDataError
+
+
+def zipped(entries: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> BytesIO:
+    file = BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    file.seek(0)
+    return file
+
+
+def refused(file: BytesIO, limits: Limits | None = None) -> BadDataError:
+    with pytest.raises(BadDataError) as error:
+        Archive(file, limits or Limits())
+    return error.value
+
+
+SCAN = bytes(128) + b"DICM" + bytes(99)
+
+
+def test_images_of_a_zip_come_in_order_without_hidden_and_other_files():
+    entries = {
+        "b/2.PNG": b"2", "a/1.jpg": b"1", "notes.txt": b"x", "__MACOSX/a/._1.jpg": b"x", ".hidden/3.png": b"x",
+        "c/scan.dcm": b"3", "inner.zip": b"x",
+    }  # fmt: skip
+    archive = Archive(zipped(entries), Limits())
+    assert list(archive) == [("a/1.jpg", b"1"), ("b/2.PNG", b"2"), ("c/scan.dcm", b"3")] and len(archive) == 3
+    assert archive.passed_over == ["notes.txt", "inner.zip"]
+
+
+def test_scans_without_a_suffix_are_images():
+    entries = {"CD/IM000001": SCAN, "CD/1.2.840.78": SCAN, "DICOMDIR": SCAN, "README": b"x", "__MACOSX/._1": SCAN}
+    archive = Archive(zipped(entries), Limits())
+    assert [name for name, _ in archive] == ["CD/1.2.840.78", "CD/IM000001"]
+    assert archive.passed_over == ["DICOMDIR", "README"]
+
+
+@pytest.mark.parametrize("name", ["./", ".", "././"])
+def test_an_entry_for_the_folder_itself_is_passed_over(name):
+    archive = Archive(zipped({name: b"", "./a.png": b"x"}), Limits())
+    assert list(archive) == [("./a.png", b"x")] and archive.passed_over == []
+
+
+@pytest.mark.parametrize("name", ["../up.png", "/etc/up.png", "a/../../up.png", "..\\up.png", "C:\\up.png"])
+def test_paths_that_lead_out_are_refused(name):
+    assert refused(zipped({"fine.png": b"x", name: b"x"})).rows == (name,)
+
+
+MANY = {f"{index}.png": bytes(2**19) for index in range(5)}
+
+
+@pytest.mark.parametrize(
+    ("entries", "limits", "said"),
+    [
+        ({"a.png": bytes(50 * 2**20)}, {}, "a.png"),
+        ({"a.png": bytes(2**20 + 1)}, {"upload_bytes": 2**20}, "a.png"),
+        (MANY, {"unpacked_bytes": 2**21}, "2 MB"),
+        (MANY, {"images": 4}, "5 images; at most 4"),
+    ],
+)
+def test_bombs_are_refused_unread(entries, limits, said, monkeypatch):
+    file = zipped(entries, zipfile.ZIP_STORED if limits else zipfile.ZIP_DEFLATED)
+    monkeypatch.setattr(zipfile.ZipFile, "open", None)
+    assert said in str(refused(file, Limits(**limits)))
+
+
+def test_a_table_of_contents_that_lies_gives_nothing():
+    """A header that says 10 bytes over a member of 3,000: the read stops, and the content is not believed."""
+    content = zipped({"a.png": bytes(range(250)) * 12}, zipfile.ZIP_STORED).getvalue()
+    lie = content.replace((3000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
+    assert len(dict(Archive(BytesIO(lie), Limits()))["a.png"]) <= 10
+
+
+def test_a_damaged_member_spoils_no_other():
+    file = zipped({"a.png": b"a" * 500, "b.png": b"b" * 500}, zipfile.ZIP_STORED)
+    content = bytearray(file.getvalue())
+    content[content.index(b"aaaa") + 5] = 0
+    assert dict(Archive(BytesIO(bytes(content)), Limits())) == {"a.png": b"", "b.png": b"b" * 500}
+
+
+def test_damaged_and_encrypted_zips_are_refused():
+    for content in (b"", b"no zip", zipped({"a.png": b"x" * 99}).getvalue()[:-30]):
+        assert "damaged" in str(refused(BytesIO(content)))
+    locked = bytearray(zipped({"a.png": b"x"}).getvalue())
+    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        locked[locked.index(mark) + offset] |= 1
+    error = refused(BytesIO(bytes(locked)))
+    assert error.rows == ("a.png",) and "encrypted" in str(error)
+
+
+def test_of_a_folder_the_images_stay(upload):
+    """By name, or as DICOM by content, as hospital media hold it: without a suffix, or with a number for one."""
+    uploads = [upload(name, b"x") for name in ("b.dcm", "notes.txt", "a.JPG", "Thumbs.db", "inner.zip")]
+    uploads += [upload(name, SCAN) for name in ("IM000001", "1.2.840.78", "DICOMDIR")]
+    batch = Batch([], uploads, Limits())
+    kept = ["1.2.840.78", "IM000001", "a.JPG", "b.dcm"]
+    assert sorted(one.name for one in uploads if one.path.exists()) == kept
+    assert [name for name, _ in batch] == kept and len(batch) == 4
+    assert batch.passed_over == ["DICOMDIR", "Thumbs.db", "inner.zip", "notes.txt"]
+    assert not any(one.path.exists() for one in uploads)
+
+
+def test_images_of_one_name_get_names_of_their_own(upload):
+    names = ["eye.png (2)", "eye.png", "eye.png", "eye.png"]
+    uploads = [upload("a.zip", zipped({"left/eye.png": b"0"}).getvalue())]
+    batch = Batch([*uploads, *(upload(name, b"x") for name in names)], [], Limits())
+    found = [name for name, _ in batch]
+    assert found == ["left/eye.png", "eye.png (2)", "eye.png", "eye.png (3)", "eye.png (4)"]
+    assert [name for name, _ in batch.renamed] == found[-2:]
+
+
+def test_batches_without_images_or_with_too_many_are_refused(upload):
+    with pytest.raises(BadDataError) as error:
+        Batch([upload("a.zip", zipped({"a.txt": b"x"}).getvalue())], [upload("b.txt", b"x")], Limits())
+    assert sorted(error.value.rows) == ["a.txt", "b.txt"] and ACCEPTED in str(error.value)
+    with pytest.raises(BadDataError) as error:
+        Batch([], [], Limits())
+    assert error.value.rows == ()
+    with pytest.raises(BadDataError) as error:
+        Batch([upload(f"{index}.png", b"x") for index in range(3)], [], Limits(images=2))
+    assert "3 images; at most 2" in str(error.value)
