@@ -16,9 +16,8 @@ from ..explanation.relevance import relevance
 from ..images.drawing import colour_layer, heat_on_image
 from ..images.geometry import ImageRegion
 from ..images.quality import Quality, assess_quality
-from ..inference.predict import process_state, to_scores
-from ..models.loading import load_autoencoder, load_classifier, load_processor
-from ..vocabulary import SINGLE_LABEL
+from ..inference.predict import load_classifier, process_state, to_scores
+from ..models.loading import load_autoencoder, load_processor
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,11 @@ class Reader:
 
     def __init__(self, name_or_path: str):
         self.name_or_path = name_or_path
-        self.model = load_classifier(name_or_path).to(process_state().device)
-        self.processor = load_processor(name_or_path)
-        config = self.model.config
-        self.class_names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
-        self.problem_type: str = config.problem_type or SINGLE_LABEL
-        self.modality: str | None = getattr(config, "modality", None)
-        temperature = getattr(config, "calibration_temperature", 1.0)
+        found = load_classifier(name_or_path)
+        self.model, self.processor = found.model.to(process_state().device), found.processor
+        self.class_names, self.problem_type = found.class_names, found.problem_type
+        self.modality: str | None = getattr(self.model.config, "modality", None)
+        temperature = getattr(self.model.config, "calibration_temperature", 1.0)
         self.temperature: float | None = None if temperature == 1 else temperature
         # Of images: thresholds for the joint score of an eye or a patient say nothing here.
         self.points: list[OperatingPoint] = read_points(name_or_path, self.class_names, ReportArguments())

@@ -16,7 +16,7 @@ from retfound_hf.finetuning.finetune import main as finetune
 
 @pytest.fixture(scope="module")
 def adapter_folder(autoencoder_folder, photograph, tmp_path_factory):
-    """A LoRA adapter as the command makes it: on few images, calibrated, with thresholds of its validation split."""
+    """A LoRA adapter as the command makes it: on few images, with thresholds of its validation split."""
     folder = tmp_path_factory.mktemp("adapter")
     for number in range(24):
         split, label = ("train", "val", "test")[max(0, number // 4 - 3)], ("normal", "retinopathy")[number % 2]
@@ -24,7 +24,7 @@ def adapter_folder(autoencoder_folder, photograph, tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         photograph(number, 64).save(path)
     options = {
-        "model_name_or_path": autoencoder_folder, "data": folder / "data", "method": "lora", "calibrate": True,
+        "model_name_or_path": autoencoder_folder, "data": folder / "data", "method": "lora",
         "augmentation": "light", "num_train_epochs": 1, "dataloader_num_workers": 0, "use_cpu": True,
         "output_dir": folder / "adapter",
     }  # fmt: skip
@@ -60,7 +60,6 @@ def test_an_adapter_answers_as_peft_does(adapter_folder, autoencoder_folder, pho
         expected = model(**pixels).logits.softmax(-1)[0].numpy()
     reader = Reader(str(adapter_folder))
     assert np.allclose(reader.answer(photograph(30)).scores, expected, atol=1e-5)
-    assert reader.temperature is not None
     assert {point.label for point in reader.points} == {"normal", "retinopathy"}
 
 
