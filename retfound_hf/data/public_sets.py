@@ -1,30 +1,32 @@
-"""Public data sets of RETFound's benchmark: what a downloaded copy must look like, and whether it does."""
+"""Public data sets of RETFound's benchmark: the official layout of each, and a check of a downloaded copy."""
 
 import dataclasses
 import difflib
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from ..errors import RetFoundError, join_names, nearest
+from ..errors import BadDataError, UnreadableImageError, join_names, require
 from ..files import refuse_existing, write_json
-from ..images.reading import UnreadableImageError, find_images, read_image
+from ..images.reading import find_images, read_image
 from ..options import parse_arguments
 from ..record import write_run_record
 from .splits import SPLITS, normalise_split
 
 FILE = Path(__file__).with_name("public_sets.yaml")
+LIKENESS = 0.6  # of names that are taken for two spellings of one, by difflib's ratio
+SHOWN = 50
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is known of a public data set.
+    """Official layout of a public data set.
 
     Attributes:
         name: as in RETFound's benchmark.
@@ -45,6 +47,21 @@ class Recipe:
     classes: dict[str, str]
 
 
+@dataclass
+class Report:
+    """State of a copy.
+
+    Attributes:
+        images: paths relative to the folder, by split and class folder; only those in the right place.
+        problems: one line each; none if the copy is as the recipe says.
+        notes: oddities that do no harm.
+    """
+
+    images: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
 @cache
 def recipes() -> dict[str, Recipe]:
     """All recipes by name."""
@@ -58,53 +75,33 @@ def recipe(name: str) -> Recipe:
     """The recipe of a data set, whatever the case of its name.
 
     Raises:
-        RetFoundError: an unknown name.
+        BadArgumentError: an unknown name.
     """
-    known = {_plain(each): found for each, found in recipes().items()}
-    if _plain(name) not in known:
-        raise RetFoundError(
-            f"data set {name!r} is unknown{nearest(_plain(name), known)}; accepted: {', '.join(recipes())}"
-        )
-    return known[_plain(name)]
-
-
-def _plain(name: str) -> str:
-    return name.casefold().replace("-", "").replace("_", "").replace(" ", "")
-
-
-@dataclass
-class Report:
-    """The state of a copy.
-
-    Attributes:
-        images: paths relative to the folder, by split and class folder; only what is where it should be.
-        problems: one line each; none if the copy is as the recipe says.
-        notes: what is odd but does no harm.
-    """
-
-    images: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    known = {_letters(each): found for each, found in recipes().items()}
+    require("name", name if _letters(name) not in known else known[_letters(name)].name, recipes())
+    return known[_letters(name)]
 
 
 def check_copy(recipe: Recipe, folder: str | Path, read: bool = True, progress: bool = False) -> Report:
     """Compare a downloaded copy with its recipe.
 
     Args:
+        recipe: of the data set.
         folder: holds `train`, `val` and `test`.
-        read: decode every image and compare contents; without it only names are looked at.
-        progress: show a bar on the way.
+        read: decode every image and compare contents; without it only names are compared.
+        progress: show a progress bar.
 
     Raises:
-        RetFoundError: the folder does not exist, or its splits lie in another one, which is named.
+        BadDataError: the folder does not exist, or its splits lie in another one, which is named.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise RetFoundError(f"folder {folder} does not exist; {recipe.name} is at {recipe.split} and {recipe.site}")
+        message = f"folder {folder} does not exist; {recipe.name} is at {recipe.split} and {recipe.site}"
+        raise BadDataError(message, source=folder)
     if not any(normalise_split(path.name) for path in _folders(folder)):
         deeper = [path.parent for path in sorted(folder.glob("*/*")) if path.is_dir() and path.name == "train"]
         if deeper:
-            raise RetFoundError(f"{folder} has no split folders, but {deeper[0]} has; give that one")
+            raise BadDataError(f"{folder} has no split folders, but {deeper[0]} has; give that one", source=folder)
     report = Report()
     for split in SPLITS:
         _check_split(recipe, folder, split, report)
@@ -117,32 +114,31 @@ def _check_split(recipe: Recipe, folder: Path, split: str, report: Report) -> No
     place = folder / split
     if not place.is_dir():
         alias = [path.name for path in _folders(folder) if normalise_split(path.name) == split]
-        like = f": rename {alias[0]} to it" if alias else ""
-        report.problems.append(f"folder {split} is missing{like}")
+        report.problems.append(f"folder {split} is missing{f': rename {alias[0]} to it' if alias else ''}")
         return
     found = [path.name for path in _folders(place)]
     absent = [name for name in recipe.classes if name not in found]
     surplus = [name for name in found if name not in recipe.classes]
-    for name, like in _alike(absent, surplus).items():
+    for name, like in _pair_alike(absent, surplus).items():
         report.problems.append(f"{split}/{name} is missing{f': {split}/{like} looks like it, rename it' * bool(like)}")
         if like:
             surplus.remove(like)
     report.problems += [f"{split}/{name} is no class of {recipe.name}; remove it" for name in surplus]
-    loose = [path.name for path in place.iterdir() if path.is_file() and not path.name.startswith(".")]
-    if loose:
+    if loose := [path.name for path in place.iterdir() if _is_visible_file(path)]:
         report.notes.append(f"{split} holds {len(loose)} file(s) outside its classes ({join_names(loose, 3)})")
     for name in recipe.classes:
-        if name in found:
-            images = [path.relative_to(folder).as_posix() for path in find_images(place / name)]
-            report.images[split, name] = images
-            if not images:
-                report.problems.append(f"{split}/{name} holds no image")
-            files = sum(path.is_file() and not path.name.startswith(".") for path in (place / name).rglob("*"))
-            if files > len(images):
-                report.notes.append(f"{split}/{name} holds {files - len(images)} file(s) that are no images")
+        if name not in found:
+            continue
+        images = [path.relative_to(folder).as_posix() for path in find_images(place / name)]
+        report.images[split, name] = images
+        if not images:
+            report.problems.append(f"{split}/{name} holds no image")
+        files = sum(map(_is_visible_file, (place / name).rglob("*")))
+        if files > len(images):
+            report.notes.append(f"{split}/{name} holds {files - len(images)} file(s) that are no images")
 
 
-def _alike(absent: list[str], surplus: list[str]) -> dict[str, str | None]:
+def _pair_alike(absent: list[str], surplus: list[str]) -> dict[str, str | None]:
     """For each absent name the surplus one that is most like it, each used once; None where none is."""
     found: dict[str, str | None] = dict.fromkeys(absent)
     likeness = {
@@ -151,41 +147,36 @@ def _alike(absent: list[str], surplus: list[str]) -> dict[str, str | None]:
         for other in surplus
     }
     for (name, other), ratio in sorted(likeness.items(), key=lambda item: -item[1]):
-        if ratio >= 0.6 and found[name] is None and other not in found.values():
+        if ratio >= LIKENESS and found[name] is None and other not in found.values():
             found[name] = other
     return found
 
 
-def _letters(name: str) -> str:
-    return re.sub(r"[\W_]", "", name.casefold())
-
-
 def _check_contents(folder: Path, report: Report, progress: bool) -> None:
+    """Find unreadable images, and equal ones by their bytes."""
     from tqdm import tqdm
 
     paths = [path for images in report.images.values() for path in images]
     by_content: dict[bytes, list[str]] = defaultdict(list)
-    with ThreadPoolExecutor() as pool:  # decoders let go of the interpreter
-        looks = pool.map(lambda path: _look(folder / path), paths)
-        for path, (digest, reason) in zip(
-            paths, tqdm(looks, total=len(paths), desc="Reading", unit="image", disable=not progress), strict=True
-        ):
+    with ThreadPoolExecutor() as pool:  # decoders release the interpreter's lock
+        looks = pool.map(lambda path: _digest(folder / path), paths)
+        bar = tqdm(looks, total=len(paths), desc="Reading", unit="image", disable=not progress)
+        for path, (digest, reason) in zip(paths, bar, strict=True):
             if reason:
                 report.problems.append(f"{path} cannot be read: {reason}")
             else:
                 by_content[digest].append(path)
     for copies in by_content.values():
-        parts = [path.split("/")[:2] for path in copies]
-        if len({split for split, _ in parts}) > 1:
-            report.problems.append(f"one image is in several splits: {_equal(copies)}")
-        elif len({name for _, name in parts}) > 1:
-            report.problems.append(f"one image is in several classes: {_equal(copies)}")
+        splits, classes = (len({path.split("/")[level] for path in copies}) for level in (0, 1))
+        equal = " = ".join(sorted(copies))
+        if splits > 1 or classes > 1:
+            report.problems.append(f"one image is in several {'splits' if splits > 1 else 'classes'}: {equal}")
         elif len(copies) > 1:
-            report.notes.append(f"one image is there {len(copies)} times: {_equal(copies)}")
+            report.notes.append(f"one image is there {len(copies)} times: {equal}")
 
 
-def _look(path: Path) -> tuple[bytes, str]:
-    """Digest of a file's content, and why it cannot be read, if so."""
+def _digest(path: Path) -> tuple[bytes, str]:
+    """Digest of a file's content, and the reason if it cannot be read."""
     try:
         content = path.read_bytes()
         read_image(content, min_side=64)
@@ -196,15 +187,16 @@ def _look(path: Path) -> tuple[bytes, str]:
     return hashlib.blake2b(content).digest(), ""
 
 
-def _equal(paths: Iterable[str]) -> str:
-    return " = ".join(sorted(paths))
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.casefold())
 
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-SHOWN = 50
+def _is_visible_file(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".")
 
 
 @dataclass
@@ -226,47 +218,34 @@ class CheckArguments:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the arguments, check the copy, and say what is wrong with it.
+    """Command `check_dataset`: print the state of a copy.
 
     Raises:
-        RetFoundError: anything is, so that the command's exit status tells.
+        BadDataError: the copy has problems, so that the command's exit status tells.
     """
-    (arguments,) = parse_arguments(
-        CheckArguments, argv=argv, description="Check a downloaded copy of a public data set of RETFound's benchmark."
-    )
-
-    wanted = recipe(arguments.name)
-    if arguments.output_dir is not None:
-        refuse_existing(arguments.output_dir, arguments.overwrite_output_dir)
-    report = check_copy(wanted, arguments.folder, arguments.read_images, progress=True)
+    description = "Check a downloaded copy of a public data set of RETFound's benchmark."
+    (args,) = parse_arguments(CheckArguments, argv=argv, description=description)
+    wanted = recipe(args.name)
+    if args.output_dir is not None:
+        refuse_existing(args.output_dir, args.overwrite_output_dir)
+    report = check_copy(wanted, args.folder, args.read_images, progress=True)
     print(f"{wanted.name}: {wanted.task} ({wanted.modality.upper()}); licence: {wanted.licence}; {wanted.site}")
-    print(_counts(wanted, report.images))
+    width = max(map(len, wanted.classes))
+    print(f"  {'':<{width}}  {'  '.join(f'{split:>6}' for split in SPLITS)}")
+    counts = {split: {name: len(report.images.get((split, name), ())) for name in wanted.classes} for split in SPLITS}
+    for name, meaning in wanted.classes.items():
+        cells = [f"{counts[split][name]:>6,}" if (split, name) in report.images else f"{'-':>6}" for split in SPLITS]
+        print(f"  {name:<{width}}  {'  '.join(cells)}  {meaning}")
     for line in [*report.problems[:SHOWN], *(f"note: {note}" for note in report.notes[:SHOWN])]:
         print(line)
     if len(report.problems) > SHOWN:
         print(f"... and {len(report.problems) - SHOWN} more")
-    if arguments.output_dir is not None:
-        counts = {
-            split: {name: len(report.images.get((split, name), [])) for name in wanted.classes} for split in SPLITS
-        }
-        found = {
-            "recipe": dataclasses.asdict(wanted),
-            "images": counts,
-            "problems": report.problems,
-            "notes": report.notes,
-        }
-        write_json(Path(arguments.output_dir) / "report.json", found)
-        write_run_record(arguments.output_dir, "check_dataset", arguments, problems=len(report.problems))
+    if args.output_dir is not None:
+        recorded = {"recipe": dataclasses.asdict(wanted), "images": counts}
+        recorded |= {"problems": report.problems, "notes": report.notes}
+        write_json(Path(args.output_dir) / "report.json", recorded)
+        write_run_record(args.output_dir, "check_dataset", args, problems=len(report.problems))
     if report.problems:
-        raise RetFoundError(f"{arguments.folder} is not {wanted.name} as published: {len(report.problems)} problem(s)")
-    print(f"{arguments.folder} is as it should be")
-
-
-def _counts(wanted: Recipe, images: dict[tuple[str, str], list[str]]) -> str:
-    """A table of images by class and split, with the meaning of each class."""
-    width = max(map(len, wanted.classes))
-    lines = [f"  {'':<{width}}  {'  '.join(f'{split:>6}' for split in SPLITS)}"]
-    for name, meaning in wanted.classes.items():
-        cells = [f"{len(images[split, name]):>6,}" if (split, name) in images else f"{'-':>6}" for split in SPLITS]
-        lines.append(f"  {name:<{width}}  {'  '.join(cells)}  {meaning}")
-    return "\n".join(lines)
+        message = f"{args.folder} is not {wanted.name} as published: {len(report.problems)} problem(s)"
+        raise BadDataError(message, rows=report.problems, source=args.folder)
+    print(f"{args.folder} is as it should be")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import RetFoundError
+from ..errors import BadArgumentError, BadDataError, require_range
 
 ATTEMPTS = 10
 # What `crop_resize` holds at a time: 4 images of 256 x 256 pixels on a CPU, for its cache, else 68.
@@ -39,13 +39,14 @@ def draw_crops(
         int64 (count, 4): top, left, height, width in pixels.
 
     Raises:
-        RetFoundError: a size below 1, or a range that is empty or reaches 0.
+        BadArgumentError, BadDataError: a size below 1, or a range that is empty or reaches 0.
     """
     if min(height, width) < 1:
-        raise RetFoundError(f"images of {height} x {width} pixels cannot be cropped; both sides must be at least 1")
+        raise BadDataError(f"images of {height} x {width} pixels cannot be cropped; both sides must be at least 1")
     for name, (low, high) in (("scale", scale), ("ratio", ratio)):
         if not 0 < low <= high:
-            raise RetFoundError(f"{name} ({low}, {high}) must be a positive number and one that is not smaller")
+            message = f"`{name}` ({low}, {high}) must be a positive number and one that is not smaller"
+            raise BadArgumentError(message, field=name, value=(low, high))
     area, shape, y, x = torch.rand(count, 4, ATTEMPTS, generator=generator, dtype=torch.float64).unbind(1)
     area = height * width * (scale[0] + (scale[1] - scale[0]) * area)
     shape = torch.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * shape)
@@ -85,7 +86,7 @@ def crop_resize(images: Tensor, crops: Tensor, size: int, flips: Tensor | None =
         float32 (count, channels, size, size) within 0..255, not rounded.
 
     Raises:
-        RetFoundError: another type or shape.
+        BadDataError: another type or shape.
     """
     _check(images, crops, size, flips)
     count, channels, height, width = images.shape
@@ -152,15 +153,14 @@ def _central_crop(height: int, width: int, ratio: tuple[float, float]) -> tuple[
 
 def _check(images: Tensor, crops: Tensor, size: int, flips: Tensor | None) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4:
-        raise RetFoundError(
+        raise BadDataError(
             f"images are {images.dtype} of shape {tuple(images.shape)}; give uint8 (count, channels, height, width)"
         )
     if tuple(crops.shape) != (len(images), 4):
-        raise RetFoundError(f"crops have shape {tuple(crops.shape)}; give ({len(images)}, 4), one row per image")
+        raise BadDataError(f"crops have shape {tuple(crops.shape)}; give ({len(images)}, 4), one row per image")
     if flips is not None and (flips.dtype != torch.bool or tuple(flips.shape) != (len(images),)):
-        raise RetFoundError(f"flips are {flips.dtype} of shape {tuple(flips.shape)}; give bool ({len(images)},)")
-    if size < 1:
-        raise RetFoundError(f"size {size} must be at least 1 pixel")
+        raise BadDataError(f"flips are {flips.dtype} of shape {tuple(flips.shape)}; give bool ({len(images)},)")
+    require_range("size", size, 1)
 
 
 def turn_hue(pixels: Tensor, turns: Tensor) -> Tensor:

@@ -10,11 +10,15 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from ..errors import RetFoundError
+from ..errors import BadDataError, require_range
 from .geometry import ImageRegion
 
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 SMALLEST_FONT = 8
+# Perceptually even, readable with every kind of colour vision, and without the red and orange of a fundus.
+COLOUR_MAP = "viridis"
+OPACITY = 0.75
+LEAST_TOP = 3.0
 
 
 def contact_sheet(
@@ -37,29 +41,30 @@ def contact_sheet(
         An RGB image.
 
     Raises:
-        RetFoundError: no pictures, rows of unequal length, another number of titles, or a tensor of another shape.
+        BadDataError: no pictures, rows of unequal length, another number of titles, or a tensor of another shape.
+        BadArgumentError: a tile or margin out of range.
     """
     if not rows or not rows[0]:
-        raise RetFoundError("no pictures for the contact sheet; give at least one row with one picture")
+        raise BadDataError("no pictures for the contact sheet; give at least one row with one picture")
     columns = len(rows[0])
     uneven = next((number for number, row in enumerate(rows, start=1) if len(row) != columns), None)
     if uneven is not None:
-        raise RetFoundError(
+        raise BadDataError(
             f"row {uneven} has {len(rows[uneven - 1])} pictures and row 1 has {columns}; give equal rows"
         )
     if titles is not None and len(titles) != columns:
-        raise RetFoundError(f"{len(titles)} titles for {columns} columns; give one per column")
+        raise BadDataError(f"{len(titles)} titles for {columns} columns; give one per column")
     pictures = [[_as_image(picture) for picture in row] for row in rows]
     tile = max(pictures[0][0].size) if tile is None else tile
     margin = max(2, round(tile / 28)) if margin is None else margin
-    if tile < 1 or margin < 0:
-        raise RetFoundError(f"tile {tile} must be at least 1 pixel and margin {margin} at least 0")
+    require_range("tile", tile, 1)
+    require_range("margin", margin, 0)
     header = round(1.6 * _font_size(tile)) if titles is not None else 0
     step = tile + margin
     sheet = Image.new("RGB", (margin + columns * step, header + margin + len(rows) * step), PAPER)
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles or ()):
-        text, font = _fitted(title, tile)
+        text, font = fit_text(title, tile, _font_size(tile), SMALLEST_FONT)
         draw.text((margin + column * step + tile / 2, (margin + header) / 2), text, fill=INK, font=font, anchor="mm")
     for i, row in enumerate(pictures):
         for j, picture in enumerate(row):
@@ -78,7 +83,7 @@ def _as_image(picture: Image.Image | Tensor) -> Image.Image:
     if values.ndim == 2:
         values = values[None]
     if values.ndim != 3 or values.shape[0] not in (1, 3) or 0 in values.shape:
-        raise RetFoundError(
+        raise BadDataError(
             f"a picture has shape {tuple(picture.shape)}; give (3 or 1, height, width) or (height, width)"
         )
     if values.is_floating_point():
@@ -92,32 +97,34 @@ def _font_size(tile: int) -> int:
     return max(SMALLEST_FONT, min(round(tile / 15), 32))
 
 
-def _fitted(title: str, width: int) -> tuple[str, ImageFont.ImageFont | ImageFont.FreeTypeFont]:
-    """The title and a font in which it is at most `width` pixels wide."""
-    size = _font_size(width)
+def fit_text(text: str, width: float, size: int, smallest: int | None = None) -> tuple[str, ImageFont.FreeTypeFont]:
+    """Make a text at most `width` pixels wide: set it smaller than `size`, down to `smallest`, then cut it.
+
+    Args:
+        text: one line.
+        width: in pixels.
+        size: of the font in pixels.
+        smallest: size of the font; None keeps `size`.
+
+    Returns:
+        The text and its font.
+    """
     font = ImageFont.load_default(size)
-    while font.getlength(title) > width and size > SMALLEST_FONT:
+    while font.getlength(text) > width and size > (smallest or size):
         size -= 1
         font = ImageFont.load_default(size)
-    while title and font.getlength(title) > width:
-        title = title[:-1]
-    return title, font
-
-
-# Perceptually even, readable with every kind of colour vision, and without the red and orange of a fundus.
-COLOUR_MAP = "viridis"
-OPACITY = 0.75
-LEAST_TOP = 3.0
-PAPER, INK = (255, 255, 255), (40, 40, 40)
+    while text and font.getlength(text) > width:
+        text = text[:-1]
+    return text, font
 
 
 @dataclass(frozen=True)
 class Heat:
-    """A map on the image that it was made from, ready to be coloured.
+    """Map on the image that it was made from, ready to be coloured.
 
     Attributes:
-        values: float32 (height, width). 0 is the average of the image's patches or less, where the network saw
-            nothing too; 1 is `top`.
+        values: float32 (height, width). 0 is the average of the image's patches or less, also outside the network's
+            input; 1 is `top`.
         top: the hottest colour, in multiples of the average.
     """
 
@@ -125,22 +132,22 @@ class Heat:
     top: float
 
 
-def heat_on_image(patches: np.ndarray, window: ImageRegion, size: tuple[int, int]) -> Heat:
+def heat_on_image(patches: np.ndarray, region: ImageRegion, size: tuple[int, int]) -> Heat:
     """Scale a map by its average and lay it on the image.
 
-    The average is what every patch would have, were relevance spread evenly. A map without a peak of `LEAST_TOP`
-    averages stays pale, however its small differences are spread. What speaks against the target is taken for 0.
+    The average is the value of every patch if relevance were spread evenly. A map without a peak of `LEAST_TOP`
+    averages stays pale, however its small differences are spread. Negative values count as 0.
 
     Args:
-        patches: (grid, grid), negative values speaking against the target.
-        window: of the network's input on the image (`RetFoundImageProcessor.input_window`).
+        patches: (grid, grid), negative values are evidence against the target.
+        region: of the network's input on the image (`RetFoundImageProcessor.input_window`).
         size: width and height of the image in pixels.
     """
     positive = np.clip(np.asarray(patches, dtype=np.float64), 0, None)
     average = positive.mean()
     multiples = positive / average if average > 0 else positive
     top = max(float(multiples.max()), LEAST_TOP)
-    return Heat(window.place((multiples - 1).clip(0) / (top - 1), size), top)
+    return Heat(region.place((multiples - 1).clip(0) / (top - 1), size), top)
 
 
 def colour_layer(heat: np.ndarray, opacity: float = OPACITY) -> Image.Image:
@@ -163,14 +170,12 @@ def overlay(image: Image.Image, heat: np.ndarray, opacity: float = OPACITY) -> I
 
 
 def with_scale(picture: Image.Image, caption: str, top: float) -> Image.Image:
-    """The picture above a strip with a caption and the colours of heat, from the average to `top` times it."""
+    """The picture above a strip with a caption and a colour bar from the average to `top` times it."""
     width = max(picture.width, 96)
-    font = ImageFont.load_default(max(10, min(round(width / 42), 28)))
-    unit = round(font.size)
+    unit = max(10, min(round(width / 42), 28))
+    caption, font = fit_text(caption, width - unit, unit)
     strip = Image.new("RGB", (width, round(3.9 * unit)), PAPER)
     draw = ImageDraw.Draw(strip)
-    while caption and font.getlength(caption) > width - unit:
-        caption = caption[:-1]
     draw.text((unit / 2, unit * 0.4), caption, fill=INK, font=font)
     low, high = "average", f"{top:.1f} x average"
     left = round(unit + font.getlength(low))
@@ -191,7 +196,7 @@ def _levels(heat: np.ndarray) -> np.ndarray:
 
 
 def _alpha(heat: np.ndarray) -> np.ndarray:
-    """Opacity over heat: none where there is nothing to say, full from half of the largest value on."""
+    """Opacity over heat: none at the average, full from half of the largest value on."""
     return np.clip(2 * heat, 0, 1)
 
 

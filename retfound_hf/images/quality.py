@@ -1,8 +1,8 @@
-"""Whether an image is fit to be looked at: simple rules with reasons in plain words.
+"""Image quality by simple rules: a verdict with reasons in plain words.
 
 The rules find gross faults: an image that is tiny, empty, dark, overexposed, blurred, without its field of view, or of
-the other modality. They know nothing of anatomy: artefacts, a wrong region of the eye or a disease that hides the
-retina pass, and noise passes for detail. The thresholds were set on the synthetic images of this package, degraded
+the other modality. Anatomy is unknown to them: artefacts, a wrong region of the eye or a disease that hides the
+retina pass, and noise counts as detail. The thresholds were set on the synthetic images of this package, degraded
 step by step, not on graded photographs.
 """
 
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from ..vocabulary import MODALITIES
 from .field_of_view import FieldOfView, as_rgb_image, find_field_of_view
 
 Verdict = Literal["ok", "doubtful", "reject"]
@@ -20,7 +21,6 @@ GRAY = 3.0
 FLAT = 2.0  # deviation of luma
 LOOKED_AT_SIDE = 512
 LUMA = np.array([0.299, 0.587, 0.114])
-NAMES = {"cfp": "fundus photographs", "oct": "OCT scans"}
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,21 @@ class Rule:
         return "reject" if beyond[0] else "doubtful" if beyond[1] else "ok"
 
 
-RULES = {
-    "any": (
-        Rule("side", 224, 64, False, "too small: the retina is only {side:.0f} pixels wide"),
-        Rule("overexposed", 0.1, 0.3, True, "overexposed: {overexposed:.0%} of the retina is white"),
-        Rule("sharpness", 0.30, 0.145, False, "blurred: hardly any fine detail"),
-    ),
-    "cfp": (
-        Rule("brightness", 35, 15, False, "too dark: mean brightness {brightness:.0f} of 255"),
-        Rule("shape", 0.75, 0.4, False, "the field of view is cut: its height and width differ much"),
-    ),
-    "oct": (Rule("highlights", 70, 30, False, "too dark: the brightest layers reach {highlights:.0f} of 255"),),
-}
+RULES = (
+    Rule("side", 224, 64, False, "too small: the retina is only {side:.0f} pixels wide"),
+    Rule("overexposed", 0.1, 0.3, True, "overexposed: {overexposed:.0%} of the retina is white"),
+    Rule("sharpness", 0.30, 0.145, False, "blurred: hardly any fine detail"),
+)
+COLOUR_RULES = (
+    Rule("brightness", 35, 15, False, "too dark: mean brightness {brightness:.0f} of 255"),
+    Rule("shape", 0.75, 0.4, False, "the field of view is cut: its height and width differ much"),
+)
+GRAY_RULES = (Rule("highlights", 70, 30, False, "too dark: the brightest layers reach {highlights:.0f} of 255"),)
 
 
 @dataclass(frozen=True)
 class Quality:
-    """The verdict with its reasons, the gravest first, and the numbers that it rests on.
+    """Verdict with its reasons, the gravest first, and the measures behind it.
 
     Attributes:
         measures: of the field of view: `side` (pixels), `brightness` and `highlights` (mean and 99th percentile of
@@ -68,14 +66,14 @@ class Quality:
 
 
 def assess_quality(image: np.ndarray | Image.Image, modality: str | None = None) -> Quality:
-    """Look at one image at up to 512 pixels, in about a tenth of a second.
+    """Assess one image, reduced to at most 512 pixels.
 
     Args:
         image: RGB, uint8, as an array (height, width, 3) or a PIL image.
-        modality: "cfp" or "oct" where the model's is known; None judges the image as what it looks like.
+        modality: one of `MODALITIES` where the model's is known; None judges the image by its looks.
 
     Raises:
-        RetFoundError: an image of another shape or type.
+        BadDataError: an image of another shape or type.
     """
     image = as_rgb_image(image)
     if min(image.size) < 16:
@@ -90,8 +88,9 @@ def assess_quality(image: np.ndarray | Image.Image, modality: str | None = None)
     if measures["contrast"] < (FLAT if measures["brightness"] > 20 else FLAT / 4):
         return Quality("reject", ("blank: the image is one flat colour",), measures)
     found: list[tuple[Verdict, str]] = []
-    looks = "oct" if measures["colour"] < GRAY and not is_round else "cfp"
-    for rule in (*RULES["any"], *RULES[modality or looks]):
+    looks_gray = measures["colour"] < GRAY and not is_round
+    is_gray = MODALITIES[modality].gray if modality else looks_gray
+    for rule in (*RULES, *(GRAY_RULES if is_gray else COLOUR_RULES)):
         if rule.measure in measures:
             found.append((rule.verdict(measures[rule.measure]), rule.reason.format(**measures)))
     found.append(_modality_verdict(modality, measures["colour"], is_round))
@@ -107,19 +106,20 @@ def channel_spread(image: Any) -> float:
 def _modality_verdict(modality: str | None, colour: float, is_round: bool) -> tuple[Verdict, str]:
     if modality is None:
         return "ok", ""
-    other = NAMES["oct" if modality == "cfp" else "cfp"]
-    is_gray = colour < GRAY
-    if is_gray == (modality == "oct"):
-        if modality == "cfp" and not is_round:
-            return "doubtful", "no round field of view found: a detail, or no fundus photograph"
+    expected, is_gray = MODALITIES[modality], colour < GRAY
+    if is_gray == expected.gray:
+        if expected.crop and not is_round:
+            return "doubtful", "no round field of view found: a detail, or not a fundus photograph"
         return "ok", ""
-    mismatch = f"it is {'gray' if is_gray else 'coloured'}, as {other} are, and the model is of {NAMES[modality]}"
+    others = [row.title for row in MODALITIES.values() if row.gray == is_gray]
+    like = f", as {others[0]} are," if others else ""
+    mismatch = f"it is {'gray' if is_gray else 'coloured'}{like} and the model is of {expected.title}"
     # A gray photograph still shows its round field; without one nothing speaks for the model's modality.
-    return ("reject" if is_round == (modality == "oct") else "doubtful"), mismatch
+    return ("reject" if is_round == expected.gray else "doubtful"), mismatch
 
 
 def _field(image: Image.Image, fov: FieldOfView) -> tuple[np.ndarray, np.ndarray]:
-    """The field of view at reduced size, uint8 (height, width, 3), and where in it the retina is, bool."""
+    """The field of view at reduced size, uint8 (height, width, 3), and the retina in it, bool (height, width)."""
     if fov.found:
         image = image.crop((fov.left, fov.top, fov.right, fov.bottom))
     small = image.copy()

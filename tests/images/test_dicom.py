@@ -1,5 +1,6 @@
-"""DICOM files made here: photometric interpretations, depth, windows, frames, compression; nothing of the patient."""
+"""DICOM files made here: interpretations, depth, windows, frames, compression; nothing of the patient; limits."""
 
+import tracemalloc
 from io import BytesIO
 from pathlib import Path
 
@@ -7,13 +8,16 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
+from pydicom import uid
 from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels import set_pixel_data
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, SecondaryCaptureImageStorage
 
-from retfound_hf.errors import RetFoundError
+from retfound_hf.errors import MissingPackageError, UnreadableImageError
 from retfound_hf.images import dicom
-from retfound_hf.images.reading import UnreadableImageError, find_images, read_image
+from retfound_hf.images.dicom import check_run_lengths, jpeg2000_size, jpeg_size
+from retfound_hf.images.reading import find_images, read_image, to_rgb
 
 SECRETS = ("Doe^Jane", "PID12345", "19600131")
 RAMP = np.linspace(0, 255, 48 * 40).reshape(48, 40)
@@ -137,27 +141,143 @@ def test_found_by_name_and_known_by_content(tmp_path: Path):
     assert [path.name for path in find_images(tmp_path)] == ["SCAN.DICOM", "named-wrongly.png", "scan.dcm"]
 
 
-def test_what_cannot_be_shown_is_said(tmp_path: Path):
+def refused(source, reason: str = "", **options) -> None:
+    """The image cannot be read for `reason`, said in one line without a word of the patient."""
+    with pytest.raises(UnreadableImageError) as error:
+        read_image(source, **options)
+    assert reason in error.value.reason
+    assert "\n" not in str(error.value) and not any(secret in str(error.value) for secret in SECRETS)
+
+
+def test_files_without_an_image_that_can_be_shown(tmp_path: Path):
     content = encoded(made(RAMP.astype(np.uint8)))
-    with pytest.raises(UnreadableImageError, match=r"40 x 48 pixels, more than the 1,000 allowed"):
-        read_image(content, max_pixels=1000)
+    refused(content, "40 x 48 pixels", max_pixels=1000)
     (tmp_path / "cut.dcm").write_bytes(content[:-500])
-    with pytest.raises(UnreadableImageError, match=r"cut\.dcm: ") as caught:
-        read_image(tmp_path / "cut.dcm")
-    report = made(RAMP.astype(np.uint8))
-    del report.PixelData, report.Rows, report.Columns
-    with pytest.raises(UnreadableImageError, match="holds no image"):
-        read_image(encoded(report))
-    del (without := made(RAMP.astype(np.uint8))).PixelData
-    with pytest.raises(UnreadableImageError) as caught:
-        read_image(encoded(without))
-    assert "\n" not in str(caught.value) and not any(secret in str(caught.value) for secret in SECRETS)
+    refused(tmp_path / "cut.dcm")
+    report, without = made(RAMP.astype(np.uint8)), made(RAMP.astype(np.uint8))
+    del report.PixelData, report.Rows, report.Columns, without.PixelData
+    refused(encoded(report), "no image")
+    refused(encoded(without))
 
 
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     content = encoded(made(RAMP.astype(np.uint8)))
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
-    with pytest.raises(RetFoundError, match=r"pip install 'retfound-hf\[dicom\]'") as caught:
+    with pytest.raises(MissingPackageError) as error:
         read_image(content)
-    assert not isinstance(caught.value, UnreadableImageError)
+    assert (error.value.package, error.value.extra) == ("pydicom", "dicom")
     assert dicom.is_dicom(content)
+
+
+# Limits: nothing is unpacked beyond its header's size, and no frame but one is read.
+
+SMALL = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def framed(values: np.ndarray, frames: list[bytes], syntax: str) -> pydicom.Dataset:
+    """A header of `values` over frames that are encoded already."""
+    dataset = made(values, bits=8 * values.itemsize)
+    if frames:
+        dataset.PixelData = encapsulate(frames)
+        dataset["PixelData"].VR = "OB"
+        dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = syntax
+    return dataset
+
+
+def coded(kind: str, size: int) -> bytes:
+    file = BytesIO()
+    options = {"no_jp2": True} if kind == "JPEG2000" else {}
+    Image.fromarray(np.resize(SMALL, (size, size))).save(file, kind, **options)
+    return file.getvalue()
+
+
+def peak_of(read) -> int:
+    tracemalloc.start()
+    try:
+        read()
+    except UnreadableImageError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return peak
+
+
+def test_a_deflated_file_is_refused_before_it_is_inflated():
+    content = encoded(framed(np.zeros((4096, 4096), np.uint8), [], uid.DeflatedExplicitVRLittleEndian))
+    assert len(content) < 100_000
+    refused(content, "deflated")
+    assert peak_of(lambda: read_image(content)) < 2**20
+
+
+@pytest.mark.parametrize(("kind", "syntax"), [("JPEG", uid.JPEGBaseline8Bit), ("JPEG2000", uid.JPEG2000Lossless)])
+def test_a_frame_larger_than_its_header_is_refused_before_it_is_decoded(kind, syntax, monkeypatch):
+    small = read_image(encoded(framed(SMALL, [coded(kind, 16)], syntax)))
+    assert np.abs(np.asarray(small)[..., 0] - SMALL).mean() < 99
+    content = encoded(framed(SMALL, [coded(kind, 512)], syntax))
+    monkeypatch.setattr("pydicom.pixels.pixel_array", lambda *_, **__: pytest.fail("decoded"))
+    refused(content, "512 x 512 pixels")
+
+
+def test_the_size_in_every_kind_of_codestream():
+    frame = bytes.fromhex("0011 08 0010 0020 01 01 11 00")
+    for kind in (0xC0, 0xC1, 0xC3, 0xDE, 0xF7):  # baseline, extended, lossless, hierarchical, JPEG-LS
+        start = b"\xff\xd8\xff\xe0\x00\x06\xff\xc0ab\xff\xff\xfe\x00\x02\xff"
+        assert jpeg_size(start + bytes([kind]) + frame) == (32, 16, 1)
+    for broken in (b"", b"\xff\xd8", b"\xff\xd8\xff\xda\x00\x02", b"\xff\xd8junk\xff\xc0" + frame):
+        with pytest.raises(UnreadableImageError):
+            jpeg_size(broken)
+    bare = coded("JPEG2000", 32)
+    boxes = b"\x00\x00\x00\x0cjP  \r\n\x87\n\x00\x00\x00\x10free" + bare[:8] + b"\x00\x00\x00\x00jp2c"
+    assert jpeg2000_size(bare) == jpeg2000_size(boxes + bare) == (32, 32, 1)
+    for broken in (b"", bare[:20], boxes, boxes[:12] + bytes(8)):
+        with pytest.raises(UnreadableImageError):
+            jpeg2000_size(broken)
+
+
+def test_run_lengths_that_unpack_to_more_are_refused():
+    bomb = bytearray(64) + b"\x81\x00" * 1000  # 128 zeros each time
+    bomb[0], bomb[4] = 1, 64
+    with pytest.raises(UnreadableImageError):
+        check_run_lengths(bytes(bomb), 256)
+    check_run_lengths(bytes(bomb), 128_000)
+    content = encoded(framed(SMALL, [bytes(bomb)], uid.RLELossless))
+    refused(content, "256 pixels")
+
+
+def test_no_frame_but_the_central_one_is_touched(tmp_path: Path):
+    frames = [b"no JPEG"] * 9
+    frames[4] = coded("JPEG", 16)
+    values = np.zeros((9, 16, 16), np.uint8)
+    assert np.asarray(read_image(encoded(framed(values, frames, uid.JPEGBaseline8Bit)))).std() > 9
+    volume = np.zeros((64, 256, 256), np.uint8)
+    volume[32] = 7
+    (tmp_path / "native.dcm").write_bytes(encoded(framed(volume, [], uid.ExplicitVRLittleEndian)))
+    assert np.unique(np.asarray(read_image(tmp_path / "native.dcm"))).tolist() == [7]
+    assert peak_of(lambda: read_image(tmp_path / "native.dcm")) < volume.nbytes / 4
+
+
+def test_deep_images_are_what_they_were_without_their_weight_in_doubles():
+    rng = np.random.default_rng(0)
+    for values in (
+        rng.integers(0, 5000, (1500, 1000), dtype=np.uint16),
+        rng.integers(-9, 2**24, (1500, 1000), dtype=np.int32),
+        rng.normal(0.4, 0.3, (1500, 1000)).astype(np.float32),
+    ):
+        values.flat[:3] = 0
+        white = next((limit for limit in (1, 255, 1023, 4095, 16383, 65535) if values.max() <= limit), values.max())
+        white = 255 if white == 1 and values.dtype.kind != "f" else white
+        expected = np.rint(values.astype(np.float64).clip(min=0) * (255 / float(white))).astype(np.uint8)
+        assert np.array_equal(np.asarray(to_rgb(Image.fromarray(values)))[..., 1], expected)
+    deep = Image.fromarray(rng.integers(0, 65536, (4000, 4000), dtype=np.uint16))
+    assert peak_of(lambda: to_rgb(deep)) < 8 * deep.width * deep.height  # one array of doubles
+
+
+def test_a_window_treats_a_large_image_as_its_strips():
+    values = np.random.default_rng(1).integers(0, 4096, (1100, 1000), dtype=np.uint16)
+    dataset = framed(values, [], uid.ExplicitVRLittleEndian)
+    dataset.WindowCenter, dataset.WindowWidth = 1000, 201
+    expected = np.rint(255 * np.clip((values - 999.5) / 200 + 0.5, 0, 1))
+    found = np.asarray(read_image(encoded(dataset)))[..., 0]
+    assert np.abs(found - expected).max() <= 1 and np.mean(found == expected) > 0.999

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from retfound_hf.errors import RetFoundError
+from retfound_hf.errors import BadDataError
 from retfound_hf.images.field_of_view import crop_field_of_view
 from retfound_hf.images.quality import assess_quality, channel_spread
 from retfound_hf.images.synthetic import CLASSES, draw_patient, render
+from retfound_hf.vocabulary import MODALITIES, Modality
 
 
 def draw(modality: str, number: int, size: int = 384) -> Image.Image:
@@ -86,10 +87,17 @@ def test_cut_field_and_detail():
 def test_the_other_modality():
     cfp, oct_scan = draw("cfp", 0), draw("oct", 0)
     assert assess_quality(cfp, "oct").verdict == assess_quality(oct_scan, "cfp").verdict == "reject"
-    assert "and the model is of fundus photographs" in assess_quality(oct_scan, "cfp").reasons[0]
+    assert MODALITIES["cfp"].title in assess_quality(oct_scan, "cfp").reasons[0]
     # A photograph without colour is still one.
     gray = assess_quality(cfp.convert("L").convert("RGB"), "cfp")
     assert gray.verdict == "doubtful" and gray.reasons[0].startswith("it is gray")
+
+
+def test_a_modality_of_a_new_row_is_judged_by_its_properties(monkeypatch):
+    row = Modality("octa", "OCT angiograms", 0.8, gray=True, crop=False)
+    monkeypatch.setitem(MODALITIES, "octa", row)
+    assert assess_quality(draw("oct", 0), "octa") == assess_quality(draw("oct", 0), "oct")
+    assert row.title in assess_quality(draw("cfp", 0), "octa").reasons[0]
 
 
 def test_channel_spread_by_hand():
@@ -99,5 +107,5 @@ def test_channel_spread_by_hand():
 def test_arrays_and_images_alike_and_others_refused():
     image = draw("cfp", 2)
     assert assess_quality(np.asarray(image), "cfp") == assess_quality(image, "cfp")
-    with pytest.raises(RetFoundError, match="uint8"):
+    with pytest.raises(BadDataError):
         assess_quality(np.zeros((40, 40, 3)), "cfp")

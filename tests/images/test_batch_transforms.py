@@ -1,5 +1,8 @@
+"""Transforms of batches against torchvision, image by image."""
+
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import ks_2samp
@@ -8,9 +11,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from retfound_hf.errors import RetFoundError
-from retfound_hf.images import batch_transforms as batch_augmentation
-from retfound_hf.images.batch_transforms import crop_resize, draw_crops, draw_flips, normalize
+from retfound_hf.errors import BadArgumentError, BadDataError
+from retfound_hf.images import batch_transforms
+from retfound_hf.images.batch_transforms import (
+    blur,
+    crop_resize,
+    draw_crops,
+    draw_flips,
+    draw_jitter,
+    grayscale,
+    jitter_colour,
+    normalize,
+    solarize,
+    to_gray,
+    turn_hue,
+)  # fmt: skip
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
@@ -114,7 +129,7 @@ def test_other_channel_counts_layouts_and_integers_are_taken(generator):
 def test_chunks_do_not_change_the_result(generator, monkeypatch):
     images, crops, flips = noise(generator, 7, 64, 64), draw_crops(7, 64, 64, generator), draw_flips(7, generator)
     whole = crop_resize(images, crops, 48, flips)
-    monkeypatch.setattr(batch_augmentation, "CHUNK_BYTES", {"cpu": 1})
+    monkeypatch.setattr(batch_transforms, "CHUNK_BYTES", {"cpu": 1})
     assert torch.allclose(crop_resize(images, crops, 48, flips), whole, atol=1e-3)
 
 
@@ -268,23 +283,31 @@ def test_normalisation_equals_torchvision(generator, kind):
     assert torch.allclose(normalize(pixels, kind(MEAN), kind(STD)), expected, atol=1e-6)
 
 
-def test_bad_input_is_refused_in_one_line(generator):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": torch.zeros(2, 3, 8, 8)},
+        {"images": torch.zeros(3, 8, 8, dtype=torch.uint8)},
+        {"crops": torch.tensor([[0, 0, 8, 8]])},
+        {"flips": torch.zeros(3, dtype=torch.bool)},
+        {"flips": torch.zeros(2)},
+    ],
+)
+def test_tensors_of_another_shape_or_type_are_refused(change):
     images, crops = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([[0, 0, 8, 8]] * 2)
-    for arguments, message in (
-        ((images.float(), crops, 4), r"float32 of shape \(2, 3, 8, 8\); give uint8"),
-        ((images[0], crops, 4), r"uint8 of shape \(3, 8, 8\); give uint8 \(count, channels"),
-        ((images, crops[:1], 4), r"crops have shape \(1, 4\); give \(2, 4\)"),
-        ((images, crops, 4, torch.zeros(3, dtype=torch.bool)), r"shape \(3,\); give bool \(2,\)"),
-        ((images, crops, 4, torch.zeros(2)), r"flips are torch.float32"),
-        ((images, crops, 0), "size 0 must be at least 1"),
-    ):
-        with pytest.raises(RetFoundError, match=message):
-            crop_resize(*arguments)
-    with pytest.raises(RetFoundError, match=r"scale \(0.5, 0.2\) must be"):
-        draw_crops(1, 8, 8, generator, scale=(0.5, 0.2))
-    with pytest.raises(RetFoundError, match=r"ratio \(0, 1\) must be"):
-        draw_crops(1, 8, 8, generator, ratio=(0, 1))
-    with pytest.raises(RetFoundError, match="0 x 8 pixels"):
+    with pytest.raises(BadDataError):
+        crop_resize(**({"images": images, "crops": crops, "size": 4} | change))
+
+
+def test_values_out_of_range_are_refused(generator):
+    with pytest.raises(BadArgumentError) as error:
+        crop_resize(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([[0, 0, 8, 8]]), 0)
+    assert error.value.field == "size"
+    for options in ({"scale": (0.5, 0.2)}, {"ratio": (0, 1)}):
+        with pytest.raises(BadArgumentError) as error:
+            draw_crops(1, 8, 8, generator, **options)
+        assert {error.value.field: error.value.value} == options
+    with pytest.raises(BadDataError):
         draw_crops(1, 0, 8, generator)
 
 
@@ -294,3 +317,116 @@ def test_nothing_is_warned_about(generator):
         warnings.simplefilter("error")
         for _ in range(2):
             normalize(crop_resize(images, crops, 16, draw_flips(3, generator)), MEAN, STD)
+
+
+LEVEL = 1.0
+THREE = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
+
+
+@pytest.fixture
+def colours() -> torch.Tensor:
+    """Smooth colours with gray, black and white places, and noise: uint8 (8, 3, 40, 40)."""
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[:40, :40] / 40
+    waves = np.sin(2 * np.pi * (np.stack([x, y, x + y]) + generator.uniform(size=(8, 3, 1, 1))))
+    pixels = 128 + 110 * waves + generator.normal(0, 10, (8, 3, 40, 40))
+    pixels[:, :, :5, :5], pixels[:, :, :5, 5:10], pixels[:, :, :5, 10:15] = 0, 255, 90
+    return torch.from_numpy(pixels.clip(0, 255).astype(np.uint8))
+
+
+def assert_near(found: torch.Tensor, expected: list[torch.Tensor]) -> None:
+    """Within a level on average, each image for itself; on 8-bit images torchvision cuts decimals off."""
+    assert found.dtype == torch.float32
+    assert found.min() >= 0 and found.max() <= 255
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other.float()).abs().mean() < LEVEL
+
+
+def numbers(count: int = 8, **strengths: float) -> dict[str, torch.Tensor]:
+    drawn = draw_jitter(count, torch.Generator().manual_seed(1), 1.0, **strengths)
+    assert drawn["factors"].unique().numel() > 1
+    return drawn
+
+
+def test_mixed_orders_equal_torchvision_image_by_image(colours):
+    drawn = numbers(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
+    assert len({tuple(order) for order in drawn["order"].tolist()}) > 3
+    expected = []
+    for image, factors, order, turn in zip(
+        colours / 255, drawn["factors"], drawn["order"], drawn["turns"], strict=True
+    ):
+        for operation in order.tolist():
+            image = THREE[operation](image, factors[operation].item())
+        expected.append(functional.adjust_hue(image, turn.item()))
+    found = jitter_colour(colours.float(), drawn["factors"], drawn["order"], drawn["turns"])
+    assert (found - 255 * torch.stack(expected)).abs().max() < 0.02
+    assert (found - colours).abs().mean() > 10
+
+
+@pytest.mark.parametrize("operation", range(3))
+def test_each_blend_alone_equals_torchvision(colours, operation):
+    factors = torch.ones(8, 3)
+    factors[:, operation] = torch.linspace(0, 2, 8)
+    order = torch.tensor([[0, 1, 2], [2, 1, 0]]).repeat(4, 1)
+    expected = [
+        THREE[operation](image, factor.item()) for image, factor in zip(colours, factors[:, operation], strict=True)
+    ]
+    assert_near(jitter_colour(colours.float(), factors, order), expected)
+
+
+def test_hue_equals_torchvision_to_the_rounding(colours):
+    turns = torch.tensor([-0.5, -0.3, -0.02, 0.0, 0.02, 0.1, 0.33, 0.5])
+    found = turn_hue(colours.float(), turns)
+    expected = [
+        functional.adjust_hue(image / 255, turn.item()) * 255 for image, turn in zip(colours, turns, strict=True)
+    ]
+    assert (found - torch.stack(expected)).abs().max() < 0.01
+    assert (found[3] - colours[3]).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("kernel_size", [3, 9, 23])
+def test_blur_equals_torchvision_with_each_images_own_width(colours, kernel_size):
+    sigmas = torch.tensor([0.0, 0.1, 0.3, 0.5, 1.0, 1.5, 2.0, 5.0])
+    found = blur(colours.float(), sigmas, kernel_size)
+    expected = [
+        functional.gaussian_blur(image.float(), kernel_size, sigma.item()) if sigma else image.float()
+        for image, sigma in zip(colours, sigmas, strict=True)
+    ]
+    assert (found - torch.stack(expected)).abs().max() < 0.01
+    assert torch.equal(found[0], colours[0].float())
+
+
+def test_grayscale_and_solarisation_touch_the_chosen_alone(colours):
+    chosen = torch.arange(8) % 2 == 0
+    gray, inverted = grayscale(colours.float(), chosen), solarize(colours.float(), chosen)
+    for image, is_chosen, one, other in zip(colours, chosen, gray, inverted, strict=True):
+        if is_chosen:
+            assert (one - functional.rgb_to_grayscale(image, 3)).abs().max() < 1.01
+            assert torch.equal(other, functional.solarize(image, 128).float())
+        else:
+            assert torch.equal(one, image.float()) and torch.equal(other, image.float())
+    assert torch.equal(to_gray(colours.float())[::2], gray[::2, :1])
+
+
+def test_what_is_drawn_has_the_distribution_of_color_jitter():
+    drawn = draw_jitter(20_000, torch.Generator().manual_seed(0), 0.8, 0.4, 0.3, 0.2, 0.1)
+    untouched = (drawn["factors"] == 1).all(dim=1)
+    assert untouched.float().mean() == pytest.approx(0.2, abs=0.01)
+    assert (drawn["turns"][untouched] == 0).all()
+    for values, centre, strength in zip(
+        [*drawn["factors"][~untouched].T, drawn["turns"][~untouched]], (1, 1, 1, 0), (0.4, 0.3, 0.2, 0.1), strict=True
+    ):
+        assert values.mean() == pytest.approx(centre, abs=0.01)
+        assert values.std() == pytest.approx(2 * strength / 12**0.5, rel=0.03)
+        assert (values - centre).abs().max() <= strength + 1e-6
+    codes = drawn["order"] @ torch.tensor([9, 3, 1])
+    assert torch.equal(drawn["order"].sort(dim=1).values.unique(dim=0), torch.tensor([[0, 1, 2]]))
+    assert codes.unique(return_counts=True)[1] / 20_000 == pytest.approx(1 / 6, abs=0.01)
+
+
+def test_one_image_does_not_depend_on_the_others(colours):
+    drawn = numbers(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
+    whole = jitter_colour(colours.float(), drawn["factors"], drawn["order"], drawn["turns"])
+    part = jitter_colour(colours[3:5].float(), *(drawn[name][3:5] for name in ("factors", "order", "turns")))
+    assert torch.equal(whole[3:5], part)
+    assert torch.allclose(blur(colours.float(), torch.ones(8), 5)[2:3], blur(colours[2:3].float(), torch.ones(1), 5))

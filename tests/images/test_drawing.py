@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from retfound_hf.errors import RetFoundError
-from retfound_hf.images.drawing import _fitted, contact_sheet
+from retfound_hf.errors import BadArgumentError, BadDataError
+from retfound_hf.images.drawing import contact_sheet, fit_text
 
 
 def random_picture(seed: int, height: int = 40, width: int = 40) -> Image.Image:
@@ -64,8 +64,10 @@ def test_a_long_title_stays_within_its_column(tile):
 
 def test_a_title_is_set_smaller_before_it_is_cut():
     title = "reconstructed from 15% of the patches"
-    text, font = _fitted(title, 224)
-    assert text == title and font.getlength(title) <= 224 < _fitted("short", 224)[1].getlength(title)
+    text, font = fit_text(title, 224, 15, smallest=8)
+    assert text == title and font.getlength(title) <= 224 < fit_text("short", 224, 15)[1].getlength(title)
+    text, font = fit_text(title, 224, 15)
+    assert title.startswith(text) and 200 < font.getlength(text) <= 224
 
 
 def test_pictures_of_other_sizes_are_fitted_with_their_shape_kept():
@@ -77,16 +79,26 @@ def test_pictures_of_other_sizes_are_fitted_with_their_shape_kept():
     assert dark[5:65, 70:130].all() and dark[:, 65:].sum() == 60 * 60
 
 
-def test_bad_input_is_refused_in_one_line():
-    picture = random_picture(0)
-    for arguments, message in (
-        (([],), "no pictures"),
-        (([[]],), "no pictures"),
-        (([[picture, picture], [picture]],), "row 2 has 1 pictures and row 1 has 2"),
-        (([[picture]], ["a", "b"]), "2 titles for 1 columns"),
-        (([[torch.zeros(4, 8, 8)]],), r"shape \(4, 8, 8\); give"),
-        (([[torch.zeros(1, 3, 8, 8)]],), r"shape \(1, 3, 8, 8\); give"),
-        (([[picture]], None, 0), "tile 0 must be"),
-    ):
-        with pytest.raises(RetFoundError, match=message):
-            contact_sheet(*arguments)
+PICTURE = Image.new("RGB", (8, 8))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ([],),
+        ([[]],),
+        ([[PICTURE, PICTURE], [PICTURE]],),
+        ([[PICTURE]], ["a", "b"]),
+        ([[torch.zeros(4, 8, 8)]],),
+        ([[torch.zeros(1, 3, 8, 8)]],),
+    ],
+)
+def test_bad_sheets_are_refused(arguments):
+    with pytest.raises(BadDataError):
+        contact_sheet(*arguments)
+
+
+def test_a_tile_without_pixels_is_refused():
+    with pytest.raises(BadArgumentError) as error:
+        contact_sheet([[PICTURE]], tile=0)
+    assert error.value.field == "tile"

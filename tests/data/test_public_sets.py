@@ -1,12 +1,15 @@
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from retfound_hf.data import public_sets
 from retfound_hf.data.labelled import read_labelled
-from retfound_hf.data.public_sets import check_copy, main, recipe
-from retfound_hf.errors import RetFoundError
+from retfound_hf.data.public_sets import check_copy, main, recipe, recipes
+from retfound_hf.errors import BadArgumentError, BadDataError
 
 SPLITS = ("train", "val", "test")
 
@@ -105,10 +108,10 @@ def test_other_files_are_noted(copy):
 
 
 def test_the_wrong_folder(copy):
-    with pytest.raises(RetFoundError, match=r"has no split folders, but .*PAPILA has; give that one"):
-        problems(copy.parent)
-    with pytest.raises(RetFoundError, match=r"does not exist; PAPILA is at https://drive.* and https://figshare"):
-        problems(copy / "nothing")
+    for folder, pattern in ((copy.parent, str(copy)), (copy / "nothing", "PAPILA is at https://drive")):
+        with pytest.raises(BadDataError, match=pattern) as error:
+            problems(folder)
+        assert error.value.source == str(folder)
 
 
 def test_another_data_set(copy):
@@ -126,6 +129,41 @@ def test_command(copy, tmp_path, capsys):
     assert report["images"]["val"] == {"anormal": 2, "bsuspectglaucoma": 2, "cglaucoma": 2}
     assert json.loads((tmp_path / "report/run.json").read_text())["problems"] == 0
     (copy / "val/anormal/RET0.jpg").write_bytes(b"")
-    with pytest.raises(RetFoundError, match="is not PAPILA as published: 1 problem\\(s\\)"):
+    with pytest.raises(BadDataError) as error:
         main(["PAPILA", str(copy)])
+    assert error.value.rows == ("val/anormal/RET0.jpg cannot be read: the file is empty",)
     assert "val/anormal/RET0.jpg cannot be read: the file is empty" in capsys.readouterr().out
+
+
+def test_the_eight_sets_with_their_numbers_of_classes():
+    assert {name: len(found.classes) for name, found in recipes().items()} == {
+        "APTOS2019": 5, "MESSIDOR2": 5, "IDRiD": 5, "PAPILA": 3, "Glaucoma_fundus": 3, "JSIEC": 39, "Retina": 4,
+        "OCTID": 5,
+    }  # fmt: skip
+    assert [name for name, found in recipes().items() if found.modality == "oct"] == ["OCTID"]
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_is_whole(name):
+    found = recipe(name)
+    assert found.task and found.site.startswith("https://") and found.split.startswith("https://")
+    assert all(folder.strip() == folder and meaning for folder, meaning in found.classes.items())
+    # What the official code does with folder names: their sorted order is the order of the classes.
+    assert list(found.classes) == sorted(found.classes)
+    assert len({re.sub(r"\W", "", folder.casefold()) for folder in found.classes}) == len(found.classes)
+
+
+@pytest.mark.parametrize("name", ["idrid", "IDRID", "Idrid", "glaucoma-fundus", "aptos 2019", "messidor-2"])
+def test_names_in_any_spelling(name):
+    assert recipe(name).name in ("IDRiD", "Glaucoma_fundus", "APTOS2019", "MESSIDOR2")
+
+
+def test_an_unknown_name():
+    with pytest.raises(BadArgumentError) as error:
+        recipe("aptos")
+    assert error.value.value == "aptos" and set(error.value.accepted) == set(recipes())
+
+
+def test_the_guide_names_them_all():
+    guide = (Path(public_sets.__file__).parent / "README.md").read_text(encoding="utf-8")
+    assert all(name in guide for name in recipes())
