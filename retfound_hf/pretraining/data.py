@@ -27,6 +27,7 @@ from ..images.geometry import to_tensor
 from ..images.reading import read_image
 from .arguments import DataArguments, PretrainingArguments
 from .objectives.base import Draw
+from .stream_shards import no_image_column, no_shards
 
 if TYPE_CHECKING:
     import datasets
@@ -240,18 +241,6 @@ def open_shards(sources: Sequence[str], cache_dir: str | None = None) -> "datase
             table = table.add_column("id", [f"{source}/{row}" for row in range(len(table))])
         tables.append(table.select_columns(["image", "id"]).cast_column("id", datasets.Value("string")))
     return tables[0] if len(tables) == 1 else datasets.concatenate_datasets(tables)
-
-
-def no_shards(source: str) -> BadDataError:
-    """The error for a source without parquet files."""
-    return BadDataError(f"`train_data={source}` holds no parquet shards; make them with prepare_images", source=source)
-
-
-def no_image_column(source: str, columns: Sequence[str]) -> BadDataError:
-    """The error for a source without images."""
-    return BadDataError(
-        f"`train_data={source}` has no column image; its columns are {', '.join(columns)}", source=source
-    )
 
 
 def fingerprint(table: "datasets.Dataset") -> str:

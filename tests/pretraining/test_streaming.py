@@ -18,18 +18,12 @@ from small_runs import assert_same_checkpoints, encoded, picture, write_parquet,
 from two_processes import pretrain_in_two
 
 from retfound_hf.errors import BadArgumentError, BadDataError, HubAccessError, RetFoundError
-from retfound_hf.pretraining import streaming
+from retfound_hf.pretraining import stream_shards, streaming
 from retfound_hf.pretraining.checkpoints import read_state
 from retfound_hf.pretraining.data import Order, Position, open_shards, open_training_images
 from retfound_hf.pretraining.loop import Loop
-from retfound_hf.pretraining.streaming import (
-    PrefetchWindow,
-    StreamedOrder,
-    StreamedTable,
-    StreamShard,
-    list_shards,
-    stream_fingerprint,
-)
+from retfound_hf.pretraining.stream_shards import StreamShard, list_shards, stream_fingerprint
+from retfound_hf.pretraining.streaming import PrefetchWindow, StreamedOrder, StreamedTable
 
 ROWS = (40, 25, 3, 31, 40, 22, 39)
 TOTAL, ENDS = sum(ROWS), np.cumsum(ROWS)
@@ -62,7 +56,7 @@ def on_hub(hub_here, uneven, monkeypatch):
     """The loopback Hub, with the same shards as the data set `org/retinas`; tries follow each other at once."""
     files = {str(path.relative_to(uneven)): path.read_bytes() for path in uneven.rglob("*") if path.is_file()}
     hub_here.create("org/retinas", "dataset").add_files(files)
-    monkeypatch.setattr(streaming, "RETRY_WAITS", (0, 0))
+    monkeypatch.setattr(stream_shards, "RETRY_WAITS", (0, 0))
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub_here.url)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     return hub_here

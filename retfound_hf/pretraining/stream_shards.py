@@ -1,0 +1,216 @@
+"""Shards of a stream: parquet files on this machine and on the Hub, listed by their footers, downloaded one by one."""
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow.parquet as pq
+
+from ..data.image_sources import find_shards
+from ..errors import BadDataError, HubAccessError, one_line
+from ..hub_access import is_connection_error
+
+RETRY_WAITS = (1, 5, 20, 60, 180)  # seconds: a run of weeks outlives a network that is gone for minutes
+LISTING_THREADS = 16
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StreamShard:
+    """Parquet file with a column `image` (`bytes` and `path`) and mostly `id`.
+
+    Attributes:
+        source: Hub id of the data set, or an empty string for a local file.
+        path: of the file, within the data set or on this machine.
+        revision: commit of the data set, so that a run and its resumption see the same images.
+        rows: images in it.
+        member: path of the file within its source, wherever that lies.
+        content: hash of the bytes.
+    """
+
+    source: str
+    path: str
+    revision: str
+    rows: int
+    member: str
+    content: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}/{self.path}" if self.source else self.path
+
+    def read(
+        self, convert: Callable[[Path], T], folder: Path | None = None, check: Callable[[], None] = lambda: None
+    ) -> T:
+        """`convert` of the file, which is downloaded first if it lies on the Hub, and removed after.
+
+        Args:
+            convert: from the path of the file to what is wanted.
+            folder: for the download; by default the system's temporary files.
+            check: called before each try; what it raises ends them.
+
+        Raises:
+            HubAccessError: several tries failed.
+        """
+        check()
+        if not self.source:
+            return convert(Path(self.path))
+        with tempfile.TemporaryDirectory(prefix="retfound-shard-", dir=folder, ignore_cleanup_errors=True) as download:
+            return convert(self._download(download, check))
+
+    def _download(self, folder: str, check: Callable[[], None]) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        place = {"repo_type": "dataset", "revision": self.revision, "local_dir": folder}
+        for wait in (*RETRY_WAITS, None):
+            try:
+                return Path(hf_hub_download(self.source, self.path, **place))  # resumes, and checks the size
+            except Exception as error:  # of the network, the Hub, the disk
+                if wait is None or not _may_pass(error):
+                    raise HubAccessError(
+                        f"shard {self.name} cannot be fetched ({one_line(error)}); check the network and your access, "
+                        "and go on with `resume_from_checkpoint=latest`",
+                        repo_id=self.source, status=getattr(getattr(error, "response", None), "status_code", None),
+                    ) from error  # fmt: skip
+            time.sleep(wait)
+            check()
+        raise AssertionError("the last try returns or raises")
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether another try may succeed: a network that is gone, a Hub that is busy."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        return error.response.status_code in (408, 429) or error.response.status_code >= 500
+    return isinstance(error, LocalEntryNotFoundError) or is_connection_error(error)
+
+
+def stream_fingerprint(shards: Sequence[StreamShard]) -> str:
+    """Hash of members, rows and contents, by which a resumed run knows its data again, wherever they lie now."""
+    return hashlib.sha256(repr([(each.member, each.rows, each.content) for each in shards]).encode()).hexdigest()[:16]
+
+
+def no_shards(source: str) -> BadDataError:
+    """The error for a source without parquet files."""
+    return BadDataError(f"`train_data={source}` holds no parquet shards; make them with prepare_images", source=source)
+
+
+def no_image_column(source: str, columns: Sequence[str]) -> BadDataError:
+    """The error for a source without images."""
+    return BadDataError(
+        f"`train_data={source}` has no column image; its columns are {', '.join(columns)}", source=source
+    )
+
+
+def list_shards(sources: Sequence[str], revisions: Mapping[str, str] | None = None) -> list[StreamShard]:
+    """All shards of folders, parquet files and Hub data sets, in a fixed order; only the footer of each is read.
+
+    Args:
+        sources: as `train_data`.
+        revisions: commits of Hub data sets; the newest of others.
+
+    Raises:
+        BadDataError: no shard there, or no column `image`.
+        HubAccessError: a data set that is not there.
+    """
+    shards = [shard for source in sources for shard in _list_source(source, (revisions or {}).get(source))]
+    filled = [shard for shard in shards if shard.rows]
+    if not filled:
+        joined = " ".join(sources)
+        raise BadDataError(f"`train_data={joined}` holds no image; make shards with prepare_images", source=joined)
+    return filled
+
+
+def _list_source(source: str, revision: str | None) -> list[StreamShard]:
+    path = Path(source)
+    if not path.exists():
+        return _list_hub(source, revision)
+    files = find_shards(path) if path.is_dir() else [path] if path.suffix == ".parquet" else []
+    if not files:
+        raise no_shards(source)
+    root = path if path.is_dir() else path.parent
+    return [
+        StreamShard("", str(file.absolute()), "", *_read_footer(lambda file=file: open(file, "rb"), source,
+                                                                file.relative_to(root).as_posix()))
+        for file in files
+    ]  # fmt: skip
+
+
+def _list_hub(source: str, revision: str | None) -> list[StreamShard]:
+    from huggingface_hub import HfFileSystem
+
+    try:
+        # Such as hf://datasets/org/name@0123abc/data/train-00000.parquet, by the data set's own card.
+        urls = _train_files(source, revision)
+        system = HfFileSystem()
+        found = [system.resolve_path(url) for url in urls]
+    except Exception as error:  # of the network, the Hub, many readers
+        raise HubAccessError(
+            f"`train_data={source}` is neither a folder here nor a data set on the Hub ({one_line(error)}); pass a "
+            "folder made by prepare_images, or a Hub id that you have access to",
+            repo_id=source,
+        ) from error
+    if not found or not all(file.path_in_repo.endswith(".parquet") for file in found):
+        raise BadDataError(
+            f"`train_data={source}` has no train split of parquet files, as `streaming` needs; make one with "
+            "prepare_images, or leave `streaming` out",
+            source=source,
+        )
+
+    def look(url: str, file: Any) -> StreamShard:
+        path = file.path_in_repo
+        return StreamShard(file.repo_id, path, file.revision, *_read_footer(lambda: system.open(url), source, path))
+
+    with ThreadPoolExecutor(LISTING_THREADS) as threads:
+        return list(threads.map(look, urls, found))
+
+
+def _train_files(source: str, revision: str | None) -> list[str]:
+    import datasets
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    try:
+        builder = datasets.load_dataset_builder(source, revision=revision)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        if revision is None or not isinstance(error.__cause__, RevisionNotFoundError):
+            raise
+        # The history was squashed, which leaves the files: the fingerprint tells whether they are the same.
+        builder = datasets.load_dataset_builder(source)
+    return list((builder.config.data_files or {}).get("train", []))
+
+
+def _read_footer(open_file: Callable[[], Any], source: str, member: str) -> tuple[int, str, str]:
+    """Rows, member and content of a shard."""
+    try:
+        with open_file() as file:
+            footer = pq.ParquetFile(file)
+            content = _content(file)
+    except Exception as error:  # not parquet, cut off, of the network
+        raise BadDataError(
+            f"`train_data={source}` has a shard that cannot be read: {member} ({one_line(error)})",
+            rows=[member], source=source,
+        ) from error  # fmt: skip
+    if "image" not in footer.schema_arrow.names:
+        raise no_image_column(source, footer.schema_arrow.names)
+    return footer.metadata.num_rows, member, content
+
+
+def _content(file: Any) -> str:
+    """The hash that the Hub lists, or the size and a hash of the footer, which has the sizes of all columns."""
+    listed = getattr(file, "details", {})
+    if listed.get("lfs"):
+        return listed["lfs"]["sha256"]
+    if listed.get("blob_id"):
+        return listed["blob_id"]
+    size = file.seek(0, os.SEEK_END)
+    file.seek(size - 8)
+    length = int.from_bytes(file.read(4), "little")
+    file.seek(size - 8 - length)
+    return f"{size}-{hashlib.sha256(file.read(length)).hexdigest()}"
