@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from retfound_hf import RetFoundImageProcessor
-from retfound_hf.errors import BadModelError, RetFoundError
+from retfound_hf.errors import BadModelError
 from retfound_hf.inference.predict import pooled
 from retfound_hf.models.loading import load_classifier, load_encoder, load_processor
 
@@ -32,8 +31,9 @@ def stock_vit(tmp_path):
 
 
 def test_a_folder_without_a_head_is_refused(encoder_folder):
-    with pytest.raises(RetFoundError, match=r"has no trained classifier \(it lacks classifier\.bias\); fine-tune it"):
+    with pytest.raises(BadModelError) as error:
         load_classifier(str(encoder_folder))
+    assert error.value.model == str(encoder_folder)
 
 
 def test_models_come_in_evaluation_mode(classifier_folder, encoder_folder):
@@ -47,22 +47,13 @@ def test_encoder_of_a_classifier_folder(classifier_folder):
         assert torch.equal(encoder(PIXELS).last_hidden_state, classifier.vit(PIXELS).last_hidden_state)
 
 
-def test_an_encoder_that_lacks_weights_is_refused(encoder_folder, tmp_path):
-    (tmp_path / "config.json").write_bytes((encoder_folder / "config.json").read_bytes())
-    tensors = load_file(encoder_folder / "model.safetensors")
-    del tensors["vit.layernorm.weight"]
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RetFoundError, match=r"lacks 1 tensors of its encoder, such as layernorm\.weight"):
-        load_encoder(str(tmp_path))
-
-
 def test_cut_off_weights_are_refused_in_one_line(encoder_folder, tmp_path):
     (tmp_path / "config.json").write_bytes((encoder_folder / "config.json").read_bytes())
     whole = (encoder_folder / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(RetFoundError, match=r"^model \S+ cannot be loaded: \S") as raised:
+    with pytest.raises(BadModelError) as error:
         load_encoder(str(tmp_path))
-    assert "\n" not in str(raised.value)
+    assert error.value.model == str(tmp_path) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("with_pooler", [True, False])
@@ -103,11 +94,3 @@ def test_without_a_processor_the_size_is_the_models(encoder_folder, tmp_path):
     processor = load_processor(str(tmp_path))
     assert processor.crop_size["height"] == 32
     assert processor.image_mean == pytest.approx([0.485, 0.456, 0.406])
-
-
-@pytest.mark.parametrize("load", [load_classifier, load_encoder])
-def test_what_is_no_model_is_refused(load, tmp_path):
-    for name in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(BadModelError) as error:
-            load(str(name))
-        assert error.value.model == str(name)
