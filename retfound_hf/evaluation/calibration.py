@@ -46,7 +46,7 @@ def reliability_curve(confidence: Any, correct: Any, bins: int = BINS, equal_mas
 
     Args:
         confidence: float (N,) in [0, 1].
-        correct: bool (N,), whether what was said with that confidence is true.
+        correct: bool (N,), whether the prediction of that confidence is right.
         bins: number of bins.
         equal_mass: bins of as many rows each, as far as ties allow, instead of bins of one width (Nguyen and O'Connor
             2015): they do not leave most rows in the last bin, where confidence is high throughout.
@@ -95,7 +95,7 @@ def expected_calibration_error(confidence: Any, correct: Any, bins: int = BINS, 
 
 
 def confidence_and_correctness(truth: np.ndarray, probabilities: np.ndarray, single: bool) -> tuple[np.ndarray, ...]:
-    """What calibration is measured on.
+    """Confidence of each prediction, and whether it is right: what calibration is measured on.
 
     Args:
         truth: bool (N, C).
@@ -121,7 +121,7 @@ TINY = 1e-7
 
 @dataclass(frozen=True)
 class Recalibration:
-    """How predicted logits must be changed to fit the outcomes.
+    """Change of the predicted logits that fits the outcomes.
 
     Attributes:
         slope: of the outcome's log odds on the predicted ones; below 1 where predictions are too extreme.
@@ -202,9 +202,9 @@ def fit_temperature(logits: Any, labels: Any, problem_type: str) -> float:
         labels: integer (N,), or (N, C) of 0 and 1 for multi-label, which gets one T for all labels.
 
     Returns:
-        Between 0.05 and 20; above 1 where the model was too sure. A set that is ranked without a fault has no best T,
-        the smaller the better: 1, with a warning. One on which the logits are no better than guessing has none
-        either, the larger the better: 20, with a warning; probabilities that hardly differ are then the honest ones.
+        Between 0.05 and 20; above 1 where the model was too sure. 1, with a warning, where the set is
+        ranked without a fault, so that the smallest T is best; 20, with a warning, where the logits are no better
+        than guessing, so that the largest T is best: nearly equal probabilities are then the honest ones.
 
     Raises:
         BadArgumentError: regression, which has no probabilities.
@@ -246,7 +246,7 @@ def fit_temperature(logits: Any, labels: Any, problem_type: str) -> float:
 
 
 def is_uninformed(temperature: float) -> bool:
-    """Whether the fit ended at the highest temperature, so that validation gave no reason to trust the scores."""
+    """True where the fit ended at the highest temperature: validation gave no reason to trust the scores."""
     return temperature >= 0.999 * RANGE[1]  # the search stops a little short of its end
 
 

@@ -146,7 +146,7 @@ def held_out_scores(
     Args:
         outputs: (S, N, C) logits, or predictions for regression.
         targets: of the held-out rows.
-        train_targets: give the variance in whose units the error of a regression is told.
+        train_targets: their variance is the unit of a regression's error.
 
     Returns:
         auroc (S,), None where it is undefined and for regression; loss (S,): log loss, or mean squared error over the

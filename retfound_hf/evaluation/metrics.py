@@ -234,8 +234,8 @@ def balanced_accuracy(drawn: WeightedRows) -> np.ndarray:
     if drawn.rows.single:
         hit, true, _ = drawn.counts
         return (hit / true)[:, drawn.rows.truth.any(axis=0)].mean(axis=1)
-    hit, true, said, every = drawn.findings
-    return drawn.mean_of_findings((hit / true + (1 - (said - hit) / (every - true))) / 2)
+    hit, true, predicted, every = drawn.findings
+    return drawn.mean_of_findings((hit / true + (1 - (predicted - hit) / (every - true))) / 2)
 
 
 def macro(part: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Any:
@@ -246,9 +246,9 @@ def macro(part: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray,
     """
 
     def metric(drawn: WeightedRows) -> np.ndarray:
-        hit, true, said = drawn.counts
-        occurs = np.where(true + said > 0, 1.0, np.nan)
-        return np.nansum(occurs * _ratio(*part(hit, true, said)), axis=1) / (occurs == 1).sum(axis=1)
+        hit, true, predicted = drawn.counts
+        occurs = np.where(true + predicted > 0, 1.0, np.nan)
+        return np.nansum(occurs * _ratio(*part(hit, true, predicted)), axis=1) / (occurs == 1).sum(axis=1)
 
     return metric
 
@@ -256,12 +256,12 @@ def macro(part: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray,
 def kappa(drawn: WeightedRows) -> np.ndarray:
     """Cohen's kappa; multi-label: mean over labels."""
     if drawn.rows.single:
-        _, true, said = drawn.counts
-        chance = np.einsum("bc,bc->b", true, said) / drawn.total**2
+        _, true, predicted = drawn.counts
+        chance = np.einsum("bc,bc->b", true, predicted) / drawn.total**2
         return _if_several(true, (accuracy(drawn) - chance) / (1 - chance))
-    hit, true, said, every = drawn.findings
-    agreed = (every - true - (said - hit) + hit) / every
-    chance = (true * said + (every - true) * (every - said)) / every**2
+    hit, true, predicted, every = drawn.findings
+    agreed = (every - true - (predicted - hit) + hit) / every
+    chance = (true * predicted + (every - true) * (every - predicted)) / every**2
     return drawn.mean_of_findings((agreed - chance) / (1 - chance))
 
 
@@ -269,23 +269,23 @@ def quadratic_kappa(drawn: WeightedRows) -> np.ndarray:
     """Cohen's kappa with quadratic weights (Cohen 1968); classes are grades in their order."""
     if not drawn.rows.single:
         return drawn.table(METRICS["kappa"])  # two grades have one distance
-    _, true, said = drawn.counts
+    _, true, predicted = drawn.counts
     grades = np.arange(true.shape[1])
     penalty = (grades[:, None] - grades) ** 2
-    expected = np.einsum("bc,cd,bd->b", true, penalty, said) / drawn.total
+    expected = np.einsum("bc,cd,bd->b", true, penalty, predicted) / drawn.total
     return _if_several(true, 1 - np.einsum("bcd,cd->b", drawn.confusion, penalty) / expected)
 
 
 def matthews_correlation(drawn: WeightedRows) -> np.ndarray:
     """Matthews correlation coefficient of C classes (Gorodkin 2004), 0 for 0/0; multi-label: mean over labels."""
     if drawn.rows.single:
-        hit, true, said = drawn.counts
-        spreads = [drawn.total**2 - (side**2).sum(axis=1) for side in (true, said)]
-        covariance = drawn.total * hit.sum(axis=1) - np.einsum("bc,bc->b", true, said)
+        hit, true, predicted = drawn.counts
+        spreads = [drawn.total**2 - (side**2).sum(axis=1) for side in (true, predicted)]
+        covariance = drawn.total * hit.sum(axis=1) - np.einsum("bc,bc->b", true, predicted)
         return _if_several(true, _ratio(covariance, np.sqrt(spreads[0] * spreads[1])))
-    hit, true, said, every = drawn.findings
-    norm = np.sqrt(true * (every - true) * said * (every - said))
-    return drawn.mean_of_findings(_ratio(every * hit - true * said, norm))
+    hit, true, predicted, every = drawn.findings
+    norm = np.sqrt(true * (every - true) * predicted * (every - predicted))
+    return drawn.mean_of_findings(_ratio(every * hit - true * predicted, norm))
 
 
 def hamming(drawn: WeightedRows) -> np.ndarray:
@@ -428,13 +428,13 @@ METRICS = {
         Metric("accuracy", "Accuracy", True, CLASSIFICATION, accuracy, by_group=False),
         Metric("balanced_accuracy", "Balanced accuracy", True, CLASSIFICATION, balanced_accuracy, within_class=True),
         Metric("f1_macro", "F1, mean of classes", True, CLASSIFICATION,
-               macro(lambda hit, true, said: (2 * hit, true + said)), by_group=False),
+               macro(lambda hit, true, predicted: (2 * hit, true + predicted)), by_group=False),
         Metric("precision_macro", "Precision, mean of classes", True, CLASSIFICATION,
-               macro(lambda hit, true, said: (hit, said)), by_group=False, indexed=False),
+               macro(lambda hit, true, predicted: (hit, predicted)), by_group=False, indexed=False),
         Metric("recall_macro", "Recall, mean of classes", True, CLASSIFICATION,
-               macro(lambda hit, true, said: (hit, true)), within_class=True, by_group=False, indexed=False),
+               macro(lambda hit, true, predicted: (hit, true)), within_class=True, by_group=False, indexed=False),
         Metric("jaccard", "Jaccard index", True, CLASSIFICATION,
-               macro(lambda hit, true, said: (hit, true + said - hit)), by_group=False, indexed=False),
+               macro(lambda hit, true, predicted: (hit, true + predicted - hit)), by_group=False, indexed=False),
         Metric("kappa", "Cohen's kappa", True, CLASSIFICATION, kappa, by_group=False),
         Metric("quadratic_kappa", "Quadratic kappa", True, CLASSIFICATION, quadratic_kappa, by_group=False),
         Metric("mcc", "Matthews correlation", True, CLASSIFICATION, matthews_correlation, by_group=False,
@@ -460,20 +460,20 @@ METRICS = {
 
 
 def metric_of(name: str) -> Metric:
-    """The row of `auroc` or `auroc/<class>`; BadArgumentError for a name that is in no row."""
+    """The row of `auroc` or `auroc/<class>`; BadArgumentError for a name without a row."""
     metric = name.split("/", 1)[0]  # a class name may hold a slash itself
     require("metric", metric, METRICS)
     return METRICS[metric]
 
 
 def metric_title(name: str) -> str:
-    """Heading of `auroc` or `auroc/<class>`; a name that is in no row stays as it is."""
+    """Heading of `auroc` or `auroc/<class>`; a name without a row stays as it is."""
     metric, _, label = name.partition("/")
     return (METRICS[metric].title if metric in METRICS else metric) + (f", {label}" if label else "")
 
 
 def lower_is_better(name: str) -> bool:
-    """Whether the row of a name says so; False for a name that is in no row."""
+    """True for errors and losses, by their row; False for a name without a row."""
     metric = METRICS.get(name.split("/", 1)[0])
     return metric is not None and metric.higher_is_better is False
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -223,9 +223,8 @@ class Predictions:
         they get free draws. Metrics without interval are not drawn.
         """
         for within in (False, True):
-            rows = [metric_of(name) for name in names]
-            pairs = zip(names, rows, strict=True)
-            chosen = [name for name, row in pairs if row.has_interval and row.within_class == within]
+            rows = {name: metric_of(name) for name in names}
+            chosen = [name for name, row in rows.items() if row.has_interval and row.within_class == within]
             if chosen:
                 yield chosen, patients_of(self.patients, len(self), self.truth if within else None)
 
@@ -242,8 +241,10 @@ class Predictions:
 
         Args:
             level: "image" (these), "eye" or "patient".
-            aggregate_by: score of a unit: "mean" of its images' scores, or "max", see `aggregate`.
-            label_conflicts: "error", or "max" for the highest grade among a unit's images.
+            aggregate_by: score of a unit: "mean" of its images' scores, or "max", the highest of each class; those
+                of exclusive classes are then divided by their sum, so that no class is favoured.
+            label_conflicts: "error", or "max" for the highest label among a unit's images: of findings and numbers
+                what any image shows, of classes the last in their order, which is right for rising grades alone.
 
         Returns:
             One row per unit in the order of their first images; its id is `patient` or `patient/eye`. Other columns
@@ -252,14 +253,18 @@ class Predictions:
         Raises:
             BadDataError: unknown patients or eyes, or labels that do not agree; `rows` has the ids.
         """
-        require("level", level, LEVELS)
+        require("level", level, get_args(Level))
         if level == "image":
             return self
-        units = units_of(level, self.patients if self.patients is not None else [None] * len(self), self.eyes)
-        labels = self.scores if self.targets is None else self.targets
-        if label_conflicts == "error":
-            refuse_conflicts(labels, units, self.ids)
-        targets, scores = aggregate(self.problem_type, labels, self.scores, units, aggregate_by)
+        keys = {"patient_id": self.patients} | ({"eye": self.eyes} if level == "eye" else {})
+        units, targets = _units(level, keys, self.ids), self.targets
+        if targets is not None:
+            if label_conflicts == "error":
+                _check_conflicts(targets, units, self.ids)
+            targets = _over(np.maximum, targets, units)
+        scores = _mean(self.scores, units) if aggregate_by == "mean" else _over(np.maximum, self.scores, units)
+        if aggregate_by == "max" and self.problem_type == SINGLE_LABEL:
+            scores = scores / scores.sum(axis=1, keepdims=True)
         others = pd.DataFrame(index=range(len(self))) if self.columns is None else self.columns
         others = others.drop(columns=[name for name in ("id", "image") if name in others])
         others = others.assign(patient_id=self.patients, **({} if self.eyes is None else {"eye": self.eyes}))
@@ -267,10 +272,7 @@ class Predictions:
         shared = grouped.first().where(grouped.nunique() <= 1)
         ids = shared["patient_id"].astype(str)
         ids = ids + "/" + shared["eye"].astype(str) if level == "eye" else ids
-        return Predictions.of_table(
-            shared.assign(id=ids), None if self.targets is None else targets, scores, self.class_names,
-            self.problem_type,
-        )  # fmt: skip
+        return Predictions.of_table(shared.assign(id=ids), targets, scores, self.class_names, self.problem_type)
 
     def subgroups(
         self, columns: Mapping[str, Sequence[float] | None] | Sequence[str], resamples: int = RESAMPLES
@@ -289,7 +291,7 @@ class Predictions:
         return subgroups_table(self, columns if isinstance(columns, Mapping) else dict.fromkeys(columns), resamples)
 
     def operating_points(self, points: "Sequence[OperatingPoint]") -> pd.DataFrame:
-        """What thresholds chosen on other images reach here: one row per class and criterion."""
+        """Sensitivity, specificity and predictive values of thresholds chosen on other images, see `points_table`."""
         from .thresholds import points_table
 
         return points_table(self, points)
@@ -393,69 +395,22 @@ def _joined(names: np.ndarray, holds: np.ndarray) -> list[str]:
     return ["|".join(names[row]) for row in holds]
 
 
-LEVELS = ("image", "eye", "patient")
-
-
-def units_of(level: Level, patients: Sequence[Any], eyes: Sequence[Any] | None = None) -> np.ndarray:
-    """Number the units of a level, int64 (N,), in the order in which they first come.
-
-    Args:
-        level: "image", "eye" or "patient".
-        patients: (N,) names of patients.
-        eyes: (N,) sides, for the level "eye".
-
-    Raises:
-        BadDataError: an image whose patient, or eye, is unknown; `rows` has their numbers.
-    """
-    if level == "image":
-        return np.arange(len(patients))
-    columns = {"patient_id": patients} if level == "patient" else {"patient_id": patients, "eye": eyes}
+def _units(level: Level, columns: Mapping[str, Any], ids: np.ndarray) -> np.ndarray:
+    """Number of each row's unit, int64 (N,), in the order in which units first come."""
     for name, values in columns.items():
-        missing = np.ones(len(patients), bool) if values is None else pd.isna(np.asarray(values, dtype=object))
+        missing = np.ones(len(ids), bool) if values is None else pd.isna(values)
         if missing.any():
             raise BadDataError(
-                f"`level={level}` needs {name} for every image, and {missing.sum()} of {len(patients)} have none; "
-                f"fill in the column {name}, or evaluate at another level", rows=np.flatnonzero(missing),
+                f"`level={level}` needs {name} for every image, and {missing.sum()} of {len(ids)} have none; fill in "
+                f"the column {name}, or evaluate at another level", rows=ids[missing],
             )  # fmt: skip
-    table = pd.DataFrame({name: np.asarray(values, dtype=object).astype(str) for name, values in columns.items()})
+    table = pd.DataFrame({name: values.astype(str) for name, values in columns.items()})
     return table.groupby(list(columns), sort=False).ngroup().to_numpy(np.int64)
 
 
-def aggregate(
-    problem_type: str, labels: Any, scores: Any, units: np.ndarray, how: Aggregate = "mean"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and scores of units from those of their images.
-
-    Scores: `mean`, or `max`, the highest of each class over the images; those of exclusive classes are then divided
-    by their sum, so that they stay probabilities, and no class is favoured. Labels: the highest, of findings and
-    numbers what any image shows, of classes the last in their order, which is right for grades that rise and for
-    nothing else; `refuse_conflicts` refuses labels that differ.
-
-    Args:
-        problem_type, labels, scores: as `Predictions` takes them.
-        units: (N,) from 0 on, see `units_of`.
-        how: "mean" or "max".
-    """
-    scores = np.asarray(scores, dtype=np.float64)
-    highest = _over(np.maximum, np.asarray(labels), units)
-    if how == "max":
-        merged = _over(np.maximum, scores, units)
-        return highest, merged / merged.sum(axis=1, keepdims=True) if problem_type == SINGLE_LABEL else merged
-    sums = np.zeros((int(units.max()) + 1, *scores.shape[1:]))
-    np.add.at(sums, units, scores)
-    return highest, sums / np.bincount(units).reshape(-1, *[1] * (scores.ndim - 1))
-
-
-def conflicting_units(labels: Any, units: np.ndarray) -> np.ndarray:
-    """Units whose images have different labels, as where one eye of a patient is healthy; arguments as `aggregate`."""
-    labels = np.asarray(labels)
+def _check_conflicts(labels: np.ndarray, units: np.ndarray, ids: np.ndarray) -> None:
     differ = _over(np.maximum, labels, units) != _over(np.minimum, labels, units)
-    return np.flatnonzero(differ.reshape(len(differ), -1).any(axis=1))
-
-
-def refuse_conflicts(labels: Any, units: np.ndarray, ids: np.ndarray) -> None:
-    """Raise BadDataError where the images of a unit have different labels; `rows` has the ids of those images."""
-    conflicting = conflicting_units(labels, units)
+    conflicting = np.flatnonzero(differ.reshape(len(differ), -1).any(axis=1))
     if len(conflicting):
         raise BadDataError(
             f"the images of {len(conflicting)} of {units.max() + 1} units have different labels; choose a level at "
@@ -465,7 +420,13 @@ def refuse_conflicts(labels: Any, units: np.ndarray, ids: np.ndarray) -> None:
 
 
 def _over(choose: np.ufunc, values: np.ndarray, units: np.ndarray) -> np.ndarray:
-    first = np.unique(units, return_index=True)[1]
-    found = values[first].copy()
+    """Highest or lowest values of each unit."""
+    found = values[np.unique(units, return_index=True)[1]]
     choose.at(found, units, values)
     return found
+
+
+def _mean(values: np.ndarray, units: np.ndarray) -> np.ndarray:
+    sums = np.zeros((int(units.max()) + 1, values.shape[1]))
+    np.add.at(sums, units, values)
+    return sums / np.bincount(units)[:, None]

@@ -137,7 +137,7 @@ class ReportArguments:
 
 
 def _patients_alone(table: pd.DataFrame, groups: np.ndarray) -> tuple[int, int]:
-    """How many patients share none of their groups with another, and how many there are; the unknown group is shared.
+    """Number of patients who share none of their groups with another, and number of all; the unknown group is shared.
 
     An image without a patient counts as one.
     """

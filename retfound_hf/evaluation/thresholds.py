@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from ..errors import BadArgumentError, BadDataError, require_range
+from ..errors import BadDataError, require_range
 from .bootstrap import CONFIDENCE, Estimate, patient_numbers
 from .metrics import defined_classes
 
@@ -43,24 +43,8 @@ def _is_absence(name: str) -> bool:
     return words[0] in DENIALS or words[0].startswith("non") or (words[0] in HEALTH and set(words[1:]) <= BESIDES)
 
 
-def proportion_interval(successes: float, trials: float) -> Estimate:
-    """A share of independent trials with Wilson's 95% interval (1927); of images see `share_interval`.
-
-    Undefined without trials.
-    """
-    from statsmodels.stats.proportion import proportion_confint
-
-    if not 0 <= successes <= trials:
-        message = f"{successes} successes in {trials} trials are not a share; they lie between 0 and the trials"
-        raise BadArgumentError(message, field="successes", value=successes)
-    if not trials:
-        return Estimate(None, None, None, 0, "Wilson")
-    low, high = proportion_confint(successes, trials, 1 - CONFIDENCE, "wilson")
-    return Estimate(successes / trials, float(low), float(high), int(trials), "Wilson")
-
-
 def share_interval(hits: Any, patients: Any = None) -> Estimate:
-    """A share of images with Wilson's 95% interval at the effective number of images.
+    """A share of images with Wilson's 95% interval (1927) at the effective number of images.
 
     That is the number of independent images with the variance that the share has between patients (the ratio
     estimator's; Kish 1965), at most the number of images; at a share of 0 or 1, which shows no variance, the number of
@@ -73,6 +57,8 @@ def share_interval(hits: Any, patients: Any = None) -> Estimate:
     Returns:
         n is the number of patients. Undefined without images.
     """
+    from statsmodels.stats.proportion import proportion_confint
+
     hits = np.asarray(hits, np.float64)
     row = patient_numbers(patients, len(hits))
     name = "Wilson at the effective number of images"
@@ -83,8 +69,8 @@ def share_interval(hits: Any, patients: Any = None) -> Estimate:
     deviation = np.bincount(row, hits - share)
     if count > 1 and (spread := (deviation**2).sum() * count / (count - 1)) > 0:
         effective = min(len(hits), share * (1 - share) * len(hits) ** 2 / spread)
-    found = proportion_interval(share * effective, effective)
-    return Estimate(float(share), found.low, found.high, count, name)
+    low, high = proportion_confint(share * effective, effective, 1 - CONFIDENCE, "wilson")
+    return Estimate(float(share), float(low), float(high), count, name)
 
 
 Criterion = Literal["sensitivity", "specificity", "youden"]
@@ -162,7 +148,7 @@ def choose_points(
 
 
 def points_table(predictions: "Predictions", points: Sequence[OperatingPoint]) -> pd.DataFrame:
-    """What thresholds chosen elsewhere reach on a set: one row per class and criterion.
+    """Sensitivity, specificity and predictive values of thresholds chosen elsewhere: one row per class and criterion.
 
     Returns:
         `class`, `criterion`, `target`, `threshold`, then `sensitivity`, `specificity`, `ppv` and `npv`, each with its

@@ -1,9 +1,9 @@
 """Metrics: equal to scikit-learn and scipy, also on repeated rows; undefined ones; a row added at run time."""
 
-import dataclasses
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from sklearn import metrics as reference
@@ -11,6 +11,7 @@ from sklearn import metrics as reference
 from retfound_hf.errors import BadArgumentError
 from retfound_hf.evaluation.metrics import METRICS, Metric, compute_metrics, lower_is_better, metric_of, metric_title
 from retfound_hf.evaluation.predictions import Predictions
+from retfound_hf.evaluation.report import ReportArguments, format_table, write_report
 from retfound_hf.vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 DESIGN = {
@@ -212,10 +213,9 @@ def specificity(monkeypatch):
 
 
 def test_a_row_added_at_run_time_comes_out_everywhere(specificity, single_label, tmp_path):
-    from retfound_hf.evaluation.report import format_table
-
     labels, scores = single_label(90, 3)
-    predictions = Predictions(None, scores, labels, list("abc"), SINGLE_LABEL, np.arange(90) // 2)
+    columns = pd.DataFrame({"camera": np.repeat(["A", "B"], 45)})
+    predictions = Predictions(None, scores, labels, list("abc"), SINGLE_LABEL, np.arange(90) // 2, columns=columns)
     found = predictions.metrics()
     predicted = scores.argmax(axis=1)
     by_hand = [((predicted != c) & (labels != c)).sum() / (labels != c).sum() for c in range(3)]
@@ -223,9 +223,12 @@ def test_a_row_added_at_run_time_comes_out_everywhere(specificity, single_label,
     assert found["specificity"] == pytest.approx(np.mean(by_hand))
     estimate = predictions.intervals(resamples=100)["specificity"]
     assert estimate.low < estimate.value < estimate.high and estimate.n == 45
-    assert "Specificity" in format_table(found)
-
-
-def test_rows_are_plain_data():
-    assert all(name == row.name and row.title for name, row in METRICS.items())
-    assert dataclasses.is_dataclass(Metric)
+    groups = predictions.subgroups(["camera"], resamples=100).set_index(["metric", "group"])
+    members = predictions.select(np.flatnonzero(predictions.columns["camera"] == "A"))
+    assert groups.loc[("specificity", "A"), "value"] == pytest.approx(members.metrics()["specificity"])
+    assert groups.loc["specificity", "p_value"].notna().sum() == 1  # the gap
+    metrics = write_report(
+        tmp_path, predictions, ReportArguments(confidence_intervals=True, resamples=100), plots=False
+    )
+    assert metrics["specificity_ci95"] == [estimate.low, estimate.high] and "Specificity" in format_table(metrics)
+    assert "specificity/b" in (tmp_path / "intervals.csv").read_text()

@@ -6,7 +6,7 @@ import pytest
 
 from retfound_hf.errors import BadArgumentError, BadDataError
 from retfound_hf.evaluation.metrics import compute_metrics
-from retfound_hf.evaluation.predictions import Predictions, aggregate, conflicting_units, units_of
+from retfound_hf.evaluation.predictions import Predictions
 from retfound_hf.vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 PATIENTS, EYES = ["a", "b", "a", "a"], ["L", "L", "R", "L"]
@@ -117,24 +117,28 @@ def test_tables_that_cannot_be_read(tmp_path):
             Predictions.read_csv(path)
 
 
-def test_units_come_in_the_order_of_their_first_image():
-    assert units_of("image", PATIENTS).tolist() == [0, 1, 2, 3]
-    assert units_of("eye", PATIENTS, EYES).tolist() == [0, 1, 2, 0]
-    assert units_of("patient", PATIENTS).tolist() == [0, 1, 0, 0]
-
-
-def test_mean_and_max_by_hand():
-    units = units_of("patient", PATIENTS)
-    labels, scores = aggregate(SINGLE_LABEL, [0, 1, 0, 0], SCORES, units)
-    assert labels.tolist() == [0, 1] and scores == pytest.approx(np.array([[0.5, 0.5], [0.5, 0.5]]))
-    _, scores = aggregate(SINGLE_LABEL, [0, 1, 0, 0], SCORES, units, "max")
-    assert scores == pytest.approx(np.array([[0.8 / 1.7, 0.9 / 1.7], [0.5, 0.5]]))
-    findings = np.array([[0, 1], [1, 0], [0, 0], [0, 1]])
-    labels, scores = aggregate(MULTI_LABEL, findings, SCORES, units, "max")
-    assert labels.tolist() == [[0, 1], [1, 0]] and scores == pytest.approx(np.array([[0.8, 0.9], [0.5, 0.5]]))
-    assert conflicting_units(findings, units).tolist() == [0]
-    labels, scores = aggregate(REGRESSION, [50.0, 60, 50, 50], [50.0, 61, 53, 56], units)
-    assert labels.tolist() == [50, 60] and scores == pytest.approx([53, 61])
+@pytest.mark.parametrize(
+    ("kind", "labels", "highest", "mean", "most"),
+    [
+        (SINGLE_LABEL, [0, 1, 1, 0], [1, 1], [[0.5, 0.5], [0.5, 0.5]], [[0.8 / 1.7, 0.9 / 1.7], [0.5, 0.5]]),
+        (MULTI_LABEL, [[0, 1], [1, 0], [0, 0], [0, 1]], [[0, 1], [1, 0]], [[0.5, 0.5]] * 2, [[0.8, 0.9], [0.5, 0.5]]),
+        (
+            REGRESSION,
+            [[50, 1], [60, 1], [50, 2], [50, 1]],
+            [[50, 2], [60, 1]],
+            [[0.5] * 2] * 2,
+            [[0.8, 0.9], [0.5] * 2],
+        ),
+    ],
+)
+def test_mean_and_max_by_hand(kind, labels, highest, mean, most):
+    images = Predictions(list("wxyz"), SCORES, labels, ["a", "b"], kind, PATIENTS)
+    for how, expected in (("mean", mean), ("max", most)):
+        found = images.at_level("patient", how, "max")
+        assert found.targets.tolist() == highest and found.scores == pytest.approx(np.array(expected))
+    with pytest.raises(BadDataError) as error:
+        images.at_level("patient")
+    assert error.value.rows == ("w", "y", "z")
 
 
 def test_eyes_and_patients():
@@ -145,9 +149,6 @@ def test_eyes_and_patients():
     assert eyes.ids.tolist() == ["a/L", "b/L", "a/R"] and eyes.targets.tolist() == [0, 1, 1]
     assert eyes.scores[0] == pytest.approx([0.7, 0.3]) and eyes.eyes.tolist() == ["L", "L", "R"]
     assert pd.isna(eyes.columns["camera"][0]) and eyes.columns["age"].tolist() == [50, 60, 50]
-    with pytest.raises(BadDataError) as error:
-        images.at_level("patient")
-    assert error.value.rows == ("w", "y", "z")
     patients = images.at_level("patient", "max", label_conflicts="max")
     assert patients.ids.tolist() == ["a", "b"] and patients.targets.tolist() == [1, 1]
     assert patients.patients.tolist() == ["a", "b"] and pd.isna(patients.columns["eye"][0])
@@ -155,11 +156,12 @@ def test_eyes_and_patients():
         images.at_level("clinic")
 
 
-@pytest.mark.parametrize(("level", "missing"), [("patient", (1,)), ("eye", (1,))])
-def test_unknown_patients_and_eyes(level, missing):
+def test_unknown_patients_and_eyes():
+    images = Predictions(list("wxyz"), SCORES, None, ["a", "b"], SINGLE_LABEL, ["a", None, "b", "c"])
+    for level, rows in (("patient", ("x",)), ("eye", ("x",))):
+        with pytest.raises(BadDataError) as error:
+            images.at_level(level)
+        assert error.value.rows == rows
     with pytest.raises(BadDataError) as error:
-        units_of(level, ["a", None, "b", "c"], EYES)
-    assert error.value.rows == missing
-    with pytest.raises(BadDataError) as error:
-        units_of("eye", PATIENTS)
-    assert len(error.value.rows) == 4
+        images.select(np.array([0, 2])).at_level("eye")
+    assert error.value.rows == ("w", "y")

@@ -12,7 +12,6 @@ from retfound_hf.evaluation.thresholds import (
     choose_threshold,
     measure_threshold,
     positive_class,
-    proportion_interval,
     share_interval,
 )  # fmt: skip
 from retfound_hf.vocabulary import MULTI_LABEL
@@ -109,16 +108,6 @@ def test_decision_curve_equals_its_definition_and_a_useless_model_treats_all():
         assert model == pytest.approx(expected)
     constant = decision_curve(truth, np.ones(100))
     assert constant.model == pytest.approx(constant.treat_all)
-
-
-def test_proportions():
-    # Wilson 1927 for 8 of 10: 0.4902 to 0.9433 (Newcombe 1998 gives the same method's values).
-    found = proportion_interval(8, 10)
-    assert (found.low, found.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert proportion_interval(0, 0).value is None
-    assert proportion_interval(0, 20).low == pytest.approx(0, abs=1e-12)
-    with pytest.raises(BadArgumentError):
-        proportion_interval(11, 10)
 
 
 @pytest.mark.parametrize(
