@@ -31,16 +31,11 @@ def write_finetuned_card(
         seconds: that the run took.
     """
     base, labelled = args.model_name_or_path, prepared.labelled
-    start = f"`{Path(base).name if Path(base).exists() else base}`" if base else "random weights"
-    start += "" if base else f" (preset `{args.config_name}`)"
-    adapter = is_adapter(str(folder))
+    start, adapter = cards.describe_start(base, args.config_name), is_adapter(str(folder))
     on_hub = not Path(args.data).exists()
     data = args.data if on_hub else Path(args.data).resolve().name
     metadata: dict[str, Any] = {"pipeline_tag": "image-classification"}
-    if base:
-        metadata |= {"license": cards.license_of(base)}
-        metadata |= {"base_model": named} if (named := cards.hub_id_of(base)) else {}
-        metadata |= {"base_model_relation": "adapter" if adapter else "finetune"} if named else {}
+    metadata |= cards.base_metadata(base, "adapter" if adapter else "finetune")
     if adapter:
         metadata["library_name"] = "peft"
     if on_hub:

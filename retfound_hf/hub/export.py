@@ -50,7 +50,7 @@ def export(folder: str, output_dir: str | Path, format: str, overwrite: bool = F
 
 
 def load_for_export(folder: str) -> tuple[PreTrainedModel, bool]:
-    """The classifier of a fine-tuned folder or adapter, or else the encoder; and which of the two it is."""
+    """Classifier of a fine-tuned folder or adapter, or else the encoder; and whether it is a classifier."""
     name = resolve(folder)
     architectures = read_config(name).architectures or []
     is_classifier = is_adapter(name) or any("ForImageClassification" in found for found in architectures)
@@ -69,11 +69,7 @@ def example(batch: int, size: int) -> Tensor:
 
 
 def check_equal(expected: Tensor, found: Tensor, format: str) -> float:
-    """The largest difference of two outputs.
-
-    Raises:
-        RetFoundError: it is above `TOLERANCE`.
-    """
+    """Largest difference of two outputs; RetFoundError where it is above `TOLERANCE`."""
     difference = (expected - found).abs().max().item()
     if not difference <= TOLERANCE:
         raise RetFoundError(
@@ -83,7 +79,7 @@ def check_equal(expected: Tensor, found: Tensor, format: str) -> float:
 
 
 def preprocessing(processor: RetFoundImageProcessor, config: Any, is_classifier: bool) -> dict[str, Any]:
-    """The steps from an image to the network's input, and what its output means, for those who serve it."""
+    """Steps from an image to the network's input, and the meaning of its output, for those who serve it."""
     size, crop = dict(processor.size), dict(processor.crop_size)
     steps: list[dict[str, Any]] = [{"step": "to_rgb", "bits": 8, "exif_orientation": True}]
     if processor.do_fundus_crop:

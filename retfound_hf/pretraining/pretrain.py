@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ..errors import BadArgumentError, RetFoundError, one_line
 from ..files import exclusive_folder, move_into, refuse_existing
-from ..models.cards import cost_text, describe_preprocessing, hub_id_of, license_of, write_card
+from ..models.cards import base_metadata, cost_text, describe_preprocessing, describe_start, write_card
 from ..models.image_processing_retfound import RetFoundImageProcessor
 from ..record import hardware, write_run_record
 from ..vocabulary import MODALITIES
@@ -294,12 +294,8 @@ def write_pretrained_card(folder: Path, name: str, arguments: Arguments, loop: L
     """
     order, args, config = loop.order, loop.args, loop.objective.model.config
     objective, base = arguments.objective.objective_class, arguments.model.model_name_or_path
-    metadata: dict[str, Any] = {"pipeline_tag": "image-feature-extraction"}
-    start = f"random weights (preset `{arguments.model.config_name}`)"
-    if base:
-        start = f"the weights of `{Path(base).name if Path(base).exists() else base}`"
-        metadata |= {"license": license_of(base)}
-        metadata |= {"base_model": named, "base_model_relation": "finetune"} if (named := hub_id_of(base)) else {}
+    metadata: dict[str, Any] = {"pipeline_tag": "image-feature-extraction", **base_metadata(base)}
+    start = f"{'the weights of ' if base else ''}{describe_start(base, arguments.model.config_name)}"
     on_hub = [source for source in arguments.data.train_data if not Path(source).exists()]
     if on_hub:
         metadata["datasets"] = on_hub

@@ -269,16 +269,6 @@ def test_a_merged_adapter_is_a_model_whose_card_says_so(published, workshop, tmp
     assert own.keys() == found.keys() and all(torch.equal(own[name], value) for name, value in found.items())
 
 
-def test_the_thresholds_come_with_the_model(published, workshop, tmp_path):
-    from retfound_hf.inference.evaluate import main as evaluate
-
-    words = ["--data", str(workshop / "images"), "--dataloader_num_workers", "0"]
-    for model, folder in ((str(workshop / "classifier"), "here"), ("org/classifier", "hub")):
-        evaluate(["--model_name_or_path", model, *words, "--output_dir", str(tmp_path / folder)])
-    here, hub = ((tmp_path / folder / "operating_points.csv").read_text() for folder in ("here", "hub"))
-    assert here == hub and "youden" in here
-
-
 @pytest.mark.parametrize(
     ("token", "status", "said"), [("", 401, "no token"), ("hf_wrong", 401, "not valid"), ("hf_reader", 403, "right")]
 )
