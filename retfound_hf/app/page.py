@@ -16,9 +16,8 @@ from torch import Tensor
 
 from ..errors import RetFoundError, UnreadableImageError
 from ..evaluation.predictions import Predictions
-from ..images.geometry import ImageRegion
 from ..images.quality import assess_quality
-from ..images.reading import read_image
+from ..images.reading import ImageRegion, read_image
 from ..vocabulary import MODALITIES, PROBLEM_TYPES
 from .markup import (
     THUMBNAIL_SIDE,

@@ -11,11 +11,11 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from ..evaluation.report import ReportArguments, read_points
 from ..evaluation.thresholds import OperatingPoint
-from ..explanation.reconstruction import COLUMNS, paint, sheet_row
+from ..explanation.explain import COLUMNS, paint, sheet_row
 from ..explanation.relevance import relevance
 from ..images.drawing import colour_layer, heat_on_image
-from ..images.geometry import ImageRegion
 from ..images.quality import Quality, assess_quality
+from ..images.reading import ImageRegion
 from ..inference.predict import load_classifier, process_state, to_scores
 from ..models.loading import load_autoencoder, load_processor
 

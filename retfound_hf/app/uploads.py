@@ -15,8 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from ..errors import BadDataError, join_names
-from ..images.dicom import MAGIC, PREAMBLE, is_dicom
-from ..images.reading import IMAGE_SUFFIXES
+from ..images.reading import IMAGE_SUFFIXES, MAGIC, PREAMBLE, is_dicom
 
 KEPT_SECONDS = 900  # a visitor's last image, in memory
 ACCEPTED = f"{', '.join(IMAGE_SUFFIXES)}, or DICOM of any name"

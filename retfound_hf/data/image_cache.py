@@ -21,8 +21,7 @@ from PIL import Image
 from ..errors import BadDataError, UnreadableImageError, join_names, require, require_range
 from ..files import atomic_folder, file_lock, write_json
 from ..images.field_of_view import CROP_VERSION, crop_field_of_view, side_to_read
-from ..images.geometry import resize
-from ..images.reading import read_image
+from ..images.reading import read_image, resize
 
 if TYPE_CHECKING:
     import datasets

@@ -21,8 +21,7 @@ from ..data.image_sources import BATCH, ImageRef, open_files
 from ..data.labelled import read_labelled
 from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, require_range
 from ..images.drawing import INK, PAPER, contact_sheet
-from ..images.geometry import ImageRegion, resize
-from ..images.reading import read_image
+from ..images.reading import ImageRegion, read_image, resize
 from ..inference.evaluate import split_of_training
 from ..inference.predict import EvaluationPixels, ForwardArguments
 from ..models.image_processing_retfound import RetFoundImageProcessor

@@ -19,9 +19,8 @@ from ..evaluation.linear_probe import fit_linear_probe
 from ..inference.predict import Classifier, PreparedSplit, head_inputs
 from ..models.backbones import backbone_of
 from ..models.image_processing_retfound import RetFoundImageProcessor
-from .augmentation import Mix, TrainingPixels
 from .classifier import TargetScale, trained_head
-from .trainer import BalancedSampler, FinetuneTrainer
+from .trainer import BalancedSampler, FinetuneTrainer, Mix, TrainingPixels
 
 if TYPE_CHECKING:
     from .arguments import FinetuneArguments

@@ -10,10 +10,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import MissingPackageError, UnreadableImageError, one_line
-from .geometry import apply_in_row_chunks
+from .reading import apply_in_row_chunks
 
-DICOM_SUFFIXES = (".dcm", ".dicom")
-PREAMBLE, MAGIC = 128, b"DICM"
 PIXEL_DATA = b"\xe0\x7f\x10\x00"
 OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 # Elements that turn stored values into a picture, beside those that pydicom reads by itself.
@@ -28,14 +26,6 @@ ALONE = {0x01, *range(0xD0, 0xD8)}  # markers of JPEG without a length
 # Frame headers of JPEG and JPEG-LS (SOF 0-15 but DHT, JPG and DAC; DHP of hierarchical JPEG; SOF 55).
 FRAMES = {*range(0xC0, 0xD0), 0xDE, 0xF7} - {0xC4, 0xC8, 0xCC}
 PADDING = 2  # a segment of run lengths may hold this many times its pixels, since some writers pad
-
-
-def is_dicom(source: str | Path | bytes) -> bool:
-    """Whether a file, or the bytes of one, has the mark of DICOM behind its preamble, whatever its name."""
-    if isinstance(source, bytes):
-        return source[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC
-    with open(source, "rb") as file:
-        return is_dicom(file.read(PREAMBLE + len(MAGIC)))
 
 
 def read_dicom(source: str | Path | bytes, max_pixels: int | None = None) -> Image.Image:

@@ -14,8 +14,7 @@ from transformers.image_utils import (
 )
 
 from ..images.field_of_view import crop_box
-from ..images.geometry import ImageRegion, resized_shape, to_tensor
-from ..images.reading import read_image, to_rgb
+from ..images.reading import ImageRegion, read_image, resized_shape, to_rgb, to_tensor
 from .compat import ImagesKwargs, TorchvisionBackend
 
 CHANNELS = (1, 3, 4)

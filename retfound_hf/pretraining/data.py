@@ -23,8 +23,7 @@ from torchvision.io import ImageReadMode, decode_image
 from ..data.image_sources import find_shards
 from ..errors import BadArgumentError, BadDataError, RetFoundError, UnreadableImageError, one_line
 from ..hub_access import look_up_data_set
-from ..images.geometry import to_tensor
-from ..images.reading import read_image
+from ..images.reading import read_image, to_tensor
 from .arguments import DataArguments, PretrainingArguments
 from .objectives.base import Draw
 from .stream_shards import no_image_column, no_shards

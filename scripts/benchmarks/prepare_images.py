@@ -25,8 +25,7 @@ from PIL import Image
 from retfound_hf.data.image_cache import Preparer
 from retfound_hf.files import write_json
 from retfound_hf.images.field_of_view import crop_field_of_view
-from retfound_hf.images.geometry import resize
-from retfound_hf.images.reading import read_image
+from retfound_hf.images.reading import read_image, resize
 from retfound_hf.images.synthetic import CLASSES, draw_patient, render
 from retfound_hf.processes import usable_cores
 from retfound_hf.record import git_revision, versions

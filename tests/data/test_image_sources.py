@@ -8,13 +8,7 @@ import pandas as pd
 import pytest
 from tiny import save_noise
 
-from retfound_hf.data.image_sources import (
-    DatasetSource,
-    FolderSource,
-    identities,
-    open_files,
-    open_source,
-)
+from retfound_hf.data.image_sources import DatasetSource, FolderSource, identities, open_files, open_source
 from retfound_hf.errors import BadArgumentError, BadDataError, UnreadableImageError
 from retfound_hf.images.reading import find_images
 

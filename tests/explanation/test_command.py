@@ -11,8 +11,7 @@ from PIL import Image
 
 from retfound_hf.cli import main as cli
 from retfound_hf.errors import BadArgumentError, BadDataError, OutputError, RetFoundError, UnreadableImageError
-from retfound_hf.explanation.explain import explain, main
-from retfound_hf.explanation.reconstruction import paint
+from retfound_hf.explanation.explain import explain, main, paint
 from retfound_hf.explanation.relevance import relevance
 from retfound_hf.images.reading import read_image
 from retfound_hf.models.loading import load_autoencoder, load_classifier, load_processor

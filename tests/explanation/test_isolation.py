@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from retfound_hf.errors import RetFoundError
-from retfound_hf.explanation.reconstruction import paint
+from retfound_hf.explanation.explain import paint
 from retfound_hf.explanation.relevance import METHODS, relevance
 
 

@@ -4,7 +4,7 @@ from PIL import Image
 
 from retfound_hf.explanation.outputs import FileNames
 from retfound_hf.images.drawing import colour_layer, heat_on_image, overlay, with_scale
-from retfound_hf.images.geometry import ImageRegion
+from retfound_hf.images.reading import ImageRegion
 
 WINDOW = ImageRegion(20, 10, 60, 50)
 

@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from retfound_hf import RetFoundImageProcessor
-from retfound_hf.finetuning.augmentation import Mix, TrainingPixels, rand_augment
+from retfound_hf.finetuning.trainer import Mix, TrainingPixels, rand_augment
 from retfound_hf.inference.predict import EvaluationPixels
 
 MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

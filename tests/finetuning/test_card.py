@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from retfound_hf.finetuning.card import _population
+from retfound_hf.finetuning.finetune import _population
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ from pydicom.pixels import set_pixel_data
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, SecondaryCaptureImageStorage
 
 from retfound_hf.errors import MissingPackageError, UnreadableImageError
-from retfound_hf.images import dicom
 from retfound_hf.images.dicom import check_run_lengths, jpeg2000_size, jpeg_size
-from retfound_hf.images.reading import find_images, read_image, to_rgb
+from retfound_hf.images.reading import find_images, is_dicom, read_image, to_rgb
 
 SECRETS = ("Doe^Jane", "PID12345", "19600131")
 RAMP = np.linspace(0, 255, 48 * 40).reshape(48, 40)
@@ -166,7 +165,7 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(MissingPackageError) as error:
         read_image(content)
     assert (error.value.package, error.value.extra) == ("pydicom", "dicom")
-    assert dicom.is_dicom(content)
+    assert is_dicom(content)
 
 
 # Limits: nothing is unpacked beyond its header's size, and no frame but one is read.

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from retfound_hf.errors import BadDataError
-from retfound_hf.images.geometry import ImageRegion
+from retfound_hf.images.reading import ImageRegion
 
 
 def test_a_map_of_one_value_fills_the_region_and_nothing_else():

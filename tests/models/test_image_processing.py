@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor
 from retfound_hf import RetFoundConfig, RetFoundImageProcessor
 from retfound_hf.errors import UnreadableImageError
 from retfound_hf.images.field_of_view import crop_field_of_view
-from retfound_hf.images.geometry import resize
+from retfound_hf.images.reading import resize
 
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
