@@ -2,7 +2,6 @@
 
 import base64
 import re
-from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,11 @@ from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, SINGLE_LABEL
 from .predictor import Answer, Reader
 
 HERE = Path(__file__).parent
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(HERE / "templates"), undefined=jinja2.StrictUndefined, autoescape=True,
+    trim_blocks=True, lstrip_blocks=True,
+)  # fmt: skip
 NO_CARD = "The model has no card that says what it is intended for."
-SHOWN_SIDE, THUMBNAIL_SIDE = 1024, 192
 EXAMPLE = {"severity": 0.8, "image_size": 384}
 AIMS = {"sensitivity": "a sensitivity of {:.0%}", "specificity": "a specificity of {:.0%}", "youden": "their best sum"}
 
@@ -39,21 +41,13 @@ def theme() -> Base:
     return Base(primary_hue=ink, neutral_hue="slate", font=fonts, font_mono=mono, radius_size="md")
 
 
-@lru_cache
-def _template(name: str) -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(HERE / "templates")
-    return jinja2.Environment(
-        loader=loader, undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    ).get_template(f"{name}.html")
-
-
 def render(template: str, **facts: Any) -> str:
     """The template of that name, filled with escaped facts.
 
     Raises:
         jinja2.UndefinedError: a fact that the template needs is missing.
     """
-    return _template(template).render(**facts)
+    return TEMPLATES.get_template(f"{template}.html").render(**facts)
 
 
 def html_block(template: str, options: dict[str, Any] | None = None, **facts: Any) -> gradio.HTML:
@@ -78,7 +72,7 @@ def intended_use(name_or_path: str) -> str:
     return found[2].strip() if found else NO_CARD
 
 
-def reduced(image: Image.Image, side: int = SHOWN_SIDE) -> Image.Image:
+def reduced(image: Image.Image, side: int = 1024) -> Image.Image:
     """A copy of which no side is longer than `side` pixels."""
     small = image.copy()
     small.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=3)

@@ -19,17 +19,7 @@ from ..evaluation.predictions import Predictions
 from ..images.quality import assess_quality
 from ..images.reading import ImageRegion, read_image
 from ..vocabulary import MODALITIES, PROBLEM_TYPES
-from .markup import (
-    THUMBNAIL_SIDE,
-    data_uri,
-    describe,
-    draw_examples,
-    html_block,
-    intended_use,
-    message,
-    reduced,
-    render,
-)
+from .markup import data_uri, describe, draw_examples, html_block, intended_use, message, reduced, render
 from .predictor import Reader, Reconstructor
 from .uploads import Batch, Limits, Upload, claimed, drop_zone, session_state
 
@@ -38,7 +28,7 @@ CHUNK = 4  # images from one sign of progress to the next, and what a single ima
 LINE = 16  # batches that may run or wait; single images need the rest of gradio's forty threads
 LOOKS_EVERY = 0.5  # seconds, in a batch that waits
 OPACITY = 80
-RECONSTRUCTION_SIDE = 448  # pixels, whatever the network's input is
+THUMBNAIL_SIDE, RECONSTRUCTION_SIDE = 192, 448  # pixels
 FORMATS = "Image: JPEG, PNG, TIFF or DICOM"
 NO_PICTURE = "The image will appear here, with a map of what the model looked at."
 NO_ANSWER = "The answer will appear here."
@@ -63,30 +53,16 @@ element.addEventListener("click", event => {
   if (button) trigger('pick', {index: Number(button.dataset.index)});
 });
 """
-# The slider mixes in the browser: the image never travels again, and nothing waits.
-SLIDE = """
-element.addEventListener("input", event => {
-  const layers = event.target.closest(".rf-picture").querySelector(".rf-layers");
-  layers.style.setProperty("--opacity", event.target.value / 100);
-});
-"""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A session's last image, kept in memory so that maps for other classes can be made.
+    """A session's last image, kept in memory so that maps for other classes can be made."""
 
-    Attributes:
-        photo: the image as it is shown, as an address.
-        size: its width and height.
-        window: region of the network's input on it.
-        pixel_values: (1, 3, height, width), that input.
-    """
-
-    photo: str
-    size: tuple[int, int]
-    window: ImageRegion
-    pixel_values: Tensor
+    photo: str  # the image as it is shown, within an address
+    size: tuple[int, int]  # its width and height
+    window: ImageRegion  # of the network's input on it
+    pixel_values: Tensor  # (1, 3, height, width), that input
 
 
 def build_page(reader: Reader | None, reconstructor: Reconstructor | None, limits: Limits) -> gradio.Blocks:
@@ -127,10 +103,6 @@ def _columns(**options: Any) -> tuple[gradio.Column, gradio.Column]:
         return gradio.Column(scale=6, min_width=320), gradio.Column(scale=5, min_width=320)
 
 
-def _read(upload: Upload, limits: Limits) -> Image.Image:
-    return read_image(upload.take(), max_pixels=limits.pixels)
-
-
 def one_image_tab(reader: Reader, limits: Limits) -> None:
     """Build the tab within the current gradio page."""
     seen, examples = session_state(), list(draw_examples(reader.modality).items())
@@ -142,7 +114,7 @@ def one_image_tab(reader: Reader, limits: Limits) -> None:
         offered = html_block("examples", {"js_on_load": PICK, "elem_id": "rf-offered"}, examples=thumbnails)
     left, right = _columns(elem_classes="rf-results")
     with left:
-        picture = html_block("waiting", {"js_on_load": SLIDE, "elem_id": "rf-picture"}, text=NO_PICTURE)
+        picture = html_block("waiting", {"elem_id": "rf-picture"}, text=NO_PICTURE)
     with right:
         answer = html_block("waiting", {"elem_id": "rf-answer"}, text=NO_ANSWER)
         choice = gradio.Dropdown(
@@ -161,7 +133,7 @@ def one_image_tab(reader: Reader, limits: Limits) -> None:
         if not uploads:
             return (gradio.skip(),) * 5
         try:
-            return show(_read(uploads[0], limits), uploads[0].name)
+            return show(read_image(uploads[0].take(), max_pixels=limits.pixels), uploads[0].name)
         except RetFoundError as error:
             html, waiting = message(error, uploads[0].name), render("waiting", text=NO_PICTURE)
             return html, waiting, None, gradio.Dropdown(visible=False), None
@@ -202,12 +174,9 @@ def explained(reader: Reader, kept: Seen, target: str) -> str:
 
 
 class Turns:
-    """Line of batches: the first runs, the others wait. Threads may share it.
+    """Line of at most `most` batches: the first runs, the others wait. Threads may share it.
 
     gradio's queue has no limit per event, and would leave the uploads of a waiting batch to its own sweep.
-
-    Args:
-        most: places, each of which holds a thread of the server and uploads on its disk.
     """
 
     def __init__(self, most: int):
@@ -291,10 +260,9 @@ def classify(reader: Reader, batch: Batch, limits: Limits) -> Iterator[str]:
                 images.append(read_image(content, max_pixels=limits.pixels))
             except UnreadableImageError as error:
                 problems["unreadable"].append((name, error.reason))
-            except FileNotFoundError:
-                problems["unreadable"].append((name, "it was removed, since it waited too long; send it again"))
             except OSError as error:
-                problems["unreadable"].append((name, f"the server's disk fails ({error.strerror or error})"))
+                reason = f"it is gone from the server, or not readable there ({error.strerror}); send it again"
+                problems["unreadable"].append((name, reason))
             else:
                 ids.append(name)
                 quality = assess_quality(images[-1], reader.modality)
@@ -335,7 +303,7 @@ def reconstruction_tab(reconstructor: Reconstructor, limits: Limits) -> None:
         if not uploads:
             return gradio.skip(), gradio.skip(), None
         try:
-            pixel_values = reconstructor.prepared(_read(uploads[0], limits))
+            pixel_values = reconstructor.network_input(read_image(uploads[0].take(), max_pixels=limits.pixels))
         except RetFoundError as error:
             return message(error, uploads[0].name), None, None
         return show(pixel_values, share, number), pixel_values, None
@@ -356,8 +324,6 @@ def reconstructed(reconstructor: Reconstructor, pixel_values: Tensor, mask_ratio
     pictures, loss = reconstructor.pictures(pixel_values, mask_ratio, seed)
     shown = []
     for name, title in RECONSTRUCTED.items():
-        picture = pictures[name]
-        scale = max(1, RECONSTRUCTION_SIDE // picture.width)
-        size = (scale * picture.width, scale * picture.height)
-        shown.append((title, data_uri(picture.resize(size, Image.Resampling.NEAREST))))
+        side = max(1, RECONSTRUCTION_SIDE // pictures[name].width) * pictures[name].width
+        shown.append((title, data_uri(pictures[name].resize((side, side), Image.Resampling.NEAREST))))
     return render("reconstruction", pictures=shown, share=mask_ratio, loss=loss)

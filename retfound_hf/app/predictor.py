@@ -22,16 +22,10 @@ from ..models.loading import load_autoencoder, load_processor
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer about one image.
+    """Answer about one image."""
 
-    Attributes:
-        scores: (outputs,) class probabilities, label probabilities, or predicted numbers.
-        pixel_values: (1, 3, size, size), the network's input, from which a map can be made.
-        quality: whether the image can be judged.
-    """
-
-    scores: np.ndarray
-    pixel_values: Tensor
+    scores: np.ndarray  # (outputs,) class probabilities, label probabilities, or predicted numbers
+    pixel_values: Tensor  # (1, 3, size, size), the network's input, from which a map can be made
     quality: Quality
 
 
@@ -105,7 +99,7 @@ class Reconstructor:
         self.processor = load_processor(name_or_path)
         self.mask_ratio: float = self.model.config.mask_ratio
 
-    def prepared(self, image: Image.Image) -> Tensor:
+    def network_input(self, image: Image.Image) -> Tensor:
         """The network's input (1, 3, height, width)."""
         return self.processor(image, return_tensors="pt")["pixel_values"]
 
@@ -113,7 +107,7 @@ class Reconstructor:
         """Pictures by their names in `COLUMNS`, and the mean error of the hidden patches as the loss counts it.
 
         Args:
-            pixel_values: (1, 3, height, width), as `prepared`.
+            pixel_values: (1, 3, height, width), as `network_input`.
             mask_ratio: share of hidden patches.
             seed: of the choice of hidden patches.
         """

@@ -1,6 +1,5 @@
 """Server of the page: offline, on loopback unless told otherwise, with strict headers; the command `app`."""
 
-import errno
 import importlib.util
 import os
 import signal
@@ -22,11 +21,8 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'"
 )
-HEADERS = {
-    b"content-security-policy": POLICY.encode(),
-    b"referrer-policy": b"no-referrer",
-    b"x-content-type-options": b"nosniff",
-}
+HEADERS = {b"content-security-policy": POLICY.encode(), b"referrer-policy": b"no-referrer",
+           b"x-content-type-options": b"nosniff"}  # fmt: skip
 # Before gradio is imported: no telemetry, no check for a newer version.
 OFFLINE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 PASSWORD = "RETFOUND_APP_PASSWORD"
@@ -110,17 +106,15 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror or error})"
-            raise BadArgumentError(
-                f"`port={port}` on {host} {reason}; choose another", field="port", value=port
-            ) from error
+            reason = f"`port={port}` on {host} cannot be used: {error.strerror or error}; choose another"
+            raise BadArgumentError(reason, field="port", value=port) from error
 
 
 @dataclass
 class AppArguments:
     model: str = field(metadata={"help": "fine-tuned folder, adapter folder or Hub id; or a folder of pretraining"})
     reconstruction_model: str | None = field(
-        default=None, metadata={"help": "folder of pretraining whose reconstructions are shown in a tab"}
+        default=None, metadata={"help": "folder of pretraining for a further tab"}
     )
     host: str = field(default=LOOPBACK[0], metadata={"help": "address to listen on; 0.0.0.0 for the whole network"})
     port: int = field(default=7860, metadata={"help": "port to listen on"})

@@ -60,9 +60,10 @@ def write_space(
         reason = f"`model_id={model_id!r}` is not the name of a model on the Hub; give ORG/NAME"
         raise BadArgumentError(reason, field="model_id", value=model_id)
     title = title or model_id.split("/")[-1]
+    sdk_version = sdk_version or getattr(_installed("gradio"), "version", OLDEST_GRADIO)
     front = {
         "title": title, "emoji": "👁️", "colorFrom": "green", "colorTo": "blue", "sdk": "gradio",
-        "sdk_version": sdk_version or _installed_gradio(), "app_file": "app.py", "models": [model_id], "pinned": False,
+        "sdk_version": sdk_version, "app_file": "app.py", "models": [model_id], "pinned": False,
         **({"license": license} if license else {}),
     }  # fmt: skip
     header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
@@ -91,9 +92,9 @@ def _code() -> dict[str, str]:
     return found
 
 
-def _installed() -> metadata.Distribution | None:
-    """This package as pip installed it; a Python started in a checkout sees its egg-info first, which may be old."""
-    return next((known for known in metadata.distributions(name=NAME) if known.read_text("WHEEL")), None)
+def _installed(name: str = NAME) -> metadata.Distribution | None:
+    """A package as pip installed it; a Python started in a checkout sees its egg-info first, which may be old."""
+    return next((known for known in metadata.distributions(name=name) if known.read_text("WHEEL")), None)
 
 
 def _requirements() -> list[str]:
@@ -106,10 +107,3 @@ def _requirements() -> list[str]:
     wanted = {"", *(f'extra == "{extra}"' for extra in EXTRAS)}
     lines = [line.partition(";") for line in installed.requires or []]
     return [requirement.strip() for requirement, _, marker in lines if marker.strip() in wanted]
-
-
-def _installed_gradio() -> str:
-    try:
-        return metadata.version("gradio")
-    except metadata.PackageNotFoundError:
-        return OLDEST_GRADIO

@@ -7,7 +7,6 @@ import secrets
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -19,43 +18,27 @@ from ..images.reading import IMAGE_SUFFIXES, MAGIC, PREAMBLE, is_dicom
 
 KEPT_SECONDS = 900  # a visitor's last image, in memory
 ACCEPTED = f"{', '.join(IMAGE_SUFFIXES)}, or DICOM of any name"
-INDEX = "DICOMDIR"  # DICOM too, but a table of contents without an image
-UNREADABLE = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError, ValueError, zlib.error)
 # Deflate reaches 1,000 on zeros; photographs stay below 2, empty scans below 20.
 MAX_RATIO = 100
 MAX_ENTRIES = 100_000
 
-Content = bytes | OSError
-
 
 @dataclass(frozen=True)
 class Limits:
-    """Largest uploads.
+    """Largest uploads."""
 
-    Attributes:
-        upload_bytes: of a file, also of one in a zip when unpacked.
-        pixels: of an image.
-        images: of a batch.
-        unpacked_bytes: of all images in a zip together.
-    """
-
-    upload_bytes: int = 200 * 2**20
-    pixels: int = 100_000_000
-    images: int = 5000
-    unpacked_bytes: int = 20 * 2**30
+    upload_bytes: int = 200 * 2**20  # of a file, also of one in a zip when unpacked
+    pixels: int = 100_000_000  # of an image
+    images: int = 5000  # of a batch
+    unpacked_bytes: int = 20 * 2**30  # of all images in a zip together
 
 
 @dataclass(frozen=True)
 class Upload:
-    """File that was sent and is not read yet.
+    """File that was sent and is not read yet."""
 
-    Attributes:
-        path: the file, in a folder of its own.
-        name: as the browser called it; never used as a path.
-    """
-
-    path: Path
-    name: str
+    path: Path  # in a folder of its own
+    name: str  # as the browser called it; never used as a path
 
     def take(self) -> bytes:
         """The content; the file is removed."""
@@ -79,8 +62,7 @@ class Archive:
         limits: for its images.
 
     Raises:
-        BadDataError: not a zip, encrypted, a path that leads out of it, no image, too much, or a zip bomb; `rows` has
-            the offending entry.
+        BadDataError: not a zip, encrypted, a path that leads out of it, too much, or a zip bomb; `rows`: the entry.
         OSError: the file cannot be opened.
     """
 
@@ -92,9 +74,7 @@ class Archive:
             raise BadDataError("the zip cannot be read: it is damaged, or not a zip") from error
         with archive:
             if len(archive.filelist) > MAX_ENTRIES:
-                raise BadDataError(
-                    f"the zip has {len(archive.filelist):,} entries; at most {MAX_ENTRIES:,} are accepted"
-                )
+                raise BadDataError(f"the zip has more than {MAX_ENTRIES:,} entries; send it in parts")
             for entry in archive.filelist:
                 _check_entry(entry, limits)
             for entry in archive.filelist:
@@ -105,10 +85,10 @@ class Archive:
                     self.entries.append(entry)
                 else:
                     self.passed_over.append(entry.filename)
-        if len(self) > limits.images:
-            raise BadDataError(f"the zip holds {len(self):,} images; at most {limits.images:,} are accepted")
         if sum(entry.file_size for entry in self.entries) > limits.unpacked_bytes:
-            raise BadDataError(f"the zip unpacks to more than {_size(limits.unpacked_bytes)}; send it in parts")
+            raise BadDataError(
+                f"the zip unpacks to more than {limits.unpacked_bytes / 2**20:,.0f} MB; send it in parts"
+            )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -117,12 +97,9 @@ class Archive:
         """Path within the zip and content of each image, by path; empty where it cannot be unpacked."""
         with zipfile.ZipFile(self.file) as archive:
             for entry in sorted(self.entries, key=lambda entry: entry.filename):
-                try:
-                    with archive.open(entry) as file:
-                        # The table of contents may lie about the size, so the read is bounded.
-                        content = file.read(entry.file_size + 1)
-                except UNREADABLE:
-                    content = b""
+                content = b""
+                with suppress(Exception), archive.open(entry) as file:  # zipfile fails with errors of every type
+                    content = file.read(entry.file_size + 1)  # bounded, since the table of contents may lie
                 yield entry.filename, content if len(content) == entry.file_size else b""
 
 
@@ -134,31 +111,20 @@ def _check_entry(entry: zipfile.ZipInfo, limits: Limits) -> None:
     elif entry.flag_bits & 0x1:
         reason = "is encrypted; send the zip without a password"
     elif entry.file_size > limits.upload_bytes:
-        reason = f"unpacks to more than {_size(limits.upload_bytes)}"
+        reason = f"unpacks to more than {limits.upload_bytes / 2**20:,.0f} MB"
     elif entry.file_size > 2**20 and entry.file_size > MAX_RATIO * max(entry.compress_size, 1):
         reason = f"is compressed more than {MAX_RATIO} times, as only zip bombs are"
     if reason:
         raise BadDataError(f"{name} {reason}", rows=[name])
 
 
-def _size(count: int) -> str:
-    return f"{count / 2**30:.0f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
-
-
 def is_image(name: str, opened: Callable[[], Any]) -> bool:
-    """Whether a file is an image by its name, or DICOM by its content: hospital media leave the suffix out.
-
-    Args:
-        name: of the file.
-        opened: opens it for reading bytes.
-    """
+    """Whether a file is an image by its name, or DICOM by its content: hospital media leave the suffix out."""
     if name.lower().endswith(IMAGE_SUFFIXES):
         return True
-    try:
-        with opened() as file:
-            return is_dicom(file.read(PREAMBLE + len(MAGIC))) and PurePosixPath(name).name.upper() != INDEX
-    except UNREADABLE:
-        return False
+    with suppress(Exception), opened() as file:  # DICOMDIR is a table of contents
+        return is_dicom(file.read(PREAMBLE + len(MAGIC))) and PurePosixPath(name).name.upper() != "DICOMDIR"
+    return False
 
 
 class Batch:
@@ -166,12 +132,11 @@ class Batch:
 
     Args:
         files: images and zips.
-        folder: files of a folder; those that are not images are removed.
+        folder: files of a folder; those that are not images are removed, and named in `passed_over`.
         limits: for zips and for the number of images.
 
     Attributes:
-        passed_over: names of files that are not images.
-        renamed: (new name, reason) of images whose name occurs more than once; filled while iterating.
+        renamed: (new name, reason) of images whose name has occurred before; filled while iterating.
 
     Raises:
         BadDataError: no image, too many, or a zip that is refused.
@@ -180,15 +145,19 @@ class Batch:
     def __init__(self, files: Sequence[Upload], folder: Sequence[Upload], limits: Limits):
         self.renamed: list[tuple[str, str]] = []
         self.passed_over: list[str] = []
-        self._sources = [(upload, _archive(upload, limits)) for upload in files]
+        self._sources: list[tuple[Upload, Archive | None]] = []
+        for upload in files:
+            archive = None
+            with suppress(OSError):  # a file that is gone is reported in its turn
+                archive = Archive(upload.path, limits) if upload.name.lower().endswith(".zip") else None
+            self._sources.append((upload, archive))
+            self.passed_over += [] if archive is None else archive.passed_over
         for upload in sorted(folder, key=lambda upload: upload.name):
             if is_image(upload.name, lambda upload=upload: upload.path.open("rb")):
                 self._sources.append((upload, None))
             else:
                 self.passed_over.append(upload.name)
                 upload.discard()
-        for _, archive in self._sources:
-            self.passed_over += archive.passed_over if archive is not None else []
         if not len(self):
             if not files and not folder:
                 raise BadDataError("choose a zip or some images first")
@@ -200,7 +169,7 @@ class Batch:
     def __len__(self) -> int:
         return sum(1 if archive is None else len(archive) for _, archive in self._sources)
 
-    def __iter__(self) -> Iterator[tuple[str, Content]]:
+    def __iter__(self) -> Iterator[tuple[str, bytes | OSError]]:
         """Name (unique) and content of each image; the error where the disk does not give it."""
         given: set[str] = set()
         for name, content in self._contents():
@@ -211,7 +180,7 @@ class Batch:
             given.add(unique)
             yield unique, content
 
-    def _contents(self) -> Iterator[tuple[str, Content]]:
+    def _contents(self) -> Iterator[tuple[str, bytes | OSError]]:
         for upload, archive in self._sources:
             try:
                 if archive is None:
@@ -224,19 +193,11 @@ class Batch:
                 upload.discard()
 
 
-def _archive(upload: Upload, limits: Limits) -> Archive | None:
-    """The upload as a zip, if it is one; a file that is gone is found missing later, in its turn."""
-    with suppress(OSError):
-        return Archive(upload.path, limits) if upload.name.lower().endswith(".zip") else None
-    return None
-
-
-def private_folder() -> Path:
-    """Folder that only this user can read, removed when the process ends; gradio puts uploads into one within it."""
+def private_folder() -> None:
+    """Let gradio put uploads into a folder that only this user can read, removed when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="retfound-app-"))
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "arrivals")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 @contextmanager
@@ -293,7 +254,7 @@ def patch_gradio() -> None:
 
 
 def session_state() -> Any:
-    """Value of a visitor's session as a gradio `State`, forgotten `KEPT_SECONDS` after it was set."""
+    """A gradio `State` that is forgotten `KEPT_SECONDS` after it was set."""
     import gradio
 
     return gradio.State(None, time_to_live=KEPT_SECONDS)

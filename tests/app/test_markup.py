@@ -7,21 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from retfound_hf.app.markup import NO_CARD, THUMBNAIL_SIDE, describe, draw_examples, intended_use, message, reduced
+from retfound_hf.app.markup import NO_CARD, describe, draw_examples, intended_use, message, reduced
 from retfound_hf.app.predictor import Answer
 from retfound_hf.errors import RetFoundError
 from retfound_hf.evaluation.thresholds import OperatingPoint
 from retfound_hf.images.quality import Quality, assess_quality
+from retfound_hf.vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 
-def html(
-    kind="single_label_classification",
-    names=("a", "b", "c"),
-    scores=(0.2, 0.7, 0.1),
-    quality=None,
-    temperature=None,
-    points=(),
-):
+def html(kind=SINGLE_LABEL, names=("a", "b", "c"), scores=(0.2, 0.7, 0.1), quality=None, temperature=None, points=()):
     reader = SimpleNamespace(problem_type=kind, class_names=names, temperature=temperature, points=list(points))
     answer = Answer(np.array(scores), torch.zeros(1), quality or Quality("ok"))
     return describe(reader, answer, "eye.png", (640, 480))
@@ -49,12 +43,15 @@ def test_calibration_is_said_either_way():
 
 def test_thresholds_decide_beside_the_probabilities():
     assert "threshold" not in html()
+    aims = {
+        ("sensitivity", 0.95): (0.2, 0.5, 0.11),
+        ("specificity", 0.9): (0.3, 0.6, 0.4),
+        ("youden", None): (0.25, 0.55, 0.2),
+    }
     points = [
-        OperatingPoint(name, criterion, target, threshold)
-        for name, *thresholds in (("a", 0.2, 0.3, 0.25), ("b", 0.5, 0.6, 0.55), ("c", 0.11, 0.4, 0.2))
-        for (criterion, target), threshold in zip(
-            (("sensitivity", 0.95), ("specificity", 0.9), ("youden", None)), thresholds, strict=True
-        )
+        OperatingPoint(name, *aim, value)
+        for aim, values in aims.items()
+        for name, value in zip("abc", values, strict=True)
     ]
     found = dict(re.findall(r"<dt>(.*?)</dt>\s*<dd>(.*?)</dd>", html(points=points), re.S))
     assert found == {
@@ -62,18 +59,13 @@ def test_thresholds_decide_beside_the_probabilities():
         "for a specificity of 90%": "b (from 60.0%)",
         "for their best sum": "b (from 55.0%)",
     }
-    alone = html(scores=(0.1, 0.2, 0.7), points=points[:3])
-    assert re.findall(r"<dd>(.*?)</dd>", alone) == ["none"] * 3
+    assert re.findall(r"<dd>(.*?)</dd>", html(scores=(0.1, 0.2, 0.7), points=points[:2])) == ["none"]
 
 
-def test_multi_label_lists_what_is_present():
-    kind = "multi_label_classification"
-    assert headline(html(kind, scores=(0.5, 0.9, 0.1))) == "b, a"
-    assert "50%" in headline(html(kind, scores=(0.4, 0.2, 0.1)))
-
-
-def test_regression_has_values_and_no_probabilities():
-    text = html("regression", ("age", "pressure"), (61.23456, -3.0), temperature=None)
+def test_headlines_of_findings_and_numbers():
+    assert headline(html(MULTI_LABEL, scores=(0.5, 0.9, 0.1))) == "b, a"
+    assert "50%" in headline(html(MULTI_LABEL, scores=(0.4, 0.2, 0.1)))
+    text = html(REGRESSION, ("age", "pressure"), (61.23456, -3.0), temperature=None)
     assert headline(text) == "age 61.23, pressure -3" and bars(text) == [] and "alibrated" not in text
 
 
@@ -102,4 +94,4 @@ def test_examples_are_of_the_modality_and_fit_to_be_judged(modality, count):
     assert len(examples) == count
     for image in examples.values():
         assert assess_quality(image, modality).verdict == "ok"
-        assert max(reduced(image, THUMBNAIL_SIDE).size) == THUMBNAIL_SIDE
+        assert max(reduced(image, 192).size) == 192

@@ -57,7 +57,7 @@ def test_a_folder_of_pretraining_shows_its_reconstructions_alone(autoencoder_fol
 
     page = asyncio.run(build())  # without a running loop gradio makes some and leaves them open
     assert [block.label for block in page.blocks.values() if isinstance(block, gradio.Tab)] == ["Reconstruction"]
-    pixels = model.prepared(photograph(0))
+    pixels = model.network_input(photograph(0))
     assert reconstructed(model, pixels, 0.5, 0) == reconstructed(model, pixels, 0.5, 0)
     assert reconstructed(model, pixels, 0.5, 0) != reconstructed(model, pixels, 0.5, 1)
 
@@ -141,7 +141,7 @@ def test_problems_are_listed_and_the_rest_goes_on(reader, photograph, photograph
         "could not": (5, ["&lt;b&gt;bad&lt;/b&gt;.png", "empty.dcm", "gone.png", "gone.zip", "disk.png"]),
         "not fit": (1, ["tiny.png"]),
         "renamed since": (1, ["good.png (2)"]),
-        "passed over": (2, ["&lt;i&gt;notes&lt;/i&gt;.txt", "a/list.csv"]),
+        "passed over": (2, ["a/list.csv", "&lt;i&gt;notes&lt;/i&gt;.txt"]),
     }
 
 

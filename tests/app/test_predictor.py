@@ -3,33 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from retfound_hf.app.predictor import Reader
 from retfound_hf.errors import BadModelError
 from retfound_hf.evaluation.report import ReportArguments, write_points
 from retfound_hf.evaluation.thresholds import OperatingPoint
 from retfound_hf.explanation.relevance import relevance
-from retfound_hf.finetuning.finetune import main as finetune
-
-
-@pytest.fixture(scope="module")
-def adapter_folder(autoencoder_folder, photograph, tmp_path_factory):
-    """A LoRA adapter as the command makes it: on few images, with thresholds of its validation split."""
-    folder = tmp_path_factory.mktemp("adapter")
-    for number in range(24):
-        split, label = ("train", "val", "test")[max(0, number // 4 - 3)], ("normal", "retinopathy")[number % 2]
-        path = folder / "data" / split / label / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        photograph(number, 64).save(path)
-    options = {
-        "model_name_or_path": autoencoder_folder, "data": folder / "data", "method": "lora",
-        "augmentation": "light", "num_train_epochs": 1, "dataloader_num_workers": 0, "use_cpu": True,
-        "output_dir": folder / "adapter",
-    }  # fmt: skip
-    finetune([word for name, value in options.items() for word in (f"--{name}", str(value))])
-    return folder / "adapter"
 
 
 def test_scores_are_those_of_transformers(reader, classifier_folder, photograph):
@@ -49,18 +29,6 @@ def test_temperature_and_modality_come_from_the_folder(make_folder, reader):
     other = Reader(str(make_folder(calibration_temperature=1.5, modality="oct")))
     assert (other.temperature, other.modality) == (1.5, "oct")
     assert (reader.temperature, reader.modality) == (None, "cfp")
-
-
-def test_an_adapter_answers_as_peft_does(adapter_folder, autoencoder_folder, photograph):
-    config = AutoConfig.from_pretrained(adapter_folder)
-    base = AutoModelForImageClassification.from_pretrained(autoencoder_folder, config=config)
-    model = PeftModel.from_pretrained(base, adapter_folder).eval()
-    pixels = AutoImageProcessor.from_pretrained(adapter_folder)(photograph(30), return_tensors="pt")
-    with torch.no_grad():
-        expected = model(**pixels).logits.softmax(-1)[0].numpy()
-    reader = Reader(str(adapter_folder))
-    assert np.allclose(reader.answer(photograph(30)).scores, expected, atol=1e-5)
-    assert {point.label for point in reader.points} == {"normal", "retinopathy"}
 
 
 def test_thresholds_come_from_the_folder(make_folder):

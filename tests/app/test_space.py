@@ -29,22 +29,15 @@ runpy.run_path(f"{space}/app.py", run_name="__main__")
 """
 
 
-def test_the_space_serves_the_model(tmp_path):
-    files = write_space(
-        tmp_path, "org/my-classifier", license="cc-by-nc-4.0", package="retfound-hf[app] @ git+https://x"
-    )
+def test_the_files_of_a_space(tmp_path, monkeypatch):
+    package = "retfound-hf[app] @ git+https://x"
+    files = write_space(tmp_path, "org/my-classifier", license="cc-by-nc-4.0", package=package)
     assert [path.name for path in files] == ["app.py", "requirements.txt", "README.md"]
-    assert (tmp_path / "requirements.txt").read_text() == "retfound-hf[app] @ git+https://x\n"
-    _, front, text = (tmp_path / "README.md").read_text().split("---\n", 2)
-    facts = yaml.safe_load(front)
-    assert facts["sdk"] == "gradio" and facts["app_file"] == "app.py" and facts["models"] == ["org/my-classifier"]
-    assert facts["title"] == "my-classifier" and facts["license"] == "cc-by-nc-4.0"
+    assert (tmp_path / "requirements.txt").read_text() == f"{package}\n"
+    facts = yaml.safe_load((tmp_path / "README.md").read_text().split("---\n")[1])
+    assert (facts["sdk"], facts["app_file"], facts["models"]) == ("gradio", "app.py", ["org/my-classifier"])
+    assert (facts["title"], facts["license"]) == ("my-classifier", "cc-by-nc-4.0")
     assert tuple(map(int, facts["sdk_version"].split(".")[:2])) >= (6, 31)
-    assert "not a medical device" in text
-
-
-def test_its_program_calls_what_exists(tmp_path, monkeypatch):
-    write_space(tmp_path, "org/my-classifier")
     main = Mock()
     monkeypatch.setattr("retfound_hf.app.server.main", main)
     exec(compile((tmp_path / "app.py").read_text(), "app.py", "exec"), {})

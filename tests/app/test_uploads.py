@@ -55,16 +55,12 @@ def test_paths_that_lead_out_are_refused(name):
     assert refused(zipped({"fine.png": b"x", name: b"x"})).rows == (name,)
 
 
-MANY = {f"{index}.png": bytes(2**19) for index in range(5)}
-
-
 @pytest.mark.parametrize(
     ("entries", "limits", "said"),
     [
         ({"a.png": bytes(50 * 2**20)}, {}, "a.png"),
         ({"a.png": bytes(2**20 + 1)}, {"upload_bytes": 2**20}, "a.png"),
-        (MANY, {"unpacked_bytes": 2**21}, "2 MB"),
-        (MANY, {"images": 4}, "5 images; at most 4"),
+        ({f"{index}.png": bytes(2**19) for index in range(5)}, {"unpacked_bytes": 2**21}, "2 MB"),
     ],
 )
 def test_bombs_are_refused_unread(entries, limits, said, monkeypatch):
