@@ -7,7 +7,7 @@ OCT B-scans show AMD (drusen), diabetic macular oedema (swelling and cysts) or n
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.random import Generator, default_rng
@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from ..errors import require, require_range
 
-Array = np.ndarray
+Array: TypeAlias = np.ndarray
 Modality = Literal["cfp", "oct"]
 Stage = Literal["early", "advanced"]
 Camera = Literal["clinic", "handheld"]
@@ -31,15 +31,12 @@ class Eye:
     """One synthetic eye. Lengths are in units of the photograph's field radius (CFP) or of the scan's height (OCT).
 
     Attributes:
-        modality: "cfp" or "oct".
-        laterality: "R" or "L"; the optic disc lies to the viewer's right of the macula in a right eye.
+        modality, laterality: "cfp" or "oct", and "R" or "L"; the optic disc of a right eye lies to the viewer's right.
         seed: of vessels, choroidal texture and layer undulation, which every photograph of this eye shares.
-        pigment: 0 (blond fundus) to 1 (dark); shared by a patient's two eyes, as `hue`, `tortuosity` and `camera` are.
-        hue: -1 (yellower) to 1 (redder).
-        tortuosity: how much vessels wind.
+        pigment, hue: 0 (blond fundus) to 1 (dark), -1 (yellower) to 1 (redder); a patient's two eyes share them, as
+            they do `tortuosity` (how much vessels wind) and `camera`.
         disc: centre (x, y) of the optic disc, x to the right, y down, the macula being near (0, 0).
-        disc_radius: semi-axis of the optic disc.
-        cup_ratio: physiological cup-to-disc ratio.
+        disc_radius, cup_ratio: semi-axis of the optic disc, and its physiological cup-to-disc ratio.
         thickness: retinal thickness away from the fovea, as a fraction of a B-scan's height.
         pit: depth of the foveal pit as a fraction of `thickness`.
         curvature: sag of the eye's wall over half a B-scan's width, as a fraction of its height.
@@ -68,14 +65,10 @@ class SyntheticImage:
     Attributes:
         image: uint8 (height, width, 3), RGB.
         lesion_mask: bool (height, width), the pixels that the disease changed; all false in a normal eye.
-        condition: one of the modality's classes.
-        severity: 0 (just detectable) to 1.
     """
 
     image: np.ndarray
     lesion_mask: np.ndarray
-    condition: str
-    severity: float
 
 
 def draw_patient(rng: Generator, modality: Modality) -> tuple[Eye, Eye]:
@@ -85,21 +78,19 @@ def draw_patient(rng: Generator, modality: Modality) -> tuple[Eye, Eye]:
         BadArgumentError: an unknown modality.
     """
     require("modality", modality, CLASSES)
-    shared = {
-        "modality": modality, "pigment": float(rng.beta(2, 2)), "hue": float(rng.uniform(-1, 1)),
-        "tortuosity": float(rng.uniform(0.4, 1.2)), "camera": float(rng.uniform(0, 1)),
-    }  # fmt: skip
+    pigment, hue = float(rng.beta(2, 2)), float(rng.uniform(-1, 1))
+    tortuosity, camera = float(rng.uniform(0.4, 1.2)), float(rng.uniform(0, 1))
     disc_radius, cup_ratio = rng.uniform(0.13, 0.19), rng.uniform(0.22, 0.6)
     thickness, pit, curvature = rng.uniform(0.2, 0.26), rng.uniform(0.35, 0.6), rng.uniform(0.0, 0.1)
 
     def eye(laterality: Literal["R", "L"], side: int) -> Eye:
         return Eye(
-            laterality=laterality, seed=int(rng.integers(2**31)),
+            modality, laterality, int(rng.integers(2**31)), pigment, hue, tortuosity, camera=camera,
             disc=(side * float(rng.uniform(0.58, 0.68)), float(rng.uniform(-0.09, 0.01))),
             disc_radius=float(disc_radius * rng.uniform(0.96, 1.04)),
             cup_ratio=float(cup_ratio + rng.uniform(-0.05, 0.05)),
             thickness=float(thickness * rng.uniform(0.97, 1.03)), pit=float(pit * rng.uniform(0.95, 1.05)),
-            curvature=float(curvature + rng.uniform(-0.01, 0.01)), **shared,
+            curvature=float(curvature + rng.uniform(-0.01, 0.01)),
         )  # fmt: skip
 
     return eye("R", 1), eye("L", -1)
@@ -134,9 +125,8 @@ def render(
     if eye.modality == "oct":
         image, mask = _scan(eye, condition, severity, image_size, photo, lesions)
     else:
-        view = _View(eye, image_size, photo)
-        image, mask = _photograph(view, condition, severity, stage, camera, photo, lesions)
-    return SyntheticImage(np.clip(np.rint(image), 0, 255).astype(np.uint8), mask, condition, float(severity))
+        image, mask = _photograph(_View(eye, image_size, photo), condition, severity, stage, camera, photo, lesions)
+    return SyntheticImage(np.clip(np.rint(image), 0, 255).astype(np.uint8), mask)
 
 
 def check_options(modality: str, stage: str, camera: str) -> None:
@@ -181,10 +171,7 @@ class _View:
         self.x, self.y = np.moveaxis(offsets @ (self.turn / self.scale).astype(np.float32), -1, 0)
 
     def draw(self, shapes: list[tuple[Array, float, float]], softness: float = 0.0) -> Array:
-        """Opacity float32 (height, width) of `shapes`: points (n, 2), line width (0 for a filled polygon), opacity.
-
-        `softness` is the standard deviation of a blur on the retina, besides the camera's own.
-        """
+        """Opacity float32 (height, width) of `shapes`: points (n, 2), line width (0 for a filled polygon), opacity."""
         sheet = Image.new("L", (2 * self.size[0], 2 * self.size[1]))
         draw = ImageDraw.Draw(sheet)
         for points, width, opacity in shapes:
@@ -194,6 +181,7 @@ class _View:
                 draw.line(xy, fill=fill, width=pixels, joint="curve" if pixels > 3 else None)
             else:
                 draw.polygon(xy, fill=fill)
+        # `softness` is the standard deviation of a blur on the retina, besides the camera's own.
         blur = ImageFilter.GaussianBlur(float(np.hypot(self.blur, softness * self.scale)))
         return np.asarray(sheet.reduce(2).filter(blur), dtype=np.float32) / 255
 
@@ -306,9 +294,8 @@ def _with_retinopathy(image: Array, view: _View, severity: float, stage: Stage, 
         return np.concatenate([*around, np.empty((0, 2))])
 
     def red(centres: Array, low: float, high: float, flattest: float) -> Array:
-        count = len(centres)
-        axes = rng.uniform(low, high, (count, 1)) * rng.uniform([1, flattest], 1, (count, 2))
-        return view.spots(centres, axes, rng.uniform(0.55, 0.9, count), rng)
+        axes = rng.uniform(low, high, (len(centres), 1)) * rng.uniform([1, flattest], 1, (len(centres), 2))
+        return view.spots(centres, axes, rng.uniform(0.55, 0.9, len(centres)), rng)
 
     def pale(scene: Array, exudates: Array, largest: float, wool: Array, widest: float) -> Array:
         sizes = rng.uniform(0.5 * largest, largest, len(exudates)), rng.uniform(0.6 * widest, widest, len(wool))
@@ -395,6 +382,7 @@ def _rotation(angle: float | Array) -> Array:
 # nerve fibres, ganglion cells, inner plexiform, inner nuclear, outer plexiform, outer nuclear, ellipsoid, epithelium.
 DEPTH = (0, 0.02, 0.10, 0.14, 0.27, 0.31, 0.41, 0.45, 0.51, 0.55, 0.77, 0.79, 0.81, 0.84, 0.86, 0.90, 0.92, 1)
 LAYERS = (0.5, 0.72, 0.68, 0.44, 0.46, 0.56, 0.54, 0.28, 0.28, 0.5, 0.2, 0.2, 0.36, 0.22, 0.8, 0.78, 0.36, 0.92)
+VITREOUS = 0.06
 
 
 def _scan(
@@ -413,7 +401,6 @@ def _scan(
     grid = np.meshgrid(np.linspace(0, 63, height), np.linspace(0, 85, len(x)), indexing="ij")
     choroid = ndimage.map_coordinates(noise / noise.std(), grid, order=1).astype(np.float32)
     small = _bumps(x, anatomy.normal(0, 0.4, 2), anatomy.uniform(0, 0.007, 2), np.full(2, 0.02))
-
     healthy = diseased = _reflectivity(y, floor, retina, small, choroid)
     if condition == "amd":
         count = 2 + lesions.poisson(1 + 7 * severity)
@@ -444,8 +431,7 @@ def _reflectivity(y: Array, floor: Array, thickness: Array, drusen: Array, choro
     deep = (0.5 + 0.16 * choroid) * np.exp(-np.clip(below, 0, None) / 0.13)
     outer = np.where(below < -0.004, 0.46, deep)  # the filling of drusen, then the choroid
     layers = np.interp(depth, DEPTH, LAYERS).astype(np.float32)
-    vitreous = 0.06
-    return ndimage.gaussian_filter(np.where(depth < 0, vitreous, np.where(depth <= 1, layers, outer)), 0.7)
+    return ndimage.gaussian_filter(np.where(depth < 0, VITREOUS, np.where(depth <= 1, layers, outer)), 0.7)
 
 
 def _bumps(x: Array, centres: Array, heights: Array, widths: Array) -> Array:
