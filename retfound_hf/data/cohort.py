@@ -152,14 +152,11 @@ class Flow:
     def as_dict(self) -> dict[str, Any]:
         """The stages; with columns `label` and `split` in the table also the counts of classes and splits."""
         stages = [
-            {
-                "name": stage.name,
-                "text": stage.text,
-                "excluded": [{"name": part.name, "text": part.text, **part.counts} for part in stage.excluded],
-                **stage.counts,
-            }
+            {"name": stage.name, "text": stage.text,
+             "excluded": [{"name": part.name, "text": part.text, **part.counts} for part in stage.excluded],
+             **stage.counts}
             for stage in self.stages
-        ]
+        ]  # fmt: skip
         found: dict[str, Any] = {"stages": stages}
         if "label" in self.table:
             found["labels"] = self._count_labels(self.table)
@@ -331,11 +328,10 @@ def _deal(cases: pd.Series, controls: pd.Series, matching: Matching) -> dict[str
     for _ in range(matching.ratio):
         for case, age, first, last in zip(cases.index, cases, low, high, strict=True):
             near = first + np.flatnonzero(free[first:last])
-            if len(near) == 0:
-                continue
-            nearest = near[np.argmin(np.abs(ages[near] - age))]
-            free[nearest] = False
-            matched[names[nearest]] = matched[case] = case
+            if len(near):
+                nearest = near[np.argmin(np.abs(ages[near] - age))]
+                free[nearest] = False
+                matched[names[nearest]] = matched[case] = case
     return matched
 
 
@@ -374,12 +370,8 @@ def _find_outcomes(registry: Registry, question: Question) -> pd.DataFrame:
         "event_date": first,
         "days_to_event": (first - day).dt.days.astype("Int64"),
         "days_of_follow_up": (observed - day).dt.days.clip(lower=0).astype("Int64"),
-        "prevalent": first <= day,
-        "prior": first_prior <= day,
-        "fellow_healthy": fellow_healthy,
-        "positive": positive,
-        "died": died,
-        "short": unseen & ~died,
+        "prevalent": first <= day, "prior": first_prior <= day, "fellow_healthy": fellow_healthy,
+        "positive": positive, "died": died, "short": unseen & ~died,
     })  # fmt: skip
 
 
@@ -402,14 +394,7 @@ def _need_eyes(events: pd.DataFrame) -> None:
 
 
 def _other_visits(images: pd.DataFrame, unit: str, visits: str, seed: int) -> pd.Series:
-    """True for the images of visits that are not chosen. No choice looks ahead: the outcome is unknown to it.
-
-    Args:
-        images: at risk, sorted; columns `patient_id`, `eye`, `date`.
-        unit: "patient" for one visit per patient, otherwise one per eye.
-        visits: "first" or "random" (seeded).
-        seed: of random visits.
-    """
+    """True for the images (at risk, sorted) of visits that are not chosen; neither choice sees an outcome."""
     key = ["patient_id"] if unit == "patient" else ["patient_id", "eye"]
     if visits == "first":
         return images["date"] != images.groupby(key)["date"].transform("min")

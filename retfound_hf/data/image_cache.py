@@ -26,6 +26,7 @@ from ..images.reading import read_image, resize
 if TYPE_CHECKING:
     import datasets
 
+OnBadImage = Literal["error", "skip"]
 logger = logging.getLogger(__name__)
 CACHE_VERSION = 1
 BLANK_RANGE = 8  # of 255 gray levels, from the 1st to the 99th percentile
@@ -146,7 +147,7 @@ def cache_images(
     size: int | Mapping[str, int],
     crop: bool,
     exact: bool,
-    on_bad_image: Literal["error", "skip"] = "error",
+    on_bad_image: OnBadImage = "error",
     num_workers: int = 0,
     cache_dir: str | Path | None = None,
 ) -> CachedImages:
@@ -280,7 +281,7 @@ def fingerprint(rows: pd.DataFrame, *options: object) -> str:
     digest = hashlib.blake2b(repr(versions).encode(), digest_size=16)
     for name, image in zip(rows["id"], rows["image"], strict=True):
         if isinstance(image, bytes):
-            content = hashlib.blake2b(image, digest_size=16).hexdigest()
+            content: object = hashlib.blake2b(image, digest_size=16).hexdigest()
         elif os.path.isfile(image):
             facts = os.stat(image)
             content = (image, facts.st_size, facts.st_mtime_ns)

@@ -236,7 +236,7 @@ def run_preparation(arguments: PrepareArguments) -> PreparedShards:
 
 def _summarise(records: Records, **facts: Any) -> PreparedShards:
     """Write `rejected.csv` and `duplicates.csv`, and count over the records in the folder."""
-    counts = dict.fromkeys(("images", "written", "image_bytes", "shard_bytes"), 0)
+    counts: dict[str, Any] = dict.fromkeys(("images", "written", "image_bytes", "shard_bytes"), 0)
     shards: list[tuple[Path, int]] = []
     units = rejected = duplicates = 0
     with _rows_of_csv(records.out / "rejected.csv", ("id", "reason")) as rows:

@@ -124,24 +124,21 @@ class DateReader:
 
     def _formatted(self, text: pd.Series, name: str) -> pd.Series:
         try:
-            if self.time_zone is None:
-                days = pd.to_datetime(text, format=self.date_format, errors="coerce")
-            else:
-                days = pd.to_datetime(text, format=self.date_format, errors="coerce", utc=True)
+            days = pd.to_datetime(text, format=self.date_format, errors="coerce", utc=self.time_zone is not None)
+            if self.time_zone is not None:
                 days = days.dt.tz_convert(self.time_zone)
             return days.dt.tz_localize(None).dt.normalize()
         except (ValueError, AttributeError) as error:  # an invalid format, or offsets of several zones
             raise BadDataError(f"{name} cannot be read with `date_format={self.date_format}`: {error}") from error
 
     def _converted(self, text: pd.Series, zones: pd.Series, days: pd.Series, name: str) -> pd.Series:
-        days = days.copy()
         for row in zones.index[zones.notna()]:
             try:
                 moment = datetime.fromisoformat(text[row].replace("Z", "+00:00"))
             except ValueError as error:
                 message = f"{name}: {text[row]!r} in row {row + 1} is not a time: {error}"
                 raise BadDataError(message, rows=[row + 1]) from error
-            days[row] = pd.Timestamp(moment.astimezone(self.time_zone).date())
+            days[row] = pd.Timestamp(moment).tz_convert(self.time_zone).tz_localize(None).normalize()
         return days
 
     def _refuse(self, text: pd.Series, wrong: pd.Series, name: str, what: str) -> None:
@@ -361,11 +358,9 @@ def _count_without_images(told: pd.Series, photographed: pd.Series, source: obje
 
 def _offset(values: pd.Series) -> str | None:
     """Offset from UTC of the first time in `values`, None for days without one."""
-    for value in as_text(values).dropna():
-        part = ISO.fullmatch(value)
-        if part and part["zone"]:
-            return "+00:00" if part["zone"] == "Z" else part["zone"]
-    return None
+    parts = map(ISO.fullmatch, as_text(values).dropna())
+    zone = next((part["zone"] for part in parts if part and part["zone"]), None)
+    return "+00:00" if zone == "Z" else zone
 
 
 def _check_offsets(offsets: dict[str, str | None]) -> None:
@@ -448,8 +443,7 @@ def _row_numbers(wrong: pd.Series) -> list[int]:
 
 
 def _name_rows(wrong: pd.Series) -> str:
-    rows = _row_numbers(wrong)
-    return f"row{'s' * (len(rows) > 1)} {join_names(rows)}"
+    return f"row{'s' if wrong.sum() > 1 else ''} {join_names(_row_numbers(wrong))}"
 
 
 def _example(text: pd.Series, wrong: pd.Series) -> str:

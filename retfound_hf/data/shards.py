@@ -26,7 +26,7 @@ from ..files import atomic_file, refuse_existing, write_json
 from ..images.reading import IMAGE_SUFFIXES
 from ..processes import deferred_interrupt, exit_with_parent, hidden_main, worker_context
 from .image_cache import Prepared, Preparer
-from .image_sources import ImageRef, ImageSource, Part
+from .image_sources import ImageRef, ImageSource, Part, ShardPart
 
 if TYPE_CHECKING:
     import datasets
@@ -299,7 +299,7 @@ class Records:
             if (record := self._read(path)) is not None:
                 yield record
 
-    def is_done(self, part: Part) -> bool:
+    def is_done(self, part: Part | ShardPart) -> bool:
         """Whether the shard of a part is there and its images have not changed.
 
         Raises:
@@ -341,7 +341,8 @@ class Records:
             return None
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """Share of one machine of several: the shards whose index leaves `number - 1` when divided by `count`."""
 
     number: int = 1
@@ -403,7 +404,7 @@ def make_shards(source: ImageSource, records: Records, preparer: Preparer, share
 
 def _unfinished(
     source: ImageSource, records: Records, share: Share, progress: tqdm
-) -> Iterator[tuple[Part, Sequence[ImageRef]]]:
+) -> Iterator[tuple[Part | ShardPart, Sequence[ImageRef]]]:
     for part in source.parts(records.options["shard_size"]):
         if not share.owns(part.index):
             continue

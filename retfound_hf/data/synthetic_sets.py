@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import BadArgumentError, require, require_range
 from ..files import atomic_folder
-from ..images.synthetic import CLASSES, Camera, Eye, Stage, check_options, draw_patient, render
+from ..images.synthetic import CLASSES, Camera, Eye, Modality, Stage, check_options, draw_patient, render
 from ..options import parse_arguments
 from ..record import write_run_record
 from .labelled import METADATA
@@ -29,7 +29,7 @@ GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 def make_synthetic(
-    output_dir: str | Path, modality: str = "cfp", num_patients: int = 120, image_size: int = 256, seed: int = 0,
+    output_dir: str | Path, modality: Modality = "cfp", num_patients: int = 120, image_size: int = 256, seed: int = 0,
     overwrite: bool = False, stage: Stage = "early", camera: Camera = "clinic",
 ) -> Path:  # fmt: skip
     """Write `{train,val,test}/<class>/` and `metadata.csv`, whole or not at all; the same seed writes the same bytes.
@@ -78,7 +78,9 @@ def make_synthetic(
     return Path(output_dir)
 
 
-def _photographs(number: int, rng: np.random.Generator, modality: str, seed: int) -> list[tuple[Eye, dict[str, Any]]]:
+def _photographs(
+    number: int, rng: np.random.Generator, modality: Modality, seed: int
+) -> list[tuple[Eye, dict[str, Any]]]:
     """Eye and row of the table for each photograph of one patient."""
     eyes = draw_patient(rng, modality)
     # Steps of the golden ratio fill the unit interval evenly, so that even small sets hold every class.
@@ -123,9 +125,7 @@ def _save(pixels: np.ndarray, path: Path) -> None:
 @dataclass
 class SyntheticArguments:
     out: str = field(metadata={"positional": True, "help": "folder to make"})
-    modality: Literal["cfp", "oct"] = field(
-        default="cfp", metadata={"help": "colour fundus photographs or OCT B-scans"}
-    )
+    modality: Modality = field(default="cfp", metadata={"help": "colour fundus photographs or OCT B-scans"})
     stage: Literal["early", "advanced"] = field(
         default="early", metadata={"help": "of the disease; advanced lesions are large and in groups (CFP only)"}
     )
@@ -185,7 +185,7 @@ class Plan:
         BadArgumentError: a value out of range, or a sign that the modality does not show.
     """
 
-    modality: str = "cfp"
+    modality: Modality = "cfp"
     sign: str | None = None
     num_visits: int = 2
     effect: float = 1.5
@@ -342,9 +342,7 @@ def _base_hazard(effect: float, event_rate: float, severities: np.ndarray, ages:
 @dataclass
 class RegistryArguments:
     out: str = field(metadata={"positional": True, "help": "folder to make"})
-    modality: Literal["cfp", "oct"] = field(
-        default="cfp", metadata={"help": "colour fundus photographs or OCT B-scans"}
-    )
+    modality: Modality = field(default="cfp", metadata={"help": "colour fundus photographs or OCT B-scans"})
     sign: Literal["retinopathy", "glaucoma", "dme", "amd"] | None = field(
         default=None, metadata={"help": "disease that images show: retinopathy or glaucoma (cfp), dme or amd (oct)"}
     )
