@@ -186,5 +186,5 @@ def nearest(name: str, accepted: Iterable[str]) -> str:
 
 def join_names(names: Iterable[object], limit: int = 5) -> str:
     """The first `limit` names, and the number of the others."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:limit]) + (f" and {len(texts) - limit:,} more" if len(texts) > limit else "")

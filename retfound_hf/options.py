@@ -12,6 +12,7 @@ import sys
 from argparse import ArgumentDefaultsHelpFormatter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .errors import BadArgumentError, RetFoundError, nearest, one_line, require_range
@@ -185,7 +186,8 @@ def _parser(types: Sequence[type], description: str) -> Any:
                 parser.add_argument(field.name, metavar=field.name.upper(), help=field.metadata["help"])
             else:
                 field = copy.copy(field)  # without what argparse does not know
-                field.metadata = {name: value for name, value in field.metadata.items() if name != "range"}
+                known = {name: value for name, value in field.metadata.items() if name != "range"}
+                field.metadata = MappingProxyType(known)
                 HfArgumentParser._parse_dataclass_field(parser, field)
 
         def error(self, message: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
+from typing import Any
 
 _starting = threading.RLock()
 
@@ -47,7 +48,7 @@ def hidden_main() -> Iterator[None]:
     """
     with _starting:
         names = vars(sys.modules["__main__"])
-        hidden = {name: names.pop(name) for name in ("__spec__", "__file__") if name in names}
+        hidden: dict[str, Any] = {name: names.pop(name) for name in ("__spec__", "__file__") if name in names}
         names["__spec__"] = None
         try:
             yield
@@ -77,5 +78,10 @@ def deferred_interrupt() -> Iterator[None]:
 def exit_with_parent() -> None:
     """End this process when its parent is gone: a killed parent says nothing to its workers."""
     parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
     if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=follow, daemon=True).start()

@@ -297,7 +297,7 @@ def explain(
     method: str = "relevance",
     output_dir: str | Path | None = None,
     **options: Any,
-) -> Any:
+) -> Explanation | ImageReconstruction | list[Explanation | ImageReconstruction]:
     """Explain images: where a classifier looks, or what an autoencoder reconstructs.
 
     Args:

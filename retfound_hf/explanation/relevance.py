@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -62,14 +61,13 @@ def integrated_gradients_of_patches(
     return torch.nn.functional.avg_pool2d(by_pixel, patch)[:, 0] * patch**2
 
 
-Method = Literal["relevance", "relprop", "rollout", "integrated_gradients"]
-METHODS: tuple[str, ...] = get_args(Method)
 STEPS = 32
 FROM_ATTENTION: dict[str, Callable[[AttentionPass], Tensor]] = {
     "relevance": relevance_of_patches,
     "relprop": relprop_of_patches,
     "rollout": rollout_of_patches,
 }
+METHODS = (*FROM_ATTENTION, "integrated_gradients")
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def relevance(
     model: nn.Module,
     pixel_values: Tensor,
     target: Target = None,
-    method: Method = "relevance",
+    method: str = "relevance",
     steps: int = STEPS,
 ) -> RelevanceMaps:
     """Relevance maps of a batch.
@@ -137,7 +135,6 @@ def relevance(
             with torch.no_grad():
                 score = scored(view, pixels, target)
             patches = integrated_gradients_of_patches(view, pixels, score.targets, steps)
-    logits = score.outputs.logits
-    return RelevanceMaps(
-        *(tensor.detach().cpu() for tensor in (patches.float(), score.targets, logits.float())), method
-    )
+    tensors = patches.float(), score.targets, score.outputs.logits.float()
+    patches, targets, logits = (tensor.detach().cpu() for tensor in tensors)
+    return RelevanceMaps(patches, targets, logits, method)

@@ -71,8 +71,8 @@ def embed(
             forward_part(encoder, part, processor, pooled, forward_arguments.on_bad_image, **forward_arguments.options)
             for part in open_files(images).parts(arguments.part_size)
         ]
-        ids, vectors, rejected = zip(*found, strict=True)
-        return Embeddings(np.concatenate(ids).astype(object), np.concatenate(vectors), list(chain(*rejected)))
+        ids, parts, reasons = zip(*found, strict=True)
+        return Embeddings(np.concatenate(ids).astype(object), np.concatenate(parts), list(chain(*reasons)))
     path, rejected = run(arguments, forward_arguments)
     table = pq.read_table(path)
     vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)

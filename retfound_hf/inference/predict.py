@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ..data.image_cache import cache_images, prepare_image
+from ..data.image_cache import OnBadImage, cache_images, prepare_image
 from ..data.image_sources import Part, ShardPart, open_files
 from ..data.labelled import LabelledSet
 from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, require, require_range
@@ -47,7 +47,7 @@ class ForwardArguments:
     dataloader_num_workers: int = field(default=2, metadata={"help": "loader processes"})
     fp16: bool = field(default=False, metadata={"help": "half precision (T4 and other GPUs before Ampere)"})
     bf16: bool = field(default=False, metadata={"help": "bfloat16 (Ampere and later)"})
-    on_bad_image: Literal["error", "skip"] = field(
+    on_bad_image: OnBadImage = field(
         default="error", metadata={"help": "unreadable images: stop and name them, or skip and count them"}
     )
     seed: int = field(default=0, metadata={"help": "seed of a split by patient, where nothing else tells it"})
@@ -239,7 +239,7 @@ def to_scores(logits: np.ndarray, problem_type: str) -> np.ndarray:
 
 def forward_part(
     model: nn.Module, part: Part | ShardPart, processor: RetFoundImageProcessor, take: Callable[[Any], Tensor],
-    on_bad_image: str = "error", **options: Any,
+    on_bad_image: OnBadImage = "error", **options: Any,
 ) -> tuple[list[str], np.ndarray, list[tuple[str, str]]]:  # fmt: skip
     """Run `model` over images that may be unreadable, on this process alone.
 
@@ -303,7 +303,7 @@ class PreparedSplit:
 
 def prepare_split(
     labelled: LabelledSet, split: str, processor: RetFoundImageProcessor, exact: bool = True,
-    on_bad_image: str = "error", num_workers: int = 0, cache_dir: str | None = None,
+    on_bad_image: OnBadImage = "error", num_workers: int = 0, cache_dir: str | None = None,
 ) -> PreparedSplit:  # fmt: skip
     """Decode a split for `processor`; one process of a distributed run decodes, the others read its cache.
 
@@ -374,7 +374,9 @@ class Classifier:
         scores = to_scores(logits, self.problem_type)
         return Predictions.of_table(split.rows, split.targets, scores, self.class_names, self.problem_type)
 
-    def predict(self, images: str | Path | Sequence[Any], on_bad_image: str = "error", **options: Any) -> Predictions:
+    def predict(
+        self, images: str | Path | Sequence[Any], on_bad_image: OnBadImage = "error", **options: Any
+    ) -> Predictions:
         """Predictions for images without labels.
 
         Args:

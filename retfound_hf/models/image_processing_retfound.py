@@ -43,8 +43,8 @@ class RetFoundImageProcessor(TorchvisionBackend):
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
-    size = {"height": 256, "width": 256}
-    crop_size = {"height": 224, "width": 224}
+    size: Any = {"height": 256, "width": 256}
+    crop_size: Any = {"height": 224, "width": 224}
     do_fundus_crop = True
     do_resize = True
     do_center_crop = True

@@ -82,8 +82,8 @@ def _train(method: Method, prepared: Prepared, sets: Mapping[str, PreparedSplit]
     return model, history, {name: trained.logits(split.images, **options) for name, split in sets.items()}
 
 
-def _train_head(method: Method, prepared: Prepared, sets: Mapping[str, PreparedSplit], folder: Path) -> Outcome:
-    """All from cached features, of which a fraction of the training images is some rows."""
+def _train_head(method: Any, prepared: Prepared, sets: Mapping[str, PreparedSplit], folder: Path) -> Outcome:
+    """All from cached features, which `method.train` takes; a fraction of the training images is some of the rows."""
     splits = prepared.splits
     found = cached_features(folder, method.args, prepared, {"train": prepared.all_training, **sets})
     chosen = prepared.all_training.rows["id"].isin(splits["train"].rows["id"]).to_numpy()

@@ -12,7 +12,7 @@ from ..evaluation.metrics import lower_is_better, metric_title
 from ..evaluation.plots import COLOURS, GREY, PAGE, short, unit_square
 from ..evaluation.predictions import Predictions
 from ..evaluation.subgroups import column_groups, subgroup_metrics
-from ..evaluation.thresholds import choose_threshold, measure_threshold, positive_class
+from ..evaluation.thresholds import Criterion, choose_threshold, measure_threshold, positive_class
 from ..vocabulary import REGRESSION, SINGLE_LABEL
 from .report_parts import (
     Block,
@@ -344,7 +344,7 @@ def calibration(found: StudyResults, data: str) -> Block | None:
 def operating_points(found: StudyResults, data: str) -> Block | None:
     """Thresholds chosen on validation, measured on the test set; net benefit of acting on the model."""
     cells, numbers, titles, reporting = [], [], class_titles(found, data), found.study.reporting
-    wanted = [("sensitivity", one) for one in reporting.sensitivity]
+    wanted: list[tuple[Criterion, float]] = [("sensitivity", one) for one in reporting.sensitivity]
     wanted += [("specificity", one) for one in reporting.specificity]
     shown = _classifiers(found, data)
     loaded = {system: found.cases(system.job, "test") for system in shown}

@@ -164,7 +164,7 @@ def run_jobs(jobs: Sequence[Job], study: Study, folder: Path, at_once: int = 1) 
 
 def _start(context: BaseContext, task: Work) -> _Worker:
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(task, sender), name=task.job.id)
+    process = context.Process(target=work, args=(task, sender), name=task.job.id)  # type: ignore[attr-defined]
     with hidden_main():
         process.start()
     sender.close()  # so that the end of the process is the end of the pipe
