@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .inference.evaluate import evaluate
     from .inference.predict import load_classifier
     from .models.backbones import BACKBONES
-    from .models.starting_points import STARTING_POINTS
+    from .models.loading import STARTING_POINTS
     from .pretraining.objectives import OBJECTIVES
     from .pretraining.pretrain import pretrain
     from .study.runner import run_study
@@ -39,7 +39,7 @@ _LAZY = {
     "OBJECTIVES": "pretraining.objectives",
     "PROBLEM_TYPES": "vocabulary",
     "Predictions": "evaluation.predictions",
-    "STARTING_POINTS": "models.starting_points",
+    "STARTING_POINTS": "models.loading",
     "embed": "inference.embed",
     "evaluate": "inference.evaluate",
     "explain": "explanation.explain",

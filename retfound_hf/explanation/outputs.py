@@ -48,7 +48,7 @@ class ExplainArguments:
     split: str | None = field(
         default=None, metadata={"help": "split of a labelled set (train, val, test, all); default: every image"}
     )
-    label_column: str = field(default="label", metadata={"help": "column of a table that `--target label` reads"})
+    label_column: str = field(default="label", metadata={"help": "column of a table that `target=label` reads"})
     steps: int = field(default=32, metadata={"help": "of integrated gradients"})
     mask_ratio: float | None = field(
         default=None, metadata={"help": "share of hidden patches in a reconstruction; default: the model's"}

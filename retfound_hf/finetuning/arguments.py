@@ -12,7 +12,7 @@ from ..errors import BadArgumentError, require, require_range
 from ..evaluation.metrics import lower_is_better
 from ..evaluation.report import ReportArguments
 from ..models.configuration_retfound import PRESETS
-from ..models.starting_points import STARTING_POINTS, accepted_weights
+from ..models.loading import STARTING_POINTS, accepted_weights
 from ..options import build_arguments
 from .methods import METHODS
 

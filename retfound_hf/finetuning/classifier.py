@@ -11,9 +11,8 @@ from transformers import PreTrainedModel
 from ..errors import BadArgumentError, BadModelError
 from ..models.configuration_retfound import RetFoundConfig
 from ..models.image_processing_retfound import RetFoundImageProcessor
-from ..models.loading import is_adapter, load_network, load_processor, network_config, read_config
+from ..models.loading import is_adapter, load_network, load_processor, network_config, read_config, resolve
 from ..models.modeling_retfound import RetFoundForImageClassification
-from ..models.starting_points import resolve
 from ..vocabulary import MULTI_LABEL, REGRESSION
 
 

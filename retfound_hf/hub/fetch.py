@@ -12,7 +12,7 @@ from ..errors import BadArgumentError, HubAccessError, require
 from ..files import refuse_existing
 from ..hub_access import translate_hub_errors
 from ..models.conversion import convert_checkpoint, sha256_of
-from ..models.starting_points import STARTING_POINTS, find_starting_point
+from ..models.loading import STARTING_POINTS, find_starting_point
 from ..options import parse_arguments
 from ..record import write_run_record
 from ..vocabulary import MODALITIES

@@ -16,8 +16,17 @@ from ..errors import BadArgumentError, BadModelError, join_names
 from ..files import write_json
 from ..hub_access import translate_hub_errors
 from ..options import parse_arguments
-from .card_check import check_card, read_card
-from .contents import SUBGROUPS, Contents, check_licence, hide_small_groups, may_be_published, read_contents, read_json
+from .contents import (
+    SUBGROUPS,
+    Contents,
+    check_card,
+    check_licence,
+    hide_small_groups,
+    may_be_published,
+    read_card,
+    read_contents,
+    read_json,
+)
 from .remote_code import auto_maps, code_files
 
 # Where a snippet loads a folder by its name, which need not be the folder's any more; ids of the Hub have a slash.

@@ -18,8 +18,7 @@ from tqdm import tqdm
 from ..data.image_sources import Part, ShardPart, identities, open_files
 from ..errors import OutputError
 from ..files import atomic_file, refuse_existing, write_json
-from ..models.loading import load_encoder, load_processor
-from ..models.starting_points import accepted_weights
+from ..models.loading import accepted_weights, load_encoder, load_processor
 from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
 from .predict import ForwardArguments, forward_part, pooled, process_state

@@ -15,7 +15,7 @@ from ..evaluation.subgroups import FEWEST
 from ..files import atomic_file
 from ..vocabulary import MODALITIES, REGRESSION, SINGLE_LABEL
 from .image_processing_retfound import RetFoundImageProcessor
-from .starting_points import OFFICIAL_LICENSE, STARTING_POINTS, StartingPoint, find_starting_point
+from .loading import OFFICIAL_LICENSE, STARTING_POINTS, StartingPoint, find_starting_point
 
 if TYPE_CHECKING:
     from .conversion import CheckpointFile

@@ -23,7 +23,7 @@ from ..vocabulary import MODALITIES
 from .cards import write_converted_card
 from .image_processing_retfound import RetFoundImageProcessor
 from .key_tables import COUNTER, configure, rename
-from .starting_points import OFFICIAL_LICENSE
+from .loading import OFFICIAL_LICENSE
 
 # Where the official codes keep the weights: MAE and fine-tuning under `model`, DINO and DINOv2 under `teacher`,
 # MoCo v3 and most copies of SimCLR under `state_dict`.

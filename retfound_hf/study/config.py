@@ -17,7 +17,7 @@ from ..evaluation.predictions import Aggregate, Conflicts, Level
 from ..finetuning.arguments import DataArguments, FinetuneArguments, training_types
 from ..finetuning.methods import METHODS
 from ..models.configuration_retfound import PRESETS
-from ..models.starting_points import STARTING_POINTS
+from ..models.loading import STARTING_POINTS
 from ..options import option_words, parse_arguments
 from ..vocabulary import MODALITIES
 

@@ -26,7 +26,7 @@ from ..evaluation.metrics import METRICS
 from ..files import atomic_folder
 from ..finetuning.methods import METHODS
 from ..models.backbones import BACKBONES
-from ..models.starting_points import STARTING_POINTS
+from ..models.loading import STARTING_POINTS
 from ..options import build_arguments, parse_arguments
 from ..processes import exit_with_parent, hidden_main, usable_cores, worker_context
 from ..record import write_run_record

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from retfound_hf.errors import BadModelError
 from retfound_hf.explanation.attention import attention_pass, view_of
-from retfound_hf.explanation.relevance import relevance
-from retfound_hf.explanation.relprop import (
+from retfound_hf.explanation.relevance import (
+    relevance,
     through_block,
     through_head,
     through_linear,

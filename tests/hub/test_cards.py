@@ -12,8 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from retfound_hf import RetFoundConfig, RetFoundImageProcessor
-from retfound_hf.hub.card_check import check_card, read_card, sections_of
-from retfound_hf.hub.contents import Contents
+from retfound_hf.hub.contents import Contents, check_card, read_card, sections_of
 from retfound_hf.hub.publish import publish
 from retfound_hf.models import conversion
 from retfound_hf.models.cards import (

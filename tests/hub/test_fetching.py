@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from retfound_hf import RetFoundModel
 from retfound_hf.errors import BadArgumentError, HubAccessError, OutputError, RetFoundError
 from retfound_hf.hub.fetch import fetch, main
-from retfound_hf.models.starting_points import STARTING_POINTS
+from retfound_hf.models.loading import STARTING_POINTS
 from retfound_hf.options import run_command
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from retfound_hf.errors import BadModelError
-from retfound_hf.models.starting_points import (
+from retfound_hf.models.loading import (
     STARTING_POINTS,
     StartingPoint,
     accepted_weights,

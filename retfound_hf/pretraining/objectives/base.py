@@ -11,9 +11,8 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, ResNetCon
 from ...errors import BadArgumentError, BadModelError, require
 from ...models.backbones import BACKBONES
 from ...models.configuration_retfound import PRESETS, RetFoundConfig
-from ...models.loading import is_adapter, load_network, network_config, read_config
+from ...models.loading import is_adapter, load_network, network_config, read_config, resolve
 from ...models.modeling_retfound import RetFoundModel
-from ...models.starting_points import resolve
 from ...options import check_ranges
 
 if TYPE_CHECKING:

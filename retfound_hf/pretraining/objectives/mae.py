@@ -10,10 +10,9 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from ...errors import BadArgumentError
 from ...images.batch_transforms import crop_resize, draw_crops, draw_flips, normalize
 from ...models.configuration_retfound import PRESETS, RetFoundConfig
-from ...models.loading import check_has_decoder, load_autoencoder
+from ...models.loading import check_has_decoder, load_autoencoder, resolve
 from ...models.modeling_retfound import RetFoundForPreTraining
 from ...models.reconstruction import reconstruct
-from ...models.starting_points import resolve
 from ...vocabulary import MODALITIES
 from .base import Objective, ObjectiveOptions, Recipe, check_image_size, preset_config
 
