@@ -6,6 +6,7 @@ This module alone knows that fields become flags: errors name fields in backtick
 import copy
 import dataclasses
 import json
+import logging
 import math
 import re
 import sys
@@ -86,6 +87,7 @@ def parse_arguments(
 def run_command(function: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:
     """Run a command's function as a process does: 0 on success, 2 with a one-line reason on bad input."""
     _hide_script_folder()
+    _show_notes()
     try:
         function(argv)
     except RetFoundError as error:
@@ -124,6 +126,14 @@ def build_arguments(types: Sequence[type], options: Mapping[str, Any]) -> tuple[
         kind(**{name: value for name, value in options.items() if name in known})
         for kind, known in zip(types, names, strict=True)
     )
+
+
+def _show_notes() -> None:
+    """Let the commands print what the package logs for information, such as by what images were split."""
+    log = logging.getLogger(__package__)
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
 
 
 def _hide_script_folder() -> None:

@@ -17,13 +17,14 @@ from ..images.reading import find_images
 from ..vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from . import tables
 from .image_sources import find_image_column, load_splits
+from .known_names import name_splits, normalise_split, splits_of
+from .patients import OWN_ID, find_patients
 from .splits import (
     PAPER_FRACTIONS,
     SPLITS,
     assign_splits,
     check_no_patient_leak,
     fraction_of_patients,
-    normalise_split,
     patient_groups,
 )
 from .tables import TABLE_SUFFIXES
@@ -37,7 +38,7 @@ ACCEPTED_DATA = (
     "a folder laid out as {train,val,test}/<class>/*, a CSV or parquet table with the columns image and label, "
     "or the id of a data set on the Hugging Face Hub"
 )
-ACCEPTED_SPLITS = "accepted are train, val (validation, valid, dev) and test"
+ACCEPTED_SPLITS = "accepted are train, val and test, and names such as Training, validation, dev, Test_Set, Test400"
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ def read_labelled(
     split_fractions: Sequence[float] = PAPER_FRACTIONS,
     seed: int = 0,
     need_splits: Sequence[str] = SPLITS,
+    patient_column: str | None = None,
 ) -> LabelledSet:
     """Read and check a labelled set.
 
@@ -149,6 +151,8 @@ def read_labelled(
         split_fractions: shares of patients for data without splits; `seed` deals them.
         seed: see `split_fractions`.
         need_splits: splits that must exist and are checked; () reads any set for use as a whole ("all").
+        patient_column: column that names the patients, by default `patient_id`; "image" takes the images' names
+            without left or right, "none" takes each image for a patient of its own.
 
     Raises:
         BadDataError, BadArgumentError: anything that would make results wrong or impossible, in one line.
@@ -163,16 +167,22 @@ def read_labelled(
     kind = tables.infer_problem_type(table, label_columns, problem_type, data)
     if class_names is not None and kind != SINGLE_LABEL:
         label_columns = _in_order_of_model(label_columns, class_names, kind, data)
-    has_patients, has_splits = "patient_id" in table, "split" in table
-    patients = tables.as_text(table["patient_id"]) if has_patients else pd.Series(None, table.index, dtype=object)
-    if need_splits:
-        tables.check_patients(table, patients, label_columns, data)
-    table = table.assign(patient_id=patients.where(patients != "", None))
+    has_splits = "split" in table
     if has_splits:
         table["split"] = _normalised_splits(table, data)
+    elif need_splits:
+        tables.check_split_column(table, label_columns, data)
+    patients = find_patients(table, label_columns, patient_column, data, check=bool(need_splits))
+    table = table.drop(columns=OWN_ID, errors="ignore").assign(patient_id=patients)
     tables.check_unique_images(table, data)
     table = table.sort_values("id", ignore_index=True)
     table, names = tables.clean_labels(table, label_columns, kind, class_names, data)
+    if kind == SINGLE_LABEL and class_names is None and name_splits(names):
+        raise BadDataError(
+            f"{data}: the classes would be {join_names(names)}, which are names of splits; lay folders out as "
+            "{train,val,test}/<class>/, and name the column of the labels with `label_columns`",
+            source=data,
+        )
     if kind == SINGLE_LABEL and len(names) < 2:
         message = f"{data} has a single class, {names[0]!r}; classification needs at least two"
         raise BadDataError(message, source=data)
@@ -180,9 +190,9 @@ def read_labelled(
         table["split"] = "all"
     found = LabelledSet(table, kind, names, tuple(label_columns))
     if not has_splits and need_splits:
-        # Class names and not their indices: a model's own order of classes must not change the split.
-        labels = table[label_columns[0]].to_numpy(str) if kind == SINGLE_LABEL else found.targets("all")
-        table["split"] = assign_splits(patient_groups(table), labels, split_fractions, seed)
+        table["split"] = assign_splits(patient_groups(table), _strata(found, "all"), split_fractions, seed)
+    if has_splits and not {"train", "val"}.isdisjoint(need_splits):
+        _take_validation(found, split_fractions, seed, data)
     checked = table[table["split"].isin(need_splits)] if need_splits else table
     tables.check_images_exist(checked, data)
     if need_splits:
@@ -190,7 +200,39 @@ def read_labelled(
         check_no_patient_leak(table)
         tables.check_class_coverage(found.counts(), need_splits, data)
         tables.warn_identical_content(checked, data)
+        _say_split(found, has_splits, data)
     return found
+
+
+def _take_validation(found: LabelledSet, fractions: Sequence[float], seed: int, data: str) -> None:
+    """Make the val split from train, by patient, where only train and test are given."""
+    table, (train, val, _) = found.table, fractions
+    if set(table["split"]) != {"train", "test"} or not val > 0:
+        return
+    check_no_patient_leak(table)
+    rows = found.rows("train")
+    shares = (train / (train + val), val / (train + val), 0)
+    table.loc[rows.index, "split"] = assign_splits(patient_groups(rows), _strata(found, "train"), shares, seed)
+    logger.info("%s has no val split: %.0f%% of train are taken for it, by `split_fractions`", data, 100 * shares[1])
+
+
+def _strata(found: LabelledSet, split: str) -> np.ndarray:
+    """Labels by which a split is stratified."""
+    # Class names and not their indices: a model's own order of classes must not change the split.
+    single = found.problem_type == SINGLE_LABEL
+    return found.rows(split)[found.label_columns[0]].to_numpy(str) if single else found.targets(split)
+
+
+def _say_split(found: LabelledSet, given: bool, data: str) -> None:
+    """One line: by what the images are divided."""
+    table = found.table
+    patients = table["patient_id"].nunique()
+    if patients:
+        by = f"by patient: {len(table)} images, {patients} patients"
+    else:
+        by = f"by image, for lack of patients (a column patient_id, or `patient_column`): {len(table)} images"
+    counts = ", ".join(f"{split} {(table['split'] == split).sum()}" for split in SPLITS)
+    logger.info("%s: %s %s; %s", data, "splits as given, looked at" if given else "split", by, counts)
 
 
 def _read_source(
@@ -210,7 +252,10 @@ def _read_source(
             raise BadDataError(f"{data} is not a table {accepted}", source=data)
         if tables.holds_images(path, image_column):
             return _read_stored(data, image_column)
-        return tables.table_images(tables.read_table(path, label_columns), path, image_column, image_root)
+        table = tables.read_table(path, label_columns)
+        if image_column != "id":
+            table = table.rename(columns={"id": OWN_ID})
+        return tables.table_images(table, path, image_column, image_root)
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", data) and path.suffix.lower() not in TABLE_SUFFIXES:
         return _read_stored(data, image_column)
     raise BadDataError(f"data {data} does not exist; give {ACCEPTED_DATA}", source=data)
@@ -218,18 +263,20 @@ def _read_source(
 
 def _class_folders(root: Path) -> dict[str | None, list[Path]]:
     """Class folders by split (None: no split folders); empty where `root` has no image in any class folder."""
-    splits = [folder for folder in _folders(root) if normalise_split(folder.name)]
-    found = {normalise_split(folder.name): _folders(folder) for folder in splits} or {None: _folders(root)}
-    if len(splits) > len(found):
-        names = join_names(folder.name for folder in splits)
-        raise BadDataError(f"{root} has two folders for one split ({names}); keep one", source=root)
+    folders = _folders(root)
+    splits = splits_of(folder.name for folder in folders)
+    found = {splits[folder.name]: _folders(folder) for folder in folders if folder.name in splits} or {None: folders}
+    if len(splits) > len(set(splits.values())):
+        message = f"{root} has two folders for one split ({join_names(sorted(splits))}); keep one"
+        raise BadDataError(message, source=root)
     return found if any(find_images(folder) for folders in found.values() for folder in folders) else {}
 
 
 def _read_folder(root: Path, folders: dict[str | None, list[Path]], allow_empty: bool) -> pd.DataFrame:
     """Table of the images of `_class_folders(root)`: `id`, `image`, `label`, `split` where there are split folders.
 
-    The columns of `metadata.csv` beside the folders are added; its `image` column holds paths relative to it.
+    The columns of `metadata.csv` beside the folders are added; its `image` column holds paths relative to it. Folders
+    of splits may also lie within those of the classes.
     """
     rows = []
     for split, parents in folders.items():
@@ -238,11 +285,22 @@ def _read_folder(root: Path, folders: dict[str | None, list[Path]], allow_empty:
             if not images and not allow_empty:  # an evaluation need not hold every class
                 message = f"class folder {parent} holds no image; add some, or remove the folder"
                 raise BadDataError(message, source=parent)
-            rows += [(path.relative_to(root).as_posix(), str(path.absolute()), parent.name, split) for path in images]
+            for path in images:
+                inner = None if split else _split_within(path.relative_to(parent))
+                rows.append((path.relative_to(root).as_posix(), str(path.absolute()), parent.name, split or inner))
     table = pd.DataFrame(rows, columns=["id", "image", "label", "split"])
-    if None in folders:
+    if table["split"].isna().all():
         table = table.drop(columns="split")
+    elif table["split"].isna().any():
+        outside = table.loc[table["split"].isna(), "id"]
+        message = f"{root}: {len(outside)} images lie in no split ({join_names(outside)}), where others lie in one"
+        raise BadDataError(f"{message}; lay them out as {{train,val,test}}/<class>/", rows=outside, source=root)
     return _with_metadata(table, root / METADATA) if (root / METADATA).is_file() else table
+
+
+def _split_within(path: Path) -> str | None:
+    """Split of the first folder of `path` that is named like one."""
+    return next((split for folder in path.parts[:-1] if (split := normalise_split(folder))), None)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -267,7 +325,8 @@ def _with_metadata(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     if len(undescribed):
         logger.warning("%s does not describe %d of the images (%s)", path, len(undescribed), join_names(undescribed))
     # The folders are what the user sees and moves files between: they decide over the metadata's columns.
-    extra = metadata.drop(columns=[name for name in ("id", "label", "split") if name in metadata.columns])
+    drop = [name for name in ("label", "split") if name in metadata.columns]
+    extra = metadata.drop(columns=drop).rename(columns={"id": OWN_ID})
     return table.merge(extra.rename(columns={"image": "id"}), on="id", how="left", validate="one_to_one")
 
 
@@ -279,14 +338,15 @@ def _read_stored(data: str, image_column: str) -> pd.DataFrame:
     names differ, else such as "train/17".
     """
     parts = load_splits(data, ACCEPTED_DATA)
-    unknown = [name for name in parts if normalise_split(name) is None]
+    splits = splits_of(parts)
+    unknown = [name for name in parts if name not in splits]
     if unknown and len(parts) > 1:
         raise BadDataError(f"{data} has the split(s) {join_names(unknown)}; {ACCEPTED_SPLITS}", source=data)
     found = []
     for name, part in parts.items():
         table = _table_of_part(part, find_image_column(part, image_column, data), os.path.abspath(data))
-        table["number"] = [f"{normalise_split(name) or name}/{index}" for index in range(len(table))]
-        found.append(table.assign(split=normalise_split(name)) if len(parts) > 1 else table)
+        table["number"] = [f"{splits.get(name, name)}/{index}" for index in range(len(table))]
+        found.append(table.assign(split=splits[name]) if len(parts) > 1 else table)
     table = pd.concat(found, ignore_index=True)
     numbers = table.pop("number")
     if table["id"].isna().any() or table["id"].duplicated().any():
@@ -303,7 +363,7 @@ def _table_of_part(part: "datasets.Dataset", image_column: str, root: str) -> pd
         if isinstance(feature, datasets.ClassLabel):
             # -1, the mark of a hidden label, becomes missing.
             table[name] = table[name].map(dict(enumerate(feature.names)))
-    table = table.drop(columns=[name for name in ("id", "image") if name in table.columns])
+    table = table.rename(columns=str.strip).rename(columns={"id": OWN_ID})
     table["image"] = pd.Series([image["bytes"] or image["path"] for image in images], dtype=object)
     table["id"] = pd.Series([_name_of_file(image["path"], root) for image in images], dtype=object)
     return table
@@ -330,7 +390,7 @@ def _in_order_of_model(
 
 
 def _normalised_splits(table: pd.DataFrame, data: str) -> pd.Series:
-    splits = table["split"].map(normalise_split)
+    splits = table["split"].map(splits_of(table["split"].dropna().unique()))
     if splits.isna().any():
         wrong = table.loc[splits.isna(), "split"].astype(object).fillna("no value").unique()
         raise BadDataError(

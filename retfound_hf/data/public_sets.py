@@ -17,7 +17,8 @@ from ..files import refuse_existing, write_json
 from ..images.reading import find_images, read_image
 from ..options import parse_arguments
 from ..record import write_run_record
-from .splits import SPLITS, normalise_split
+from .known_names import normalise_split
+from .splits import SPLITS
 
 FILE = Path(__file__).with_name("public_sets.yaml")
 LIKENESS = 0.6  # of names that are taken for two spellings of one, by difflib's ratio

@@ -10,12 +10,6 @@ from ..errors import BadArgumentError, BadDataError
 SPLITS = ("train", "val", "test")
 PAPER_FRACTIONS = (0.55, 0.15, 0.30)
 REGRESSION_BINS = 5
-SPLIT_ALIASES = {"validation": "val", "valid": "val", "dev": "val", **{split: split for split in SPLITS}}
-
-
-def normalise_split(name: object) -> str | None:
-    """One of "train", "val", "test" for any accepted spelling, else None."""
-    return SPLIT_ALIASES.get(str(name).strip().lower())
 
 
 def patient_groups(rows: pd.DataFrame) -> np.ndarray:

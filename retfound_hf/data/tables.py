@@ -14,13 +14,13 @@ import pandas as pd
 
 from ..errors import BadArgumentError, BadDataError, join_names, nearest, one_line, require
 from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
+from .known_names import SPLIT_COLUMN_ENDS, SPLIT_COLUMNS, bare, name_splits
 from .splits import SPLITS
 
 logger = logging.getLogger(__name__)
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 TEXT_COLUMNS = ("id", "patient_id", "image", "eye", "split")
 HASHED_BYTES_LIMIT = 256 * 2**20
-PATIENTS = re.compile(r"(patient|subject|person|participant|pat)s?[ _.-]?(id|identifier|nr|no|num|number|code)?", re.I)
 
 
 def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
@@ -35,7 +35,10 @@ def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
         BadDataError: the file is not such a table, or has no rows.
     """
     try:
-        table = pd.read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path, text_columns)
+        if path.suffix.lower() == ".parquet":
+            table = pd.read_parquet(path).rename(columns=lambda name: name.strip() if isinstance(name, str) else name)
+        else:
+            table = _read_csv(path, text_columns)
     except (ValueError, OSError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
         reason = one_line(error)
         raise BadDataError(f"{path} cannot be read as a {path.suffix[1:]} table: {reason}", source=path) from error
@@ -48,7 +51,8 @@ def _read_csv(path: Path, text_columns: Sequence[str]) -> pd.DataFrame:
     with open(path, encoding="utf-8-sig") as file:
         first_line = file.readline()
     options = {"sep": max(",;\t", key=first_line.count), "encoding": "utf-8-sig", "skipinitialspace": True}
-    header = pd.read_csv(path, nrows=0, **options).columns
+    header = [str(name).strip() for name in pd.read_csv(path, nrows=0, **options).columns]
+    options |= {"names": header, "header": 0}
     table = pd.read_csv(path, dtype={name: str for name in header if name in TEXT_COLUMNS}, **options)
     words = [name for name in text_columns if name in header and not pd.api.types.is_numeric_dtype(table[name])]
     if words:
@@ -222,18 +226,17 @@ def check_filled(table: pd.DataFrame, column: str, source: object) -> None:
         raise BadDataError(message, rows=rows, source=source)
 
 
-def check_patients(table: pd.DataFrame, patients: pd.Series, label_columns: Sequence[str], data: object) -> None:
-    """Raise if the patients are in a column of another name; warn where some images have none."""
-    others = [name for name in table.columns if PATIENTS.fullmatch(str(name)) and name not in label_columns]
-    if "patient_id" not in table and others:
-        raise BadDataError(
-            f"{data} has no column patient_id, but {join_names(map(repr, others))}: call it patient_id, so that no "
-            "patient lies in two splits, or remove it if it does not name patients",
-            source=data,
-        )
-    unknown = int((patients.isna() | (patients == "")).sum())
-    if 0 < unknown < len(table):
-        logger.warning("%s: %d of %d images have no patient_id; each counts as a patient", data, unknown, len(table))
+def check_split_column(table: pd.DataFrame, label_columns: Sequence[str], data: object) -> None:
+    """Raise if the splits are in a column of another name than `split`, told by its name or its values."""
+    for name in table.columns.difference([*label_columns, "id", "image", "patient_id"], sort=False):
+        known = bare(name) in SPLIT_COLUMNS or bare(name).endswith(SPLIT_COLUMN_ENDS)
+        if known or (table[name].nunique() <= 2 * len(SPLITS) and name_splits(as_text(table[name]).dropna().unique())):
+            values = join_names(table[name].dropna().unique())
+            raise BadDataError(
+                f"{data} has no column split, but {name!r} ({values}): call it split, with the values train, val and "
+                "test, so that its parts stay apart, or remove it if it does not divide the images",
+                source=data,
+            )
 
 
 def check_needed_splits(table: pd.DataFrame, need_splits: Sequence[str], data: object) -> None:

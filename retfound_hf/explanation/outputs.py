@@ -180,7 +180,7 @@ def _labelled(arguments: ExplainArguments, config: PreTrainedConfig) -> Iterator
         label_columns=[arguments.label_column] if is_single else None,
         problem_type=kind,
         class_names=names,
-        **split_of_training(arguments.model_name_or_path, seed=0),
+        **split_of_training(arguments.model_name_or_path, 0, arguments.data),
         need_splits=() if arguments.split in (None, "all") else (arguments.split,),
     )
     rows = found.rows(arguments.split or "all")

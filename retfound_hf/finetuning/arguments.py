@@ -56,6 +56,16 @@ class DataArguments:
     image_root: str | None = field(
         default=None, metadata={"help": "folder that image paths are relative to; default: the table's"}
     )
+    patient_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "column of the patients; image: names of the images without left or right; none: each image is a "
+            "patient; default: patient_id"
+        },
+    )
+    class_names: list[str] | None = field(
+        default=None, metadata={"help": "classes in their order, as of grades; default: as stated, or sorted"}
+    )
     split_fractions: list[float] = field(
         default_factory=lambda: [0.55, 0.15, 0.30],
         metadata={"help": "train, val and test shares where the data has no splits; split by patient where known"},

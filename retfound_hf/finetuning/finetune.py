@@ -181,7 +181,8 @@ class Prepared:
 def prepare(args: FinetuneArguments, method: Method) -> Prepared:
     """Read the labelled set, build the classifier and decode the images; mistakes in data and model show here."""
     everything = read_labelled(
-        args.data, label_columns=args.label_columns, problem_type=args.problem_type, image_column=args.image_column,
+        args.data, label_columns=args.label_columns, problem_type=args.problem_type, class_names=args.class_names,
+        patient_column=args.patient_column, image_column=args.image_column,
         image_root=args.image_root, split_fractions=tuple(args.split_fractions), seed=args.split_seed,
     )  # fmt: skip
     labelled = keep_fraction(everything, args.train_fraction, args.seed)

@@ -34,6 +34,10 @@ class EvaluateArguments:
     image_root: str | None = field(
         default=None, metadata={"help": "folder that image paths are relative to; default: the table's"}
     )
+    patient_column: str | None = field(
+        default=None,
+        metadata={"help": "column of the patients, image or none; default: that of training on these data"},
+    )
     cache_dir: str | None = field(
         default=None, metadata={"help": "where decoded images are kept between runs; default: the datasets cache"}
     )
@@ -84,7 +88,8 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
     labelled = read_labelled(
         data, label_columns=arguments.label_columns, problem_type=classifier.problem_type,
         class_names=classifier.class_names, image_column=arguments.image_column, image_root=arguments.image_root,
-        need_splits=() if split == "all" else (split,), **split_of_training(name, forward_arguments.seed),
+        need_splits=() if split == "all" else (split,),
+        **split_of_training(name, forward_arguments.seed, data, arguments.patient_column),
     )  # fmt: skip
     if split == "test":
         refuse_trained_images(name, labelled, data)
@@ -110,15 +115,21 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
     return Evaluation(metrics, predictions, None if output_dir is None else Path(output_dir))
 
 
-def split_of_training(model_folder: str, seed: int) -> dict[str, Any]:
+def split_of_training(
+    model_folder: str, seed: int, data: str | None = None, patient_column: str | None = None
+) -> dict[str, Any]:
     """How a set without splits is split: as the run that made the model split it.
 
-    Another seed or other shares would put training images into the test split.
+    Another seed or other shares, or for the data of that run other patients, would put training images into the test
+    split.
     """
     trained = _arguments(model_folder)
+    if patient_column is None and data is not None and _is_data_of(trained, data):
+        patient_column = trained.get("patient_column")
+    patients = {} if patient_column is None else {"patient_column": patient_column}
     if "split_fractions" not in trained:
-        return {"seed": seed}
-    return {"seed": trained["split_seed"], "split_fractions": tuple(trained["split_fractions"])}
+        return {"seed": seed, **patients}
+    return {"seed": trained["split_seed"], "split_fractions": tuple(trained["split_fractions"]), **patients}
 
 
 def refuse_trained_images(model_folder: str, labelled: LabelledSet, data: str) -> None:
@@ -127,7 +138,7 @@ def refuse_trained_images(model_folder: str, labelled: LabelledSet, data: str) -
     Only the set of the training is looked at, since file names of other sets may be the same by chance.
     """
     path, trained = Path(model_folder) / SPLITS_FILE, _arguments(model_folder)
-    if not path.is_file() or os.path.realpath(trained.get("data") or "") != os.path.realpath(data):
+    if not path.is_file() or not _is_data_of(trained, data):
         return
     known = pd.read_csv(path, dtype=str, keep_default_na=False)
     seen = set(known.loc[known["split"] != "test", "id"])
@@ -139,6 +150,10 @@ def refuse_trained_images(model_folder: str, labelled: LabelledSet, data: str) -
             f"changed since, and with it its splits; give it a column split, which {path} has for the others",
             rows=again, source=data,
         )  # fmt: skip
+
+
+def _is_data_of(trained: dict[str, Any], data: str) -> bool:
+    return os.path.realpath(trained.get("data") or "") == os.path.realpath(data)
 
 
 def _arguments(model_folder: str) -> dict[str, Any]:

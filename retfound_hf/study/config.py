@@ -32,7 +32,9 @@ NEUTRAL = (
     "dataloader_persistent_workers", "disable_tqdm", "logging_steps", "logging_strategy", "report_to", "log_level",
     "run_name", "save_total_limit", "per_device_eval_batch_size", "logging_first_step",
 )  # fmt: skip
-EXTERNAL_OPTIONS = ("label_columns", "image_column", "image_root", "split_fractions", "split_seed")
+EXTERNAL_OPTIONS = (
+    "label_columns", "image_column", "image_root", "patient_column", "split_fractions", "split_seed",
+)  # fmt: skip
 PATH_OPTIONS = ("image_root", "cache_dir")
 
 

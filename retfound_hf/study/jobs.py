@@ -88,6 +88,7 @@ def _read_task(study: Study, name: str, data: DataSet) -> Task:
     labelled = read_labelled(
         data.data, label_columns=args.label_columns, problem_type=args.problem_type, image_column=args.image_column,
         image_root=args.image_root, split_fractions=tuple(args.split_fractions), seed=args.split_seed,
+        class_names=args.class_names, patient_column=args.patient_column,
     )  # fmt: skip
     external = {other: read_external(one, labelled) for other, one in data.external.items()}
     for other, one in data.external.items():

@@ -52,7 +52,7 @@ def test_folder_with_metadata(class_folder):
     assert found.targets("val").dtype == np.int64
     np.testing.assert_array_equal(found.targets("val"), [0, 0, 1, 1, 2, 2])
     with pytest.raises(BadArgumentError) as error:
-        found.rows("holdout")
+        found.rows("night")
     assert error.value.accepted == ("test", "train", "val", "all")
 
 
@@ -250,7 +250,7 @@ def test_folders_that_do_not_fit(class_folder):
     refused(class_folder, "val, valid")
     shutil.rmtree(class_folder / "valid")
     shutil.rmtree(class_folder / "val")
-    refused(class_folder, "no val split", "train, test")
+    refused(class_folder, "no val split", "train, test", split_fractions=(0.7, 0, 0.3))
     assert len(read_labelled(str(class_folder), need_splits=("test",)).rows("test")) == 6
     (class_folder / "test/amd").rename(class_folder / "test/AMD")
     refused(class_folder, "'AMD' and 'amd'")

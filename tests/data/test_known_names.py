@@ -1,0 +1,181 @@
+"""Names of splits and patients as people write them, in folders, columns and data sets."""
+
+import logging
+
+import datasets
+import pandas as pd
+import pytest
+
+from retfound_hf.data.known_names import splits_of
+from retfound_hf.data.labelled import read_labelled
+from retfound_hf.data.splits import SPLITS
+from retfound_hf.errors import BadDataError
+
+
+def refused(data, **options):
+    with pytest.raises(BadDataError) as error:
+        read_labelled(data, **options)
+    return error.value
+
+
+def patients_divided(table: pd.DataFrame) -> int:
+    return int((table["split"].groupby(table["id"].str.extract(r"(p\d+)")[0]).nunique() > 1).sum())
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["Training", "Testing"], ["train", "test"]),
+        (["Training400", "Validation400", "Test400"], ["train", "val", "test"]),
+        (["Training_Set", "Evaluation_Set", "Test_Set"], ["train", "val", "test"]),
+        (["TrainingSet", "EvaluationSet"], ["train", "test"]),
+        (["training", "val", "eval"], ["train", "val", "test"]),
+        (["a. Training Set", "b. Testing Set"], ["train", "test"]),
+        (["01_TRAIN", "02-valid", "03.test"], ["train", "val", "test"]),
+        (["train_images", "test-data"], ["train", "test"]),
+        (["trainset", "dev", "hold-out"], ["train", "val", "test"]),
+        (["REFUGE-Training400", "REFUGE-Test400"], ["train", "test"]),
+        (["healthy", "trained eye", "latest", "value"], []),
+    ],
+)
+def test_names_of_splits(names, expected):
+    assert list(splits_of(names).values()) == expected
+
+
+@pytest.mark.parametrize("names", [("Training", "val_set", "Testing"), ("X-Train", "X-Val", "X-Test")])
+def test_split_folders_of_other_names(class_folder, names):
+    for split, name in zip(SPLITS, names, strict=True):
+        (class_folder / split).rename(class_folder / name)
+    (class_folder / "metadata.csv").unlink()
+    found = read_labelled(str(class_folder))
+    assert found.class_names == ("amd", "dme", "healthy")
+    assert found.counts().to_dict("list") == {"train": [4] * 3, "val": [2] * 3, "test": [2] * 3}
+
+
+def test_splits_within_the_folders_of_classes(class_folder):
+    (class_folder / "metadata.csv").unlink()
+    for path in list(class_folder.glob("*/*/*.png")):
+        target = class_folder / path.parent.name / path.parent.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    for split in SPLITS:
+        for folder in (class_folder / split).iterdir():
+            folder.rmdir()
+        (class_folder / split).rmdir()
+    assert read_labelled(str(class_folder)).counts().sum().tolist() == [12, 6, 6]
+    (class_folder / "amd/test/p10_L.png").rename(class_folder / "amd/p10_L.png")
+    assert refused(str(class_folder)).rows == ("amd/p10_L.png",)
+
+
+@pytest.mark.parametrize("names", [["fold1", "fold2", "fold3"], ["Train", "Test", "Val"]])
+def test_splits_are_no_classes(images, save_table, names):
+    refused(save_table(images.assign(label=[*names] * 8)))
+
+
+@pytest.mark.parametrize("column", ["Split", "SPLIT", "set", "Usage", "partition", "fold", "Data Split", "group"])
+def test_splits_in_a_column_of_another_name(divided, save_table, column):
+    table = save_table(divided.rename(columns={"split": column}))
+    assert refused(table).source == table
+    read_labelled(table, need_splits=())
+    spelled = divided.assign(split=divided["split"].map({"train": "Training", "val": "Evaluation", "test": "Test"}))
+    assert read_labelled(save_table(spelled)).counts().sum().tolist() == [12, 6, 6]
+
+
+def test_columns_that_hold_no_split(images, save_table):
+    found = read_labelled(save_table(images.assign(set=["clinic A", "clinic B"] * 12, group=range(24))))
+    assert len(found.table) == 24
+
+
+@pytest.mark.parametrize("header", ["patient_id ", " split", "label\t"])
+def test_blanks_around_headers(divided, save_table, header):
+    for name in ("table.csv", "table.parquet"):
+        found = read_labelled(save_table(divided.rename(columns={header.strip(): header}), name))
+        assert found.patients_known and found.counts().sum().tolist() == [12, 6, 6]
+
+
+@pytest.mark.parametrize("name", ["id", "ID", "eid", "MRN", "PID", "Study ID", "record_id", "Patient.Name", "case"])
+def test_patients_in_a_column_of_any_name(images, save_table, name):
+    data = save_table(images.rename(columns={"patient_id": name}))
+    assert refused(data).source == data
+    assert patients_divided(read_labelled(data, patient_column=name).table) == 0
+    assert not read_labelled(data, patient_column="none").patients_known
+    read_labelled(save_table(images.drop(columns="patient_id").assign(**{name: range(24)})))  # names of the images
+
+
+def test_patients_told_by_pairs(images, save_table, tmp_path, caplog):
+    pairs = images.drop(columns=["patient_id", "eye"])
+    read_labelled(save_table(pairs))
+    assert "patient_column='image'" in caplog.text
+    found = read_labelled(save_table(pairs), patient_column="image")
+    assert patients_divided(found.table) == 0 and found.table["patient_id"].nunique() == 12
+    caplog.clear()
+    for number, name in enumerate(pairs["image"]):
+        (tmp_path / name).rename(tmp_path / f"i{number}x.png")
+    numbers = pairs.assign(visitor=images["patient_id"], image=[f"i{number}x.png" for number in range(24)])
+    read_labelled(save_table(numbers))
+    assert "patient_column='visitor'" in caplog.text
+
+
+def test_one_line_says_by_what_images_are_split(images, save_table, caplog):
+    with caplog.at_level(logging.INFO):
+        read_labelled(save_table(images))
+    assert "by patient: 24 images, 12 patients" in caplog.text
+    with caplog.at_level(logging.INFO):
+        read_labelled(save_table(images), patient_column="none")
+    assert "by image" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda number, again: f"{number:03d}" if again else str(number),
+        lambda number, again: f"{'P' if again else 'p'}{number:02d}",
+        lambda number, again: f"{number}.0" if again else str(number),
+        lambda number, again: f"P-{number:02d}" if again else f"P{number}",
+        lambda number, again: f"pat {number}" if again else f"pat  {number}",
+    ],
+)
+def test_one_patient_written_in_two_ways(images, save_table, write):
+    names = [write(index // 2 + 1, index % 2) for index in range(24)]
+    assert sorted(refused(save_table(images.assign(patient_id=names))).rows) == sorted(set(names))
+
+
+def test_ids_that_are_alike_but_different(images, save_table):
+    for names in (["1-1", "11", "1.1"], ["A1", "B1", "1"], ["10", "100", "1"]):
+        ids = [names[index // 2 % 3] if index < 6 else f"Q{index // 2}" for index in range(24)]
+        assert read_labelled(save_table(images.assign(patient_id=ids)), need_splits=()).patients_known
+
+
+@pytest.mark.parametrize("placeholder", ["unknown", "-", "?", "N.A.", "Missing", "1.23E+09", "0", "999", "-1"])
+def test_ids_that_are_no_patients(images, save_table, placeholder, caplog):
+    ids = images["patient_id"].where(images.index >= 9, placeholder)
+    found = read_labelled(save_table(images.assign(patient_id=ids)))
+    assert found.table["patient_id"].isna().sum() == 9
+    assert placeholder in caplog.text
+
+
+def test_a_patient_with_many_images(images, save_table, caplog):
+    ids = images["patient_id"].where(images.index >= 12, "clinic")
+    found = read_labelled(save_table(images.assign(patient_id=ids)))
+    assert found.patients_known and "'clinic'" in caplog.text
+
+
+def test_validation_from_train_by_patient(divided, save_table):
+    table = divided.assign(split=divided["split"].replace("val", "train"))
+    found = read_labelled(save_table(table), split_fractions=(0.5, 0.25, 0.25))
+    assert found.table["split"].value_counts().to_dict() == {"train": 12, "val": 6, "test": 6}
+    assert patients_divided(found.table) == 0
+    assert set(found.rows("test")["id"]) == set(divided.loc[divided["split"] == "test", "image"])
+    again = read_labelled(save_table(table), split_fractions=(0.5, 0.25, 0.25), need_splits=("val",))
+    assert list(again.rows("val")["id"]) == list(found.rows("val")["id"])
+
+
+def test_splits_of_a_data_set_by_other_names(divided, tmp_path, monkeypatch):
+    columns = {"image": [str(tmp_path / name) for name in divided["image"]], "label": divided["label"].tolist()}
+    whole = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    parts = datasets.DatasetDict(
+        {name: whole.select(divided.index[divided["split"] == split].tolist())
+         for split, name in (("train", "training"), ("val", "evaluation"), ("test", "testing"))}
+    )  # fmt: skip
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: parts)
+    assert read_labelled("someone/retinas").counts().sum().tolist() == [12, 6, 6]
