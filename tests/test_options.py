@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from retfound_hf.errors import BadArgumentError, RetFoundError
-from retfound_hf.options import build_arguments, parse_arguments, run_command, with_flags
+from retfound_hf.options import build_arguments, check_ranges, option, parse_arguments, run_command, with_flags
 
 
 @dataclass
@@ -211,3 +211,28 @@ class TestBuildArguments:
     def test_unknown_option_is_a_type_error(self):
         with pytest.raises(TypeError, match="image_size"):
             build_arguments((Data, Training), {"source": "a", "out": "b", "image_sise": 3})
+
+
+@dataclass
+class Ranged:
+    rate: float | None = option(None, "rate", above=0)
+    share: float = option(0.5, "share", 0, below=1)
+    workers: int = option(lambda: 2, "workers", 0, 8)
+
+    def __post_init__(self):
+        check_ranges(self)
+
+
+@pytest.mark.parametrize("wrong", [{"rate": 0}, {"share": 1}, {"share": -0.1}, {"workers": 9}, {"rate": float("nan")}])
+def test_numbers_outside_their_range_name_their_field(wrong):
+    with pytest.raises(BadArgumentError) as error:
+        Ranged(**wrong)
+    assert {error.value.field: error.value.value} == pytest.approx(wrong, nan_ok=True)
+    flags = [word for name, value in wrong.items() for word in (f"--{name}", str(value))]
+    with pytest.raises(BadArgumentError):
+        parse_arguments(Ranged, argv=flags)
+
+
+def test_ranges_leave_unset_and_fitting_numbers_alone():
+    assert parse_arguments(Ranged, argv=["--share", "0"]) == (Ranged(share=0.0),)
+    assert (Ranged().rate, Ranged().workers) == (None, 2)

@@ -1,6 +1,7 @@
 """Files of the package that a run goes through: the walk of the data stays short."""
 
 import pytest
+from small_runs import write_shards
 from tiny import save_autoencoder, save_planted_set
 from walk import files_entered
 
@@ -28,3 +29,13 @@ def test_finetune_and_evaluate(data):
     assert len(found) <= 36, sorted(found)
     found = files_entered(evaluate, words("classifier", "evaluation"))
     assert len(found) <= 26, sorted(found)
+
+
+def test_pretrain(data):
+    from retfound_hf.pretraining.pretrain import main as pretrain
+
+    write_shards(data / "shards", (16,))
+    words = ["--config_name", "retfound-tiny", "--image_size", "64", "--train_data", str(data / "shards")]
+    words += ["--cache_dir", str(data / "cache"), "--output_dir", str(data / "pretrained"), "--max_steps", "2"]
+    found = files_entered(pretrain, [*words, "--per_device_train_batch_size", "8", *QUIET])
+    assert len(found) <= 20, sorted(found)
