@@ -493,3 +493,5 @@ def test_an_unreadable_image_is_reported_with_its_batch(tmp_path):
             for _ in range(3):
                 next_batch(loader)
         assert error.value.rows == ("5",), "an error of another process has its attributes"
+        if workers:  # the error's traceback holds them
+            loader._shutdown_workers()
