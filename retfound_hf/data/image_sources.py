@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, nearest, one_line
 from ..hub_access import look_up_data_set
 from ..images.reading import IMAGE_SUFFIXES, walk_images
+from . import tables
 from .tables import TABLE_SUFFIXES, check_columns, check_filled, holds_images, read_table, table_images
 
 if TYPE_CHECKING:
@@ -79,12 +80,16 @@ class ShardPart:
     @property
     def refs(self) -> list[ImageRef]:
         table = pq.read_table(self.path)
-        images = table["image"].to_pylist()
+        images = [{"bytes": row} if isinstance(row, bytes) else row for row in table["image"].to_pylist()]
         if "id" in table.column_names:
             ids = [str(value) for value in table["id"].to_pylist()]
         else:
-            ids = [image["path"] or f"{self.name}/{index}" for index, image in enumerate(images)]
-        return [ImageRef(name, image["bytes"]) for name, image in zip(ids, images, strict=True)]
+            ids = [image.get("path") or f"{self.name}/{index}" for index, image in enumerate(images)]
+        return [ImageRef(name, self._file(image)) for name, image in zip(ids, images, strict=True)]
+
+    def _file(self, image: dict[str, Any]) -> str | bytes:
+        near = self.path.parent / (image.get("path") or "")
+        return image["bytes"] or (str(near) if near.is_file() else image.get("path"))
 
     @cached_property
     def identity(self) -> str:
@@ -174,6 +179,7 @@ class TableSource(ImageSource):
         else:
             placed = table_images(table, path, image_column)
             placed = placed.assign(id=table["id"]) if named else placed
+        placed = placed.assign(image=tables.find_files(placed["image"], path))
         try:
             kept = pa.Table.from_pandas(table[list(keep_columns)], preserve_index=False).replace_schema_metadata(None)
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -329,9 +335,7 @@ def open_source(
                 raise _unfit(option, value, f"does not apply to {source}, a folder of image files; give a table")
         return FolderSource(os.path.abspath(source))
     if path.is_file() and not holds_images(path, image_column):
-        if path.suffix.lower() not in TABLE_SUFFIXES:
-            accepted = f"{source} is not a table ({', '.join(TABLE_SUFFIXES)}); give {ACCEPTED}"
-            raise BadDataError(accepted, source=source)
+        tables.check_suffix(path, ACCEPTED)
         if split:
             raise _unfit("split", split, f"does not apply to {source}, a table; keep the rows that you want in it")
         return TableSource(os.path.abspath(source), image_column, keep_columns)
@@ -398,6 +402,8 @@ def find_image_column(part: "datasets.Dataset", wanted: str, data: str) -> str:
     import datasets
 
     columns = [name for name, feature in part.features.items() if isinstance(feature, datasets.Image)]
+    if isinstance(kind := part.features.get(wanted), datasets.Value) and kind.dtype.endswith(("binary", "string")):
+        columns.append(wanted)
     if wanted in columns:
         return wanted
     if len(columns) == 1:

@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 
 from ..errors import BadArgumentError, BadDataError, join_names
-from ..images.reading import find_images
+from ..images.reading import IMAGE_SUFFIXES, find_images
 from ..vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from . import tables
 from .image_sources import find_image_column, load_splits
 from .known_names import name_splits, normalise_split, splits_of
+from .labels import clean_labels, infer_problem_type, unfold_lists
 from .patients import OWN_ID, find_patients
 from .splits import (
     PAPER_FRACTIONS,
@@ -157,14 +158,19 @@ def read_labelled(
     Raises:
         BadDataError, BadArgumentError: anything that would make results wrong or impossible, in one line.
     """
+    several = label_columns is None and class_names is not None and problem_type not in (None, SINGLE_LABEL)
     if label_columns is None:
-        several = class_names is not None and problem_type not in (None, SINGLE_LABEL)
         label_columns = tuple(class_names) if several else ("label",)
     table = _read_source(data, label_columns, image_column, image_root, allow_empty=class_names is not None)
+    if several and not set(label_columns) <= set(table.columns) and "label" in table:
+        label_columns = ("label",)  # of lists
     tables.check_columns(table, label_columns, data, "label_columns")
     if table.empty:
         raise BadDataError(f"{data} holds no image; give {ACCEPTED_DATA}", source=data)
-    kind = tables.infer_problem_type(table, label_columns, problem_type, data)
+    in_folders = Path(data).is_dir() and tuple(label_columns) == ("label",)
+    asked = problem_type or (SINGLE_LABEL if in_folders and _class_folders(Path(data)) else None)
+    table, label_columns, problem_type = unfold_lists(table, label_columns, asked, class_names, data)
+    kind = infer_problem_type(table, label_columns, problem_type, data)
     if class_names is not None and kind != SINGLE_LABEL:
         label_columns = _in_order_of_model(label_columns, class_names, kind, data)
     has_splits = "split" in table
@@ -176,7 +182,7 @@ def read_labelled(
     table = table.drop(columns=OWN_ID, errors="ignore").assign(patient_id=patients)
     tables.check_unique_images(table, data)
     table = table.sort_values("id", ignore_index=True)
-    table, names = tables.clean_labels(table, label_columns, kind, class_names, data)
+    table, names = clean_labels(table, label_columns, kind, class_names, data)
     if kind == SINGLE_LABEL and class_names is None and name_splits(names):
         raise BadDataError(
             f"{data}: the classes would be {join_names(names)}, which are names of splits; lay folders out as "
@@ -193,6 +199,7 @@ def read_labelled(
         table["split"] = assign_splits(patient_groups(table), _strata(found, "all"), split_fractions, seed)
     if has_splits and not {"train", "val"}.isdisjoint(need_splits):
         _take_validation(found, split_fractions, seed, data)
+    table["image"] = pd.Series(tables.find_files(table["image"], data), table.index, dtype=object)
     checked = table[table["split"].isin(need_splits)] if need_splits else table
     tables.check_images_exist(checked, data)
     if need_splits:
@@ -224,8 +231,10 @@ def _strata(found: LabelledSet, split: str) -> np.ndarray:
 
 
 def _say_split(found: LabelledSet, given: bool, data: str) -> None:
-    """One line: by what the images are divided."""
-    table = found.table
+    """One line: by what the images are divided; another of the order of three classes or more."""
+    table, names = found.table, found.class_names
+    if found.problem_type == SINGLE_LABEL and len(names) > 2:
+        logger.info("%s: classes in their order (`class_names` sets another): %s", data, join_names(names, 50))
     patients = table["patient_id"].nunique()
     if patients:
         by = f"by patient: {len(table)} images, {patients} patients"
@@ -245,19 +254,17 @@ def _read_source(
             return _read_folder(path, folders, allow_empty)
         if not any(path.rglob("*.*")):
             raise BadDataError(f"{data} holds no image; give {ACCEPTED_DATA}", source=data)
-        return _read_stored(data, image_column)
+        return _read_stored(data, image_column, label_columns)
     if path.is_file():
-        if path.suffix.lower() not in TABLE_SUFFIXES:
-            accepted = f"({', '.join(TABLE_SUFFIXES)}); give {ACCEPTED_DATA}"
-            raise BadDataError(f"{data} is not a table {accepted}", source=data)
+        tables.check_suffix(path, ACCEPTED_DATA)
         if tables.holds_images(path, image_column):
-            return _read_stored(data, image_column)
+            return _read_stored(data, image_column, label_columns)
         table = tables.read_table(path, label_columns)
         if image_column != "id":
             table = table.rename(columns={"id": OWN_ID})
         return tables.table_images(table, path, image_column, image_root)
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", data) and path.suffix.lower() not in TABLE_SUFFIXES:
-        return _read_stored(data, image_column)
+        return _read_stored(data, image_column, label_columns)
     raise BadDataError(f"data {data} does not exist; give {ACCEPTED_DATA}", source=data)
 
 
@@ -288,6 +295,7 @@ def _read_folder(root: Path, folders: dict[str | None, list[Path]], allow_empty:
             for path in images:
                 inner = None if split else _split_within(path.relative_to(parent))
                 rows.append((path.relative_to(root).as_posix(), str(path.absolute()), parent.name, split or inner))
+    _warn_of_passed_over(root, {row[0] for row in rows})
     table = pd.DataFrame(rows, columns=["id", "image", "label", "split"])
     if table["split"].isna().all():
         table = table.drop(columns="split")
@@ -296,6 +304,31 @@ def _read_folder(root: Path, folders: dict[str | None, list[Path]], allow_empty:
         message = f"{root}: {len(outside)} images lie in no split ({join_names(outside)}), where others lie in one"
         raise BadDataError(f"{message}; lay them out as {{train,val,test}}/<class>/", rows=outside, source=root)
     return _with_metadata(table, root / METADATA) if (root / METADATA).is_file() else table
+
+
+def _warn_of_passed_over(root: Path, used: set[str]) -> None:
+    """Name the visible files under `root` that are no images of its classes, by their folders and suffixes."""
+    kinds: dict[str, list[str]] = {}
+    for path in find_files_in(root):
+        name = path.relative_to(root).as_posix()
+        if name not in used and name != METADATA:
+            is_image = path.name.lower().endswith(IMAGE_SUFFIXES)
+            suffix = f"files with suffix {path.suffix.lower() or 'none'}"
+            kind = "images outside the class folders" if is_image else suffix
+            kinds.setdefault(kind, []).append(name)
+    if kinds:
+        named = "; ".join(f"{len(names)} {kind} ({join_names(names, 3)})" for kind, names in kinds.items())
+        total = sum(map(len, kinds.values()))
+        logger.warning("%s: %d files are passed over: %s", root, total, named)
+
+
+def find_files_in(root: Path) -> list[Path]:
+    """Visible files under `root`, sorted."""
+    found = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(found)
 
 
 def _split_within(path: Path) -> str | None:
@@ -330,7 +363,7 @@ def _with_metadata(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     return table.merge(extra.rename(columns={"image": "id"}), on="id", how="left", validate="one_to_one")
 
 
-def _read_stored(data: str, image_column: str) -> pd.DataFrame:
+def _read_stored(data: str, image_column: str, label_columns: Sequence[str]) -> pd.DataFrame:
     """Table of every split of a data set that `datasets` reads; one published as a single part has no splits yet.
 
     Class labels become their names. An image is the path of its file where it lies in one, else its encoded bytes,
@@ -344,7 +377,7 @@ def _read_stored(data: str, image_column: str) -> pd.DataFrame:
         raise BadDataError(f"{data} has the split(s) {join_names(unknown)}; {ACCEPTED_SPLITS}", source=data)
     found = []
     for name, part in parts.items():
-        table = _table_of_part(part, find_image_column(part, image_column, data), os.path.abspath(data))
+        table = _table_of_part(part, find_image_column(part, image_column, data), os.path.abspath(data), label_columns)
         table["number"] = [f"{splits.get(name, name)}/{index}" for index in range(len(table))]
         found.append(table.assign(split=splits[name]) if len(parts) > 1 else table)
     table = pd.concat(found, ignore_index=True)
@@ -354,15 +387,20 @@ def _read_stored(data: str, image_column: str) -> pd.DataFrame:
     return table
 
 
-def _table_of_part(part: "datasets.Dataset", image_column: str, root: str) -> pd.DataFrame:
+def _table_of_part(
+    part: "datasets.Dataset", image_column: str, root: str, label_columns: Sequence[str]
+) -> pd.DataFrame:
     import datasets
 
     images = list(part.cast_column(image_column, datasets.Image(decode=False))[image_column])
     table = part.remove_columns(image_column).to_pandas()
     for name, feature in part.features.items():
         if isinstance(feature, datasets.ClassLabel):
-            # -1, the mark of a hidden label, becomes missing.
-            table[name] = table[name].map(dict(enumerate(feature.names)))
+            # -1, the mark of a hidden label, becomes missing. The order of the names is that of grades.
+            texts = table[name].map(dict(enumerate(feature.names)))
+            table[name] = pd.Categorical(texts, feature.names, ordered=True) if name in label_columns else texts
+        elif isinstance(inner := getattr(feature, "feature", None), datasets.ClassLabel):
+            table[name] = [inner.int2str([int(index) for index in found]) for found in table[name]]
     table = table.rename(columns=str.strip).rename(columns={"id": OWN_ID})
     table["image"] = pd.Series([image["bytes"] or image["path"] for image in images], dtype=object)
     table["id"] = pd.Series([_name_of_file(image["path"], root) for image in images], dtype=object)

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..errors import BadArgumentError, BadDataError, join_names, nearest, one_line, require
-from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
+from ..errors import BadDataError, join_names, nearest, one_line
+from ..images.reading import IMAGE_SUFFIXES
 from .known_names import SPLIT_COLUMN_ENDS, SPLIT_COLUMNS, bare, name_splits
 from .splits import SPLITS
 
 logger = logging.getLogger(__name__)
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
+WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers", ".sav", ".dta", ".sas7bdat", ".rds", ".json")
+SAVE_AS_CSV = "save it as CSV (in Excel: Save As, CSV UTF-8)"
 TEXT_COLUMNS = ("id", "patient_id", "image", "eye", "split")
 HASHED_BYTES_LIMIT = 256 * 2**20
 
@@ -48,9 +50,14 @@ def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def _read_csv(path: Path, text_columns: Sequence[str]) -> pd.DataFrame:
-    with open(path, encoding="utf-8-sig") as file:
+    encoding = _encoding(path)
+    with open(path, encoding=encoding) as file:
         first_line = file.readline()
-    options = {"sep": max(",;\t", key=first_line.count), "encoding": "utf-8-sig", "skipinitialspace": True}
+        stated = re.fullmatch(r'"?sep=(.)"?\s*', first_line, re.I)  # a line that Excel reads and writes
+        first_line = file.readline() if stated else first_line
+    options = {"sep": max(",;\t", key=first_line.count), "encoding": encoding, "skipinitialspace": True}
+    if stated:
+        options |= {"sep": stated[1], "skiprows": 1}
     header = [str(name).strip() for name in pd.read_csv(path, nrows=0, **options).columns]
     options |= {"names": header, "header": 0}
     table = pd.read_csv(path, dtype={name: str for name in header if name in TEXT_COLUMNS}, **options)
@@ -61,8 +68,37 @@ def _read_csv(path: Path, text_columns: Sequence[str]) -> pd.DataFrame:
     return table
 
 
+def _encoding(path: Path) -> str:
+    """UTF-8 or UTF-16 as marked, UTF-8, or with a warning Windows-1252."""
+    start = path.read_bytes()
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    if start.startswith(b"PK\x03\x04"):
+        raise BadDataError(f"{path} is a workbook or an archive, not text; {SAVE_AS_CSV}", source=path)
+    try:
+        start.decode("utf-8-sig")
+        return "utf-8-sig"
+    except UnicodeDecodeError as error:
+        try:
+            start.decode("cp1252")
+        except UnicodeDecodeError:
+            raise BadDataError(f"{path} is neither UTF-8 nor Windows-1252; {SAVE_AS_CSV}", source=path) from error
+        word = start[: error.end + 20].decode("cp1252").splitlines()[-1][-40:]
+        message = "%s is not UTF-8 and is read as Windows-1252 (%r); if that looks wrong, %s"
+        logger.warning(message, path, word, SAVE_AS_CSV)
+        return "cp1252"
+
+
+def check_suffix(path: Path, accepted: str) -> None:
+    """Raise unless `path` is called as a table is; `accepted` says what else may be given."""
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        workbook = path.suffix.lower() in WORKBOOKS
+        fix = SAVE_AS_CSV if workbook else f"give {accepted}"
+        raise BadDataError(f"{path} is not a table ({', '.join(TABLE_SUFFIXES)}); {fix}", source=path)
+
+
 def holds_images(path: Path, image_column: str) -> bool:
-    """Whether `path` is a parquet file that holds the images themselves, as `datasets` writes it, instead of paths."""
+    """Whether `path` is a parquet file whose column holds the files' bytes, or what `datasets` writes for images."""
     if path.suffix.lower() != ".parquet":
         return False
     import pyarrow
@@ -72,7 +108,10 @@ def holds_images(path: Path, image_column: str) -> bool:
         schema = pyarrow.parquet.read_schema(path)
     except pyarrow.ArrowInvalid as error:
         raise BadDataError(f"{path} cannot be read as a parquet table: {error}", source=path) from error
-    return image_column in schema.names and pyarrow.types.is_struct(schema.field(image_column).type)
+    if image_column not in schema.names:
+        return False
+    kind = schema.field(image_column).type
+    return pyarrow.types.is_struct(kind) or pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
 
 
 def table_images(
@@ -110,100 +149,6 @@ def as_text(values: pd.Series) -> pd.Series:
         return str(value).strip()
 
     return pd.Series([text(value) for value in values], index=values.index, dtype=object)
-
-
-def infer_problem_type(table: pd.DataFrame, columns: Sequence[str], problem_type: str | None, data: object) -> str:
-    """Problem type of label columns: one means classes, several of 0 and 1 findings; regression must be asked for.
-
-    Args:
-        table: with the label columns.
-        columns: names of the label columns.
-        problem_type: that was asked for, or None.
-        data: source of the table, for errors.
-
-    Raises:
-        BadArgumentError: an unknown problem type, or one that does not fit the number of columns.
-        BadDataError: a label column of fractions.
-    """
-    if problem_type is not None:
-        require("problem_type", problem_type, PROBLEM_TYPES)
-        if problem_type == SINGLE_LABEL and len(columns) > 1:
-            message = f"{problem_type} takes one label column, not {len(columns)} ({join_names(columns)})"
-            raise BadArgumentError(message, field="label_columns", value=columns)
-        return problem_type
-    if len(columns) > 1:
-        return MULTI_LABEL
-    values = table[columns[0]].dropna()
-    if pd.api.types.is_float_dtype(values) and not np.equal(np.mod(values, 1), 0).all():
-        raise BadDataError(
-            f"{data}: column {columns[0]!r} holds {values.nunique()} different values such as "
-            f"{join_names(values[:3])}; for a numeric target pass `problem_type='regression'`, for classes "
-            "`problem_type='single_label_classification'`",
-            source=data,
-        )
-    return SINGLE_LABEL
-
-
-def clean_labels(
-    table: pd.DataFrame,
-    columns: Sequence[str],
-    problem_type: str,
-    class_names: Sequence[str] | None,
-    data: object,
-) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Bring the label columns to one type: text, 0/1 integers, or floats.
-
-    Args:
-        table: with `id` and the label columns.
-        columns: names of the label columns.
-        problem_type: what the labels mean.
-        class_names: of a model whose classes the labels must be, or None.
-        data: source of the table, for errors.
-
-    Returns:
-        The table, and the class names: for single-label the given ones, else those that occur, numbers in numeric
-        order; for multi-label and regression the columns.
-
-    Raises:
-        BadDataError: a missing, unknown or non-numeric label, or a class spelled in two ways.
-    """
-    for column in columns:
-        check_filled(table, column, data)
-    if problem_type == SINGLE_LABEL:
-        labels = as_text(table[columns[0]])
-        names = tuple(class_names) if class_names is not None else _ordered(labels.unique())
-        if class_names is None:
-            check_spelling(names, data)
-        unknown = _ordered(set(labels) - set(names))
-        if unknown:
-            raise BadDataError(
-                f"{data}: label(s) {join_names(unknown)} are unknown to the model, whose classes are "
-                f"{join_names(names, 50)}; rename them, or remove their images",
-                rows=table.loc[labels.isin(unknown), "id"], source=data,
-            )  # fmt: skip
-        return table.assign(**{columns[0]: labels}), names
-    numbers = {column: pd.to_numeric(table[column], errors="coerce").astype(float) for column in columns}
-    for column, values in numbers.items():
-        wrong, accepted = ~np.isfinite(values), "finite numbers"
-        if problem_type == MULTI_LABEL:
-            wrong, accepted = ~values.isin((0, 1)), "0 and 1 (for numeric targets pass `problem_type='regression'`)"
-        if wrong.any():
-            ids = table.loc[wrong, "id"]
-            raise BadDataError(
-                f"{data}: column {column!r} holds {join_names(pd.unique(table.loc[wrong, column]))} (images "
-                f"{join_names(ids)}), where only {accepted} are accepted",
-                rows=ids, source=data,
-            )  # fmt: skip
-    kind = float if problem_type == REGRESSION else int
-    return table.assign(**{column: values.astype(kind) for column, values in numbers.items()}), tuple(columns)
-
-
-def _ordered(names: Iterable[str]) -> tuple[str, ...]:
-    """Names sorted as text, or by value where all of them are numbers ("2" before "10")."""
-    names = list(names)
-    if all(re.fullmatch(r"[+-]?\d+(\.\d+)?", name) for name in names):
-        return tuple(sorted(names, key=lambda name: (float(name), name)))
-    return tuple(sorted(names))
 
 
 def check_columns(table: Iterable[Any], wanted: Sequence[str], source: object, field: str = "") -> None:
@@ -264,6 +209,37 @@ def check_unique_images(table: pd.DataFrame, data: object) -> None:
     )
 
 
+def find_files(paths: Iterable[Any], data: object) -> list[Any]:
+    """Paths, of which those of absent files become the one file that differs by its suffix alone (`e1`, `e1.JPG`).
+
+    Raises:
+        BadDataError: several files do (`rows`).
+    """
+    listed: dict[str, dict[str, list[str]]] = {}
+
+    def find(path: Any) -> Any:
+        if not isinstance(path, str) or os.path.isfile(path):
+            return path
+        folder, name = os.path.split(path)
+        if folder not in listed:
+            listed[folder] = {}
+            for other in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+                if other.lower().endswith(IMAGE_SUFFIXES):
+                    listed[folder].setdefault(_stem(other), []).append(other)
+        found = listed[folder].get(_stem(name), [])
+        if len(found) > 1:
+            message = f"{data}: {name} does not exist, and {join_names(found)} do; give the whole name"
+            raise BadDataError(message, rows=[path], source=data)
+        return os.path.join(folder, found[0]) if found else path
+
+    return [find(path) for path in paths]
+
+
+def _stem(name: str) -> str:
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else name
+
+
 def check_images_exist(table: pd.DataFrame, data: object) -> None:
     """Raise if image files are absent; images held as bytes pass."""
     missing = [path for path in table["image"] if isinstance(path, str) and not os.path.isfile(path)]
@@ -285,7 +261,9 @@ def check_spelling(names: Iterable[str], data: object) -> None:
 
 
 def bare_name(name: str) -> str:
-    """A name without what two spellings of it differ in: case, spaces, hyphens, underscores."""
+    """A name without what two spellings of it differ in: case, spaces, hyphens, underscores; of numbers, the value."""
+    if re.fullmatch(r"[+-]?\d+([.,]\d+)?", name.strip()):
+        return f"{float(name.replace(',', '.')):g}"
     return "".join(name.casefold().replace("_", " ").replace("-", " ").split()) or name
 
 

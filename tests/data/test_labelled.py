@@ -144,7 +144,7 @@ def test_image_root_and_absolute_paths(images, save_table, tmp_path):
     [
         ([10, 2, 0], ("0", "2", "10")),
         ([2.0, 10.0, 0.0], ("0", "2", "10")),
-        (["10", "9", "stage 2"], ("10", "9", "stage 2")),
+        (["10", "9", "stage 2"], ("stage 2", "9", "10")),
         (["None", "NA", "dme"], ("NA", "None", "dme")),
         ([True, False, True], ("False", "True")),
     ],
@@ -388,7 +388,7 @@ def test_parquet_folder_with_splits(stored, divided, tmp_path):
     for split, name in (("train", "train"), ("val", "validation"), ("test", "test")):
         stored(split).to_parquet(folder / f"{name}-00000-of-00001.parquet")
     found = read_labelled(str(folder))
-    assert found.class_names == ("amd", "dme", "healthy")
+    assert found.class_names == ("healthy", "amd", "dme")
     assert found.counts().to_dict("list") == {"train": [4] * 3, "val": [2] * 3, "test": [2] * 3}
     row = found.table.set_index("id").loc["train/0"]
     assert (row["label"], row["patient_id"]) == ("healthy", "p00")
