@@ -13,9 +13,9 @@ import pandas as pd
 
 from ..errors import BadArgumentError, BadModelError, nearest, require_range
 from ..files import atomic_file, write_json
-from ..vocabulary import PROBLEM_TYPES
+from ..vocabulary import PROBLEM_TYPES, SINGLE_LABEL
 from .bootstrap import MIN_DEFINED, RESAMPLES, Estimate
-from .metrics import metric_title
+from .metrics import compute_metrics, metric_title
 from .predictions import Aggregate, Conflicts, Level, Predictions
 from .subgroups import UNKNOWN, column_groups, estimate_cells
 from .thresholds import OperatingPoint
@@ -256,3 +256,30 @@ def intervals_table(estimates: dict[str, Estimate]) -> pd.DataFrame:
     return pd.DataFrame(
         [{"metric": name, **estimate_cells(found), "method": found.method} for name, found in estimates.items()]
     )
+
+
+def load_metric(problem_type: str, class_names: Sequence[str]) -> Any:
+    """`METRICS` as an `evaluate.Metric`, which collects batches and gathers them across processes.
+
+    Args:
+        problem_type: key of `PROBLEM_TYPES`.
+        class_names: names of the C classes or T targets.
+
+    Returns:
+        A metric whose `compute(predictions=, references=)` gives what `compute_metrics` gives for scores and labels.
+    """
+    import datasets
+    import evaluate
+
+    several = datasets.Sequence(datasets.Value("float64"))
+    references = datasets.Value("int64") if problem_type == SINGLE_LABEL else several
+
+    class RetFoundMetric(evaluate.Metric):
+        def _info(self) -> evaluate.MetricInfo:
+            features = datasets.Features({"predictions": several, "references": references})
+            return evaluate.MetricInfo(description=__doc__, citation="", features=features)
+
+        def _compute(self, predictions: Any, references: Any) -> dict[str, float | None]:
+            return compute_metrics(problem_type, np.asarray(references), np.asarray(predictions), class_names)
+
+    return RetFoundMetric()
