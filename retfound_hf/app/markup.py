@@ -26,7 +26,6 @@ TEMPLATES = jinja2.Environment(
     trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
 NO_CARD = "The model has no card that says what it is intended for."
-EXAMPLE = {"severity": 0.8, "image_size": 384}
 AIMS = {"sensitivity": "a sensitivity of {:.0%}", "specificity": "a specificity of {:.0%}", "youden": "their best sum"}
 
 
@@ -89,10 +88,10 @@ def data_uri(image: Image.Image, kind: str = "JPEG") -> str:
 def draw_examples(modality: str | None) -> dict[str, Image.Image]:
     """Synthetic images by name, one of each condition; of every modality where the model's is unknown."""
     found = {}
-    for kind in CLASSES if modality is None else {modality} & set(CLASSES):
+    for kind in (kind for kind in CLASSES if modality in (None, kind)):
         eye = draw_patient(np.random.default_rng(7), kind)[0]
         for condition in CLASSES[kind]:
-            image = draw(eye, condition, **EXAMPLE, rng=np.random.default_rng(7)).image
+            image = draw(eye, condition, 0.8, 384, np.random.default_rng(7)).image
             found[f"synthetic {kind.upper()}, {condition}"] = Image.fromarray(image)
     return found
 

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -81,7 +82,7 @@ class Archive:
                 parts = PurePosixPath(entry.filename).parts
                 if entry.is_dir() or not parts or any(part.startswith((".", "__MACOSX")) for part in parts):
                     continue
-                if is_image(entry.filename, lambda entry=entry: archive.open(entry)):
+                if is_image(entry.filename, partial(archive.open, entry)):
                     self.entries.append(entry)
                 else:
                     self.passed_over.append(entry.filename)
@@ -153,7 +154,7 @@ class Batch:
             self._sources.append((upload, archive))
             self.passed_over += [] if archive is None else archive.passed_over
         for upload in sorted(folder, key=lambda upload: upload.name):
-            if is_image(upload.name, lambda upload=upload: upload.path.open("rb")):
+            if is_image(upload.name, partial(upload.path.open, "rb")):
                 self._sources.append((upload, None))
             else:
                 self.passed_over.append(upload.name)

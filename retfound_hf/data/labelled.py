@@ -274,7 +274,7 @@ def _class_folders(root: Path) -> dict[str | None, list[Path]]:
     splits = splits_of(folder.name for folder in folders)
     found = {splits[folder.name]: _folders(folder) for folder in folders if folder.name in splits} or {None: folders}
     if len(splits) > len(set(splits.values())):
-        message = f"{root} has two folders for one split ({join_names(sorted(splits))}); keep one"
+        message = f"{root} has two folders for one split ({join_names(sorted(map(str, splits)))}); keep one"
         raise BadDataError(message, source=root)
     return found if any(find_images(folder) for folders in found.values() for folder in folders) else {}
 

@@ -242,8 +242,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(report.problems) > SHOWN:
         print(f"... and {len(report.problems) - SHOWN} more")
     if args.output_dir is not None:
-        recorded = {"recipe": dataclasses.asdict(wanted), "images": counts}
-        recorded |= {"problems": report.problems, "notes": report.notes}
+        found = {"problems": report.problems, "notes": report.notes}
+        recorded = {"recipe": dataclasses.asdict(wanted), "images": counts, **found}
         write_json(Path(args.output_dir) / "report.json", recorded)
         write_run_record(args.output_dir, "check_dataset", args, problems=len(report.problems))
     if report.problems:

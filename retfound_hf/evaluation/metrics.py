@@ -523,7 +523,7 @@ def compute_metrics(
     """
     from .predictions import Predictions
 
-    return Predictions(None, scores, labels, class_names, problem_type).metrics()
+    return Predictions(None, scores, labels, tuple(class_names), problem_type).metrics()
 
 
 def warn_undefined(rows: Rows, stacklevel: int = 3) -> None:

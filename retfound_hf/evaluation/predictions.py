@@ -179,8 +179,8 @@ class Predictions:
             rows: with `id` and, where known, `patient_id`, `eye` and further columns.
             targets, scores, class_names, problem_type: as the attributes.
         """
-        known = {name: rows[name].to_numpy() if name in rows else None for name in ("patient_id", "eye")}
-        return cls(rows["id"], scores, targets, tuple(class_names), problem_type, *known.values(), columns=rows)
+        patients, eyes = (rows[name].to_numpy() if name in rows else None for name in ("patient_id", "eye"))
+        return cls(rows["id"], scores, targets, tuple(class_names), problem_type, patients, eyes, rows)
 
     def metrics(self) -> dict[str, float | None]:
         """Every metric of `METRICS` for this problem type, by name.

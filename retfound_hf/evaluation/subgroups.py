@@ -238,8 +238,8 @@ def subgroups_table(
                               **estimate_cells(estimate), "p_value": None})  # fmt: skip
         for gap in gaps:
             difference = gap.comparison.difference
-            group = f"{gap.first} - {gap.second}" if gap.first else difference.method
-            found.append({"column": column, "group": group, "rows": len(predictions), "metric": gap.metric,
+            pair = f"{gap.first} - {gap.second}" if gap.first else difference.method
+            found.append({"column": column, "group": pair, "rows": len(predictions), "metric": gap.metric,
                           **estimate_cells(difference), "p_value": gap.comparison.p_value})  # fmt: skip
     return pd.DataFrame(found)
 

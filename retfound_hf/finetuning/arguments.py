@@ -173,11 +173,11 @@ class FinetuneTrainingArguments(TrainingArguments):
         if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "cosine_with_min_lr":
             self.lr_scheduler_kwargs = {"min_lr": 1e-6}
         # Before Trainer's own default, which is the loss.
-        self.metric_for_best_model = self.metric_for_best_model or "selection"
+        self.metric_for_best_model: str = self.metric_for_best_model or "selection"
         if self.greater_is_better is None:  # Trainer's own guess is that all but the loss are
-            self.greater_is_better = not lower_is_better(self.metric_for_best_model.removeprefix("eval_"))
+            self.greater_is_better: bool = not lower_is_better(self.metric_for_best_model.removeprefix("eval_"))
         # accelerate joins processes on CPUs only when it is told.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
 
 

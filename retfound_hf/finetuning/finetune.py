@@ -280,8 +280,10 @@ def _points(validation: Predictions, args: FinetuneArguments) -> list[OperatingP
     """Thresholds that the validation split chooses, at the level of the report."""
     if validation.problem_type == REGRESSION:
         return []
-    wanted = {"sensitivity": args.target_sensitivity, "specificity": args.target_specificity, "youden": None}
-    return choose_points(args.report.at_level(validation), list(wanted.items()))
+    return choose_points(
+        args.report.at_level(validation),
+        [("sensitivity", args.target_sensitivity), ("specificity", args.target_specificity), ("youden", None)],
+    )
 
 
 def checkpoint_to_resume(args: FinetuneArguments, method: Method) -> str | None:

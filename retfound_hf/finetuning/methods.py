@@ -48,7 +48,6 @@ class Method:
             which studies compute once.
         resumes: a training can go on from a checkpoint.
         needs_weights: there must be trained weights to start from.
-        drop_path: stochastic depth of the classifier.
     """
 
     name: ClassVar[str]
@@ -61,7 +60,6 @@ class Method:
     frozen_encoder: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
     needs_weights: ClassVar[bool] = False
-    drop_path: float = 0.0
 
     def __init__(self, args: "FinetuneArguments"):
         self.args = args
@@ -71,6 +69,11 @@ class Method:
                 "`model_name_or_path`",
                 field="config_name", value=args.config_name,
             )  # fmt: skip
+
+    @property
+    def drop_path(self) -> float:
+        """Stochastic depth of the classifier."""
+        return 0.0
 
     def train(
         self, classifier: Classifier, train: PreparedSplit, validation: PreparedSplit,
@@ -109,7 +112,7 @@ class Full(Method):
     """
 
     name, title, trains, resumes = "full", "full", "all weights", True
-    options = FullOptions
+    options: ClassVar[type | None] = FullOptions
 
     @property
     def drop_path(self) -> float:
@@ -180,14 +183,15 @@ class LoraOptions:
 class Lora(Full):
     """LoRA adapters in the attention and a fresh head (Hu et al. 2022); few parameters take a larger rate."""
 
-    name, title, base_learning_rate, passes, needs_weights = "lora", "LoRA", 2e-2, 2.2, True
+    name, title, trains = "lora", "LoRA", "a LoRA adapter and the head"
+    base_learning_rate, passes, needs_weights = 2e-2, 2.2, True
     options = LoraOptions
     drop_path, layer_decay = 0.0, None
 
-    @property
-    def trains(self) -> str:
-        merged = ", then merged into the weights: it loads without peft" if self.args.merge else ""
-        return f"a LoRA adapter and the head{merged}"
+    def __init__(self, args: "FinetuneArguments"):
+        super().__init__(args)
+        if args.merge:
+            self.trains += ", then merged into the weights: it loads without peft"
 
     def adapt(self, model: PreTrainedModel) -> nn.Module:
         args = self.args

@@ -213,7 +213,8 @@ class FinetuneTrainer(Trainer):
         return self.sampler or super()._get_train_sampler(train_dataset)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        training_collator, self.data_collator = self.data_collator, self.evaluation_collator
+        training_collator = self.data_collator
+        self.data_collator: Any = self.evaluation_collator
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:

@@ -89,8 +89,8 @@ def staged(contents: Contents, repo_id: str, base_model: str | None = None) -> I
             _link_or_copy(contents.folder / path, stage / path)
             if Path(path).name == SUBGROUPS:
                 hide_small_groups(stage / path)
-        for path in stage.glob("*config.json"):
-            write_json(path, _without_paths(read_json(path)))
+        for config in stage.glob("*config.json"):
+            write_json(config, _without_paths(read_json(config)))
         _add_code(stage)
         if contents.kind == "adapter":
             _name_base(stage, base_model)

@@ -21,7 +21,7 @@ Modality = Literal["cfp", "oct"]
 Stage = Literal["early", "advanced"]
 Camera = Literal["clinic", "handheld"]
 CFP_CLASSES, OCT_CLASSES = ("normal", "retinopathy", "glaucoma"), ("normal", "amd", "dme")
-CLASSES: dict[str, tuple[str, ...]] = {"cfp": CFP_CLASSES, "oct": OCT_CLASSES}
+CLASSES: dict[Modality, tuple[str, ...]] = {"cfp": CFP_CLASSES, "oct": OCT_CLASSES}
 STAGES: dict[str, tuple[Stage, ...]] = {"cfp": ("early", "advanced"), "oct": ("early",)}
 CAMERA_TYPES: dict[str, tuple[Camera, ...]] = {"cfp": ("clinic", "handheld"), "oct": ("clinic",)}
 

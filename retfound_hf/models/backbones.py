@@ -132,10 +132,10 @@ def parameter_depths(model: PreTrainedModel) -> dict[str, int]:
     names = [name for name, _ in model.named_parameters()]
     blocks = {name: int(found[1]) for name in names if (found := re.search(row.blocks, name))}
     first = {name for name in names if name not in blocks and re.search(row.embeddings, name)}
-    found = sorted(set(blocks.values()))
-    if found != list(range(count)) or not first:
+    numbers = sorted(set(blocks.values()))
+    if numbers != list(range(count)) or not first:
         raise BadModelError(
-            f"BACKBONES[{row.name!r}] does not fit {type(model).__name__}: `blocks` finds {found} "
+            f"BACKBONES[{row.name!r}] does not fit {type(model).__name__}: `blocks` finds {numbers} "
             f"of {count} blocks and `embeddings` {len(first)} parameters, in names such as {names[0]}",
             model=model.name_or_path,
         )
@@ -159,7 +159,7 @@ class StockEncoderConfig(HeadOptions, PreTrainedConfig):
     def __init__(self, encoder_config: PreTrainedConfig | dict[str, Any] | None = None, **kwargs: Any):
         if isinstance(encoder_config, dict):
             encoder_config = AutoConfig.for_model(**encoder_config)
-        self.encoder_config = Dinov2Config() if encoder_config is None else encoder_config
+        self.encoder_config: PreTrainedConfig = Dinov2Config() if encoder_config is None else encoder_config
         super().__init__(**kwargs)
         backbone_of(self)
 
@@ -275,7 +275,7 @@ class StockEncoderForImageClassification(StockEncoderPreTrainedModel):
 
 
 # Configuration -> Auto class -> model: what `register` registers, and what the `auto_map` of a published folder names.
-AUTO_CLASSES = {
+AUTO_CLASSES: dict[type[PreTrainedConfig], dict[Any, type[PreTrainedModel]]] = {
     RetFoundConfig: {
         AutoModel: RetFoundModel,
         AutoModelForPreTraining: RetFoundForPreTraining,

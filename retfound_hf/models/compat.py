@@ -14,7 +14,7 @@ except ImportError:
     from transformers.image_processing_utils_fast import BaseImageProcessorFast
     from transformers.image_processing_utils_fast import DefaultFastImageProcessorKwargs as ImagesKwargs
 
-    class initialization:
+    class initialization:  # type: ignore[no-redef]
         """Initialisers; 4.57 itself skips the modules whose weights were loaded."""
 
         ones_, zeros_ = torch.nn.init.ones_, torch.nn.init.zeros_
@@ -24,7 +24,7 @@ except ImportError:
         def copy_(tensor, other):
             return tensor.copy_(other)
 
-    class TorchvisionBackend(BaseImageProcessorFast):
+    class TorchvisionBackend(BaseImageProcessorFast):  # type: ignore[no-redef]
         """Image processor of 4.57 with the methods that subclasses override in 5."""
 
         def _preprocess_image_like_inputs(

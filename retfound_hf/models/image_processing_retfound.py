@@ -20,7 +20,7 @@ from .compat import ImagesKwargs, TorchvisionBackend
 CHANNELS = (1, 3, 4)
 
 
-class RetFoundImagesKwargs(ImagesKwargs, total=False):
+class RetFoundImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """The options of every image processor and one more.
 
     do_fundus_crop (`bool`): crop to the field of view and pad to a square before resizing; images in which none is

@@ -141,7 +141,7 @@ def configure(
     width, patch = size_of(state, "cls_token", -1), size_of(state, "patch_embed.proj.weight", -1)
     positions, mlp = size_of(state, "pos_embed", 1), size_of(state, "blocks.0.mlp.fc1.weight", 0)
     depth = depth_of(state, "blocks")
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": width,
         "num_hidden_layers": depth,
         "num_attention_heads": MOCO_HEADS.get(width, width // HEAD_WIDTH)

@@ -432,14 +432,14 @@ def open_training_images(
         "max_steps": args.max_steps,
         "num_epochs": args.num_train_epochs,
     }
-    if data_args.streaming:
-        from .streaming import open_stream
-
-        table, order, facts = open_stream(data_args, Path(args.output_dir), shape, revisions or {})
-    else:
+    if not data_args.streaming:
         with accelerator.local_main_process_first():
             table = open_shards(data_args.train_data, data_args.cache_dir)
         order, facts = Order(len(table), **shape), {"fingerprint": fingerprint(table), "stream": None}
+    else:
+        from .streaming import open_stream
+
+        table, order, facts = open_stream(data_args, Path(args.output_dir), shape, revisions or {})
     if order.steps_per_epoch < 1:
         raise BadArgumentError(
             f"`train_data` has {order.num_images} images, and one step takes {order.global_batch} (batch x "

@@ -223,7 +223,7 @@ class GracefulShutdown:
         self.received = number
         # A second SIGTERM is not impatience: launchers forward theirs to processes that a scheduler has told already.
         if number == signal.SIGINT:
-            signal.signal(number, self._before[number])
+            signal.signal(number, self._before[signal.SIGINT])
 
 
 class Loop:
@@ -307,8 +307,8 @@ class Loop:
     def step(self, batches: Iterator[dict[str, Any]]) -> None:
         """One optimiser step, for which the host never waits for the device."""
         accelerator, accumulation = self.accelerator, self.order.accumulation
-        loss: Tensor | float = 0.0
-        logs: Tensor | float = 0.0
+        loss: Any = 0.0
+        logs: Any = 0.0
         ids: list[str] = []
         progress = self.order.progress(self.position)
         self.objective.before_step(progress, self.epochs)

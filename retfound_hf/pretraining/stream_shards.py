@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -137,7 +138,7 @@ def _list_source(source: str, revision: str | None) -> list[StreamShard]:
         raise no_shards(source)
     root = path if path.is_dir() else path.parent
     return [
-        StreamShard("", str(file.absolute()), "", *_read_footer(lambda file=file: open(file, "rb"), source,
+        StreamShard("", str(file.absolute()), "", *_read_footer(partial(open, file, "rb"), source,
                                                                 file.relative_to(root).as_posix()))
         for file in files
     ]  # fmt: skip

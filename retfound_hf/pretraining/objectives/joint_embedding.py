@@ -207,6 +207,7 @@ class JointEmbedding(Objective):
     """
 
     preview_titles: ClassVar[tuple[str, ...]] = ("original", "first view", "second view")
+    draw: ViewsDraw
 
     def __init__(self, model: PreTrainedModel, side: int, views: tuple[View, ...], options: Any):
         super().__init__()

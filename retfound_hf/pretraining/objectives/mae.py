@@ -1,7 +1,7 @@
 """Masked autoencoding (He et al. 2022), the objective of RETFound."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def build_autoencoder(args: "ModelArguments") -> RetFoundForPreTraining:
         BadArgumentError: a preset or an image size that does not fit the weights.
         BadModelError: weights without decoder.
     """
-    settings = {"drop_path_rate": 0.0}
+    settings: dict[str, Any] = {"drop_path_rate": 0.0}
     if args.modality is not None:
         settings |= {"modality": args.modality, "mask_ratio": MODALITIES[args.modality].mask_ratio}
     if args.mask_ratio is not None:

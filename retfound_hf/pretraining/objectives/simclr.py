@@ -49,8 +49,8 @@ class SimCLR(JointEmbedding):
 
     def forward(self, views: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         projected = self.projector(encode(self.model, views["large"]))
-        loss = nt_xent(*projected.chunk(2), self.temperature)
-        return loss, spread(projected)[None]
+        first, second = projected.chunk(2)
+        return nt_xent(first, second, self.temperature), spread(projected)[None]
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
