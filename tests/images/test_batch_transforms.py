@@ -1,7 +1,5 @@
 """Transforms of batches against torchvision, image by image."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -13,27 +11,10 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from retfound_hf.errors import BadArgumentError, BadDataError
 from retfound_hf.images import batch_transforms
-from retfound_hf.images.batch_transforms import (
-    blur,
-    crop_resize,
-    draw_crops,
-    draw_flips,
-    draw_jitter,
-    grayscale,
-    jitter_colour,
-    normalize,
-    solarize,
-    to_gray,
-    turn_hue,
-)  # fmt: skip
+from retfound_hf.images.batch_transforms import blur, crop_resize, draw_crops, draw_flips, jitter_colour
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -74,16 +55,9 @@ def test_random_crops_equal_torchvision(generator, height, width, size):
 
 @pytest.mark.parametrize(
     "crop",
-    [
-        (0, 0, 1, 1),
-        (119, 159, 1, 1),
-        (5, 9, 1, 100),
-        (3, 7, 90, 2),
-        (100, 140, 20, 20),
-        (0, 0, 120, 160),
-        (11, 0, 32, 32),
-    ],
-)
+    [(0, 0, 1, 1), (119, 159, 1, 1), (5, 9, 1, 100), (3, 7, 90, 2), (100, 140, 20, 20), (0, 0, 120, 160),
+     (11, 0, 32, 32)],
+)  # fmt: skip
 @pytest.mark.parametrize("size", [3, 7, 32, 224])
 def test_extreme_crops_equal_torchvision(generator, crop, size):
     images = noise(generator, 2, 120, 160)
@@ -106,14 +80,6 @@ def test_overshoot_is_clamped_between_the_passes_as_in_8_bits(generator):
     ours = crop_resize(images, crops, 112)
     assert ours.min() == 0 and ours.max() == 255
     assert_within_rounding(ours, one_by_one(images, crops, 112))
-
-
-def test_the_whole_image_at_its_own_size_is_the_image_and_its_mirror_image(generator):
-    images = noise(generator, 2, 96, 96)
-    whole = torch.tensor([[0, 0, 96, 96]] * 2)
-    ours = crop_resize(images, whole, 96, torch.tensor([False, True]))
-    assert torch.equal(ours, torch.stack([images[0], images[1].flip(-1)]).float())
-    assert torch.equal(crop_resize(images, torch.tensor([[8, 16, 64, 64]] * 2), 64), images[..., 8:72, 16:80].float())
 
 
 def test_other_channel_counts_layouts_and_integers_are_taken(generator):
@@ -159,11 +125,8 @@ def test_tf32_keeps_the_result_within_a_level(generator, monkeypatch, truncates)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_under_autocast_and_tf32_gives_the_same(generator):
-    images, crops, flips = (
-        noise(generator, 32, 256, 256),
-        draw_crops(32, 256, 256, generator),
-        draw_flips(32, generator),
-    )
+    images, crops = noise(generator, 32, 256, 256), draw_crops(32, 256, 256, generator)
+    flips = draw_flips(32, generator)
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
@@ -189,13 +152,11 @@ def test_nothing_waits_for_the_device_and_nothing_loops_over_images(generator):
     counts = []
     for count in (1, 4):
         images, crops, flips = (
-            noise(generator, count, 64, 64),
-            draw_crops(count, 64, 64, generator),
-            draw_flips(count, generator),
-        )
+            noise(generator, count, 64, 64), draw_crops(count, 64, 64, generator), draw_flips(count, generator),
+        )  # fmt: skip
         mean, std = torch.tensor(MEAN), torch.tensor(STD)
         with Recorder() as recorder:
-            normalize(crop_resize(images, crops, 48, flips), mean, std)
+            batch_transforms.normalize(crop_resize(images, crops, 48, flips), mean, std)
         assert not [name for name in recorder.called if any(wait in name for wait in waits)]
         counts.append(len(recorder.called))
     assert counts[0] == counts[1]
@@ -211,21 +172,12 @@ def test_crops_have_the_distribution_of_torchvision(generator, height, width):
     blank = torch.empty(3, height, width, device="meta")
     theirs = torch.tensor([RandomResizedCrop.get_params(blank, list(SCALE), list(RATIO)) for _ in range(4000)])
     for name, of in {
-        "top": lambda c: c[:, 0],
-        "left": lambda c: c[:, 1],
-        "area": lambda c: c[:, 2] * c[:, 3],
-        "ratio": lambda c: c[:, 3] / c[:, 2],
-        "relative top": lambda c: (c[:, 0] + 0.5) / (height - c[:, 2] + 1),
+        "top": lambda c: c[:, 0], "left": lambda c: c[:, 1], "area": lambda c: c[:, 2] * c[:, 3],
+        "ratio": lambda c: c[:, 3] / c[:, 2], "relative top": lambda c: (c[:, 0] + 0.5) / (height - c[:, 2] + 1),
         "relative left": lambda c: (c[:, 1] + 0.5) / (width - c[:, 3] + 1),
         "height by left": lambda c: c[:, 2] * (c[:, 1] + 1),
-    }.items():
+    }.items():  # fmt: skip
         assert ks_2samp(of(ours).double(), of(theirs).double()).pvalue > 1e-3, name
-
-
-def test_crops_lie_within_the_image_and_reach_its_edges(generator):
-    top, left, height, width = draw_crops(5000, 40, 60, generator).unbind(1)
-    assert min(top.min(), left.min()) == 0 and min(height.min(), width.min()) >= 1
-    assert (top + height).max() == 40 and (left + width).max() == 60
 
 
 @pytest.mark.parametrize("height, width", [(10, 400), (400, 10), (10, 14), (1, 1)])
@@ -233,18 +185,6 @@ def test_where_no_attempt_fits_the_crop_is_torchvisions_central_one(generator, h
     # A scale above 1 never fits.
     theirs = RandomResizedCrop.get_params(torch.empty(3, height, width, device="meta"), [1.5, 1.6], list(RATIO))
     assert draw_crops(3, height, width, generator, scale=(1.5, 1.6)).tolist() == [list(theirs)] * 3
-
-
-def test_a_crop_that_fits_once_in_many_attempts_is_found_as_often_as_in_torchvision(generator):
-    # Of such a wide image a quarter can be cut with few of the ratios, so that attempts fail and the fall-back counts.
-    torch.manual_seed(0)
-    blank = torch.empty(3, 100, 500, device="meta")
-    theirs = torch.tensor([RandomResizedCrop.get_params(blank, [0.2, 1.0], list(RATIO)) for _ in range(3000)])
-    ours = draw_crops(3000, 100, 500, generator)
-    central = torch.tensor([0, 183, 100, 133])
-    shares = [(crops == central).all(dim=1).float().mean().item() for crops in (ours, theirs)]
-    assert 0.05 < shares[1] < 0.95
-    assert shares[0] == pytest.approx(shares[1], abs=0.05)
 
 
 def test_draws_follow_the_generator_alone():
@@ -260,6 +200,7 @@ def test_draws_follow_the_generator_alone():
     assert not torch.equal(first[0], draw(64, seed=4)[0])
     assert torch.equal(draw(1000, seed=3)[0][:64], first[0])
     assert len(first[0].unique(dim=0)) == 64
+    assert draw(10_000, seed=3)[1].float().mean() == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_slice_of_a_global_batch_is_augmented_as_in_the_whole(generator):
@@ -270,29 +211,18 @@ def test_a_slice_of_a_global_batch_is_augmented_as_in_the_whole(generator):
         assert torch.allclose(crop_resize(images[own], crops[own], 48, flips[own]), whole[own], atol=1e-3)
 
 
-def test_half_of_the_images_are_flipped(generator):
-    flips = draw_flips(10_000, generator)
-    assert flips.dtype == torch.bool
-    assert flips.float().mean() == pytest.approx(0.5, abs=0.02)
-
-
 @pytest.mark.parametrize("kind", [tuple, torch.tensor])
 def test_normalisation_equals_torchvision(generator, kind):
     pixels = 255 * torch.rand(3, 3, 20, 30, generator=generator)
     expected = functional.normalize(pixels / 255, list(MEAN), list(STD))
-    assert torch.allclose(normalize(pixels, kind(MEAN), kind(STD)), expected, atol=1e-6)
+    assert torch.allclose(batch_transforms.normalize(pixels, kind(MEAN), kind(STD)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"images": torch.zeros(2, 3, 8, 8)},
-        {"images": torch.zeros(3, 8, 8, dtype=torch.uint8)},
-        {"crops": torch.tensor([[0, 0, 8, 8]])},
-        {"flips": torch.zeros(3, dtype=torch.bool)},
-        {"flips": torch.zeros(2)},
-    ],
-)
+    [{"images": torch.zeros(2, 3, 8, 8)}, {"images": torch.zeros(3, 8, 8, dtype=torch.uint8)},
+     {"crops": torch.tensor([[0, 0, 8, 8]])}, {"flips": torch.zeros(3, dtype=torch.bool)}, {"flips": torch.zeros(2)}],
+)  # fmt: skip
 def test_tensors_of_another_shape_or_type_are_refused(change):
     images, crops = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([[0, 0, 8, 8]] * 2)
     with pytest.raises(BadDataError):
@@ -311,15 +241,6 @@ def test_values_out_of_range_are_refused(generator):
         draw_crops(1, 0, 8, generator)
 
 
-def test_nothing_is_warned_about(generator):
-    images, crops = noise(generator, 3, 32, 32), draw_crops(3, 32, 32, generator)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for _ in range(2):
-            normalize(crop_resize(images, crops, 16, draw_flips(3, generator)), MEAN, STD)
-
-
-LEVEL = 1.0
 THREE = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
 
 
@@ -334,16 +255,8 @@ def colours() -> torch.Tensor:
     return torch.from_numpy(pixels.clip(0, 255).astype(np.uint8))
 
 
-def assert_near(found: torch.Tensor, expected: list[torch.Tensor]) -> None:
-    """Within a level on average, each image for itself; on 8-bit images torchvision cuts decimals off."""
-    assert found.dtype == torch.float32
-    assert found.min() >= 0 and found.max() <= 255
-    for one, other in zip(found, expected, strict=True):
-        assert (one - other.float()).abs().mean() < LEVEL
-
-
 def numbers(count: int = 8, **strengths: float) -> dict[str, torch.Tensor]:
-    drawn = draw_jitter(count, torch.Generator().manual_seed(1), 1.0, **strengths)
+    drawn = batch_transforms.draw_jitter(count, torch.Generator().manual_seed(1), 1.0, **strengths)
     assert drawn["factors"].unique().numel() > 1
     return drawn
 
@@ -363,27 +276,6 @@ def test_mixed_orders_equal_torchvision_image_by_image(colours):
     assert (found - colours).abs().mean() > 10
 
 
-@pytest.mark.parametrize("operation", range(3))
-def test_each_blend_alone_equals_torchvision(colours, operation):
-    factors = torch.ones(8, 3)
-    factors[:, operation] = torch.linspace(0, 2, 8)
-    order = torch.tensor([[0, 1, 2], [2, 1, 0]]).repeat(4, 1)
-    expected = [
-        THREE[operation](image, factor.item()) for image, factor in zip(colours, factors[:, operation], strict=True)
-    ]
-    assert_near(jitter_colour(colours.float(), factors, order), expected)
-
-
-def test_hue_equals_torchvision_to_the_rounding(colours):
-    turns = torch.tensor([-0.5, -0.3, -0.02, 0.0, 0.02, 0.1, 0.33, 0.5])
-    found = turn_hue(colours.float(), turns)
-    expected = [
-        functional.adjust_hue(image / 255, turn.item()) * 255 for image, turn in zip(colours, turns, strict=True)
-    ]
-    assert (found - torch.stack(expected)).abs().max() < 0.01
-    assert (found[3] - colours[3]).abs().max() < 0.01
-
-
 @pytest.mark.parametrize("kernel_size", [3, 9, 23])
 def test_blur_equals_torchvision_with_each_images_own_width(colours, kernel_size):
     sigmas = torch.tensor([0.0, 0.1, 0.3, 0.5, 1.0, 1.5, 2.0, 5.0])
@@ -398,18 +290,21 @@ def test_blur_equals_torchvision_with_each_images_own_width(colours, kernel_size
 
 def test_grayscale_and_solarisation_touch_the_chosen_alone(colours):
     chosen = torch.arange(8) % 2 == 0
-    gray, inverted = grayscale(colours.float(), chosen), solarize(colours.float(), chosen)
+    gray, inverted = (
+        batch_transforms.grayscale(colours.float(), chosen),
+        batch_transforms.solarize(colours.float(), chosen),
+    )
     for image, is_chosen, one, other in zip(colours, chosen, gray, inverted, strict=True):
         if is_chosen:
             assert (one - functional.rgb_to_grayscale(image, 3)).abs().max() < 1.01
             assert torch.equal(other, functional.solarize(image, 128).float())
         else:
             assert torch.equal(one, image.float()) and torch.equal(other, image.float())
-    assert torch.equal(to_gray(colours.float())[::2], gray[::2, :1])
+    assert torch.equal(batch_transforms.to_gray(colours.float())[::2], gray[::2, :1])
 
 
 def test_what_is_drawn_has_the_distribution_of_color_jitter():
-    drawn = draw_jitter(20_000, torch.Generator().manual_seed(0), 0.8, 0.4, 0.3, 0.2, 0.1)
+    drawn = batch_transforms.draw_jitter(20_000, torch.Generator().manual_seed(0), 0.8, 0.4, 0.3, 0.2, 0.1)
     untouched = (drawn["factors"] == 1).all(dim=1)
     assert untouched.float().mean() == pytest.approx(0.2, abs=0.01)
     assert (drawn["turns"][untouched] == 0).all()

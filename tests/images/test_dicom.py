@@ -88,13 +88,6 @@ def test_window_by_hand():
     assert np.abs(rescaled - expected).max() <= 1
 
 
-def test_sixteen_bits_without_a_window_follow_the_rule_for_deep_images():
-    values = (RAMP * 16).astype(np.uint16)  # 12 of 16 bits used
-    expected = np.asarray(read_image(Image.fromarray(values)))
-    assert np.array_equal(pixels(made(values, bits=16)), expected)
-    assert expected.max() == 254
-
-
 def test_the_central_frame_is_read():
     volume = np.stack([np.full((20, 30), 10 * number, np.uint8) for number in range(7)])
     assert np.unique(pixels(made(volume))).tolist() == [30]

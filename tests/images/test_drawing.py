@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from retfound_hf.errors import BadArgumentError, BadDataError
-from retfound_hf.images.drawing import contact_sheet, fit_text
+from retfound_hf.images.drawing import contact_sheet
 
 
 def random_picture(seed: int, height: int = 40, width: int = 40) -> Image.Image:
@@ -62,14 +62,6 @@ def test_a_long_title_stays_within_its_column(tile):
     assert len(ink) and ink[0] >= 7 and ink[-1] <= 8 + tile
 
 
-def test_a_title_is_set_smaller_before_it_is_cut():
-    title = "reconstructed from 15% of the patches"
-    text, font = fit_text(title, 224, 15, smallest=8)
-    assert text == title and font.getlength(title) <= 224 < fit_text("short", 224, 15)[1].getlength(title)
-    text, font = fit_text(title, 224, 15)
-    assert title.startswith(text) and 200 < font.getlength(text) <= 224
-
-
 def test_pictures_of_other_sizes_are_fitted_with_their_shape_kept():
     wide, small = Image.new("RGB", (100, 50)), Image.new("RGB", (10, 10))
     sheet = np.asarray(contact_sheet([[wide, small]], tile=60, margin=5))
@@ -84,21 +76,12 @@ PICTURE = Image.new("RGB", (8, 8))
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ([],),
-        ([[]],),
-        ([[PICTURE, PICTURE], [PICTURE]],),
-        ([[PICTURE]], ["a", "b"]),
-        ([[torch.zeros(4, 8, 8)]],),
-        ([[torch.zeros(1, 3, 8, 8)]],),
-    ],
-)
+    [([],), ([[]],), ([[PICTURE, PICTURE], [PICTURE]],), ([[PICTURE]], ["a", "b"]), ([[torch.zeros(4, 8, 8)]],),
+     ([[torch.zeros(1, 3, 8, 8)]],)],
+)  # fmt: skip
 def test_bad_sheets_are_refused(arguments):
     with pytest.raises(BadDataError):
         contact_sheet(*arguments)
-
-
-def test_a_tile_without_pixels_is_refused():
     with pytest.raises(BadArgumentError) as error:
         contact_sheet([[PICTURE]], tile=0)
     assert error.value.field == "tile"

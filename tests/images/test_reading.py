@@ -1,3 +1,5 @@
+"""Images as they are read: formats, modes, depths, orientation, errors; and maps laid on a region of an image."""
+
 import pickle
 from io import BytesIO
 from pathlib import Path
@@ -7,7 +9,7 @@ import pytest
 from PIL import Image
 
 from retfound_hf.errors import BadDataError, UnreadableImageError
-from retfound_hf.images.reading import IMAGE_SUFFIXES, find_images, read_image, to_rgb
+from retfound_hf.images.reading import IMAGE_SUFFIXES, ImageRegion, find_images, read_image, to_rgb
 
 
 @pytest.fixture
@@ -46,11 +48,6 @@ def test_eight_bit_modes_give_their_known_colours():
     palette = Image.fromarray(np.array([[0, 1]], np.uint8), "L").convert("P")
     palette.putpalette([10, 20, 30, 200, 150, 100])
     assert np.asarray(to_rgb(palette)).tolist() == [[[10, 20, 30], [200, 150, 100]]]
-
-
-def test_rgb_passes_through_itself(picture):
-    image = Image.fromarray(picture)
-    assert to_rgb(image) is image
 
 
 def test_transparency_becomes_black():
@@ -101,15 +98,10 @@ def test_cmyk_jpeg_has_the_colours_of_its_rgb():
 
 
 TURNED = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a, 1),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("orientation", TURNED)
@@ -191,3 +183,32 @@ def test_a_missing_image_folder_is_said(tmp_path, name):
     with pytest.raises(BadDataError) as error:
         find_images(tmp_path / name)
     assert error.value.source == str(tmp_path / name)
+
+
+def test_a_map_of_one_value_fills_the_region_and_nothing_else():
+    placed = ImageRegion(10, 5, 30, 25).place(np.ones((4, 4)), (40, 50))
+    expected = np.zeros((50, 40), np.float32)
+    expected[5:25, 10:30] = 1
+    assert placed.dtype == np.float32 and np.array_equal(placed, expected)
+
+
+def test_a_region_beyond_the_image_is_cut():
+    placed = ImageRegion(-10, -4, 10, 16).place(np.arange(4).reshape(2, 2), (8, 12))
+    assert placed.shape == (12, 8)
+    # The map's centre (0, 6) lies at the image's left edge: the mean of its four values.
+    assert placed[5:7, 0].mean() == pytest.approx(1.5, abs=0.1)
+    assert placed[-1, -1] == pytest.approx(2 + 1 * (7.5 - -5) / 10 - 0.0, abs=0.3)
+
+
+def test_linear_maps_stay_linear_between_the_centres():
+    x = np.linspace(0.5, 7.5, 8)
+    placed = ImageRegion(0, 0, 80, 80).place(np.tile(x, (8, 1)), (80, 80))
+    inner = (np.arange(80) + 0.5) / 10
+    assert np.allclose(placed[40, 5:75], inner[5:75], atol=1e-4)
+    assert np.allclose(placed[40, :5], 0.5) and np.allclose(placed[40, 75:], 7.5)
+
+
+def test_outside_and_bad_maps():
+    assert np.isnan(ImageRegion(2, 2, 4, 4).place(np.ones((1, 1)), (6, 6), outside=float("nan"))[0, 0])
+    with pytest.raises(BadDataError):
+        ImageRegion(0, 0, 1, 1).place(np.ones(3), (4, 4))

@@ -1,5 +1,3 @@
-import dataclasses
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from retfound_hf.errors import BadArgumentError
 from retfound_hf.images.field_of_view import crop_field_of_view
-from retfound_hf.images.synthetic import CAMERA_TYPES, CFP_CLASSES, CLASSES, OCT_CLASSES, draw_patient, render
+from retfound_hf.images.synthetic import CAMERA_TYPES, CFP_CLASSES, CLASSES, draw_patient, render
 
 DISEASED = [(modality, condition) for modality in CLASSES for condition in CLASSES[modality][1:]]
 
@@ -22,16 +20,6 @@ def take(
 ):
     eye = draw_patient(np.random.default_rng(patient), modality)[0]
     return render(eye, condition, severity, size, np.random.default_rng(photo), **options)
-
-
-@pytest.mark.parametrize("modality", CLASSES)
-@pytest.mark.parametrize("size", [64, 99, 160])
-def test_shapes_and_types(modality, size):
-    for condition in CLASSES[modality]:
-        made = take(modality, condition, 0.5, size)
-        assert made.image.dtype == np.uint8 and made.image.shape == (size, round(size * 4 / 3), 3)
-        assert made.lesion_mask.dtype == bool and made.lesion_mask.shape == made.image.shape[:2]
-        assert made.lesion_mask.any() == (condition != "normal")
 
 
 @pytest.mark.parametrize("modality", CLASSES)
@@ -47,6 +35,8 @@ def test_one_seed_gives_one_image_and_another_gives_another(modality):
 @pytest.mark.parametrize("severity", [0.0, 0.5, 1.0])
 def test_the_disease_changes_the_pixels_of_its_mask_and_no_others(modality, condition, severity):
     sick, well = take(modality, condition, severity), take(modality, "normal", severity)
+    assert sick.image.dtype == np.uint8 and sick.image.shape == (160, 213, 3)
+    assert sick.lesion_mask.dtype == bool and not well.lesion_mask.any()
     changed = (sick.image != well.image).any(axis=2)
     assert not changed[~sick.lesion_mask].any()
     # A changed pixel can round to the same value, or be saturated in both.
@@ -75,35 +65,6 @@ def test_the_two_eyes_of_a_patient_are_mirrored_and_alike():
     assert np.corrcoef(cups.T)[0, 1] > 0.85
 
 
-def test_photographs_of_one_patient_are_closer_in_colour_than_those_of_strangers():
-    def colour(patient: int, photo: int) -> np.ndarray:
-        image = take("cfp", "normal", patient=patient, photo=photo, size=64).image
-        mean = image[20:44, 30:56].mean(axis=(0, 1))
-        return mean / mean.sum()
-
-    colours = np.array([[colour(patient, 10 * patient + photo) for photo in range(3)] for patient in range(15)])
-    assert colours.std(axis=1).mean() < 0.6 * colours.mean(axis=1).std(axis=0).mean()
-
-
-def centred(patient: int, **options):
-    """A clinic photograph 240 pixels high of an eye whose whole field is on the sensor."""
-    eye = dataclasses.replace(draw_patient(np.random.default_rng(patient), "cfp")[patient % 2], camera=0.2)
-    return eye, render(eye, image_size=240, rng=np.random.default_rng(patient), **options)
-
-
-def test_the_optic_disc_is_bright_and_where_the_eye_says():
-    eye, made = centred(1, condition="normal", severity=0)
-    blue = ndimage.gaussian_filter(made.image[..., 2].astype(float), 6)
-    y, x = np.unravel_index(blue.argmax(), blue.shape)
-    assert ((x - 160) / (0.46 * 240), (y - 120) / (0.46 * 240)) == pytest.approx(eye.disc, abs=0.15)
-
-
-def test_glaucoma_widens_the_cup_and_nothing_else():
-    eye, made = centred(0, condition="glaucoma", severity=1.0)
-    y, x = np.nonzero(made.lesion_mask)
-    assert np.hypot(x - x.mean(), y - y.mean()).max() < 1.3 * eye.disc_radius * 0.46 * 240
-
-
 @pytest.mark.parametrize("camera", CAMERA_TYPES["cfp"])
 @pytest.mark.parametrize("condition", CFP_CLASSES[1:])
 @pytest.mark.parametrize("severity", [0.0, 1.0])
@@ -125,17 +86,6 @@ def test_most_of_an_advanced_lesion_is_wider_than_a_patch(condition):
     assert np.mean([ndimage.binary_erosion(mask, iterations=6).mean() for mask in joined]) > 0.02
 
 
-@pytest.mark.parametrize("patient", range(4))
-def test_lost_nerve_fibres_arch_from_the_disc_around_the_macula(patient):
-    eye, made = centred(patient, condition="glaucoma", severity=1.0, stage="advanced")
-    y, x = np.nonzero(made.lesion_mask)
-    x, y = (x - 160) / (0.46 * 240), (y - 120) / (0.46 * 240)
-    away = np.hypot(x - eye.disc[0], y - eye.disc[1]) > 1.6 * eye.disc_radius
-    assert away.mean() > 0.5
-    assert (np.sign(eye.disc[0]) * x[away] < abs(eye.disc[0]) + 0.15).all(), "none on the nasal side of the disc"
-    assert np.hypot(x[away], y[away]).min() > 0.1, "the macula keeps its fibres"
-
-
 def test_grain_of_a_handheld_camera_grows_with_the_root_of_the_light():
     growth = []
     for photo in range(12):
@@ -149,16 +99,6 @@ def test_grain_of_a_handheld_camera_grows_with_the_root_of_the_light():
         assert 4 < dark_noise < bright_noise < 40
         growth.append(np.log(bright_noise / dark_noise) / np.log(lit / dark))
     assert np.median(growth) == pytest.approx(0.5, abs=0.15)
-
-
-def test_oct_swelling_raises_the_surface_and_drusen_do_not():
-    def surface(condition: str) -> np.ndarray:
-        image = ndimage.gaussian_filter(take("oct", condition, 1.0, patient=2).image[..., 0].astype(float), 2)
-        return (image > 0.5 * image.max()).argmax(axis=0)[60:150]
-
-    normal, amd, dme = (surface(condition) for condition in OCT_CLASSES)
-    assert np.median(normal - dme) >= 4
-    assert np.median(np.abs(normal - amd)) <= 1
 
 
 def features(image: np.ndarray, modality: str) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +128,10 @@ def auroc(inputs: list[np.ndarray], labels: np.ndarray) -> float:
     return roc_auc_score(labels, scores)
 
 
-@pytest.mark.parametrize("modality, condition", DISEASED)
+@pytest.mark.parametrize(
+    "modality, condition",
+    [pytest.param(*each, marks=pytest.mark.slow if index % 2 else ()) for index, each in enumerate(DISEASED)],
+)
 def test_colour_alone_does_not_tell_the_disease_but_local_features_do(modality, condition):
     rng, labels = np.random.default_rng(5), np.arange(140) % 2
     found = []
@@ -203,15 +146,10 @@ def test_colour_alone_does_not_tell_the_disease_but_local_features_do(modality, 
 
 @pytest.mark.parametrize(
     "modality, field, options",
-    [
-        ("cfp", "condition", {"condition": "amd"}),
-        ("cfp", "severity", {"severity": 1.5}),
-        ("cfp", "image_size", {"image_size": 32}),
-        ("cfp", "stage", {"stage": "late"}),
-        ("oct", "camera", {"condition": "amd", "camera": "handheld"}),
-        ("mri", "modality", {}),
-    ],
-)
+    [("cfp", "condition", {"condition": "amd"}), ("cfp", "severity", {"severity": 1.5}),
+     ("cfp", "image_size", {"image_size": 32}), ("cfp", "stage", {"stage": "late"}),
+     ("oct", "camera", {"condition": "amd", "camera": "handheld"}), ("mri", "modality", {})],
+)  # fmt: skip
 def test_bad_requests_are_refused(modality, field, options):
     rng = np.random.default_rng(0)
     with pytest.raises(BadArgumentError) as error:

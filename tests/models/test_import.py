@@ -33,16 +33,3 @@ def test_import_is_light_and_registers_the_auto_classes():
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["heavy"] == []
     assert found["classes"] == ["RetFoundModel", "RetFoundForImageClassification", "RetFoundForPreTraining"]
-
-
-def test_public_names():
-    import retfound_hf
-
-    assert all(hasattr(retfound_hf, name) for name in retfound_hf.__all__)
-    assert set(retfound_hf.__all__) >= {
-        "RetFoundConfig",
-        "RetFoundModel",
-        "RetFoundForPreTraining",
-        "RetFoundForImageClassification",
-        "RetFoundImageProcessor",
-    }

@@ -6,14 +6,8 @@ from pathlib import Path
 import pytest
 
 from retfound_hf.errors import BadModelError
-from retfound_hf.models.loading import (
-    STARTING_POINTS,
-    StartingPoint,
-    accepted_weights,
-    find_starting_point,
-    how_to_bring,
-    resolve,
-)
+from retfound_hf.models import loading
+from retfound_hf.models.loading import STARTING_POINTS, StartingPoint, find_starting_point, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -44,15 +38,12 @@ def test_other_names_pass(name):
 
 @pytest.mark.parametrize(
     ("name", "command"),
-    [
-        *((row.name, row.make) for row in STARTING_POINTS.values() if row.make),
-        *((row.hub_id, row.make) for row in STARTING_POINTS.values() if row.file),
-        ("YukunZhou/another", "retfound convert_checkpoint YukunZhou/another FOLDER"),
-        ("swav_800ep_pretrain.pth.tar", "retfound convert_checkpoint swav_800ep_pretrain.pth.tar FOLDER"),
-        ("folder/model.safetensors", "give the folder, folder"),
-        ("retfound", "retfound-cfp or retfound-oct"),
-    ],
-)
+    [*((row.name, row.make) for row in STARTING_POINTS.values() if row.make),
+     *((row.hub_id, row.make) for row in STARTING_POINTS.values() if row.file),
+     ("YukunZhou/another", "retfound convert_checkpoint YukunZhou/another FOLDER"),
+     ("swav_800ep_pretrain.pth.tar", "retfound convert_checkpoint swav_800ep_pretrain.pth.tar FOLDER"),
+     ("folder/model.safetensors", "give the folder, folder"), ("retfound", "retfound-cfp or retfound-oct")]
+)  # fmt: skip
 def test_what_has_to_be_made_first_says_how(empty_directory, name, command):
     from retfound_hf.cli import COMMANDS
 
@@ -66,20 +57,10 @@ def test_what_has_to_be_made_first_says_how(empty_directory, name, command):
     assert not command.startswith("retfound ") or command.split()[1] in COMMANDS
 
 
-def test_how_to_bring_weights_names_the_folder():
-    assert "`hf download google/vit-large-patch16-224-in21k --local-dir sl-imagenet`" in how_to_bring(
-        "google/vit-large-patch16-224-in21k"
-    )
-    assert "--local-dir dinov2-large`" in how_to_bring("facebook/dinov2-large")
-    assert how_to_bring("/somewhere/else") == ""
-    assert "`retfound fetch NAME`" in how_to_bring("retfound-meh")
-    assert "sl-imagenet?" in how_to_bring("sl-imagnet")
-
-
 def test_a_row_added_at_run_time_is_taken(monkeypatch):
     monkeypatch.setitem(STARTING_POINTS, "mine", StartingPoint("mine", "Weights of mine", "org/mine", "mit"))
     assert resolve("mine") == "org/mine" and find_starting_point("org/mine").license == "mit"
-    assert "mine" in accepted_weights() and "--local-dir mine`" in how_to_bring("org/mine")
+    assert "mine" in loading.accepted_weights() and "--local-dir mine`" in loading.how_to_bring("org/mine")
 
 
 def test_the_guide_names_them():

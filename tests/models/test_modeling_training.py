@@ -1,9 +1,12 @@
-"""Training: gradients, checkpointing, compilation, and a bare `transformers.Trainer`."""
+"""Training: gradients, stochastic depth, checkpointing, compilation, a bare `Trainer`, and LoRA."""
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import Dataset
+from torchvision.ops import StochasticDepth
 from transformers import Trainer, TrainingArguments
+from transformers.utils import logging
 
 from retfound_hf import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundModel
 
@@ -29,28 +32,14 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_classifier_trains_its_positions_and_leaves_the_unused_norm(small_config):
-    model = RetFoundForImageClassification(small_config())
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    assert frozen == {"vit.layernorm.weight", "vit.layernorm.bias"}
-
-
-def test_the_same_parameters_are_frozen_after_loading(pretraining_folder):
-    model = RetFoundForImageClassification.from_pretrained(pretraining_folder())
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    assert frozen == {"vit.layernorm.weight", "vit.layernorm.bias"}
-    autoencoder = RetFoundForPreTraining.from_pretrained(pretraining_folder())
-    frozen = {name for name, parameter in autoencoder.named_parameters() if not parameter.requires_grad}
-    assert frozen == {"vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"}
-
-
 @pytest.mark.parametrize("head_norm", ["single", "double"])
 def test_every_trainable_parameter_gets_a_gradient(small_config, randomise, images, head_norm):
     """Distributed data parallel waits for ever for one that does not."""
     model = randomise(RetFoundForImageClassification(small_config(head_norm=head_norm, drop_path_rate=0.2))).train()
     model(images(), labels=torch.tensor([0, 1])).loss.backward()
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert set(gradients(model)) == trainable
+    without = {name for name, parameter in model.named_parameters()} - set(gradients(model))
+    assert without == {"vit.layernorm.weight", "vit.layernorm.bias"}
+    assert not any(model.get_parameter(name).requires_grad for name in without)
 
 
 @pytest.mark.parametrize("head_norm", ["single", "double"])
@@ -90,13 +79,11 @@ def test_gradient_checkpointing_changes_no_number(cls, small_config, randomise, 
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("cls", [RetFoundModel, RetFoundForImageClassification])
-def test_compiles_without_graph_break(cls, training, small_config, randomise, images):
+def test_compiles_without_graph_break(training, small_config, randomise, images):
     torch._dynamo.reset()
-    model = randomise(cls(small_config())).train(training)
+    model = randomise(RetFoundForImageClassification(small_config())).train(training)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    name = "last_hidden_state" if cls is RetFoundModel else "logits"
-    torch.testing.assert_close(compiled(images())[name], model(images())[name], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(compiled(images()).logits, model(images()).logits, atol=1e-5, rtol=1e-5)
     assert torch._dynamo.explain(model)(images()).graph_break_count == 0
 
 
@@ -181,3 +168,117 @@ def test_mixed_precision_keeps_the_digits_of_a_predicted_number(small_config, im
     training = model.train()(images(), labels=torch.full((2,), 331.0))
     training.loss.backward()
     assert torch.isfinite(model.classifier.weight.grad).all()
+
+
+def rates(model) -> list[float]:
+    layers = [layer.drop_path for layer in model.vit.encoder.layer]
+    return [layer.p if isinstance(layer, StochasticDepth) else 0.0 for layer in layers]
+
+
+def test_rate_grows_linearly_over_the_blocks(small_config):
+    model = RetFoundForImageClassification(small_config(num_hidden_layers=5, drop_path_rate=0.2))
+    assert rates(model) == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+    published = torch.linspace(0, 0.2, 24).tolist()  # as the official code draws its rates
+    with torch.device("meta"):
+        large = RetFoundForImageClassification(small_config(num_hidden_layers=24, drop_path_rate=0.2))
+    assert rates(large) == pytest.approx(published)
+
+
+def test_decoder_drops_nothing(small_config):
+    model = RetFoundForPreTraining(small_config(drop_path_rate=0.5))
+    assert not any(isinstance(module, StochasticDepth) for module in model.decoder.modules())
+
+
+def test_off_in_evaluation(small_config, randomise, images):
+    model = randomise(RetFoundModel(small_config(drop_path_rate=0.9)))
+    plain = RetFoundModel(small_config()).eval()
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model(images()).last_hidden_state, plain(images()).last_hidden_state)
+    assert not torch.equal(model.train()(images()).last_hidden_state, plain(images()).last_hidden_state)
+
+
+def test_whole_branches_of_single_images_are_dropped(small_config, randomise):
+    """With the MLP silenced, an image comes out as it went in (dropped) or plus branch / (1 - p) (kept)."""
+    layer = randomise(RetFoundModel(small_config(num_hidden_layers=2, drop_path_rate=0.4))).encoder.layer[1]
+    torch.nn.init.zeros_(layer.output.dense.weight)
+    torch.nn.init.zeros_(layer.output.dense.bias)
+    tokens = torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(0)).expand(400, -1, -1)
+    branch = layer(tokens)[0] - tokens
+    torch.manual_seed(0)
+    change = layer.train()(tokens)[0] - tokens
+    dropped = change.abs().amax(dim=(1, 2)) == 0
+    assert dropped.float().mean().item() == pytest.approx(0.4, abs=0.08)  # 3 standard errors
+    torch.testing.assert_close(change[~dropped], branch[~dropped] / 0.6, atol=1e-5, rtol=1e-4)
+
+
+# peft asks transformers by the old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+HEAD = ["fc_norm", "classifier"]
+
+
+@pytest.fixture
+def base(pretraining_folder):
+    """The classifier on one pretrained folder; a fresh head at every call."""
+    folder = pretraining_folder()
+    return lambda: RetFoundForImageClassification.from_pretrained(folder, num_labels=3)
+
+
+@pytest.fixture
+def trained(base, images):
+    """An adapter whose every weight has moved from where it began."""
+    model = get_peft_model(base(), LoraConfig(r=4, target_modules=["query", "value"], modules_to_save=HEAD))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(images(), labels=torch.tensor([0, 2])).loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_exactly_the_adapter_and_the_head_are_trained(base):
+    model = get_peft_model(base(), LoraConfig(modules_to_save=HEAD))
+    prefix = "base_model.model."
+    expected = {
+        f"{prefix}vit.encoder.layer.{layer}.attention.attention.{part}.lora_{side}.default.weight"
+        for layer in range(3)
+        for part in ("query", "value")
+        for side in "AB"
+    } | {f"{prefix}{part}.modules_to_save.default.{kind}" for part in HEAD for kind in ("weight", "bias")}
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == expected
+
+
+def test_adapter_with_its_head_survives_saving(trained, base, images, tmp_path):
+    expected = trained(images()).logits
+    trained.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").stat().st_size < 100_000
+    fresh = base()
+    assert not torch.allclose(fresh.eval()(images()).logits, expected, atol=1e-2)
+    loaded = PeftModel.from_pretrained(fresh, tmp_path).eval()
+    torch.testing.assert_close(loaded(images()).logits, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_merging_gives_the_same_outputs(trained, images, tmp_path):
+    expected = trained(images()).logits
+    with trained.disable_adapter():
+        assert not torch.allclose(trained(images()).logits, expected, atol=1e-2)
+    merged = trained.merge_and_unload()
+    assert type(merged) is RetFoundForImageClassification
+    torch.testing.assert_close(merged(images()).logits, expected, atol=1e-5, rtol=1e-5)
+    merged.save_pretrained(tmp_path)
+    plain, report = RetFoundForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    torch.testing.assert_close(plain.eval()(images()).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("modules", "warns"), [(None, True), (HEAD, False)])
+def test_training_a_frozen_head_warns(modules, warns, base, images, caplog, monkeypatch):
+    logger = logging.get_logger("retfound_hf.models.modeling_retfound")
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    logger.warning_once.cache_clear()
+    model = get_peft_model(base(), LoraConfig(modules_to_save=modules)).train()
+    with caplog.at_level("WARNING"):
+        model(images(), labels=torch.tensor([0, 1]))
+    said = [record.getMessage() for record in caplog.records if "frozen classifier" in record.getMessage()]
+    assert len(said) == warns
+    assert not said or "modules_to_save=['fc_norm', 'classifier']" in said[0]

@@ -1,13 +1,16 @@
-import json
-import xml.etree.ElementTree
+"""The command: table, flow chart, options, what it refuses, and the recorded chart."""
 
-import numpy as np
+import json
+import runpy
+import xml.etree.ElementTree
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from PIL import Image
+from tiny import save_noise
 
-from retfound_hf.data.build_cohort import main, plot_flow
-from retfound_hf.data.cohort import Flow
+from retfound_hf.data.build_cohort import main
 from retfound_hf.data.labelled import read_labelled
 from retfound_hf.errors import BadArgumentError, RetFoundError
 
@@ -20,9 +23,7 @@ def tables(tmp_path):
     for number in range(30):
         for eye in "RL":
             name = f"images/{number}{eye}.png"
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            pixels = np.random.default_rng([number, ord(eye)]).integers(0, 255, (16, 16, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name)
+            save_noise(folder / name, 100 * number + ord(eye), (16, 16))
             images.append((name, number, eye, "2019-03-04", 50 + number % 5, "FM"[number % 2]))
         events.append((number, *(("stroke", "2020-03-04") if number % 3 == 0 else ("death", "2024-01-01"))))
     columns = ["image", "patient_id", "eye", "date", "age", "sex"]
@@ -75,63 +76,25 @@ def test_options_from_a_file(tables, tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value", "words"),
-    [
-        ("event", "strok", ["--event", "strok", "--horizon", "3y"]),
-        ("horizon", "3", ["--event", "stroke", "--horizon", "3"]),
-        ("time_zone", "Mars", [*QUESTION, "--time_zone", "Mars"]),
-        ("follow_up_end", "2019", [*QUESTION, "--follow_up_end", "2019"]),
-        ("match_controls", 0, [*QUESTION, "--match_controls", "0"]),
-    ],
-)
+    [("event", "strok", ["--event", "strok", "--horizon", "3y"]),
+     ("horizon", "3", ["--event", "stroke", "--horizon", "3"]),
+     ("time_zone", "Mars", [*QUESTION, "--time_zone", "Mars"]),
+     ("follow_up_end", "2019", [*QUESTION, "--follow_up_end", "2019"]),
+     ("match_controls", 0, [*QUESTION, "--match_controls", "0"])],
+)  # fmt: skip
 def test_bad_arguments_leave_nothing(tables, tmp_path, field, value, words):
     with pytest.raises(BadArgumentError) as error:
         main([*tables, str(tmp_path / "out"), *words])
     assert (error.value.field, error.value.value) == (field, value)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "words", [["--split_fractions", "0.5", "0.1", "0.1"], ["--image_root", "nowhere"], ["--horizon"]]
-)
-def test_bad_requests_leave_nothing(tables, tmp_path, words):
-    with pytest.raises(RetFoundError):
-        main([*tables, str(tmp_path / "out"), *QUESTION, *words])
+    for words in (["--split_fractions", "0.5", "0.1", "0.1"], ["--image_root", "nowhere"]):
+        with pytest.raises(RetFoundError):
+            main([*tables, str(tmp_path / "out"), *QUESTION, *words])
     assert not (tmp_path / "out").exists()
 
 
 def test_images_may_be_elsewhere(tables, tmp_path):
     main([*tables, str(tmp_path / "out"), *QUESTION, "--image_root", str(tmp_path / "x"), "--no_check_images"])
     assert pd.read_csv(tmp_path / "out/cohort.csv")["image"].iloc[0] == "../x/images/0L.png"
-
-
-def test_no_text_of_a_chart_leaves_its_box(tmp_path, monkeypatch):
-    """Counts of millions and long names of events."""
-    from matplotlib.patches import Rectangle
-
-    table = pd.DataFrame(
-        {"patient_id": ["a", "b", "c"], "eye": "R", "label": [0, 1, 0], "split": ["train", "val", "test"]}
-    )
-    flow = Flow(table)
-    flow.stage("at_risk", "At risk on the day of the image")
-    long = "neovascular age-related macular degeneration or geographic atrophy or any other late disease"
-    flow.exclude("prevalent", f"{long} on or before the day of the image", pd.Series(False, table.index))
-    big = {"patients": 1104311, "eyes": 2208622, "images": 12345678}
-    flow.stages[1].excluded[0].counts.update(big)
-    monkeypatch.setattr(Flow, "_count", lambda self, table: dict(big))
-    figures = []
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: figures.append(self))
-    plot_flow(flow, tmp_path / "flow.png")
-    (found,) = figures
-    axes = found.axes[0]
-    renderer = found.canvas.get_renderer()
-    boxes = [patch.get_window_extent(renderer) for patch in axes.patches if isinstance(patch, Rectangle)]
-    texts = [text.get_window_extent(renderer) for text in axes.texts if text.get_text()]
-    assert len(boxes) == 6 and len(texts) > 15
-    for text in texts:
-        inside = [
-            box for box in boxes if box.x0 <= text.x0 and text.x1 <= box.x1 and box.y0 <= text.y0 and text.y1 <= box.y1
-        ]
-        assert len(inside) == 1
 
 
 def test_patients_of_a_table_who_have_no_image_are_said(tables, tmp_path, capsys):
@@ -141,3 +104,11 @@ def test_patients_of_a_table_who_have_no_image_are_said(tables, tmp_path, capsys
     assert "2 patients of the patients table have no image" in capsys.readouterr().out.splitlines()
     facts = json.loads((tmp_path / "out/flow.json").read_text())["facts"]
     assert (facts["patients_without_images_in_events"], facts["patients_without_images_in_patients"]) == (0, 2)
+
+
+BENCHMARKS = Path(__file__).parents[3] / "scripts" / "benchmarks"
+
+
+def test_the_chart_of_the_readme_is_that_of_its_commands():
+    recorded = json.loads((BENCHMARKS / "results" / "cohort_flow.json").read_text())
+    assert runpy.run_path(str(BENCHMARKS / "cohort_flow.py"))["cohort"]().flow.as_dict() == recorded
