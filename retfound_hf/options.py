@@ -11,7 +11,7 @@ import math
 import re
 import sys
 from argparse import ArgumentDefaultsHelpFormatter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +21,7 @@ from .errors import BadArgumentError, RetFoundError, nearest, one_line, require_
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 # `level`, `level=eye` or `level='eye'` in an error's message.
 FIELD = re.compile(r"`(\w+)(?:=([^`]*))?`")
-_fields: set[str] = set()  # of the command that runs in this process
+_fields: dict[str, str] = {}  # of the command that runs in this process, and how each is written there
 
 
 def option(default: Any, help: str, low: float | None = None, high: float = math.inf, **ends: float) -> Any:
@@ -73,7 +73,8 @@ def parse_arguments(
     words = list(sys.argv[1:] if argv is None else argv)
     if options_file and words and words[0].endswith(CONFIG_SUFFIXES) and not words[0].startswith("-"):
         words = _words_of_file(Path(words[0]), types) + words[1:]
-    _fields.update(field.name for kind in types for field in dataclasses.fields(kind))
+    for each in (field for kind in types for field in dataclasses.fields(kind)):
+        _fields[each.name] = each.name.upper() if each.metadata.get("positional") else f"--{each.name}"
     parser = _parser(types, description)
     *parsed, unknown = parser.parse_args_into_dataclasses(
         args=words, return_remaining_strings=True, look_for_args_file=False
@@ -99,14 +100,14 @@ def run_command(function: Callable[[Sequence[str] | None], Any], argv: Sequence[
     return 0
 
 
-def with_flags(message: str, fields: Collection[str]) -> str:
-    """`message` with its backticked `fields` written as flags: `level='eye'` becomes --level eye."""
+def with_flags(message: str, fields: Mapping[str, str]) -> str:
+    """`message` with its backticked `fields` as the command writes them: `level='eye'` becomes --level eye."""
 
     def flag(match: re.Match[str]) -> str:
         name, value = match.groups()
         if name not in fields:
             return match.group(0)
-        return f"--{name}" if value is None else f"--{name} {value.strip(chr(39))}"
+        return fields[name] if value is None else f"{fields[name]} {value.strip(chr(39))}"
 
     return FIELD.sub(flag, message)
 

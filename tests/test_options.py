@@ -192,7 +192,7 @@ class TestFlags:
     def test_backticked_fields_become_flags(self):
         message = "`level='eye'` needs `patient_id`; pass `label_conflicts=max` or leave out `level`"
         expected = "--level eye needs `patient_id`; pass --label_conflicts max or leave out --level"
-        assert with_flags(message, {"level", "label_conflicts"}) == expected
+        assert with_flags(message, {"level": "--level", "label_conflicts": "--label_conflicts"}) == expected
 
     def test_command_prints_flags_of_its_own_fields(self, capsys):
         def command(argv):
@@ -201,6 +201,14 @@ class TestFlags:
 
         assert run_command(command, []) == 2
         assert capsys.readouterr().err.startswith("error: --image_size 3 must")
+
+    def test_a_field_with_a_place_of_its_own_is_no_flag(self, capsys):
+        def command(argv):
+            parse("in", "out")
+            raise BadArgumentError("`source=in` holds no image", field="source", value="in")
+
+        assert run_command(command, []) == 2
+        assert capsys.readouterr().err.startswith("error: SOURCE in holds")
 
 
 class TestBuildArguments:
