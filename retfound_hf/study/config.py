@@ -329,14 +329,13 @@ def read_settings(path: str | Path) -> Study:
     Raises:
         BadArgumentError: an unknown key (the nearest right one is named) or a value that is not accepted; `field` is
             its place, such as `data.Inside.external`. Whether the data and models exist is for `jobs.check_study`.
-        BadDataError: no file, or one that is not YAML.
+        BadDataError: no file, or one that is not a mapping in YAML.
     """
     path = Path(path)
     content = _read_yaml(path)
-    context = {"folder": path.absolute().parent, "data": {}}
-    if isinstance(content, Mapping):
-        content = {**content, "name": content.get("name") or path.stem}
-        context["data"] = content["data"] if isinstance(content.get("data"), Mapping) else {}
+    content = {**content, "name": content.get("name") or path.stem}
+    data = content["data"] if isinstance(content.get("data"), Mapping) else {}
+    context = {"folder": path.absolute().parent, "data": data}
     try:
         return Study.model_validate(content, context=context)
     except ValidationError as error:
@@ -363,14 +362,17 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> Any:
+def _read_yaml(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         example = "give a YAML file such as scripts/studies/synthetic.yaml"
         raise BadDataError(f"study file {path} does not exist; {example}", source=path)
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: other encodings, and a date that no calendar has
         raise BadDataError(f"study file {path} is not valid YAML in UTF-8: {one_line(error)}", source=path) from error
+    if not isinstance(content, Mapping):
+        raise BadDataError(f"study file {path} must map names to values, found {type(content).__name__}", source=path)
+    return content
 
 
 def job_options(study: Study, model: Model, method: Method, data: DataSet) -> dict[str, Any]:

@@ -76,6 +76,7 @@ def test_a_single_value_stands_for_a_list_and_subgroups_may_be_none(study_file):
         "name: Trial\n".encode("utf-16"),
         b"name: 2020-13-45\n",
         b"models: [retfound\n",
+        b"image,label\na.jpg,normal\n",  # a table: no names with values
         b"models: {A: x}\nmethods: [linear]\ndata: {D: x}\nmodels: {B: y}\n",  # a key twice
     ],
 )
