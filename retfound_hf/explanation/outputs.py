@@ -215,7 +215,7 @@ class ReadableBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[OpenedImage]]]:
         any_good = False
-        with tqdm(desc="explain", unit="image", disable=None) as bar:
+        with tqdm(desc="explain", unit="image") as bar:
             for sources in find_sources(self.arguments, self.config):
                 bar.total = (bar.total or 0) + len(sources)
                 for pixels, items in self._loader(sources):

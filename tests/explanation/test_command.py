@@ -55,9 +55,10 @@ def run(model: str, data: Path | str, out: Path, *flags: str) -> pd.DataFrame:
     return pd.read_csv(out / "maps.csv")
 
 
-def test_a_folder_of_images(model_folder, pictures, tmp_path):
+def test_a_folder_of_images(model_folder, pictures, tmp_path, capsys):
     out = tmp_path / "out"
     table = run(model_folder, pictures, out, "--per_device_eval_batch_size", "2")
+    assert "explain: 100%" in capsys.readouterr().err  # the bar, in a log file too
     assert {path.name for path in out.iterdir()} == {
         "pictures", "arrays", "maps.csv", "maps.npz", "contact_sheet.png", "run.json",
     }  # fmt: skip
