@@ -287,7 +287,9 @@ class Plan:
                     progress.update()
         finally:
             ended = write_results(self.folder, self.study, self.jobs)
-        write_run_record(self.folder, "study", self.arguments, seconds=round(time.time() - started, 1))
+        write_run_record(
+            self.folder, "study", [self.arguments, PlanArguments()], seconds=round(time.time() - started, 1)
+        )
         write_report(self.folder)
         failed = tuple(replace(job, error=errors.get(job.id)) for job in ended if job.status == "failed")
         if failed:

@@ -1,5 +1,6 @@
 """Studies in real processes: skipped, killed, failed, in parts; their tables are the same in the end."""
 
+import json
 import multiprocessing
 import os
 import re
@@ -133,6 +134,11 @@ def test_finished_jobs_are_not_done_again(halved, capsys):
     assert "4 finished already" in capsys.readouterr().out
     assert {found: found.stat().st_mtime_ns for found in (folder / "jobs").rglob("*")} == before
     assert (folder / "results.csv").read_bytes() == results
+
+
+def test_the_record_holds_every_option(halved):
+    options = {name for kind in (runner.StudyArguments, runner.PlanArguments) for name in kind.__dataclass_fields__}
+    assert set(json.loads((halved[1] / "run.json").read_text())["arguments"]) == options
 
 
 def test_parts_brought_together_give_the_same_tables(halved, tmp_path):
