@@ -80,7 +80,7 @@ class ShardPart:
     @property
     def refs(self) -> list[ImageRef]:
         table = pq.read_table(self.path)
-        images = [{"bytes": row} if isinstance(row, bytes) else row for row in table["image"].to_pylist()]
+        images: list[Any] = [{"bytes": c} if isinstance(c, bytes) else c for c in table["image"].to_pylist()]
         if "id" in table.column_names:
             ids = [str(value) for value in table["id"].to_pylist()]
         else:
