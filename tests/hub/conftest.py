@@ -7,20 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from noise import with_noise
 from PIL import Image
+from tiny import save_autoencoder, save_stock, tiny_config
 
-from retfound_hf import RetFoundConfig, RetFoundForImageClassification, RetFoundForPreTraining, RetFoundImageProcessor
+from retfound_hf import RetFoundForImageClassification, RetFoundImageProcessor
 
 SIZES = {
-    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "image_size": 64,
-    "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 4,
+    "hidden_size": 64, "intermediate_size": 128, "image_size": 64, "patch_size": 16, "decoder_hidden_size": 32,
     "decoder_intermediate_size": 64,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -30,25 +26,12 @@ def workshop(tmp_path_factory) -> Path:
     from retfound_hf.models.cards import cost_text, write_card
 
     place = tmp_path_factory.mktemp("workshop")
-    torch.manual_seed(0)
-    model = RetFoundForPreTraining(RetFoundConfig(**SIZES, weights_license="cc-by-nc-4.0", modality="cfp"))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    model.eval().save_pretrained(place / "base")
-    RetFoundImageProcessor.for_image_size(64).save_pretrained(place / "base")
+    save_autoencoder(place / "base", **SIZES, weights_license="cc-by-nc-4.0", modality="cfp")
     write_card(
-        place / "base",
-        "pretrained",
-        {"license": "cc-by-nc-4.0", "pipeline_tag": "image-feature-extraction"},
-        title="base",
-        description="A small model.",
-        has_decoder=True,
-        training_data="None.",
-        preprocessing="Crop, resize, normalise.",
-        cost=cost_text(12.0, "2 CPU cores"),
-        provenance="Made for the tests.",
-    )
+        place / "base", "pretrained", {"license": "cc-by-nc-4.0", "pipeline_tag": "image-feature-extraction"},
+        title="base", description="A small model.", has_decoder=True, training_data="None.",
+        preprocessing="Crop, resize, normalise.", cost=cost_text(12.0, "2 CPU cores"), provenance="Made for the tests."
+    )  # fmt: skip
     rng = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 4), ("test", 4)):
         for index, name in enumerate(("normal", "stage 3")):
@@ -68,14 +51,11 @@ def workshop(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def stock_workshop(workshop, tmp_path_factory) -> Path:
     """The same on a DINOv2 encoder, whose configuration lies within ours: `base`, `classifier` and `adapter`."""
-    from transformers import Dinov2Config, Dinov2Model
-
     from retfound_hf.finetuning.finetune import main
 
     place = tmp_path_factory.mktemp("stock-workshop")
-    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 56, "patch_size": 14}
-    config = Dinov2Config(**sizes, weights_license="cc-by-nc-4.0", modality="cfp")
-    Dinov2Model(config).save_pretrained(place / "base")
+    licence = {"weights_license": "cc-by-nc-4.0", "modality": "cfp"}
+    save_stock(place / "base", "dinov2", hidden_size=48, image_size=56, patch_size=14, **licence)
     RetFoundImageProcessor.for_image_size(56).save_pretrained(place / "base")
     common = ["--model_name_or_path", str(place / "base"), "--data", str(workshop / "images")]
     common += ["--dataloader_num_workers", "0", "--disable_tqdm", "true"]
@@ -118,10 +98,6 @@ def new_classifier():
 
     def make(**options) -> RetFoundForImageClassification:
         torch.manual_seed(1)
-        model = RetFoundForImageClassification(RetFoundConfig(**SIZES, num_labels=3, **options)).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.1 * torch.randn_like(parameter)
-        return model
+        return with_noise(RetFoundForImageClassification(tiny_config(**SIZES, num_labels=3, **options)))
 
     return make

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
@@ -15,17 +14,8 @@ from retfound_hf import RetFoundConfig, RetFoundImageProcessor
 from retfound_hf.hub.contents import Contents, check_card, read_card, sections_of
 from retfound_hf.hub.publish import publish
 from retfound_hf.models import conversion
-from retfound_hf.models.cards import (
-    calibration_text,
-    cost_text,
-    evaluation_text,
-    title,
-    write_card,
-    write_converted_card,
-)
+from retfound_hf.models.cards import calibration_text, evaluation_text, title, write_card, write_converted_card
 from retfound_hf.models.conversion import CheckpointFile
-from retfound_hf.pretraining.objectives import OBJECTIVES
-from retfound_hf.pretraining.pretrain import write_pretrained_card
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 
@@ -58,12 +48,10 @@ def test_every_snippet_runs_as_printed(hub_here, workshop, image):
 
 @pytest.mark.parametrize(
     "problem_type, scores, called",
-    [
-        ("single_label_classification", "probabilities = {}.softmax(-1)\n", 'classify("image.jpg")'),
-        ("multi_label_classification", "probabilities = {}.sigmoid()\n", 'classify("image.jpg")'),
-        ("regression", "values = {}\n", 'classify("image.jpg", function_to_apply="none")'),
-    ],
-)
+    [("single_label_classification", "probabilities = {}.softmax(-1)\n", 'classify("image.jpg")'),
+     ("multi_label_classification", "probabilities = {}.sigmoid()\n", 'classify("image.jpg")'),
+     ("regression", "values = {}\n", 'classify("image.jpg", function_to_apply="none")')],
+)  # fmt: skip
 def test_snippets_read_the_outputs_as_the_model_means_them(tmp_path, problem_type, scores, called):
     names = ("title", "description", "targets", "training_data", "preprocessing", "evaluation", "calibration", "cost")
     facts = {**dict.fromkeys((*names, "provenance"), "Said."), "problem_type": problem_type}
@@ -108,8 +96,6 @@ def test_subgroups_and_temperature_are_shown(tmp_path):
     rows += ["age,60+,20,auroc,,,,15,1,", "age,60+,20,brier,0.3,0.2,0.4,15,0,"]
     (tmp_path / "subgroups.csv").write_text("\n".join(rows) + "\n")
     text = evaluation_text(tmp_path, "the test split, 40 images")
-    assert "| by | group | patients | metric | value | 95% interval | p of a gap |" in text
-    assert "| --- | --- | ---: | --- | ---: | ---: | ---: |" in text
     assert "| age | 40-60 | 15 | AUROC | 0.812 | 0.700 to 0.900 |  |" in text
     assert "| age | 40-60 - 60+ | 30 | AUROC | 0.100 | -0.050 to 0.250 | 0.040 |" in text
     assert "| age | 60+ | 15 | AUROC | undefined |  |  |" in text and "0.300" not in text
@@ -142,31 +128,11 @@ def test_a_head_that_validation_knew_nothing_of_is_not_called_calibrated(tmp_pat
     assert "The probabilities are not calibrated" in text
 
 
-def test_cost_is_time_on_a_machine():
-    assert cost_text(90, "2 CPU cores") == (
-        "Measured: 90 seconds on 2 CPU cores. Power was not measured; no energy is claimed."
-    )
-    assert "30 minutes on 8 x A" in cost_text(1800, "8 x A") and "3.0 hours" in cost_text(10800, "8 x A")
-    assert "1 second on" in cost_text(0.3, "1 CPU core") and cost_text(None, None) == "Not measured."
-
-
-def test_columns_without_a_cell_are_left_out(tmp_path):
-    (tmp_path / "metrics.json").write_text(json.dumps({"auroc": 0.75}))
-    rows = ["column,group,rows,metric,value,low,high,n,undefined,p_value", "sex,F,20,auroc,0.81234,,,15,0,"]
-    (tmp_path / "subgroups.csv").write_text("\n".join(rows) + "\n")
-    text = evaluation_text(tmp_path, "the test split, 40 images")
-    assert "| by | group | patients | metric | value |\n" in text
-    assert text.endswith("| sex | F | 15 | AUROC | 0.812 |")
-
-
 @pytest.mark.parametrize(
     ("source", "kind", "modality"),
-    [
-        ("RETFound_dinov2_meh", "dinov2", "cfp"),
-        ("own-1.5", "classifier", "oct"),
-        ("RETFound_mae_meh", "encoder", "cfp"),
-    ],
-)
+    [("RETFound_dinov2_meh", "dinov2", "cfp"), ("own-1.5", "classifier", "oct"),
+     ("RETFound_mae_meh", "encoder", "cfp")],
+)  # fmt: skip
 def test_cards_of_converted_folders_pass(tmp_path, monkeypatch, source, kind, modality):
     monkeypatch.setattr(conversion, "sha256_of", lambda path: "12e4567890" * 6 + "5e12")
     file = CheckpointFile(tmp_path / f"{source}.pth", {}, "model", {}, kind, "RETFound")
@@ -174,31 +140,6 @@ def test_cards_of_converted_folders_pass(tmp_path, monkeypatch, source, kind, mo
     processor.save_pretrained(tmp_path)
     config = RetFoundConfig(modality=modality)
     write_converted_card(tmp_path, "mine-0.5", file, file.path, modality, config, processor)
-    check_card(Contents(tmp_path, "model", {}, (), {}), *read_card(tmp_path))
-
-
-@pytest.mark.parametrize("objective", ["mae", "dino"])
-def test_the_card_of_a_pretraining_passes(tmp_path, objective):
-    config = RetFoundConfig(modality="cfp", mask_ratio=0.75)
-    config.save_pretrained(tmp_path)
-    processor = RetFoundImageProcessor()
-    processor.save_pretrained(tmp_path)
-    (tmp_path / "run.json").write_text(json.dumps({"arguments": {"weight_decay": 0.05, "adam_beta2": 0.999}}))
-    arguments = SimpleNamespace(
-        model=SimpleNamespace(model_name_or_path=None, config_name="retfound-1.5"),
-        objective=SimpleNamespace(objective_class=OBJECTIVES[objective]),
-        data=SimpleNamespace(train_data=["org/eyes-2.5"]),
-    )
-    model = SimpleNamespace(config=config, **({"decoder": None} if objective == "mae" else {}))
-    loop = SimpleNamespace(
-        order=SimpleNamespace(num_images=12345, total_steps=1000, global_batch=64),
-        args=SimpleNamespace(peak_learning_rate=lambda batch: 1.5e-4 * batch / 256, weight_decay=0.05, seed=0),
-        objective=SimpleNamespace(model=model), checkpoints=SimpleNamespace(processor=processor),
-    )  # fmt: skip
-    write_pretrained_card(tmp_path, "mine-0.5", arguments, loop, 12345.6)
-    card = tmp_path / "README.md"
-    card.write_text(card.read_text().replace("---\n", "---\nlicense: cc-by-nc-4.0\n", 1))
-    assert "peak learning rate 3.75e-05, weight decay 0.05" in card.read_text() and "3.4 hours" in card.read_text()
     check_card(Contents(tmp_path, "model", {}, (), {}), *read_card(tmp_path))
 
 

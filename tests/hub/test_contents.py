@@ -1,4 +1,4 @@
-"""What is published of a folder: nothing private, the licence, and nothing of the machine it was made on."""
+"""What may be published: nothing private, no path of this machine, the licence, complete cards, true figures."""
 
 import csv
 import json
@@ -112,14 +112,10 @@ def test_a_bad_name_is_refused(workshop, name):
 
 HEADER = "column,group,rows,metric,value,low,high,n,undefined,p_value"
 ROWS = [
-    "patient_id,p017,4,auroc,0.9,,,1,0,",
-    "patient_id,p018,4,auroc,,,,1,1,",
-    "camera,A,40,auroc,0.8,0.7,0.9,10,0,",
-    "camera,B,36,auroc,0.7,0.6,0.8,9,0,",
-    "camera,B2,80,auroc,0.6,0.5,0.7,20,0,",
-    "camera,A - B,156,auroc,0.1,0.0,0.2,39,0,0.04",
-    "camera,A - B2,156,auroc,0.2,0.1,0.3,39,0,0.04",
-]
+    "patient_id,p017,4,auroc,0.9,,,1,0,", "patient_id,p018,4,auroc,,,,1,1,", "camera,A,40,auroc,0.8,0.7,0.9,10,0,",
+    "camera,B,36,auroc,0.7,0.6,0.8,9,0,", "camera,B2,80,auroc,0.6,0.5,0.7,20,0,",
+    "camera,A - B,156,auroc,0.1,0.0,0.2,39,0,0.04", "camera,A - B2,156,auroc,0.2,0.1,0.3,39,0,0.04",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["subgroups.csv", "validation/subgroups.csv"])
@@ -206,3 +202,98 @@ def test_the_snippets_of_a_renamed_folder_load_what_is_published(workshop, tmp_p
     expected = ["org/other" if found == "org/other" else "org/name" for found in loads.findall(before)]
     assert len(expected) > 3 and loads.findall(text) == expected
     assert text.count('pipeline("image-classification"') == before.count('pipeline("image-classification"')
+
+
+@pytest.fixture
+def card(folder):
+    """The card of a copy of the workshop's classifier."""
+    return folder("classifier") / "README.md"
+
+
+def put(card: Path, before: str, after: str) -> None:
+    text = card.read_text()
+    assert before in text
+    card.write_text(text.replace(before, after, 1))
+
+
+@pytest.mark.parametrize("word", ["TODO: write", "{{ description }}", "[More Information Needed]"])
+def test_a_placeholder_is_named(card, word):
+    put(card, "## Limits\n", f"## Limits\n\n{word}\n")
+    assert word in refused(card.parent)
+
+
+@pytest.mark.parametrize("section", ["Limits", "Evaluation", "Calibration", "Intended use"])
+def test_a_missing_section_is_named(card, section):
+    put(card, f"## {section}\n", "## Something else\n")
+    assert f"`## {section}`" in refused(card.parent)
+
+
+@pytest.mark.parametrize("name", ["pipeline_tag", "library_name"])
+def test_missing_metadata_are_named(card, name):
+    card.write_text(re.sub(rf"^{name}: .*\n", "", card.read_text(), flags=re.M))
+    assert name in refused(card.parent)
+
+
+def test_invalid_metadata_are_refused(card):
+    put(card, "---\n", "---\nbroken: [\n")
+    assert "metadata" in refused(card.parent)
+
+
+@pytest.mark.parametrize("section", ["Intended use", "Evaluation", "Limits"])
+def test_free_text_is_free(card, section):
+    said = (
+        "Taken at f/2.8 with firmware 3.1, aspect ratio 1.33 (clause 4.2), -6.0 to +3.0 D. Smoking was recorded in "
+        "30% of 1,204 patients, mean age 63.5 (SD 10.2) years; another model reached an AUROC of 0.991 (Doe 2021). "
+        "Written on 2024-05-01 with Transformers 5.17. The AUROC has a 95% CI; it misses one case in twenty."
+    )
+    put(card, f"## {section}\n", f"## {section}\n\n{said}\n\n| camera | images |\n| --- | --- |\n| A | 0.5 |\n")
+    publish(card.parent, "org/name", dry_run=True)
+
+
+def test_a_figure_that_differs_from_the_results_is_refused(card):
+    auroc = json.loads((card.parent / "metrics.json").read_text())["auroc"]
+    put(card, f"| AUROC | {auroc:.3f} |", "| AUROC | 0.987 |")
+    said = refused(card.parent)
+    assert "| AUROC | 0.987 |" in said and f"| AUROC | {auroc:.3f} |" in said
+
+
+def test_results_that_changed_are_refused(card, change_json):
+    change_json(card.parent / "metrics.json", brier=0.4321)
+    assert "0.432" in refused(card.parent)
+
+
+def test_a_row_that_was_removed_is_named(card):
+    card.write_text(re.sub(r"^\| stage 3 \|.*\n", "", card.read_text(), flags=re.M))
+    assert "stage 3" in refused(card.parent)
+
+
+@pytest.mark.parametrize(
+    ("value", "passes"), [("0.9876543", False), ("0.9", False), ("high", False), ("0.9123", True)]
+)
+def test_a_value_of_the_index_is_that_of_its_metric(card, change_json, value, passes):
+    metrics, own = json.loads((card.parent / "metrics.json").read_text()), 0.912345
+    put(card, f"value: {metrics['auroc']}\n", f"value: {value}\n")
+    put(card, f"| AUROC | {metrics['auroc']:.3f} |", f"| AUROC | {own:.3f} |")
+    change_json(card.parent / "metrics.json", auroc=own, other=metrics["auroc"])
+    put(card, "| Accuracy |", f"| other | {metrics['auroc']:.3f} |  |\n| Accuracy |")
+    if passes:
+        card.write_text(re.sub(r"^\| other .*\n", "", card.read_text(), flags=re.M))
+        change_json(card.parent / "metrics.json", other=None)
+        publish(card.parent, "org/name", dry_run=True)
+    else:
+        assert "model-index" in refused(card.parent) or "other" in refused(card.parent)
+
+
+@pytest.mark.parametrize(("name", "passes"), [("Accuracy", False), ("accuracy", False), ("AUROC on day one", True)])
+def test_a_result_cannot_bear_the_name_of_another(card, name, passes):
+    auroc = json.loads((card.parent / "metrics.json").read_text())["auroc"]
+    put(card, f"- type: auroc\n      value: {auroc}\n", f"- type: auroc\n      value: {auroc}\n      name: {name}\n")
+    if passes:
+        publish(card.parent, "org/name", dry_run=True)
+    else:
+        assert name in refused(card.parent)
+
+
+def test_a_result_that_was_not_measured_is_refused(card):
+    put(card, "- type: auroc\n", "- type: mae\n")
+    assert "mae" in refused(card.parent)

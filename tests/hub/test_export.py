@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from retfound_hf import RetFoundError, RetFoundForImageClassification, RetFoundImageProcessor, RetFoundModel
+from retfound_hf import RetFoundError, RetFoundImageProcessor, RetFoundModel
 from retfound_hf.errors import BadModelError, OutputError
 from retfound_hf.hub.export import check_equal, export, main
 from retfound_hf.images.field_of_view import crop_field_of_view
@@ -50,38 +50,18 @@ def in_onnx(folder, images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_timm_loads_a_classifier_strictly_with_equal_logits(saved, tmp_path):
-    model, folder = saved()
-    out = export(folder, tmp_path / "out", "timm")
-    torch.testing.assert_close(in_timm(out)(pixels()), model(pixels()).logits, atol=1e-4, rtol=0)
-
-
-@torch.no_grad()
-def test_timm_gives_the_feature_vector_of_an_encoder(workshop, tmp_path):
-    out = export(str(workshop / "base"), tmp_path / "out", "timm")
-    expected = RetFoundModel.from_pretrained(workshop / "base").eval()(pixels()).pooler_output
-    torch.testing.assert_close(in_timm(out)(pixels()), expected, atol=1e-4, rtol=0)
-
-
-@torch.no_grad()
-def test_an_adapter_is_merged_on_the_way(workshop, tmp_path):
-    out = export(str(workshop / "adapter"), tmp_path / "out", "timm")
-    expected = load_classifier(str(workshop / "adapter"))(pixels()).logits
-    torch.testing.assert_close(in_timm(out)(pixels()), expected, atol=1e-4, rtol=0)
-
-
-def test_vit_large_takes_no_sizes():
-    from retfound_hf import RetFoundConfig
-    from retfound_hf.hub.export import timm_arguments, timm_state
-
-    with torch.device("meta"):
-        model = RetFoundForImageClassification(RetFoundConfig(num_labels=5))
-        other = timm.create_model(**timm_arguments(model, True))
-    assert timm_arguments(model, True) == {
-        "model_name": "vit_large_patch16_224", "num_classes": 5, "global_pool": "avg"
-    }  # fmt: skip
-    shapes = {name: value.shape for name, value in other.state_dict().items()}
-    assert {name: value.shape for name, value in timm_state(model, True).items()} == shapes
+@pytest.mark.parametrize(
+    ("name", "form"), [("base", "timm"), ("base", "onnx"), ("classifier", "timm"), ("adapter", "timm")]
+)
+def test_features_and_logits_in_other_libraries_equal_ours(workshop, tmp_path, name, form):
+    """timm loads the weights strictly; an adapter is merged on the way."""
+    out, folder = export(str(workshop / name), tmp_path / "out", form), str(workshop / name)
+    if name == "base":
+        expected = RetFoundModel.from_pretrained(folder).eval()(pixels()).pooler_output
+    else:
+        expected = load_classifier(folder)(pixels()).logits
+    found = in_timm(out)(pixels()) if form == "timm" else in_onnx(out, pixels())
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def test_a_norm_applied_twice_is_not_for_timm(saved, tmp_path):
@@ -103,13 +83,6 @@ def test_onnx_gives_equal_logits_for_any_batch(saved, tmp_path, capsys):
     output = json.loads((tmp_path / "out" / "preprocessing.json").read_text())["output"]
     assert output["labels"] == ["a", "b", "c"] and output["activation"] == "sigmoid"
     assert "out: model.onnx" in capsys.readouterr().out
-
-
-@torch.no_grad()
-def test_onnx_gives_the_feature_vector_of_an_encoder(workshop, tmp_path):
-    out = export(str(workshop / "base"), tmp_path / "out", "onnx")
-    expected = RetFoundModel.from_pretrained(workshop / "base").eval()(pixels(3)).pooler_output
-    torch.testing.assert_close(in_onnx(out, pixels(3)), expected, atol=1e-4, rtol=0)
 
 
 def test_preprocessing_followed_by_hand_gives_the_processor_s_pixels(saved, tmp_path, image):

@@ -93,16 +93,6 @@ def test_load_by_name_in_a_fresh_process_then_offline(published, workshop, image
     assert len(published.requests) == asked
 
 
-def test_the_package_loads_by_name_too(published, workshop):
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-    model = AutoModelForImageClassification.from_pretrained("org/classifier")
-    assert type(model) is RetFoundForImageClassification
-    assert type(AutoImageProcessor.from_pretrained("org/classifier")) is RetFoundImageProcessor
-    own = RetFoundForImageClassification.from_pretrained(workshop / "classifier").state_dict()
-    assert all(torch.equal(own[name], value) for name, value in model.state_dict().items())
-
-
 def test_saved_by_the_package_it_no_longer_points_at_code(published, tmp_path):
     RetFoundForImageClassification.from_pretrained("org/classifier").save_pretrained(tmp_path / "again")
     assert "auto_map" not in json.loads((tmp_path / "again" / "config.json").read_text())
@@ -180,13 +170,6 @@ def test_the_page_goes_up_as_a_space(hub_here, workshop, capsys):
     assert b"org/mine" in space["app.py"].content and b"license: cc-by-nc-4.0" in space["README.md"].content
     assert f"{hub_here.url}/spaces/org/mine-page" in capsys.readouterr().out
     assert run_command(main, [str(workshop / "base"), "--repo_id", "org/base", "--space"]) == 2
-
-
-def test_what_a_new_version_lacks_does_not_stay(hub_here, workshop):
-    publish(workshop / "classifier", "org/mine")
-    publish(workshop / "adapter", "org/mine", base_model="org/base")
-    files = hub_here.repo("org/mine").at("main").files
-    assert "adapter_model.safetensors" in files and "model.safetensors" not in files
 
 
 def test_thresholds_and_reports_of_an_earlier_version_do_not_stay(hub_here, workshop, folder):
