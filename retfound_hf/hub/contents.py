@@ -26,7 +26,7 @@ PUBLISHED = (
     "adapter_model.safetensors", "metrics.json", "intervals.csv", SUBGROUPS, "calibration.csv",
     "operating_points.csv", "operating_points.json", "history.json", "metrics.jsonl", "plots/*.png", "plots/*.pdf",
     "validation/metrics.json", "validation/intervals.csv", "validation/subgroups.csv", "validation/calibration.csv",
-    "validation/plots/*.png", "cited.csv", "LICENSE*",
+    "validation/plots/*.png", "LICENSE*",
 )  # fmt: skip
 CODE = "*retfound*.py"  # as `remote_code` names its files
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.h5", "*.msgpack")
