@@ -11,7 +11,8 @@ import math
 import re
 import sys
 from argparse import ArgumentDefaultsHelpFormatter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -88,9 +89,9 @@ def parse_arguments(
 def run_command(function: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:
     """Run a command's function as a process does: 0 on success, 2 with a one-line reason on bad input."""
     _hide_script_folder()
-    _show_notes()
     try:
-        function(argv)
+        with _notes_on_stderr():
+            function(argv)
     except RetFoundError as error:
         print(f"error: {with_flags(' '.join(str(error).split()), _fields)}", file=sys.stderr)
         return 2
@@ -129,12 +130,18 @@ def build_arguments(types: Sequence[type], options: Mapping[str, Any]) -> tuple[
     )
 
 
-def _show_notes() -> None:
-    """Let the commands print what the package logs for information, such as by what images were split."""
+@contextmanager
+def _notes_on_stderr() -> Iterator[None]:
+    """Print what the package logs for information, such as by what images were split, while a command runs."""
     log = logging.getLogger(__package__)
-    if not log.handlers:
-        log.addHandler(logging.StreamHandler())
-        log.setLevel(logging.INFO)
+    handler, level = logging.StreamHandler(), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _hide_script_folder() -> None:

@@ -311,7 +311,7 @@ def _warn_of_passed_over(root: Path, used: set[str]) -> None:
     kinds: dict[str, list[str]] = {}
     for path in find_files_in(root):
         name = path.relative_to(root).as_posix()
-        if name not in used and name != METADATA:
+        if name not in used and name not in (METADATA, "run.json", "README.md"):
             is_image = path.name.lower().endswith(IMAGE_SUFFIXES)
             suffix = f"files with suffix {path.suffix.lower() or 'none'}"
             kind = "images outside the class folders" if is_image else suffix

@@ -77,7 +77,7 @@ def test_data_that_cannot_be_used(refused, tmp_path, planted):
     def changed(name):
         return shutil.copytree(planted, tmp_path / name)
 
-    shutil.rmtree(changed("incomplete") / "val")
+    shutil.rmtree(changed("incomplete") / "test")
     for path in (changed("emptied") / "train" / "amd").iterdir():
         path.unlink()
     metadata = pd.read_csv(changed("leaky") / "metadata.csv")
