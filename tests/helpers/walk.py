@@ -1,5 +1,6 @@
 """Files that a run goes through, counted."""
 
+import gc
 import inspect
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ def files_entered(function: Callable[..., Any], *args: Any, **kwargs: Any) -> se
         if event == "call" and code.co_flags & inspect.CO_OPTIMIZED and code.co_filename.startswith(PACKAGE):
             found.add(code.co_filename.removeprefix(PACKAGE))
 
+    gc.collect()  # generators that earlier tests left open would enter their files when they are collected
     sys.setprofile(profile)
     try:
         function(*args, **kwargs)
