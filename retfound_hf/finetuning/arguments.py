@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from ..errors import BadArgumentError, require, require_range
 from ..evaluation.metrics import lower_is_better
 from ..evaluation.report import ReportArguments
+from ..inference.predict import forward_options
 from ..models.configuration_retfound import PRESETS
 from ..models.loading import STARTING_POINTS, accepted_weights
 from ..options import build_arguments
@@ -239,11 +240,7 @@ class FinetuneArguments:
     @property
     def forward_options(self) -> dict[str, Any]:
         """Options of `inference.predict.forward_here`."""
-        return {
-            "batch_size": self.per_device_eval_batch_size,
-            "num_workers": self.dataloader_num_workers,
-            "precision": "fp16" if self.fp16 else "bf16" if self.bf16 else "no",
-        }
+        return forward_options(self)
 
     def resolve_learning_rate(self, base: float) -> None:
         """Set the learning rate, unless it is given, from the effective batch (Goyal et al. 2017).

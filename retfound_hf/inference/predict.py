@@ -62,11 +62,16 @@ class ForwardArguments:
     @property
     def options(self) -> dict[str, Any]:
         """Options of `forward_here`."""
-        return {
-            "batch_size": self.per_device_eval_batch_size,
-            "num_workers": self.dataloader_num_workers,
-            "precision": "fp16" if self.fp16 else "bf16" if self.bf16 else "no",
-        }
+        return forward_options(self)
+
+
+def forward_options(args: Any) -> dict[str, Any]:
+    """Options of `forward_here` from arguments that name them as `TrainingArguments` does."""
+    return {
+        "batch_size": args.per_device_eval_batch_size,
+        "num_workers": args.dataloader_num_workers,
+        "precision": "fp16" if args.fp16 else "bf16" if args.bf16 else "no",
+    }
 
 
 class PreparedSet(Dataset):
