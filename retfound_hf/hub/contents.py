@@ -30,14 +30,19 @@ PUBLISHED = (
 )  # fmt: skip
 CODE = "*retfound*.py"  # as `remote_code` names its files
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.h5", "*.msgpack")
-# Reason why the other files that a run writes are left out.
+STATE = "state of a training, to resume it"
+# Reason why the other files that a run, or Trainer, writes are left out.
 PRIVATE = {
     "predictions*.csv": "names of images and patients",
     "splits.csv": "names of images and patients",
     "run.json": "paths of this machine",
     "rejected.csv": "names of images",
     "previews/*": "pictures made from the training images",
+    "training_args.bin": "settings of the training and paths of this machine",
+    **dict.fromkeys(("optimizer*.pt", "optimizer*.bin", "scheduler*.pt", "scheduler*.bin"), STATE),
+    **dict.fromkeys(("scaler*.pt", "rng_state*.pth", "random_states*.pkl"), STATE),
 }
+NO_PART = "not part of the model"
 OFFICIAL_PREFIX = f"{OFFICIAL_ORGANISATION}/RETFound"
 
 
@@ -74,7 +79,9 @@ def read_contents(folder: str | Path) -> Contents:
     """
     folder = Path(folder)
     top = {path.name for path in folder.iterdir() if path.is_file()} if folder.is_dir() else set()
-    pickles = sorted(name for name in top if any(fnmatch(name, pattern) for pattern in PICKLES))
+    pickles = sorted(
+        name for name in top if any(fnmatch(name, pattern) for pattern in PICKLES) and _reason(name) == NO_PART
+    )
     if pickles:
         raise BadModelError(
             f"{folder} holds {', '.join(pickles)}, which may be pickles and can run code where they are loaded; only "
@@ -132,7 +139,7 @@ def _reason(path: str) -> str:
     for pattern, reason in PRIVATE.items():
         if fnmatch(path.split("/")[-1], pattern) or fnmatch(path, pattern):
             return reason
-    return "not part of the model"
+    return NO_PART
 
 
 def check_licence(contents: Contents, card: dict[str, Any], base_model: str | None = None) -> str:

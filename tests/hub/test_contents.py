@@ -49,6 +49,18 @@ def test_a_missing_file_is_named(folder, missing):
     assert missing in refused(place)
 
 
+def test_what_trainer_leaves_beside_the_model_is_left_out(folder):
+    """Its pickles say nothing of the model; weights in a pickle are refused still."""
+    place = folder("classifier")
+    left = {"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "trainer_state.json"}
+    for name in left:
+        torch.save({}, place / name)
+    published = publish(place, "org/name", dry_run=True)
+    assert left <= set(published.left_out) and not left & set(published.files)
+    torch.save({}, place / "head.pt")
+    assert "head.pt" in refused(place)
+
+
 def test_pickles_and_damaged_weights_are_refused(folder):
     place = folder("base")
     torch.save({}, place / "pytorch_model.bin")
