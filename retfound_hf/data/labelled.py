@@ -17,18 +17,9 @@ from ..images.reading import IMAGE_SUFFIXES, find_images
 from ..vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from . import tables
 from .image_sources import find_image_column, load_splits
-from .known_names import name_splits, normalise_split, splits_of
-from .labels import clean_labels, infer_problem_type, unfold_lists
-from .patients import OWN_ID, find_patients
-from .splits import (
-    PAPER_FRACTIONS,
-    SPLITS,
-    assign_splits,
-    check_no_patient_leak,
-    fraction_of_patients,
-    patient_groups,
-)
-from .tables import TABLE_SUFFIXES
+from .labels import OWN_ID, clean_labels, find_patients, infer_problem_type, unfold_lists
+from .splits import PAPER_FRACTIONS, SPLITS, assign_splits, fraction_of_patients, patient_groups
+from .tables import TABLE_SUFFIXES, check_no_patient_leak, name_splits, normalise_split, splits_of
 
 if TYPE_CHECKING:
     import datasets

@@ -17,8 +17,8 @@ from ..files import refuse_existing, write_json
 from ..images.reading import find_images, read_image
 from ..options import parse_arguments
 from ..record import write_run_record
-from .known_names import normalise_split
 from .splits import SPLITS
+from .tables import normalise_split
 
 FILE = Path(__file__).with_name("public_sets.yaml")
 LIKENESS = 0.6  # of names that are taken for two spellings of one, by difflib's ratio

@@ -56,31 +56,6 @@ def assign_splits(
     return np.array(SPLITS)[_deal(presence, shares, np.random.default_rng(seed))[patient_of_image]]
 
 
-def check_no_patient_leak(table: pd.DataFrame) -> None:
-    """Raise if a patient has images in more than one split.
-
-    Args:
-        table: columns `patient_id` (missing where unknown) and `split`.
-
-    Raises:
-        BadDataError: its `rows` are the patients.
-    """
-    known = table.dropna(subset=["patient_id"])
-    found = known.groupby("patient_id")["split"].unique()
-    leaked = found[found.map(len) > 1]
-    if len(leaked) == 0:
-        return
-    named = "; ".join(
-        f"{patient} in {' and '.join(sorted(splits, key=SPLITS.index))}" for patient, splits in leaked[:5].items()
-    )
-    raise BadDataError(
-        f"{len(leaked)} patient(s) are in more than one split ({named}{'; ...' if len(leaked) > 5 else ''}), so that "
-        "the test would not be of unseen patients; keep each patient in one split, or give a table without a split "
-        "column to have it split by patient",
-        rows=leaked.index,
-    )
-
-
 def _checked_fractions(fractions: Sequence[float]) -> np.ndarray:
     shares = np.asarray(fractions, dtype=float)
     if shares.shape != (3,) or not (shares >= 0).all() or shares[0] == 0 or abs(shares.sum() - 1) > 1e-6:

@@ -1,4 +1,4 @@
-"""Tables of images and labels: CSV and parquet files, what label columns mean, and checks before they are used."""
+"""Tables of images and labels: CSV and parquet files, names of splits, and checks before they are used."""
 
 import hashlib
 import logging
@@ -14,7 +14,6 @@ import pandas as pd
 
 from ..errors import BadDataError, join_names, nearest, one_line
 from ..images.reading import IMAGE_SUFFIXES
-from .known_names import SPLIT_COLUMN_ENDS, SPLIT_COLUMNS, bare, name_splits
 from .splits import SPLITS
 
 logger = logging.getLogger(__name__)
@@ -23,6 +22,22 @@ WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers", ".sav", ".dt
 SAVE_AS_CSV = "save it as CSV (in Excel: Save As, CSV UTF-8)"
 TEXT_COLUMNS = ("id", "patient_id", "image", "eye", "split")
 HASHED_BYTES_LIMIT = 256 * 2**20
+
+# Words of a split's name, as `datasets` knows them and more; digits, case and the words of FILLERS do not count.
+SPLIT_WORDS = {
+    "train": "train", "training": "train", "trn": "train", "tr": "train",
+    "val": "val", "validation": "val", "validate": "val", "valid": "val", "dev": "val", "tune": "val", "tuning": "val",
+    "test": "test", "testing": "test", "tst": "test", "holdout": "test", "heldout": "test",
+    "eval": "test", "evaluation": "test", "evaluate": "test",
+}  # fmt: skip
+# The validation set beside a test set (RFMiD: Training_Set, Evaluation_Set, Test_Set), else the test set (`datasets`).
+EVALUATION = ("eval", "evaluation", "evaluate")
+FILLERS = ("set", "sets", "data", "dataset", "split", "subset", "part", "images", "image", "imgs", "img", "files")
+FOLDS = re.compile(r"(cv|kfold|folds?|splits?|partitions?|parts?)[\W_]*\d+", re.I)
+# Columns by their names without case, blanks, hyphens, dots and underscores. Those of the second line hold a split
+# only where their values say so.
+SPLIT_COLUMNS = ("split", "splits", "partition", "partitions", "fold", "folds", "usage", "cvfold", "kfold", "foldid")
+SPLIT_COLUMN_ENDS = ("split", "partition")
 
 
 def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
@@ -171,6 +186,53 @@ def check_filled(table: pd.DataFrame, column: str, source: object) -> None:
         raise BadDataError(message, rows=rows, source=source)
 
 
+def bare(name: object) -> str:
+    """A column's name without case, blanks, hyphens, dots and underscores."""
+    return re.sub(r"[\s_.\-]+", "", str(name)).casefold()
+
+
+def words_of(name: object) -> list[str]:
+    """Words of letters, in lower case: `TrainingSet400` gives training, set."""
+    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", str(name)).replace("old-out", "oldout").lower())
+
+
+def _split_words(name: object) -> tuple[list[str], list[str]]:
+    """Words of `name` that name a split, and the others but for fillers and single letters."""
+    words = [re.sub(r"(?<=[a-z]{2})(data)?(sets?|data|images|split)$", "", word) or word for word in words_of(name)]
+    found = [word for word in words if word in SPLIT_WORDS]
+    return found, [word for word in words if word not in SPLIT_WORDS and word not in FILLERS and len(word) > 1]
+
+
+def normalise_split(name: object) -> str | None:
+    """One of "train", "val", "test" for any accepted spelling, such as `Training_Set` or `Test400`, else None."""
+    found, others = _split_words(name)
+    return SPLIT_WORDS[found[0]] if len(found) == 1 and not others else None
+
+
+def splits_of(names: Iterable[object]) -> dict[object, str]:
+    """The names among `names` that are splits, each with its split.
+
+    Names with other words in them (`REFUGE-Training400`) count where all of `names` have one split's name, of two
+    splits or more.
+    """
+    names = list(names)
+    found = {name: split for name in names if (split := normalise_split(name))}
+    if not found:
+        loose = {name: SPLIT_WORDS[words[0]] for name in names if len(words := _split_words(name)[0]) == 1}
+        found = loose if len(loose) == len(names) and len(set(loose.values())) > 1 else {}
+    asked = [name for name in found if _split_words(name)[0][0] in EVALUATION]
+    if "val" not in found.values() and any(found[name] == "test" for name in found if name not in asked):
+        found.update(dict.fromkeys(asked, "val"))
+    return found
+
+
+def name_splits(names: Iterable[str]) -> bool:
+    """Whether all of several names are those of splits or folds, and so of no classes."""
+    names = list(names)
+    splits = [normalise_split(name) or ("fold" if FOLDS.fullmatch(name.strip()) else None) for name in names]
+    return len(names) > 1 and None not in splits
+
+
 def check_split_column(table: pd.DataFrame, label_columns: Sequence[str], data: object) -> None:
     """Raise if the splits are in a column of another name than `split`, told by its name or its values."""
     for name in table.columns.difference([*label_columns, "id", "image", "patient_id"], sort=False):
@@ -194,6 +256,31 @@ def check_needed_splits(table: pd.DataFrame, need_splits: Sequence[str], data: o
             "the splits out altogether to have them made by patient",
             source=data,
         )
+
+
+def check_no_patient_leak(table: pd.DataFrame) -> None:
+    """Raise if a patient has images in more than one split.
+
+    Args:
+        table: columns `patient_id` (missing where unknown) and `split`.
+
+    Raises:
+        BadDataError: its `rows` are the patients.
+    """
+    known = table.dropna(subset=["patient_id"])
+    found = known.groupby("patient_id")["split"].unique()
+    leaked = found[found.map(len) > 1]
+    if len(leaked) == 0:
+        return
+    named = "; ".join(
+        f"{patient} in {' and '.join(sorted(splits, key=SPLITS.index))}" for patient, splits in leaked[:5].items()
+    )
+    raise BadDataError(
+        f"{len(leaked)} patient(s) are in more than one split ({named}{'; ...' if len(leaked) > 5 else ''}), so that "
+        "the test would not be of unseen patients; keep each patient in one split, or give a table without a split "
+        "column to have it split by patient",
+        rows=leaked.index,
+    )
 
 
 def check_unique_images(table: pd.DataFrame, data: object) -> None:

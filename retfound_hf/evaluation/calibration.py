@@ -1,4 +1,4 @@
-"""Calibration: reliability curve, ECE, slope and intercept, temperature scaling, decision curve."""
+"""Calibration: errors, slope and intercept of each class, and temperature scaling."""
 
 import warnings
 from dataclasses import dataclass
@@ -7,112 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..errors import BadArgumentError, BadDataError, require_range
+from ..errors import BadArgumentError
 from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES
 from .bootstrap import CONFIDENCE, Estimate, patients_of
+from .thresholds import checked_outcomes, confidence_and_correctness, reliability_curve
 
 if TYPE_CHECKING:
     from .predictions import Predictions
-
-BINS = 15  # Guo et al. 2017, section 5
-
-
-@dataclass(frozen=True)
-class ReliabilityCurve:
-    """Accuracy in bins of confidence: bin m holds `edges[m] < confidence <= edges[m + 1]`, the first one 0 as well.
-
-    Attributes:
-        edges: float64 (M + 1,), from 0 to 1.
-        confidence: float64 (M,), mean confidence in the bin, NaN where it is empty.
-        accuracy: float64 (M,), fraction that is correct, NaN where the bin is empty.
-        count: int64 (M,).
-    """
-
-    edges: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    count: np.ndarray
-
-    @property
-    def error(self) -> float:
-        """Expected calibration error: mean of |accuracy - confidence| over the bins, weighted by their counts."""
-        filled = self.count > 0
-        gaps = np.abs(self.accuracy[filled] - self.confidence[filled])
-        return float(np.average(gaps, weights=self.count[filled]))
-
-
-def reliability_curve(confidence: Any, correct: Any, bins: int = BINS, equal_mass: bool = False) -> ReliabilityCurve:
-    """Accuracy in bins of confidence.
-
-    Args:
-        confidence: float (N,) in [0, 1].
-        correct: bool (N,), whether the prediction of that confidence is right.
-        bins: number of bins.
-        equal_mass: bins of as many rows each, as far as ties allow, instead of bins of one width (Nguyen and O'Connor
-            2015): they do not leave most rows in the last bin, where confidence is high throughout.
-
-    Raises:
-        BadDataError: shapes that differ, no rows, confidence outside [0, 1].
-        BadArgumentError: fewer than one bin.
-    """
-    correct, confidence = _outcomes(correct, confidence)
-    require_range("bins", bins, 1)
-    edges = np.linspace(0, 1, bins + 1)
-    if equal_mass:
-        edges = np.unique(np.r_[0, np.quantile(confidence, edges[1:-1], method="inverted_cdf"), 1])
-        bins = len(edges) - 1
-    index = bin_of(confidence, edges)
-    count = np.bincount(index, minlength=bins)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that marks an empty bin
-        means = [np.bincount(index, weights=values, minlength=bins) / count for values in (confidence, correct)]
-    return ReliabilityCurve(edges, means[0], means[1], count)
-
-
-def bin_of(confidence: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Index (N,) of the bin m with `edges[m] < confidence <= edges[m + 1]`; the lowest edge is in the first bin."""
-    return np.maximum(np.searchsorted(edges, confidence, side="left") - 1, 0)
-
-
-def _outcomes(truth: Any, probabilities: Any) -> tuple[np.ndarray, np.ndarray]:
-    """bool (N,) and float64 (N,) in [0, 1], or BadDataError."""
-    truth, probabilities = np.asarray(truth, bool), np.asarray(probabilities, np.float64)
-    if truth.ndim != 1 or truth.shape != probabilities.shape or not len(truth):
-        raise BadDataError(f"outcomes {truth.shape} and probabilities {probabilities.shape} must both be (N,), N > 0")
-    outside = ~((probabilities >= 0) & (probabilities <= 1))
-    if outside.any():
-        raise BadDataError(
-            f"probability {probabilities[outside][0]:g} is outside 0 to 1", rows=np.flatnonzero(outside)
-        )
-    return truth, probabilities
-
-
-def expected_calibration_error(confidence: Any, correct: Any, bins: int = BINS, equal_mass: bool = False) -> float:
-    """Expected calibration error of Guo et al. 2017 (arXiv 1706.04599, equation 3); arguments as `reliability_curve`.
-
-    0 is perfect, 1 the worst.
-    """
-    return reliability_curve(confidence, correct, bins, equal_mass).error
-
-
-def confidence_and_correctness(truth: np.ndarray, probabilities: np.ndarray, single: bool) -> tuple[np.ndarray, ...]:
-    """Confidence of each prediction, and whether it is right: what calibration is measured on.
-
-    Args:
-        truth: bool (N, C).
-        probabilities: float (N, C).
-        single: one class per row: the probability of the class with the highest one, and whether it is right.
-            Otherwise all labels are pooled: every probability, and whether its label holds.
-
-    Returns:
-        confidence, float; correct, bool; both (N,) or (N * C,).
-    """
-    if not single:
-        return probabilities.ravel(), truth.ravel()
-    predicted = probabilities.argmax(axis=1)[:, None]
-    return (
-        np.take_along_axis(probabilities, predicted, axis=1)[:, 0],
-        np.take_along_axis(truth, predicted, axis=1)[:, 0],
-    )
 
 
 # The logit of a probability of exactly 0 or 1, which float32 gives for sure ones, is taken at this distance.
@@ -143,7 +44,7 @@ def calibration_line(truth: Any, probabilities: Any, patients: Any = None) -> Re
     Returns:
         Undefined where one outcome is absent; the slope also where the outcomes are separated without a fault.
     """
-    truth, probabilities = _outcomes(truth, probabilities)
+    truth, probabilities = checked_outcomes(truth, probabilities)
     clipped = np.clip(probabilities, TINY, 1 - TINY)
     logits = np.log(clipped / (1 - clipped))
     units = patients_of(patients, len(truth))
@@ -250,47 +151,6 @@ def is_uninformed(temperature: float) -> bool:
     return temperature >= 0.999 * RANGE[1]  # the search stops a little short of its end
 
 
-THRESHOLDS = np.arange(1, 100) / 100
-
-
-@dataclass(frozen=True)
-class DecisionCurve:
-    """Net benefit, in true positives per case, at each threshold probability; that of treating none is 0.
-
-    Attributes:
-        thresholds, model, treat_all: float64 (K,).
-    """
-
-    thresholds: np.ndarray
-    model: np.ndarray
-    treat_all: np.ndarray
-
-
-def decision_curve(truth: Any, probabilities: Any, thresholds: Any = THRESHOLDS) -> DecisionCurve:
-    """Net benefit of treating those with a probability of at least the threshold.
-
-    The threshold t is also the exchange rate: one false positive costs t / (1 - t) of a true positive.
-
-    Args:
-        truth: bool (N,).
-        probabilities: float (N,), calibrated, in [0, 1].
-        thresholds: above 0 and below 1.
-    """
-    truth, probabilities = _outcomes(truth, probabilities)
-    thresholds = np.asarray(thresholds, np.float64)
-    if thresholds.ndim != 1 or not ((thresholds > 0) & (thresholds < 1)).all():
-        raise BadArgumentError(
-            "thresholds of a decision curve lie above 0 and below 1", field="thresholds", value=thresholds
-        )
-    cost = thresholds / (1 - thresholds)
-    hits, alarms = (_at_least(probabilities[side], thresholds) / len(truth) for side in (truth, ~truth))
-    return DecisionCurve(thresholds, hits - alarms * cost, truth.mean() - (1 - truth.mean()) * cost)
-
-
-def _at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    return len(values) - np.searchsorted(np.sort(values), thresholds, side="left")
-
-
 def calibration_table(predictions: "Predictions") -> pd.DataFrame:
     """A row per class, and one (`all`) for the predicted class, or for all labels pooled.
 
@@ -304,8 +164,8 @@ def calibration_table(predictions: "Predictions") -> pd.DataFrame:
     sides["all"] = confidence_and_correctness(rows.truth, rows.scores, rows.single)
     for name, (confidence, correct) in sides.items():
         row: dict[str, Any] = {"class": name, "positives": int(correct.sum()), "n": len(correct)}
-        row["ece"] = expected_calibration_error(confidence, correct)
-        row["ece_equal_mass"] = expected_calibration_error(confidence, correct, equal_mass=True)
+        row["ece"] = reliability_curve(confidence, correct).error
+        row["ece_equal_mass"] = reliability_curve(confidence, correct, equal_mass=True).error
         if name != "all":
             line = calibration_line(correct, confidence, predictions.patients)
             for part, one in (("slope", line.slope), ("intercept", line.intercept)):

@@ -16,7 +16,7 @@ from scipy.special import xlogy
 
 from ..errors import join_names, require
 from ..vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from .calibration import BINS, bin_of, confidence_and_correctness
+from .thresholds import BINS, bin_of, confidence_and_correctness
 
 if TYPE_CHECKING:
     from .predictions import Predictions
@@ -296,7 +296,7 @@ def hamming(drawn: WeightedRows) -> np.ndarray:
 
 
 def calibration_error(drawn: WeightedRows) -> np.ndarray:
-    """Expected calibration error in bins of equal width, see `calibration.expected_calibration_error`."""
+    """Expected calibration error in bins of equal width, see `ReliabilityCurve.error`."""
     cells = 1 if drawn.rows.single else drawn.rows.scores.shape[1]
     return np.abs(drawn.weights @ drawn.rows.gaps).sum(axis=1) / (drawn.total * cells)
 

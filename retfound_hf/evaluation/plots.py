@@ -15,10 +15,9 @@ from statsmodels.stats.proportion import proportion_confint
 from ..files import atomic_file
 from ..vocabulary import REGRESSION
 from .bootstrap import CONFIDENCE
-from .calibration import confidence_and_correctness, decision_curve, reliability_curve
 from .metrics import class_areas
 from .predictions import Predictions
-from .thresholds import positive_class
+from .thresholds import confidence_and_correctness, decision_curve, positive_class, reliability_curve
 
 COLUMN, PAGE = 3.5, 7.2  # inches: one and two columns of Nature's pages
 # Okabe and Ito, "Color Universal Design" (2008), without yellow, which is too pale for lines on white.

@@ -1,4 +1,4 @@
-"""Thresholds on a class's probability: chosen on validation, measured on test, with intervals of shares."""
+"""Thresholds on probabilities, chosen on validation and measured on test, and the curves over all of them."""
 
 import re
 from collections.abc import Sequence
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from ..errors import BadDataError, require_range
+from ..errors import BadArgumentError, BadDataError, require_range
 from .bootstrap import CONFIDENCE, Estimate, patient_numbers
-from .metrics import defined_classes
 
 if TYPE_CHECKING:
     from .predictions import Predictions
@@ -142,7 +141,7 @@ def choose_points(
     return [
         OperatingPoint(name, criterion, target, choose_threshold(truth[:, index], scores[:, index], criterion, target))
         for index, name in enumerate(predictions.class_names)
-        if defined_classes(truth)[index]
+        if index in predictions.rows.two_sided
         for criterion, target in wanted
     ]
 
@@ -165,3 +164,137 @@ def points_table(predictions: "Predictions", points: Sequence[OperatingPoint]) -
         positives = int(truth.sum())
         rows.append({**row, "positives": positives, "negatives": len(truth) - positives})
     return pd.DataFrame(rows)
+
+
+BINS = 15  # Guo et al. 2017, section 5
+
+
+@dataclass(frozen=True)
+class ReliabilityCurve:
+    """Accuracy in bins of confidence: bin m holds `edges[m] < confidence <= edges[m + 1]`, the first one 0 as well.
+
+    Attributes:
+        edges: float64 (M + 1,), from 0 to 1.
+        confidence: float64 (M,), mean confidence in the bin, NaN where it is empty.
+        accuracy: float64 (M,), fraction that is correct, NaN where the bin is empty.
+        count: int64 (M,).
+    """
+
+    edges: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    count: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error of Guo et al. 2017 (arXiv 1706.04599, equation 3): 0 is perfect, 1 the worst."""
+        filled = self.count > 0
+        gaps = np.abs(self.accuracy[filled] - self.confidence[filled])
+        return float(np.average(gaps, weights=self.count[filled]))
+
+
+def reliability_curve(confidence: Any, correct: Any, bins: int = BINS, equal_mass: bool = False) -> ReliabilityCurve:
+    """Accuracy in bins of confidence.
+
+    Args:
+        confidence: float (N,) in [0, 1].
+        correct: bool (N,), whether the prediction of that confidence is right.
+        bins: number of bins.
+        equal_mass: bins of as many rows each, as far as ties allow, instead of bins of one width (Nguyen and O'Connor
+            2015): they do not leave most rows in the last bin, where confidence is high throughout.
+
+    Raises:
+        BadDataError: shapes that differ, no rows, confidence outside [0, 1].
+        BadArgumentError: fewer than one bin.
+    """
+    correct, confidence = checked_outcomes(correct, confidence)
+    require_range("bins", bins, 1)
+    edges = np.linspace(0, 1, bins + 1)
+    if equal_mass:
+        edges = np.unique(np.r_[0, np.quantile(confidence, edges[1:-1], method="inverted_cdf"), 1])
+        bins = len(edges) - 1
+    index = bin_of(confidence, edges)
+    count = np.bincount(index, minlength=bins)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that marks an empty bin
+        means = [np.bincount(index, weights=values, minlength=bins) / count for values in (confidence, correct)]
+    return ReliabilityCurve(edges, means[0], means[1], count)
+
+
+def bin_of(confidence: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Index (N,) of the bin m with `edges[m] < confidence <= edges[m + 1]`; the lowest edge is in the first bin."""
+    return np.maximum(np.searchsorted(edges, confidence, side="left") - 1, 0)
+
+
+def checked_outcomes(truth: Any, probabilities: Any) -> tuple[np.ndarray, np.ndarray]:
+    """bool (N,) and float64 (N,) in [0, 1], or BadDataError."""
+    truth, probabilities = np.asarray(truth, bool), np.asarray(probabilities, np.float64)
+    if truth.ndim != 1 or truth.shape != probabilities.shape or not len(truth):
+        raise BadDataError(f"outcomes {truth.shape} and probabilities {probabilities.shape} must both be (N,), N > 0")
+    outside = ~((probabilities >= 0) & (probabilities <= 1))
+    if outside.any():
+        raise BadDataError(
+            f"probability {probabilities[outside][0]:g} is outside 0 to 1", rows=np.flatnonzero(outside)
+        )
+    return truth, probabilities
+
+
+def confidence_and_correctness(truth: np.ndarray, probabilities: np.ndarray, single: bool) -> tuple[np.ndarray, ...]:
+    """Confidence of each prediction, and whether it is right: what calibration is measured on.
+
+    Args:
+        truth: bool (N, C).
+        probabilities: float (N, C).
+        single: one class per row: the probability of the class with the highest one, and whether it is right.
+            Otherwise all labels are pooled: every probability, and whether its label holds.
+
+    Returns:
+        confidence, float; correct, bool; both (N,) or (N * C,).
+    """
+    if not single:
+        return probabilities.ravel(), truth.ravel()
+    predicted = probabilities.argmax(axis=1)[:, None]
+    return (
+        np.take_along_axis(probabilities, predicted, axis=1)[:, 0],
+        np.take_along_axis(truth, predicted, axis=1)[:, 0],
+    )
+
+
+THRESHOLDS = np.arange(1, 100) / 100
+
+
+@dataclass(frozen=True)
+class DecisionCurve:
+    """Net benefit, in true positives per case, at each threshold probability; that of treating none is 0.
+
+    Attributes:
+        thresholds, model, treat_all: float64 (K,).
+    """
+
+    thresholds: np.ndarray
+    model: np.ndarray
+    treat_all: np.ndarray
+
+
+def decision_curve(truth: Any, probabilities: Any, thresholds: Any = THRESHOLDS) -> DecisionCurve:
+    """Net benefit of treating those with a probability of at least the threshold.
+
+    The threshold t is also the exchange rate: one false positive costs t / (1 - t) of a true positive.
+
+    Args:
+        truth: bool (N,).
+        probabilities: float (N,), calibrated, in [0, 1].
+        thresholds: above 0 and below 1.
+    """
+    truth, probabilities = checked_outcomes(truth, probabilities)
+    thresholds = np.asarray(thresholds, np.float64)
+    if thresholds.ndim != 1 or not ((thresholds > 0) & (thresholds < 1)).all():
+        raise BadArgumentError(
+            "thresholds of a decision curve lie above 0 and below 1", field="thresholds", value=thresholds
+        )
+    cost = thresholds / (1 - thresholds)
+    hits, alarms = (_at_least(probabilities[side], thresholds) / len(truth) for side in (truth, ~truth))
+    return DecisionCurve(thresholds, hits - alarms * cost, truth.mean() - (1 - truth.mean()) * cost)
+
+
+def _at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    return len(values) - np.searchsorted(np.sort(values), thresholds, side="left")

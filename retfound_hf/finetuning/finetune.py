@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,11 +26,8 @@ from ..options import parse_arguments
 from ..record import hardware, write_run_record
 from ..vocabulary import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from .arguments import FinetuneArguments, argument_types
-from .classifier import TargetScale, build_classifier, build_processor, fold_temperature, label_options
-from .methods import METHODS, Method
-
-if TYPE_CHECKING:
-    pass
+from .methods import METHODS, Method, build_classifier, build_processor, fold_temperature, label_options
+from .trainer import TargetScale
 
 OLDEST = 89  # years that may be told; HIPAA's safe harbour wants all above as one group
 AGE_COLUMNS, SEX_COLUMNS = ("age", "patient_age"), ("sex", "gender", "patient_sex")

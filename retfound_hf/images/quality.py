@@ -7,17 +7,16 @@ step by step, not on graded photographs.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from ..vocabulary import MODALITIES
 from .field_of_view import FieldOfView, as_rgb_image, find_field_of_view
+from .reading import GRAY
 
 Verdict = Literal["ok", "doubtful", "reject"]
-# Mean difference between the strongest and the weakest channel, of 255: OCT scans have none, photographs tens.
-GRAY = 3.0
 FLAT = 2.0  # deviation of luma
 LOOKED_AT_SIDE = 512
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -96,11 +95,6 @@ def assess_quality(image: np.ndarray | Image.Image, modality: str | None = None)
     found.append(_modality_verdict(modality, measures["colour"], is_round))
     faults = sorted((fault for fault in found if fault[0] != "ok"), key=lambda fault: fault[0] != "reject")
     return Quality(faults[0][0] if faults else "ok", tuple(reason for _, reason in faults), measures)
-
-
-def channel_spread(image: Any) -> float:
-    """Mean difference between the strongest and the weakest channel of an RGB image, of 255; gray below `GRAY`."""
-    return float(np.ptp(np.asarray(image, dtype=np.int16), axis=2).mean())
 
 
 def _modality_verdict(modality: str | None, colour: float, is_round: bool) -> tuple[Verdict, str]:

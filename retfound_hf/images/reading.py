@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -255,3 +256,12 @@ def _reason(error: Exception, source: object) -> str:
     if "truncated" in str(error):
         return f"the file is truncated ({error})"
     return f"the file is damaged ({one_line(error)})"
+
+
+# Mean difference between the strongest and the weakest channel, of 255: OCT scans have none, photographs tens.
+GRAY = 3.0
+
+
+def channel_spread(image: Any) -> float:
+    """Mean difference between the strongest and the weakest channel of an RGB image, of 255; gray below `GRAY`."""
+    return float(np.ptp(np.asarray(image, dtype=np.int16), axis=2).mean())

@@ -22,8 +22,7 @@ from ..data.image_sources import Part, ShardPart, open_files
 from ..data.labelled import LabelledSet
 from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, require, require_range
 from ..evaluation.predictions import Predictions
-from ..images.quality import GRAY, channel_spread
-from ..images.reading import resize
+from ..images.reading import GRAY, channel_spread, resize
 from ..models.image_processing_retfound import RetFoundImageProcessor
 from ..models.loading import load_classifier as load_model
 from ..models.loading import load_processor

@@ -7,12 +7,20 @@ import pandas as pd
 
 from ..errors import RetFoundError
 from ..evaluation.bootstrap import RESAMPLES, Estimate
-from ..evaluation.calibration import calibration_line, confidence_and_correctness, decision_curve, reliability_curve
+from ..evaluation.calibration import calibration_line
 from ..evaluation.metrics import lower_is_better, metric_title
 from ..evaluation.plots import COLOURS, GREY, PAGE, short, unit_square
 from ..evaluation.predictions import Predictions
 from ..evaluation.subgroups import column_groups, subgroup_metrics
-from ..evaluation.thresholds import Criterion, choose_threshold, measure_threshold, positive_class
+from ..evaluation.thresholds import (
+    Criterion,
+    choose_threshold,
+    confidence_and_correctness,
+    decision_curve,
+    measure_threshold,
+    positive_class,
+    reliability_curve,
+)
 from ..vocabulary import REGRESSION, SINGLE_LABEL
 from .report_parts import (
     Block,

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from retfound_hf.data.splits import PAPER_FRACTIONS, SPLITS, assign_splits, check_no_patient_leak, fraction_of_patients
+from retfound_hf.data.splits import PAPER_FRACTIONS, SPLITS, assign_splits, fraction_of_patients
+from retfound_hf.data.tables import check_no_patient_leak
 from retfound_hf.errors import BadArgumentError, BadDataError
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.5, 0.9, 1.0)

@@ -8,14 +8,8 @@ from scipy.special import expit, log_softmax, logit, softmax
 from sklearn.linear_model import LogisticRegression
 
 from retfound_hf.errors import BadArgumentError, BadDataError
-from retfound_hf.evaluation.calibration import (
-    calibration_line,
-    confidence_and_correctness,
-    expected_calibration_error,
-    fit_temperature,
-    is_uninformed,
-    reliability_curve,
-)  # fmt: skip
+from retfound_hf.evaluation.calibration import calibration_line, fit_temperature, is_uninformed
+from retfound_hf.evaluation.thresholds import confidence_and_correctness, reliability_curve
 from retfound_hf.vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 
@@ -27,7 +21,7 @@ def test_by_hand():
     assert curve.confidence == pytest.approx([0.3, 2.6 / 3])
     assert curve.accuracy == pytest.approx([1 / 2, 2 / 3])
     error = 2 / 5 * 0.2 + 3 / 5 * (2.6 / 3 - 2 / 3)
-    assert expected_calibration_error(confidence, correct, bins=2) == pytest.approx(error)
+    assert reliability_curve(confidence, correct, bins=2).error == pytest.approx(error)
 
 
 def test_bins_include_their_upper_edge_and_zero_is_in_the_first():
@@ -42,14 +36,14 @@ def test_equals_a_loop_over_bins():
     for low in np.arange(15) / 15:
         inside = (confidence > low) & (confidence <= low + 1 / 15)
         expected += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
-    assert expected_calibration_error(confidence, correct) == pytest.approx(expected)
+    assert reliability_curve(confidence, correct).error == pytest.approx(expected)
 
 
 def test_calibrated_confidence_has_a_small_error_and_overconfidence_its_size():
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.3, 0.8, size=20000)
-    assert expected_calibration_error(confidence, rng.random(20000) < confidence) < 0.02
-    assert expected_calibration_error(confidence + 0.2, rng.random(20000) < confidence) == pytest.approx(0.2, abs=0.02)
+    assert reliability_curve(confidence, rng.random(20000) < confidence).error < 0.02
+    assert reliability_curve(confidence + 0.2, rng.random(20000) < confidence).error == pytest.approx(0.2, abs=0.02)
 
 
 def test_empty_bins_are_nan_and_count_for_nothing():
@@ -69,11 +63,11 @@ def test_top_label_and_pooled_pairs():
 def test_bad_input_is_refused():
     for confidence, correct in (([0.5, 1.5], [True, True]), ([0.5], [True, True]), ([], [])):
         with pytest.raises(BadDataError):
-            expected_calibration_error(confidence, correct)
+            reliability_curve(confidence, correct)
         with pytest.raises(BadDataError):
             calibration_line(correct, confidence)
     with pytest.raises(BadArgumentError):
-        expected_calibration_error([0.5], [True], bins=0)
+        reliability_curve([0.5], [True], bins=0)
 
 
 def test_planted_slope_and_intercept_are_found():
@@ -182,4 +176,4 @@ def test_bins_of_equal_mass_by_hand():
     assert curve.count.tolist() == [2, 2, 2, 2]
     assert curve.edges == pytest.approx([0, 0.2, 0.4, 0.8, 1])
     assert curve.error == pytest.approx((0.15 + 0.15 + 0.25 + 0.05) / 4)
-    assert expected_calibration_error([0.5] * 6, [1, 0] * 3, equal_mass=True) == 0  # ties share a bin
+    assert reliability_curve([0.5] * 6, [1, 0] * 3, equal_mass=True).error == 0  # ties share a bin

@@ -5,11 +5,11 @@ import pytest
 from sklearn.metrics import roc_curve
 
 from retfound_hf.errors import BadArgumentError, BadDataError
-from retfound_hf.evaluation.calibration import decision_curve
 from retfound_hf.evaluation.predictions import Predictions
 from retfound_hf.evaluation.thresholds import (
     choose_points,
     choose_threshold,
+    decision_curve,
     measure_threshold,
     positive_class,
     share_interval,

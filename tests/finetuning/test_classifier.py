@@ -9,7 +9,7 @@ from transformers import ViTMAEForPreTraining
 
 from retfound_hf import RetFoundForImageClassification
 from retfound_hf.errors import BadArgumentError, BadModelError
-from retfound_hf.finetuning.classifier import build_classifier, label_options
+from retfound_hf.finetuning.methods import build_classifier, label_options
 from retfound_hf.models.modeling_retfound import classification_loss
 
 

@@ -27,9 +27,8 @@ from retfound_hf.cli import command
 from retfound_hf.errors import BadArgumentError, OutputError, RetFoundError
 from retfound_hf.evaluation.metrics import METRICS
 from retfound_hf.finetuning import finetune as finetuning
-from retfound_hf.finetuning.classifier import build_classifier, fold_temperature
 from retfound_hf.finetuning.finetune import checkpoint_to_resume, main
-from retfound_hf.finetuning.methods import METHODS
+from retfound_hf.finetuning.methods import METHODS, build_classifier, fold_temperature
 from retfound_hf.inference.evaluate import evaluate
 from retfound_hf.inference.predict import load_classifier
 from retfound_hf.models.loading import load_encoder

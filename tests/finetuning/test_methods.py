@@ -19,9 +19,8 @@ from transformers import AutoModelForImageClassification
 from retfound_hf import RetFoundForImageClassification
 from retfound_hf.cli import command
 from retfound_hf.errors import BadArgumentError, BadModelError
-from retfound_hf.finetuning.classifier import build_classifier
 from retfound_hf.finetuning.finetune import finetune, main
-from retfound_hf.finetuning.methods import METHODS, Full, Method, Trained, add_lora
+from retfound_hf.finetuning.methods import METHODS, Full, Method, Trained, add_lora, build_classifier
 from retfound_hf.inference.predict import head_inputs, load_classifier, to_scores
 from retfound_hf.models.loading import load_encoder
 from retfound_hf.options import run_command

@@ -10,8 +10,7 @@ from transformers import AutoModelForImageClassification, EvalPrediction, Traine
 from retfound_hf.errors import BadArgumentError
 from retfound_hf.evaluation.metrics import compute_metrics
 from retfound_hf.finetuning.arguments import FinetuneTrainingArguments
-from retfound_hf.finetuning.classifier import build_classifier
-from retfound_hf.finetuning.methods import METHODS
+from retfound_hf.finetuning.methods import METHODS, build_classifier
 from retfound_hf.finetuning.trainer import BalancedSampler, layer_decay_groups, selection_metrics
 from retfound_hf.inference.predict import Classifier, to_scores
 from retfound_hf.vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from retfound_hf.evaluation.calibration import expected_calibration_error
 from retfound_hf.evaluation.metrics import METRICS
+from retfound_hf.evaluation.thresholds import reliability_curve
 from retfound_hf.study.report import build_sections, render, write_report
 from retfound_hf.study.report_parts import systems_of
 from retfound_hf.study.results import JobResult, read_csv
@@ -143,7 +143,7 @@ def test_numbers_of_subgroups_and_thresholds_are_those_of_the_predictions(found)
     hits = (test["prob/amd"] >= threshold)[test["label"] == "amd"]
     assert own["test", "sensitivity@sensitivity=0.9/amd"] == pytest.approx(hits.mean())
     confidence = test[["prob/amd", "prob/healthy"]].max(axis=1)
-    error = expected_calibration_error(confidence, test["prediction"] == test["label"])
+    error = reliability_curve(confidence, test["prediction"] == test["label"]).error
     assert own["test", "ece"] == pytest.approx(error, abs=1e-7)
 
 

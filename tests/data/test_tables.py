@@ -6,9 +6,9 @@ import datasets
 import pandas as pd
 import pytest
 
-from retfound_hf.data.known_names import splits_of
 from retfound_hf.data.labelled import read_labelled
 from retfound_hf.data.splits import SPLITS
+from retfound_hf.data.tables import splits_of
 from retfound_hf.errors import BadDataError
 
 
