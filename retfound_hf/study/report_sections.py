@@ -101,18 +101,20 @@ def _main_table(found: StudyResults, rows: pd.DataFrame, metric: str) -> Table:
             [
                 label_of(found, row.model, row.method), number(row.mean), *([f"{row.seeds}"] if some else []),
                 interval(row.low, row.high), interval(row.seeds_low, row.seeds_high),
+                interval(row.paper_low, row.paper_high),
                 "–" if is_missing(row.competitor) or not row.competitor else row.competitor, difference,
                 p_value(row.p_value), p_value(row.p_holm),
             ]
         )  # fmt: skip
     columns = [
         "model", metric_title(metric), *(["seeds"] if some else []), "95% CI over patients", "95% CI over seeds",
-        "against", "difference (95% CI)", "p", "p, Holm",
+        "± 1.96 SE over seeds", "against", "difference (95% CI)", "p", "p, Holm",
     ]  # fmt: skip
     labels = "all training labels" if fraction == 1 else f"{share(fraction)} of the training labels"
     caption = (
         f"Test set, {labels}. {reference}, in bold, is tested against the best of the other models trained by the "
-        "same method: two-sided, over patients and seeds; Holm's correction is for all comparisons of the study."
+        "same method: two-sided, over patients and seeds; Holm's correction is for all comparisons of the study. "
+        "± 1.96 SE over seeds is the paper's interval, narrower than the 95% of Student's t beside it."
     )
     return Table(columns, cells, caption, emphasis=frozenset(np.flatnonzero(rows["model"] == reference).tolist()))
 
@@ -186,7 +188,9 @@ def label_efficiency(found: StudyResults, data: str) -> Block | None:
     what = f"{title} on the test set by share of the training labels"
     table = _means(found, rows, "fraction", shares, ["model", *map(share, shares)], what)
     alt = f"{data}: {title} against the share of training labels; the table below has the numbers"
-    caption = "Mean over seeds; the band is the 95% interval over them. Smaller shares lie within larger ones."
+    caption = (
+        "Mean over seeds; the band is the 95% interval over them (Student's t). Smaller shares lie within larger ones."
+    )
     return Block(charts=[drawn.picture(caption, alt)], tables=[table])
 
 

@@ -181,10 +181,21 @@ def read_study(folder: str | Path) -> StudyResults:
         if not (folder / name).is_file():
             raise OutputError(f"{folder} has no {name}; give the output folder of the command study", path=folder)
     tables = {name: read_csv(folder / f"{name}.csv") for name in ("results", "summary", "comparisons", "efficiency")}
+    if "paper_low" not in tables["summary"]:
+        tables["summary"] = with_t_over_seeds(tables["summary"])
     planned = read_csv(folder / "jobs.csv")[list(JOB_COLUMNS[:4])].itertuples(index=False, name=None)
     planned = list(planned)
     jobs = ended_jobs(folder, planned)
     return StudyResults(folder, read_settings(folder / STUDY_FILE), jobs, len(planned), *tables.values())
+
+
+def with_t_over_seeds(summary: pd.DataFrame) -> pd.DataFrame:
+    """A summary with Student's interval over seeds, of one that was written with the paper's alone."""
+    from scipy.stats import t
+
+    summary = summary.rename(columns={"seeds_low": "paper_low", "seeds_high": "paper_high"})
+    half = t.ppf(0.975, summary["seeds"] - 1) * summary["sd"] / summary["seeds"] ** 0.5
+    return summary.assign(seeds_low=summary["mean"] - half, seeds_high=summary["mean"] + half)
 
 
 def ended_jobs(folder: str | Path, planned: Iterable[tuple[str, ...]]) -> tuple[JobResult, ...]:

@@ -28,13 +28,13 @@ RESULT_COLUMNS = (
     "job", "data", "model", "method", "fraction", "seed", "set", "metric", "value", "low", "high", "interval", "cases",
     "patients", "seconds", "status", "reason",
 )  # fmt: skip
-# `mean` over `seeds` jobs, with their standard deviation and the interval that they leave (of training), and the
-# interval over patients of that mean (`low`, `high`, made by `interval`). On the rows of the reference model: its best
-# competitor, the difference to it and the p values, as in comparisons.csv.
+# `mean` over `seeds` jobs, with their standard deviation and the intervals that they leave (of training; Student's and
+# the paper's), and the interval over patients of that mean (`low`, `high`, made by `interval`). On the rows of
+# the reference model: its best competitor, the difference to it and the p values, as in comparisons.csv.
 SUMMARY_COLUMNS = (
-    "data", "set", "method", "fraction", "model", "metric", "seeds", "mean", "sd", "seeds_low", "seeds_high", "low",
-    "high", "interval", "cases", "patients", "competitor", "difference", "difference_low", "difference_high",
-    "p_value", "p_holm", "p_seeds",
+    "data", "set", "method", "fraction", "model", "metric", "seeds", "mean", "sd", "seeds_low", "seeds_high",
+    "paper_low", "paper_high", "low", "high", "interval", "cases", "patients", "competitor", "difference",
+    "difference_low", "difference_high", "p_value", "p_holm", "p_seeds",
 )  # fmt: skip
 # `difference` is `model` (the reference) minus `other`; `best` marks the best competitor. `p_value` is of `test`, over
 # patients and seeds; it is empty, as are `low` and `high`, where no patients are drawn (ECE, `resamples: 0`). `p_holm`
@@ -199,12 +199,13 @@ def _cells(
 
 
 def _row(trained: Trained, metric: str) -> dict[str, Any]:
-    seeds, mean = over_seeds(trained.values), mean_of(trained.jobs)
+    seeds, paper, mean = over_seeds(trained.values), over_seeds(trained.values, True), mean_of(trained.jobs)
     patients = mean.estimate(metric)
     return {
         "model": trained.model, "seeds": seeds.n, "mean": seeds.value,
         "sd": float(np.std(trained.values, ddof=1)) if seeds.n > 1 else None,
-        "seeds_low": seeds.low, "seeds_high": seeds.high, "low": patients.low, "high": patients.high,
+        "seeds_low": seeds.low, "seeds_high": seeds.high, "paper_low": paper.low, "paper_high": paper.high,
+        "low": patients.low, "high": patients.high,
         "interval": patients.method if patients.interval else "", "cases": mean.cases, "patients": mean.patients,
     }  # fmt: skip
 

@@ -119,12 +119,16 @@ def test_a_better_model_is_told_from_a_worse_one_and_an_equal_one_is_not():
         compare_metrics(good, fair.select(np.arange(299)))
 
 
-def test_the_papers_interval_by_hand():
+@pytest.mark.parametrize(
+    ("as_paper", "quantile", "text"),
+    [(False, 2.776445, "0.800 (0.780 to 0.820)"), (True, 1.96, "0.800 (0.786 to 0.814)")],
+)
+def test_intervals_over_seeds_by_hand(as_paper, quantile, text):
     # Mean 0.8; squares of the deviations sum to 0.0010, SD = sqrt(0.0010 / 4), SE = SD / sqrt(5).
-    found = over_seeds([0.78, 0.79, 0.8, 0.81, 0.82])
-    half = 1.96 * (0.001 / 4) ** 0.5 / 5**0.5
+    found = over_seeds([0.78, 0.79, 0.8, 0.81, 0.82], as_paper)
+    half = quantile * (0.001 / 4) ** 0.5 / 5**0.5
     assert (found.value, found.low, found.high) == pytest.approx((0.8, 0.8 - half, 0.8 + half), abs=1e-5)
-    assert found.n == 5 and str(found) == "0.800 (0.786 to 0.814)"
+    assert found.n == 5 and str(found) == text
 
 
 def test_few_or_undefined_seeds():
@@ -162,7 +166,10 @@ def test_holm_by_hand():
     assert holm([0.02, 0.03, float("nan"), None]) == [0.04, 0.04, None, None]
 
 
-def test_coverage_over_seeds_is_what_the_docstring_says():
-    rng = np.random.default_rng(0)
-    found = [over_seeds(rng.normal(size=5)) for _ in range(4000)]
-    assert np.mean([e.low <= 0 <= e.high for e in found]) == pytest.approx(0.88, abs=0.015)
+@pytest.mark.parametrize(("seeds", "papers"), [(2, 0.70), (3, 0.81), (5, 0.88), (10, 0.92)])
+def test_coverage_over_seeds_is_what_the_docstring_says(seeds, papers):
+    rng = np.random.default_rng(seeds)
+    drawn = rng.normal(size=(2000, seeds))
+    for as_paper, expected in ((False, 0.95), (True, papers)):
+        found = [over_seeds(values, as_paper) for values in drawn]
+        assert np.mean([e.low <= 0 <= e.high for e in found]) == pytest.approx(expected, abs=0.025)

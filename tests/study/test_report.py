@@ -201,7 +201,8 @@ def test_the_report_tells_how_many_seeds_and_labels_its_means_are_of(found):
     table = summary.blocks[0].tables[0]
     assert "1 to 3 seeds" in summary.lead and "all training labels" in table.caption
     assert {row[0].split(", ")[1]: row[2] for row in table.rows} == {"linear": "1", "full": "3"}
-    assert table.columns[2:5] == ["seeds", "95% CI over patients", "95% CI over seeds"]
+    names = ["seeds", "95% CI over patients", "95% CI over seeds", "± 1.96 SE over seeds"]
+    assert table.columns[2:6] == names
     half = sections_of(changed(found, fractions=(0.5,)))["summary"]
     assert "over 3 seeds" in half.lead and "50% of the training labels" in half.blocks[0].tables[0].caption
 

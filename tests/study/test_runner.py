@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from scipy.stats import t
 from tiny import save_autoencoder, save_planted_set
 
 from retfound_hf import RetFoundForPreTraining
@@ -96,9 +97,10 @@ def test_the_summary_is_that_of_the_results(found):
     joined = summary.join(means.rename(columns={"mean": "mean_again"}))
     assert joined["mean"].to_numpy() == pytest.approx(joined["mean_again"].to_numpy(), abs=1e-12)
     assert (joined["seeds"] == joined["count"]).all()
-    spread = 1.96 * joined["std"] / joined["count"] ** 0.5
-    several = joined["count"] > 1
-    assert (joined["seeds_high"] - joined["mean"])[several].to_numpy() == pytest.approx(spread[several], abs=1e-4)
+    error, several = joined["std"] / joined["count"] ** 0.5, joined["count"] > 1
+    for name, quantile in (("seeds", t.ppf(0.975, joined["count"] - 1)), ("paper", 1.96)):
+        spread = (joined[f"{name}_high"] - joined["mean"])[several]
+        assert spread.to_numpy() == pytest.approx((quantile * error)[several], abs=1e-4)
     reference = summary.reset_index().query("model == 'First' and set != 'val' and metric == 'auroc'")
     assert (reference["competitor"] == "Second").all() and found.comparisons["best"].all()
     assert not (found.comparisons["set"] == "val").any()

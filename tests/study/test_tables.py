@@ -3,13 +3,14 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from retfound_hf.evaluation.comparisons import compare_over_both
 from retfound_hf.evaluation.predictions import Predictions
 from retfound_hf.study.config import Study
-from retfound_hf.study.results import JobResult
+from retfound_hf.study.results import JobResult, with_t_over_seeds
 from retfound_hf.study.tables import resample, summarise
 from retfound_hf.vocabulary import SINGLE_LABEL
 
@@ -180,3 +181,11 @@ def test_where_no_patients_are_drawn_nothing_is_said_of_other_patients(metric, r
     own = summary[summary["metric"] == metric]
     assert own[["low", "high", "difference_low", "p_value"]].isna().all(axis=None)
     assert (own["seeds_low"] < own["mean"]).all()
+
+
+def test_a_summary_of_before_gets_the_interval_of_students_t():
+    """Its interval over seeds was the paper's; one seed has neither."""
+    summary, _ = compare(World(training=0.2), 0, 200)
+    old = summary.drop(columns=["seeds_low", "seeds_high"])
+    old = old.rename(columns={"paper_low": "seeds_low", "paper_high": "seeds_high"})
+    pd.testing.assert_frame_equal(with_t_over_seeds(old)[list(summary)], summary)
