@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
+POINTS_FILE = "operating_points.json"  # of a model folder: thresholds of its head
 
 
 @dataclass(frozen=True)
@@ -94,3 +95,8 @@ PROBLEM_TYPES = {
     ),
     REGRESSION: ProblemType(REGRESSION, "numbers", "one number per target", _squared_error, lambda logits: logits),
 }  # fmt: skip
+
+
+def problem_type_of(config: Any) -> str:
+    """Key of `PROBLEM_TYPES` for a configuration of transformers, by the rule of its losses where it names none."""
+    return config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE_LABEL)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..errors import BadArgumentError, BadModelError, nearest, require_range
 from ..files import atomic_file, write_json
-from ..vocabulary import PROBLEM_TYPES, SINGLE_LABEL
+from ..vocabulary import POINTS_FILE, PROBLEM_TYPES, SINGLE_LABEL
 from .bootstrap import MIN_DEFINED, RESAMPLES, Estimate
 from .metrics import compute_metrics, metric_title
 from .predictions import Aggregate, Conflicts, Level, Predictions
@@ -155,9 +155,6 @@ def _column_and_edges(text: str) -> tuple[str, list[float] | None]:
     except ValueError as error:
         message = f"`subgroup_columns={text}`: edges of bands are numbers, as in age:50,65"
         raise BadArgumentError(message, field="subgroup_columns", value=text) from error
-
-
-POINTS_FILE = "operating_points.json"
 
 
 def write_points(folder: Path, points: Sequence[OperatingPoint], report: ReportArguments, images: int) -> None:

@@ -23,7 +23,7 @@ from ..models.loading import load_autoencoder, load_classifier, load_processor
 from ..models.reconstruction import Reconstruction, reconstruct
 from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
-from ..vocabulary import REGRESSION, SINGLE_LABEL
+from ..vocabulary import REGRESSION, SINGLE_LABEL, problem_type_of
 from .attention import view_of
 from .outputs import (
     LABEL,
@@ -223,7 +223,7 @@ class ImageReconstruction:
 def _maps(model: PreTrainedModel, batches: ReadableBatches) -> Iterator[Explanation]:
     arguments = batches.arguments
     names = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
-    kind = model.config.problem_type or SINGLE_LABEL
+    kind = problem_type_of(model.config)
     precision = DTYPES[batches.options.options["precision"]]
     for pixels, items in batches:
         target = {PREDICTED: None, LABEL: [item.label for item in items]}.get(arguments.target, arguments.target)

@@ -25,7 +25,7 @@ from ..images.reading import ImageRegion, read_image, resize
 from ..inference.evaluate import split_of_training
 from ..inference.predict import EvaluationPixels, ForwardArguments
 from ..models.image_processing_retfound import RetFoundImageProcessor
-from ..vocabulary import SINGLE_LABEL
+from ..vocabulary import SINGLE_LABEL, problem_type_of
 
 RECONSTRUCTION = "reconstruction"
 PREDICTED, LABEL = "predicted", "label"
@@ -169,7 +169,7 @@ def _unlabelled(data: Any) -> Iterator[list[ImageRef]]:
 
 
 def _labelled(arguments: ExplainArguments, config: PreTrainedConfig) -> Iterator[list[ImageRef]]:
-    kind = config.problem_type or SINGLE_LABEL
+    kind = problem_type_of(config)
     is_single = kind == SINGLE_LABEL
     names = [str(config.id2label[index]) for index in range(config.num_labels)]
     if arguments.target == LABEL and not is_single:

@@ -186,7 +186,12 @@ def prepare(args: FinetuneArguments, method: Method) -> Prepared:
     kind, targets = labelled.problem_type, labelled.targets("train")
     if kind == REGRESSION and (args.mixup > 0 or args.cutmix > 0):
         raise BadArgumentError("`mixup` and `cutmix` mix classes, and the targets are numbers", field="mixup")
-    labels = label_options(targets, labelled.class_names, kind, args.class_weights, args.label_smoothing_factor)
+    if kind == REGRESSION and args.class_weights != "none":
+        raise BadArgumentError(
+            f"`class_weights={args.class_weights}` needs classes, and the targets are numbers",
+            field="class_weights", value=args.class_weights,
+        )  # fmt: skip
+    labels = label_options(labelled.class_names, kind)
     # Predicted numbers start at the mean: a head near zero would first spend epochs on reaching it.
     scale = TargetScale.of(targets) if kind == REGRESSION else None
     name = args.model_name_or_path

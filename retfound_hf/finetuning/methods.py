@@ -29,42 +29,37 @@ if TYPE_CHECKING:
     from .arguments import FinetuneArguments
 
 
-def label_options(
-    targets: np.ndarray, class_names: tuple[str, ...], problem_type: str, class_weights: str, smoothing: float
-) -> dict[str, Any]:
-    """The part of the model's configuration that the training targets decide.
-
-    Balanced weights are N / (classes x count) per class, and negatives / positives per label of multi-label targets.
-    Errors of regression are measured in standard deviations of the training targets.
-
-    Args:
-        targets, class_names, problem_type: of the training split.
-        class_weights: "none" or "balanced".
-        smoothing: of the labels; numbers have none.
-    """
-    options: dict[str, Any] = {
+def label_options(class_names: tuple[str, ...], problem_type: str) -> dict[str, Any]:
+    """The part of the model's configuration that describes a head for these labels."""
+    return {
         "num_labels": len(class_names),
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: index for index, name in enumerate(class_names)},
         "problem_type": problem_type,
-        "label_smoothing": 0.0 if problem_type == REGRESSION else smoothing,
-        "class_weights": None,
-        "target_scale": None,
         "calibration_temperature": 1.0,  # what training makes of a calibrated head is calibrated no more
     }
-    if problem_type == REGRESSION:
-        if class_weights != "none":
-            raise BadArgumentError(
-                f"`class_weights={class_weights}` needs classes, and the targets are numbers",
-                field="class_weights", value=class_weights,
-            )  # fmt: skip
-        options["target_scale"] = TargetScale.of(targets).scale.tolist()
-    elif class_weights == "balanced" and problem_type == MULTI_LABEL:
+
+
+def loss_options(
+    targets: np.ndarray, problem_type: str, classes: int, class_weights: str, smoothing: float
+) -> dict[str, Any]:
+    """`class_weights` and `label_smoothing` of `classification_loss`, as the training targets decide.
+
+    Balanced weights are N / (classes x count) per class, and negatives / positives per label of multi-label targets.
+
+    Args:
+        targets, problem_type: of the training split.
+        classes: number of them.
+        class_weights: "none" or "balanced".
+        smoothing: of the labels; numbers have none.
+    """
+    options = {"class_weights": None, "label_smoothing": 0.0 if problem_type == REGRESSION else smoothing}
+    if class_weights == "balanced" and problem_type == MULTI_LABEL:
         positives = targets.sum(axis=0)
         options["class_weights"] = ((len(targets) - positives) / np.maximum(positives, 1)).tolist()
     elif class_weights == "balanced":
-        counts = np.bincount(targets, minlength=len(class_names))
-        options["class_weights"] = (len(targets) / (len(class_names) * np.maximum(counts, 1))).tolist()
+        counts = np.bincount(targets, minlength=classes)
+        options["class_weights"] = (len(targets) / (classes * np.maximum(counts, 1))).tolist()
     return options
 
 
@@ -212,6 +207,13 @@ class Method:
         """Stochastic depth of the classifier."""
         return 0.0
 
+    def loss_options(self, classifier: Classifier, train: PreparedSplit) -> dict[str, Any]:
+        """Options of the loss in training, as the training targets and the arguments decide."""
+        names, args = classifier.class_names, self.args
+        return loss_options(
+            train.targets, classifier.problem_type, len(names), args.class_weights, args.label_smoothing_factor
+        )
+
     def train(
         self, classifier: Classifier, train: PreparedSplit, validation: PreparedSplit,
         target_scale: TargetScale | None = None, checkpoint: str | None = None,
@@ -279,12 +281,13 @@ class Full(Method):
         if args.mixup > 0 or args.cutmix > 0:
             mix = Mix(len(classifier.class_names), args.mixup, args.cutmix)
         training = copy.copy(args.training)
-        training.label_smoothing_factor = 0.0  # the model's loss smooths: Trainer's own knows integer labels only
+        training.label_smoothing_factor = 0.0  # our loss smooths: Trainer's own knows integer labels only
         training.push_to_hub = False  # Trainer would push its checkpoints; the finished folder is what is published
         return FinetuneTrainer(
             self.adapt(classifier.model), training, classifier, train, validation,
             to_pixels=TrainingPixels(classifier.processor, args.augmentation, args.random_erasing), mix=mix,
-            sampler=sampler, layer_decay=self.layer_decay, target_scale=target_scale, quiet=args.quiet,
+            sampler=sampler, layer_decay=self.layer_decay, target_scale=target_scale,
+            loss_options=self.loss_options(classifier, train), quiet=args.quiet,
         )  # fmt: skip
 
     def train(
@@ -401,7 +404,7 @@ class Linear(Method):
         }
         probe = fit_linear_probe(
             features["train"], train.targets, features["val"], validation.targets, classifier.problem_type,
-            class_weights=getattr(model.config, "class_weights", None), seed=self.args.seed,
+            class_weights=self.loss_options(classifier, train)["class_weights"], seed=self.args.seed,
             class_names=classifier.class_names,
         )  # fmt: skip
         with torch.no_grad():

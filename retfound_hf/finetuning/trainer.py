@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -216,6 +216,7 @@ class FinetuneTrainer(Trainer):
         sampler: of the training set; None shuffles.
         layer_decay: factor of the learning rate from a layer to the one below; None leaves Trainer's own optimiser.
         target_scale: of a regression, whose head gives standard deviations while it is trained.
+        loss_options: `class_weights` and `label_smoothing` of the loss in training; in evaluation it is plain.
         quiet: print neither log lines nor a progress bar.
     """
 
@@ -223,7 +224,7 @@ class FinetuneTrainer(Trainer):
         self, model: nn.Module, args: "FinetuneTrainingArguments", classifier: Classifier, train: PreparedSplit,
         validation: PreparedSplit, *, to_pixels: Callable[[Sequence[Any]], Tensor], mix: Any = None,
         sampler: Sampler | None = None, layer_decay: float | None = None, target_scale: TargetScale | None = None,
-        quiet: bool = False,
+        loss_options: Mapping[str, Any] | None = None, quiet: bool = False,
     ):  # fmt: skip
         optimizer = None
         if layer_decay is not None:
@@ -245,6 +246,9 @@ class FinetuneTrainer(Trainer):
         self.evaluation_collator = Collator(EvaluationPixels(classifier.processor))
         self.sampler = sampler
         self.target_scale = target_scale
+        self.loss_options = dict(loss_options or {})
+        if target_scale:
+            self.loss_options["target_scale"] = target_scale.scale.tolist()
         # The loss below is a batch mean, which Trainer divides by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         if quiet:
@@ -286,12 +290,12 @@ class FinetuneTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The classifier's own loss, for stock models too, whose classes know no weights and no soft labels."""
-        labels = inputs["labels"]
+        """The loss with this training's options, which in evaluation is `evaluate`'s."""
         outputs = model(pixel_values=inputs["pixel_values"])
         if self.target_scale:
             outputs.logits = self.target_scale.to_units(outputs.logits)
-        loss = classification_loss(outputs.logits, labels, self.accelerator.unwrap_model(model).config)
+        config, options = self.accelerator.unwrap_model(model).config, self.loss_options if model.training else {}
+        loss = classification_loss(outputs.logits, inputs["labels"], config, **options)
         return (loss, outputs) if return_outputs else loss
 
 

@@ -17,7 +17,7 @@ from ..models.key_tables import encoder_rows, pair
 from ..models.loading import is_adapter, load_classifier, load_encoder, load_processor, read_config, resolve
 from ..options import parse_arguments
 from ..record import write_run_record
-from ..vocabulary import MULTI_LABEL, SINGLE_LABEL
+from ..vocabulary import MULTI_LABEL, SINGLE_LABEL, problem_type_of
 
 TOLERANCE = 1e-4  # of what the export gives, against the model that it was made from
 
@@ -98,7 +98,7 @@ def preprocessing(processor: RetFoundImageProcessor, config: Any, is_classifier:
     }
     if not is_classifier:
         return found | {"output": {"name": "features", "meaning": "mean of the patch tokens, normalised"}}
-    problem = config.problem_type or SINGLE_LABEL
+    problem = problem_type_of(config)
     activation = {SINGLE_LABEL: "softmax", MULTI_LABEL: "sigmoid"}.get(problem)
     labels = [config.id2label[index] for index in range(config.num_labels)]
     return found | {"output": {"name": "logits", "labels": labels, "problem_type": problem, "activation": activation}}

@@ -26,7 +26,7 @@ from ..images.reading import GRAY, channel_spread, resize
 from ..models.image_processing_retfound import RetFoundImageProcessor
 from ..models.loading import load_classifier as load_model
 from ..models.loading import load_processor
-from ..vocabulary import PROBLEM_TYPES, SINGLE_LABEL
+from ..vocabulary import PROBLEM_TYPES, problem_type_of
 
 
 def process_state() -> PartialState:
@@ -367,7 +367,7 @@ class Classifier:
     @property
     def problem_type(self) -> str:
         """Key of `PROBLEM_TYPES`."""
-        return self.model.config.problem_type or SINGLE_LABEL
+        return problem_type_of(self.model.config)
 
     def logits(self, images: Any, **options: Any) -> np.ndarray:
         """Logits (images, outputs) of decoded images, on every process; `options` as in `forward_here`."""

@@ -27,6 +27,7 @@ from .compat import initialization as init
 from .configuration_retfound import HeadOptions, RetFoundConfig
 from .image_processing_retfound import RetFoundImageProcessor
 from .modeling_retfound import (
+    HeadRecord,
     RetFoundForImageClassification,
     RetFoundForPreTraining,
     RetFoundHead,
@@ -191,7 +192,7 @@ class StockEncoderConfig(HeadOptions, PreTrainedConfig):
         return backbone_of(self).prefix_tokens(self.encoder_config)
 
 
-class StockEncoderPreTrainedModel(PreTrainedModel):
+class StockEncoderPreTrainedModel(HeadRecord, PreTrainedModel):
     config_class = StockEncoderConfig
     config: StockEncoderConfig
     base_model_prefix = "vit"

@@ -13,7 +13,7 @@ from ..evaluation.calibration import is_uninformed
 from ..evaluation.metrics import METRICS
 from ..evaluation.subgroups import FEWEST
 from ..files import atomic_file
-from ..vocabulary import MODALITIES, REGRESSION, SINGLE_LABEL
+from ..vocabulary import MODALITIES, REGRESSION, problem_type_of
 from .image_processing_retfound import RetFoundImageProcessor
 from .loading import OFFICIAL_LICENSE, STARTING_POINTS, StartingPoint, find_starting_point
 
@@ -351,7 +351,7 @@ def write_converted_card(
             "targets": "The classes are those of `config.json`, in the order of the head.",
             "evaluation": "Not evaluated since the conversion, which changes no weight: `retfound evaluate` does it.",
             "calibration": "Not measured.",
-            "problem_type": config.problem_type or SINGLE_LABEL,
+            "problem_type": problem_type_of(config),
         }
         return write_card(folder, "finetuned", metadata, **facts)
     return write_card(folder, "pretrained", metadata, has_decoder=kind == "autoencoder", **facts)

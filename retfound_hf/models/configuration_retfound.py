@@ -9,6 +9,8 @@ from ..vocabulary import MODALITIES
 
 HEAD_NORMS = ("single", "double")
 SHARE = "must be at least 0 and below 1"
+# Options of the loss belong to one training: no file keeps them, and those in files of before are passed over.
+LOSS_OPTIONS = ("label_smoothing", "class_weights", "target_scale")
 
 # Only what differs from the defaults of `RetFoundConfig.__init__`, which are the paper's ViT-L.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -22,7 +24,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class HeadOptions:
-    """Part of a configuration that describes fine-tuning: the losses, stochastic depth, calibration, modality.
+    """Part of a configuration that describes fine-tuning: the loss, stochastic depth, calibration, modality.
+
+    The options of the loss (`loss_options`) hold for the training of the model that is given them, in training mode.
+    They are neither saved nor read: in evaluation, and for whoever trains the folder again, the loss is plain.
 
     Args:
         drop_path_rate: stochastic depth of the last encoder block in training; block i of L has the share i/(L-1).
@@ -30,7 +35,8 @@ class HeadOptions:
         class_weights: one weight per label in the loss (positive-class weights for multi-label targets).
         target_scale: regression only: one scale per target, by which the errors are divided in the loss.
         calibration_temperature: by which the head was divided after training, to calibrate its probabilities (Guo et
-            al. 2017). A record: the stored weights hold the division, and every reader of them is calibrated.
+            al. 2017). A record: the stored weights hold the division, and every reader of them is calibrated. It is 1
+            again when the head is trained on or made anew.
         modality: key of `MODALITIES` ("cfp", "oct"), or None when unknown.
         kwargs: of the configuration that it is mixed into.
     """
@@ -60,9 +66,25 @@ class HeadOptions:
         if modality is not None:
             require("modality", modality, MODALITIES)
 
+    @property
+    def loss_options(self) -> dict[str, Any]:
+        """Options of `classification_loss`."""
+        return {name: getattr(self, name) for name in LOSS_OPTIONS}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        return super().from_dict(_without_loss(config_dict), **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return _without_loss(super().to_dict())
+
     def _refuse(self, name: str, reason: str) -> NoReturn:
         value = getattr(self, name)
         raise BadArgumentError(f"`{name}={value}` {reason}", field=name, value=value)
+
+
+def _without_loss(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in LOSS_OPTIONS}
 
 
 class RetFoundConfig(HeadOptions, ViTMAEConfig):

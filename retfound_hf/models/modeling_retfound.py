@@ -1,6 +1,7 @@
 """RetFound models: one deterministic encoder, and around it the masked autoencoder and the classifier."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from ..errors import BadArgumentError, BadDataError, BadModelError, require
-from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
+from ..vocabulary import MULTI_LABEL, POINTS_FILE, PROBLEM_TYPES, SINGLE_LABEL, problem_type_of
 from .compat import PreTrainedConfig
 from .compat import initialization as init
 from .configuration_retfound import RetFoundConfig
@@ -59,7 +60,10 @@ def positions_for_grid(table: Tensor, grid: int) -> Tensor:
     return torch.cat([table[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
 
 
-def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig) -> Tensor:
+def classification_loss(
+    logits: Tensor, labels: Tensor, config: PreTrainedConfig, class_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0, target_scale: Sequence[float] | None = None,
+) -> Tensor:  # fmt: skip
     """Mean loss over a batch, in which each image counts by the weight of its class, where there are weights.
 
     Args:
@@ -67,22 +71,30 @@ def classification_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig
         labels: (batch,) integer classes, or (batch, num_labels) class probabilities from mixup and cutmix, for
             single-label targets; (batch, num_labels) of 0 and 1 for multi-label; (batch,) or (batch, num_labels)
             for regression.
-        config: its `problem_type` (by the rule of transformers when None), `label_smoothing`, `class_weights` and
-            `target_scale` are read; those that a stock configuration lacks count as unset.
+        config: gives `problem_type`. Where that is None, it is told from the labels by the rule of transformers and
+            written here, so that it is saved with the model.
+        class_weights: one per label, of positive labels for multi-label targets.
+        label_smoothing: of the targets, in [0, 1); regression has none.
+        target_scale: of regression, one per target, by which the errors are divided.
 
     Returns:
         Scalar: cross-entropy, binary cross-entropy or mean squared error, in float32.
     """
-    by_labels = MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL
-    problem = config.problem_type or (REGRESSION if config.num_labels == 1 else by_labels)
+    labels = labels.to(logits.device)
+    problem = problem_type_of(config)
+    if config.problem_type is None and problem == SINGLE_LABEL and labels.is_floating_point():
+        problem = MULTI_LABEL
     require("problem_type", problem, PROBLEM_TYPES)
     logits = logits.float()
-    weights, scale = (_per_label(name, config, logits) for name in ("class_weights", "target_scale"))
-    return PROBLEM_TYPES[problem].loss(logits, labels, weights, getattr(config, "label_smoothing", 0.0) or 0.0, scale)
+    weights = _per_label("class_weights", class_weights, logits)
+    scale = _per_label("target_scale", target_scale, logits)
+    loss = PROBLEM_TYPES[problem].loss(logits, labels, weights, label_smoothing, scale)
+    if config.problem_type is None:
+        config.problem_type = problem
+    return loss
 
 
-def _per_label(name: str, config: PreTrainedConfig, logits: Tensor) -> Tensor | None:
-    values = getattr(config, name, None)
+def _per_label(name: str, values: Sequence[float] | None, logits: Tensor) -> Tensor | None:
     if values is None:
         return None
     if len(values) != logits.shape[-1]:
@@ -251,32 +263,69 @@ def classify(model: PreTrainedModel, outputs: RetFoundModelOutput, labels: Tenso
 
     Args:
         model: its `fc_norm` (applied twice where `config.head_norm` is "double") and its `classifier`.
-        labels: see `classification_loss`.
+        labels: see `classification_loss`. In training, the options of the loss that `model.config` was given apply.
     """
     features = model.fc_norm(outputs.patch_mean)
     if getattr(model.config, "head_norm", "single") == "double":
         features = model.fc_norm(features)
     logits = _classifier_logits(model.classifier, features)
+    if model.training and logits.requires_grad:
+        model.forget_head()
     loss = None
     if labels is not None:
-        if model.training and not any(parameter.requires_grad for parameter in model.classifier.parameters()):
+        trains = [parameter.requires_grad for parameter in model.classifier.parameters()]
+        if model.training and trains and not any(trains):
             logger.warning_once(
                 "training with a frozen classifier; with peft, give LoraConfig "
                 "modules_to_save=['fc_norm', 'classifier'] so that the head is trained and saved"
             )
-        loss = classification_loss(logits, labels, model.config)
+        options = model.config.loss_options if model.training else {}
+        loss = classification_loss(logits, labels, model.config, **options)
     return ImageClassifierOutput(
         loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
     )
 
 
 def _classifier_logits(classifier: nn.Module, features: Tensor) -> Tensor:
-    """Logits in the precision of the weights: bfloat16 rounds ages above 64 to half years, and ties ranks."""
+    """Logits in the precision of the weights: bfloat16 rounds ages above 64 to half years, and ties ranks.
+
+    The classifier may be any module that was put in its place; one without floating-point weights takes what comes.
+    """
     device = features.device.type
     if not torch.is_autocast_enabled(device):
         return classifier(features)
+    dtypes = (parameter.dtype for parameter in classifier.parameters() if parameter.is_floating_point())
     with torch.autocast(device, enabled=False):
-        return classifier(features.to(next(classifier.parameters()).dtype))
+        return classifier(features.to(next(dtypes, features.dtype)))
+
+
+class HeadRecord:
+    """Part of a model class: what the folder says of a head goes when that head does."""
+
+    _head_changed = False  # since it was loaded
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        anew = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+        if any(name.startswith("classifier.") for name in anew):
+            model.forget_head()
+        return (model, info) if output_loading_info else model
+
+    def forget_head(self) -> None:
+        """Take back the calibration of a head that was made anew or is being trained."""
+        if not self._head_changed or self.config.calibration_temperature != 1:
+            self._head_changed, self.config.calibration_temperature = True, 1.0
+
+    def save_pretrained(self, save_directory: str | Path, *args, **kwargs):
+        if not hasattr(self, "classifier"):
+            self.config.calibration_temperature = 1.0
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        points = Path(save_directory, POINTS_FILE)
+        if self._head_changed and points.is_file():
+            logger.warning(f"{points} is removed: its thresholds are of the head that was here before")
+            points.unlink()
+        return saved
 
 
 class RetFoundEncoder(nn.Module):
@@ -339,7 +388,7 @@ class RetFoundDecoder(nn.Module):
         return self.decoder_pred(self.decoder_norm(hidden_states))[:, 1:]
 
 
-class RetFoundPreTrainedModel(ViTMAEPreTrainedModel):
+class RetFoundPreTrainedModel(HeadRecord, ViTMAEPreTrainedModel):
     config_class = RetFoundConfig
     config: RetFoundConfig
     base_model_prefix = "vit"

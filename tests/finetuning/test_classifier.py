@@ -9,8 +9,8 @@ from transformers import ViTMAEForPreTraining
 
 from retfound_hf import RetFoundForImageClassification
 from retfound_hf.errors import BadArgumentError, BadModelError
-from retfound_hf.finetuning.methods import build_classifier, label_options
-from retfound_hf.models.modeling_retfound import classification_loss
+from retfound_hf.finetuning.methods import build_classifier, label_options, loss_options
+from retfound_hf.finetuning.trainer import TargetScale
 
 
 def labels(names=("a", "b"), **options):
@@ -19,9 +19,6 @@ def labels(names=("a", "b"), **options):
         "id2label": dict(enumerate(names)),
         "label2id": {name: index for index, name in enumerate(names)},
         "problem_type": "single_label_classification",
-        "label_smoothing": 0.1,
-        "class_weights": None,
-        "target_scale": None,
         **options,
     }
 
@@ -76,19 +73,6 @@ def test_every_start_has_the_same_head(stock_folder, kind):
         outputs = model.eval().vit(pixels)
         expected = model.classifier(model.fc_norm(outputs.patch_mean))
         assert torch.equal(model(pixels).logits, expected)
-
-
-@pytest.mark.parametrize("kind", ["vit", "dinov2", "dinov3_vit"])
-def test_stock_configurations_carry_smoothing_and_weights_to_the_loss(stock_folder, kind):
-    options = labels(("a", "b", "c"), label_smoothing=0.2, class_weights=[1.0, 2.0, 4.0])
-    config = build_classifier(str(stock_folder(kind)), None, options).config
-    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-    targets = torch.tensor([0, 1, 2, 2, 1])
-    expected = torch.nn.functional.cross_entropy(
-        logits, targets, weight=torch.tensor([1.0, 2.0, 4.0]), label_smoothing=0.2, reduction="sum"
-    ) / len(targets)
-    assert torch.allclose(classification_loss(logits, targets, config), expected)
-    assert not torch.allclose(expected, torch.nn.functional.cross_entropy(logits, targets))
 
 
 def test_a_preset_with_an_impossible_size_is_refused():
@@ -164,56 +148,50 @@ SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classifi
 
 
 def test_labels_of_the_configuration():
-    options = label_options(np.array([0, 1, 1]), ("mild", "severe"), SINGLE, "none", 0.1)
-    assert options == {
+    assert label_options(("mild", "severe"), SINGLE) == {
         "num_labels": 2,
         "id2label": {0: "mild", 1: "severe"},
         "label2id": {"mild": 0, "severe": 1},
         "problem_type": SINGLE,
-        "label_smoothing": 0.1,
-        "class_weights": None,
-        "target_scale": None,
         "calibration_temperature": 1.0,
     }
 
 
+def weights(targets, kind, classes):
+    return loss_options(targets, kind, classes, "balanced", 0.1)["class_weights"]
+
+
 def test_balanced_weights_by_hand():
-    single = label_options(np.array([0] * 6 + [1] * 3 + [2]), ("a", "b", "c"), SINGLE, "balanced", 0.0)
-    assert single["class_weights"] == pytest.approx([10 / 18, 10 / 9, 10 / 3])
+    assert weights(np.array([0] * 6 + [1] * 3 + [2]), SINGLE, 3) == pytest.approx([10 / 18, 10 / 9, 10 / 3])
     targets = np.array([[1, 0], [1, 0], [1, 1], [0, 0], [0, 0]], np.float32)
-    multi = label_options(targets, ("a", "b"), MULTI, "balanced", 0.0)
-    assert multi["class_weights"] == pytest.approx([2 / 3, 4])
+    assert weights(targets, MULTI, 2) == pytest.approx([2 / 3, 4])
 
 
 def test_balanced_weights_equal_those_of_scikit_learn():
     from sklearn.utils.class_weight import compute_class_weight
 
     targets = np.random.default_rng(0).choice(4, 200, p=[0.6, 0.2, 0.15, 0.05])
-    found = label_options(targets, tuple("abcd"), SINGLE, "balanced", 0.0)["class_weights"]
-    assert found == pytest.approx(compute_class_weight("balanced", classes=np.arange(4), y=targets))
+    expected = compute_class_weight("balanced", classes=np.arange(4), y=targets)
+    assert weights(targets, SINGLE, 4) == pytest.approx(expected)
 
 
 def test_balanced_weights_stay_finite_without_a_class():
-    single = label_options(np.array([0, 0, 1]), ("a", "b", "c"), SINGLE, "balanced", 0.0)
-    multi = label_options(np.zeros((4, 1), np.float32), ("a",), MULTI, "balanced", 0.0)
-    assert np.isfinite(single["class_weights"]).all()
-    assert np.isfinite(multi["class_weights"]).all()
+    assert np.isfinite(weights(np.array([0, 0, 1]), SINGLE, 3)).all()
+    assert np.isfinite(weights(np.zeros((4, 1), np.float32), MULTI, 1)).all()
 
 
-def test_regression_is_measured_in_deviations_and_not_smoothed():
-    targets = np.array([10, 20, 30, 40], np.float32)
-    options = label_options(targets, ("age",), REGRESSION, "none", 0.1)
-    assert options["target_scale"] == pytest.approx([np.std([10, 20, 30, 40])])
-    assert options["label_smoothing"] == 0
-    constant = label_options(np.full((3, 2), 5, np.float32), ("a", "b"), REGRESSION, "none", 0.1)
-    assert constant["target_scale"] == [1.0, 1.0]
-    with pytest.raises(BadArgumentError) as error:
-        label_options(targets, ("age",), REGRESSION, "balanced", 0.1)
-    assert error.value.field == "class_weights"
+@pytest.mark.parametrize(("kind", "smoothing"), [(SINGLE, 0.1), (MULTI, 0.1), (REGRESSION, 0.0)])
+def test_numbers_are_not_smoothed(kind, smoothing):
+    found = loss_options(np.ones((4, 1), int), kind, 1, "none", 0.1)
+    assert found == {"class_weights": None, "label_smoothing": smoothing}
+
+
+def test_deviations_of_the_targets():
+    assert TargetScale.of(np.array([10, 20, 30, 40], np.float32)).scale == pytest.approx([np.std([10, 20, 30, 40])])
+    assert TargetScale.of(np.full((3, 2), 5, np.float32)).scale.tolist() == [1.0, 1.0]
 
 
 def test_a_regression_starts_at_the_mean(job, table_set):
     made = job(data=str(table_set), label_columns=["level"], problem_type="regression")
     targets = made.prepared.labelled.targets("train")
     assert made.classifier.model.classifier.bias.item() == pytest.approx(targets.mean(), rel=1e-6)
-    assert made.classifier.model.config.target_scale == pytest.approx([targets.std()], rel=1e-6)

@@ -101,7 +101,8 @@ def test_class_weights_weigh_the_fit(job, tmp_path, planted):
     for path in sorted((data / "train" / "amd").glob("*.png"))[6:]:
         path.unlink()
     plain, balanced = job(data=str(data), **LINEAR), job(data=str(data), class_weights="balanced", **LINEAR)
-    assert balanced.classifier.model.config.class_weights == pytest.approx([30 / 12, 30 / 48])
+    weights = balanced.method.loss_options(balanced.classifier, balanced.splits["train"])["class_weights"]
+    assert weights == pytest.approx([30 / 12, 30 / 48])
     scores = []
     for made in (plain, balanced):
         made.train()

@@ -239,6 +239,35 @@ def test_balanced_draws_follow_seed_and_epoch():
     assert len({tuple(draws(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
 
 
+@pytest.mark.parametrize("numbers", [False, True])
+def test_the_loss_is_weighed_in_training_and_plain_in_evaluation(job, table_set, numbers):
+    data = {"data": str(table_set), "label_columns": ["level"], "problem_type": REGRESSION} if numbers else {}
+    made = job(**data, **({} if numbers else {"class_weights": "balanced"}))
+    train = made.splits["train"]
+    scale = made.prepared.target_scale
+    trainer = made.method.trainer(made.classifier, train, made.splits["val"], scale)
+    model, config = made.classifier.model, made.classifier.model.config
+    assert not {"class_weights", "label_smoothing", "target_scale"} & config.to_dict().keys()
+    with torch.no_grad():
+        torch.nn.init.normal_(model.classifier.weight, std=0.1)
+        batch = next(iter(trainer.get_eval_dataloader()))
+        logits = model.eval()(batch["pixel_values"]).logits
+        logits = scale.to_units(logits) if numbers else logits
+        plain = torch.nn.functional.mse_loss if numbers else torch.nn.functional.cross_entropy
+        labels = batch["labels"].view_as(logits) if numbers else batch["labels"]
+        torch.testing.assert_close(trainer.compute_loss(model, dict(batch)), plain(logits, labels))
+        for module in model.modules():
+            module.training = module is model  # the logits of evaluation under the loss of training
+        found = trainer.compute_loss(model, dict(batch))
+    if numbers:
+        expected = plain(logits / float(scale.scale[0]), labels / float(scale.scale[0]))
+    else:
+        counts = np.bincount(train.targets, minlength=logits.shape[1])
+        weight = torch.tensor(len(train.targets) / (len(counts) * counts), dtype=torch.float32)
+        expected = plain(logits, labels, weight=weight, label_smoothing=0.1, reduction="sum") / len(labels)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("problem_type", [MULTI_LABEL, REGRESSION])
 def test_balanced_draws_need_one_class_per_image(problem_type):
     with pytest.raises(BadArgumentError):

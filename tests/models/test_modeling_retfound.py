@@ -21,6 +21,7 @@ import retfound_hf
 from retfound_hf import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundImageProcessor, RetFoundModel
 from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError
 from retfound_hf.models.modeling_retfound import classification_loss, positions_for_grid, sincos_positions
+from retfound_hf.vocabulary import POINTS_FILE, problem_type_of
 
 
 def test_every_call_gives_the_same_output(small_config, randomise, images):
@@ -334,7 +335,7 @@ def test_label_smoothing_by_hand(small_config):
     expected = -sum(
         0.9 * row[label] + 0.1 * sum(row) / 3 for row, label in zip(rows, CLASSES.tolist(), strict=True)
     ) / 4  # fmt: skip
-    loss = classification_loss(LOGITS, CLASSES, settings(small_config, label_smoothing=0.1))
+    loss = classification_loss(LOGITS, CLASSES, settings(small_config), label_smoothing=0.1)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -344,13 +345,13 @@ def test_class_weights_by_hand(small_config):
     rows = [log_softmax(row) for row in LOGITS.tolist()]
     labels = CLASSES.tolist()
     expected = -sum(weights[label] * row[label] for row, label in zip(rows, labels, strict=True)) / len(labels)
-    config = settings(small_config, class_weights=weights)
-    loss = classification_loss(LOGITS, CLASSES, config)
+    config, options = settings(small_config), {"class_weights": weights}
+    loss = classification_loss(LOGITS, CLASSES, config, **options)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
-    each = [classification_loss(LOGITS[i : i + 1], CLASSES[i : i + 1], config) for i in range(len(labels))]
+    each = [classification_loss(LOGITS[i : i + 1], CLASSES[i : i + 1], config, **options) for i in range(len(labels))]
     torch.testing.assert_close(torch.stack(each).mean(), loss)
     hard = functional.one_hot(CLASSES, 3).float()
-    torch.testing.assert_close(classification_loss(LOGITS, hard, config), loss)
+    torch.testing.assert_close(classification_loss(LOGITS, hard, config, **options), loss)
 
 
 def test_soft_labels_by_hand_and_as_hard_ones(small_config):
@@ -358,24 +359,28 @@ def test_soft_labels_by_hand_and_as_hard_ones(small_config):
     expected = -(soft * functional.log_softmax(LOGITS, dim=1)).sum(dim=1).mean()
     torch.testing.assert_close(classification_loss(LOGITS, soft, settings(small_config)), expected)
     hard = functional.one_hot(CLASSES, 3).float()
-    config = settings(small_config, label_smoothing=0.1)
-    torch.testing.assert_close(classification_loss(LOGITS, hard, config), classification_loss(LOGITS, CLASSES, config))
+    found, expected = (
+        classification_loss(LOGITS, labels, settings(small_config), label_smoothing=0.1) for labels in (hard, CLASSES)
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def test_multi_label_weights_and_smoothing(small_config):
     labels = torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
-    config = settings(small_config, "multi_label_classification", class_weights=[1.0, 4.0, 2.0], label_smoothing=0.2)
+    config = settings(small_config, "multi_label_classification")
+    options = {"class_weights": [1.0, 4.0, 2.0], "label_smoothing": 0.2}
     targets = labels * 0.8 + 0.1
     probability = LOGITS.sigmoid()
     positive = torch.tensor([1.0, 4.0, 2.0])
     expected = -(positive * targets * probability.log() + (1 - targets) * (1 - probability).log()).mean()
-    torch.testing.assert_close(classification_loss(LOGITS, labels, config), expected)
+    torch.testing.assert_close(classification_loss(LOGITS, labels, config, **options), expected)
 
 
 def test_target_scale_divides_the_errors(small_config):
-    config = settings(small_config, "regression", num_labels=2, target_scale=[10.0, 0.5])
+    config = settings(small_config, "regression", num_labels=2)
     logits, labels = torch.tensor([[50.0, 1.0], [70.0, 2.0]]), torch.tensor([[60.0, 1.5], [70.0, 1.0]])
-    assert classification_loss(logits, labels, config).item() == pytest.approx((1 + 1 + 0 + 4) / 4)
+    loss = classification_loss(logits, labels, config, target_scale=[10.0, 0.5])
+    assert loss.item() == pytest.approx((1 + 1 + 0 + 4) / 4)
 
 
 def test_half_precision_logits_give_a_float32_loss(small_config):
@@ -391,15 +396,126 @@ def test_half_precision_logits_give_a_float32_loss(small_config):
 def test_problem_type_follows_the_labels(small_config, labels, expected):
     num_labels = 1 if expected == "regression" else 3
     logits = torch.randn(1, num_labels, generator=torch.Generator().manual_seed(0))
-    found = classification_loss(logits, labels, small_config(num_labels=num_labels))
+    config = small_config(num_labels=num_labels)
+    found = classification_loss(logits, labels, config)
+    assert config.problem_type == expected
     assert torch.equal(
         found, classification_loss(logits, labels, settings(small_config, expected, num_labels=num_labels))
     )
 
 
+def test_labels_that_fail_settle_no_problem_type(small_config):
+    config = small_config(num_labels=3)
+    with pytest.raises(RuntimeError):
+        classification_loss(LOGITS, torch.ones(4, 2), config)
+    assert config.problem_type is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [(torch.tensor([[1.0, 0.0, 1.0]] * 2), "multi_label_classification"), (torch.tensor([[50.0]] * 2), "regression"),
+     (torch.tensor([2, 0]), "single_label_classification")],
+)  # fmt: skip
+def test_the_problem_type_of_a_training_is_saved(small_config, images, labels, kind, tmp_path):
+    outputs = labels.shape[1] if labels.ndim == 2 else 3
+    model = RetFoundForImageClassification(small_config(num_labels=outputs)).train()
+    model(images(), labels=labels).loss.backward()
+    model.save_pretrained(tmp_path)
+    RetFoundImageProcessor.for_image_size(64).save_pretrained(tmp_path)
+    found = retfound_hf.load_classifier(tmp_path)
+    assert (found.model.config.problem_type, found.problem_type) == (kind, kind)
+
+
+def test_one_output_without_a_problem_type_is_a_number(small_config):
+    assert problem_type_of(small_config(num_labels=1)) == "regression"
+    assert problem_type_of(small_config(num_labels=2)) == "single_label_classification"
+
+
+OLD_LOSS = {"class_weights": [1.4, 0.8, 1.0], "label_smoothing": 0.1, "target_scale": None}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_options_of_the_loss_hold_for_the_training_they_were_given_to(small_config, randomise, images, training):
+    model = randomise(RetFoundForImageClassification(small_config(num_labels=3, **OLD_LOSS))).train(training)
+    labels = torch.tensor([0, 1])
+    out = model(images(), labels=labels)
+    options = {"weight": torch.tensor([1.4, 0.8, 1.0]), "label_smoothing": 0.1, "reduction": "sum"} if training else {}
+    expected = functional.cross_entropy(out.logits, labels, **options) / (2 if training else 1)
+    torch.testing.assert_close(out.loss, expected)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_options_of_the_loss_stay_with_their_training(small_config, images, tmp_path, classes):
+    """Neither a new folder nor one of before, which still holds them, hands them on."""
+    RetFoundForImageClassification(small_config(num_labels=3, **OLD_LOSS)).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    assert not OLD_LOSS.keys() & content.keys()
+    path.write_text(json.dumps({**content, **OLD_LOSS}))
+    model = AutoModelForImageClassification.from_pretrained(
+        tmp_path, num_labels=classes, ignore_mismatched_sizes=True
+    ).train()
+    labels = torch.tensor([0, 1])
+    out = model(images(), labels=labels)
+    torch.testing.assert_close(out.loss, functional.cross_entropy(out.logits, labels))
+    again = AutoModelForImageClassification.from_pretrained(tmp_path, label_smoothing=0.3).config
+    assert (again.label_smoothing, again.class_weights) == (0.3, None)
+
+
+@pytest.fixture
+def calibrated(small_config, randomise, tmp_path):
+    """Folder of a calibrated classifier with thresholds."""
+    folder = tmp_path / "calibrated"
+    randomise(RetFoundForImageClassification(small_config(calibration_temperature=1.7))).save_pretrained(folder)
+    (folder / POINTS_FILE).write_text("{}")
+    return folder
+
+
+def saved_again(model, folder):
+    """The calibration temperature in the folder into which `model` is saved, and whether there are thresholds."""
+    model.save_pretrained(folder)
+    return json.loads((folder / "config.json").read_text())["calibration_temperature"], (folder / POINTS_FILE).exists()
+
+
+def test_a_head_that_stays_keeps_its_record(calibrated, images):
+    model = AutoModelForImageClassification.from_pretrained(calibrated)
+    model(images(), labels=torch.tensor([0, 1])).loss.backward()  # as explanations do
+    with torch.no_grad():
+        model.train()(images())
+    assert saved_again(model, calibrated) == (1.7, True)
+
+
+def test_a_trained_head_loses_its_record(calibrated, images):
+    """By whatever loss it is trained."""
+    model = AutoModelForImageClassification.from_pretrained(calibrated).train()
+    functional.cross_entropy(model(images()).logits, torch.tensor([0, 1])).backward()
+    assert saved_again(model, calibrated) == (1.0, False)
+
+
+def test_a_new_head_has_no_record(calibrated):
+    model = AutoModelForImageClassification.from_pretrained(calibrated, num_labels=5, ignore_mismatched_sizes=True)
+    assert saved_again(model, calibrated) == (1.0, False)
+
+
+def test_an_encoder_alone_has_no_record(calibrated, tmp_path):
+    AutoModel.from_pretrained(calibrated).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["calibration_temperature"] == 1
+
+
+@pytest.mark.parametrize("head", [torch.nn.Identity(), torch.nn.Sequential(torch.nn.Linear(64, 5), torch.nn.ReLU())])
+def test_any_module_serves_as_head_under_autocast(small_config, randomise, images, head):
+    model = randomise(RetFoundForImageClassification(small_config())).train()
+    model.classifier = head
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(images()).logits
+    mean = model.vit(images()).patch_mean
+    torch.testing.assert_close(found, head(model.fc_norm(mean)), atol=0.05, rtol=0.05)
+    assert found.dtype == torch.float32
+
+
 def test_wrong_number_of_weights_is_refused(small_config):
     with pytest.raises(BadArgumentError) as error:
-        classification_loss(LOGITS, CLASSES, settings(small_config, class_weights=[1.0, 2.0]))
+        classification_loss(LOGITS, CLASSES, settings(small_config), class_weights=[1.0, 2.0])
     assert error.value.field == "class_weights"
 
 
