@@ -4,9 +4,12 @@ A message names fields in backticks (`level` or `level='eye'`); the commands tur
 """
 
 import difflib
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
+
+LONGEST = 200  # characters that a message repeats of what it was given
 
 
 class RetFoundError(ValueError):
@@ -17,7 +20,12 @@ class RetFoundError(ValueError):
     """
 
     def __init__(self, message: str, **attributes: Any):
-        super().__init__(message)
+        # Of a value that is long the message repeats the ends, and the attribute has the whole.
+        for value in attributes.values():
+            for part in value if isinstance(value, (list, tuple)) else [value]:
+                if len(text := str(part)) > LONGEST:
+                    message = message.replace(text, shown(text))
+        super().__init__(_without_long_words(message))
         self.__dict__.update(attributes)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -155,7 +163,7 @@ def require(field: str, value: Any, accepted: Collection[Any]) -> None:
     if value not in accepted:
         names = ", ".join(map(str, accepted))
         raise BadArgumentError(
-            f"`{field}={value}` is not accepted{nearest(str(value), map(str, accepted))}; accepted: {names}",
+            f"`{field}={shown(value)}` is not accepted{nearest(str(value), map(str, accepted))}; accepted: {names}",
             field=field, value=value, accepted=accepted,
         )  # fmt: skip
 
@@ -175,7 +183,18 @@ def missing_extra(package: str, extra: str) -> MissingPackageError:
 
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Another library's error on one line of at most `limit` characters; its type where it says nothing."""
-    return " ".join(str(error).split())[:limit] or type(error).__name__
+    return _without_long_words(" ".join(str(error).split()))[:limit] or type(error).__name__
+
+
+def shown(value: object) -> str:
+    """A value as messages repeat it: of one that is longer than `LONGEST` characters, the ends and the length."""
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[:100]}...{text[-40:]} ({len(text):,} characters)"
+
+
+def _without_long_words(message: str) -> str:
+    """A message whose words, such as a path or base64, are no longer than `LONGEST`."""
+    return re.sub(rf"\S{{{LONGEST + 1},}}", lambda found: shown(found[0]), message)
 
 
 def nearest(name: str, accepted: Iterable[str]) -> str:
@@ -186,5 +205,5 @@ def nearest(name: str, accepted: Iterable[str]) -> str:
 
 def join_names(names: Iterable[object], limit: int = 5) -> str:
     """The first `limit` names, and the number of the others."""
-    texts = [str(name) for name in names]
+    texts = [shown(name) for name in names]
     return ", ".join(texts[:limit]) + (f" and {len(texts) - limit:,} more" if len(texts) > limit else "")

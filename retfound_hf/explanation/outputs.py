@@ -120,7 +120,7 @@ class OpenedImages(Dataset):
         return len(self.sources)
 
     def __getitem__(self, index: int) -> OpenedImage:
-        source, size = self.sources[index], dict(self.processor.size)
+        source, size = self.sources[index], self.processor.resized_size
         label = source.facts.get("label")
         try:
             image = read_image(source.image)

@@ -129,7 +129,7 @@ def build_processor(
     if name_or_path is None:
         return RetFoundImageProcessor.for_image_size(model.config.image_size, do_fundus_crop=wanted is not False)
     processor = load_processor(name_or_path, image_size, wanted)
-    side, patch = processor.crop_size.height, model.config.patch_size
+    side, patch = processor.size.height, model.config.patch_size
     if side % patch:
         raise BadArgumentError(
             f"`image_size={side}` is not a multiple of the model's patch size {patch}", field="image_size", value=side

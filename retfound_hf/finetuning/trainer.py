@@ -59,7 +59,7 @@ class TrainingPixels:
         if not self.augments:
             return
         crop = v2.RandomResizedCrop(
-            processor.crop_size.height,
+            processor.size.height,
             scale=CROP_SCALES[augmentation],
             interpolation=v2.InterpolationMode.BICUBIC,
             antialias=True,

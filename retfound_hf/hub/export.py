@@ -44,7 +44,7 @@ def export(folder: str, output_dir: str | Path, format: str, overwrite: bool = F
         if format == "timm":
             write_timm(model, is_classifier, partial)
         else:
-            write_onnx(model, is_classifier, dict(processor.crop_size)["height"], partial)
+            write_onnx(model, is_classifier, processor.size.height, partial)
         write_json(partial / "preprocessing.json", preprocessing(processor, model.config, is_classifier))
     return Path(output_dir)
 
@@ -80,7 +80,7 @@ def check_equal(expected: Tensor, found: Tensor, format: str) -> float:
 
 def preprocessing(processor: RetFoundImageProcessor, config: Any, is_classifier: bool) -> dict[str, Any]:
     """Steps from an image to the network's input, and the meaning of its output, for those who serve it."""
-    size, crop = dict(processor.size), dict(processor.crop_size)
+    size, crop = processor.resized_size, dict(processor.size)
     steps: list[dict[str, Any]] = [{"step": "to_rgb", "bits": 8, "exif_orientation": True}]
     if processor.do_fundus_crop:
         steps.append({"step": "crop_to_field_of_view", "pad": "black, to a square", "if_none_found": "unchanged"})

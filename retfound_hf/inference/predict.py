@@ -97,7 +97,7 @@ class SourceSet(Dataset):
 
     def __init__(self, sources: Sequence[str | bytes | Image.Image], processor: RetFoundImageProcessor):
         self.sources = sources
-        self.size, self.crop = dict(processor.size), bool(processor.do_fundus_crop)
+        self.size, self.crop = processor.resized_size, bool(processor.do_fundus_crop)
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -154,7 +154,7 @@ def forward(
     Every process of a distributed run works on its own share (each n-th image) and receives the whole result.
 
     Args:
-        images: decoded images (`data.image_cache`), of the processor's resized size.
+        images: decoded images (`data.image_cache`), of the processor's `resized_size`.
         take: from the model's outputs to a tensor (batch, columns).
         options: as in `forward_here`.
 
@@ -320,7 +320,7 @@ def prepare_split(
     rows = labelled.rows(split)
     with process_state().main_process_first():
         prepared = cache_images(
-            rows, size=dict(processor.size) if exact else TRAINING_SIDES * processor.crop_size.height,
+            rows, size=processor.resized_size if exact else TRAINING_SIDES * processor.size.height,
             crop=bool(processor.do_fundus_crop), exact=exact, on_bad_image=on_bad_image, num_workers=num_workers,
             cache_dir=cache_dir,
         )  # fmt: skip

@@ -25,7 +25,7 @@ from ..errors import BadModelError
 from .compat import PreTrainedConfig
 from .compat import initialization as init
 from .configuration_retfound import HeadOptions, RetFoundConfig
-from .image_processing_retfound import RetFoundImageProcessor
+from .image_processing_retfound import RetFoundImageProcessor, RetFoundImageProcessorPil
 from .modeling_retfound import (
     HeadRecord,
     RetFoundForImageClassification,
@@ -298,9 +298,8 @@ def register() -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         for auto_class, model_class in classes.items():
             auto_class.register(config, model_class, exist_ok=True)
-        AutoImageProcessor.register(
-            config, image_processor_classes={"torchvision": RetFoundImageProcessor}, exist_ok=True
-        )
+        processors = {"torchvision": RetFoundImageProcessor, "pil": RetFoundImageProcessorPil}
+        AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
         names = {} if config is RetFoundConfig else SPLIT
         targets = [names.get(name, name) for name in ("query", "value")]
         constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[config.model_type] = targets

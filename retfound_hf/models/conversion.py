@@ -349,9 +349,7 @@ def processor_of(kind: str, modality: str | None, image_size: int) -> RetFoundIm
     """The preprocessing of the official code for weights of this kind and input size."""
     if kind == "classifier":
         # Its owner fine-tuned and evaluated on images as they were, the shorter side resized.
-        shorter = RetFoundImageProcessor.for_image_size(image_size).size["height"]
-        size, crop_size = {"shortest_edge": shorter}, {"height": image_size, "width": image_size}
-        return RetFoundImageProcessor(do_fundus_crop=False, size=size, crop_size=crop_size)
+        return RetFoundImageProcessor.for_image_size(image_size, do_fundus_crop=False, keep_aspect_ratio=True)
     # RETFound feeds DINOv2 with 224 pixels, although its positions are those of 518.
     crop = modality is None or MODALITIES[modality].crop
     return RetFoundImageProcessor.for_image_size(224 if kind == "dinov2" else image_size, do_fundus_crop=crop)

@@ -114,7 +114,7 @@ def test_a_stock_model_of_another_size(run, refused, stock_folder):
     options = {"model_name_or_path": str(stock_folder("vit")), "method": "linear"}
     assert refused(image_size=50, **options).field == "image_size"
     done = run(image_size=48, **options)
-    assert done.metrics["auroc"] > 0.9 and load_processor(str(done.folder)).crop_size["height"] == 48
+    assert done.metrics["auroc"] > 0.9 and load_processor(str(done.folder)).size["height"] == 48
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])

@@ -144,7 +144,7 @@ def test_from_scratch_and_another_image_size(run, planted, cache_dir, tmp_path):
     assert (done.model.config.hidden_size, done.model.config.image_size) == (192, 32)
     assert "preset `retfound-tiny`" in (tmp_path / "tiny" / "README.md").read_text()
     done = run(image_size=48, num_train_epochs=1)
-    assert AutoImageProcessor.from_pretrained(done.folder).crop_size["height"] == 48
+    assert AutoImageProcessor.from_pretrained(done.folder).size["height"] == 48
 
 
 def test_same_seed_same_predictions_other_seed_others(run, tmp_path):

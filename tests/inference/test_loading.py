@@ -74,23 +74,23 @@ def test_a_stock_vit_gives_the_features_of_retfound(stock_vit, with_pooler):
 
 def test_processor_of_a_folder(encoder_folder):
     processor = load_processor(str(encoder_folder))
-    assert processor.crop_size["height"] == 32
-    assert processor.size["height"] == 37  # 32 x 256 / 224
+    assert processor.size["height"] == 32
+    assert processor.resized_size["height"] == 37  # 32 x 256 / 224
     assert processor.do_fundus_crop
     assert not load_processor(str(encoder_folder), crop=False).do_fundus_crop
     larger = load_processor(str(encoder_folder), image_size=64)
-    assert (larger.crop_size["height"], larger.size["height"]) == (64, 73)
+    assert (larger.size["height"], larger.resized_size["height"]) == (64, 73)
 
 
 def test_of_a_stock_processor_the_normalisation_and_the_size_are_kept(stock_vit):
     processor = load_processor(str(stock_vit(with_pooler=True)[0]))
     assert isinstance(processor, RetFoundImageProcessor)
     assert list(processor.image_mean) == [0.5, 0.5, 0.5]
-    assert processor.crop_size["height"] == 32
+    assert processor.size["height"] == 32
 
 
 def test_without_a_processor_the_size_is_the_models(encoder_folder, tmp_path):
     (tmp_path / "config.json").write_bytes((encoder_folder / "config.json").read_bytes())
     processor = load_processor(str(tmp_path))
-    assert processor.crop_size["height"] == 32
+    assert processor.size["height"] == 32
     assert processor.image_mean == pytest.approx([0.485, 0.456, 0.406])

@@ -93,8 +93,8 @@ def test_fine_tuned_processor_is_the_official_evaluation_transform(size, vit, sa
     path = save(state, "checkpoint-best_cfp.pth", model="RETFound_mae")
     processor = AutoImageProcessor.from_pretrained(convert_checkpoint(path, tmp_path / "out"))
     assert processor.do_fundus_crop is False
-    assert dict(processor.size) == {"shortest_edge": 73 if size == 64 else 384}
-    assert dict(processor.crop_size) == {"height": size, "width": size}
+    assert processor.resized_size == {"shortest_edge": 73 if size == 64 else 384}
+    assert dict(processor.size) == {"height": size, "width": size}
 
 
 CASES = ["blocks.1.attn.qkv.weight", "norm.bias", "decoder_blocks.0.mlp.fc2.bias", "patch_embed.proj.weight"]

@@ -134,7 +134,7 @@ def test_dinov2_becomes_a_stock_folder(vit, save, images, tmp_path):
     with torch.no_grad():
         close(model.eval()(pixels).last_hidden_state, official.forward_features(pixels))
         processor = AutoImageProcessor.from_pretrained(folder)
-        assert dict(processor.crop_size) == {"height": 224, "width": 224} and processor.do_fundus_crop
+        assert dict(processor.size) == {"height": 224, "width": 224} and processor.do_fundus_crop
         assert model(images(1, 224)).last_hidden_state.shape == (1, 1 + 16 * 16, 128)
 
 

@@ -75,8 +75,8 @@ def test_the_result_on_a_resnet_is_a_stock_resnet_with_our_processor(start, opti
     before, after = (load_file(path / "model.safetensors") for path in (resnet_folder, folder))
     assert before.keys() == after.keys()
     assert not [key for key, value in before.items() if torch.equal(value, after[key])]
-    assert AutoImageProcessor.from_pretrained(folder).crop_size.height == 32
-    assert load_processor(str(folder)).crop_size.height == 32
+    assert AutoImageProcessor.from_pretrained(folder).size.height == 32
+    assert load_processor(str(folder)).size.height == 32
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = model.eval()(pixels).pooler_output.flatten(1)
