@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,6 +128,7 @@ def read_labelled(
     seed: int = 0,
     need_splits: Sequence[str] = SPLITS,
     patient_column: str | None = None,
+    divide: Callable[[pd.DataFrame], pd.Series | None] | None = None,
 ) -> LabelledSet:
     """Read and check a labelled set.
 
@@ -145,6 +146,7 @@ def read_labelled(
         need_splits: splits that must exist and are checked; () reads any set for use as a whole ("all").
         patient_column: column that names the patients, by default `patient_id`; "image" takes the images' names
             without left or right, "none" takes each image for a patient of its own.
+        divide: splits of a table without them ("all": it is used as a whole), or None for `split_fractions`.
 
     Raises:
         BadDataError, BadArgumentError: anything that would make results wrong or impossible, in one line.
@@ -183,14 +185,18 @@ def read_labelled(
     if kind == SINGLE_LABEL and len(names) < 2:
         message = f"{data} has a single class, {names[0]!r}; classification needs at least two"
         raise BadDataError(message, source=data)
+    table["image"] = pd.Series(tables.find_files(table["image"], data), table.index, dtype=object)
     if not has_splits:
         table["split"] = "all"
     found = LabelledSet(table, kind, names, tuple(label_columns))
     if not has_splits and need_splits:
-        table["split"] = assign_splits(patient_groups(table), _strata(found, "all"), split_fractions, seed)
+        splits = divide(table) if divide else None
+        if splits is None:
+            splits = assign_splits(patient_groups(table), _strata(found, "all"), split_fractions, seed)
+        table["split"] = splits
+        need_splits = () if "all" in set(splits) else need_splits
     if has_splits and not {"train", "val"}.isdisjoint(need_splits):
         _take_validation(found, split_fractions, seed, data)
-    table["image"] = pd.Series(tables.find_files(table["image"], data), table.index, dtype=object)
     checked = table[table["split"].isin(need_splits)] if need_splits else table
     tables.check_images_exist(checked, data)
     if need_splits:
@@ -198,6 +204,7 @@ def read_labelled(
         check_no_patient_leak(table)
         tables.check_class_coverage(found.counts(), need_splits, data)
         tables.warn_identical_content(checked, data)
+    if len(need_splits) == len(SPLITS):
         _say_split(found, has_splits, data)
     return found
 

@@ -6,6 +6,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -374,6 +375,24 @@ def check_class_coverage(counts: pd.DataFrame, need_splits: Sequence[str], data:
             logger.warning(message, data, split, join_names(absent))
 
 
+def content_digests(images: Iterable[str | bytes]) -> list[str]:
+    """BLAKE2b digests (128 bits, hex) of image files, given by paths or bytes; empty where a file is absent."""
+
+    def digest(image: str | bytes) -> str:
+        if isinstance(image, str) and not os.path.isfile(image):
+            return ""
+        content = Path(image).read_bytes() if isinstance(image, str) else image
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+    with ThreadPool(4) as pool:  # reading and hashing release the interpreter
+        return pool.map(digest, images)
+
+
+def resolved_paths(images: Iterable[str | bytes]) -> list[str]:
+    """The one path of each file that tables may reach in several ways; empty for images held as bytes."""
+    return [os.path.realpath(image) if isinstance(image, str) else "" for image in images]
+
+
 def warn_identical_content(table: pd.DataFrame, data: object) -> None:
     """Warn of files in different splits with the same content; skipped where it would mean reading 256 MB or more."""
     files = table.loc[table["image"].map(lambda image: isinstance(image, str)), ["id", "image", "split"]].copy()
@@ -383,7 +402,7 @@ def warn_identical_content(table: pd.DataFrame, data: object) -> None:
     alike = files[files.groupby("size")["split"].transform("nunique") > 1]
     if alike.empty or alike["size"].sum() > HASHED_BYTES_LIMIT:
         return
-    alike = alike.assign(digest=[hashlib.blake2b(Path(path).read_bytes()).hexdigest() for path in alike["image"]])
+    alike = alike.assign(digest=content_digests(alike["image"]))
     same = [group for _, group in alike.groupby("digest", sort=False) if group["split"].nunique() > 1]
     if same:
         named = "; ".join(" = ".join(group["id"]) for group in same[:5])

@@ -1,5 +1,6 @@
 """Fine-tuning from arguments to a finished folder: the function and the command `finetune`."""
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from ..evaluation.predictions import Predictions
 from ..evaluation.report import format_table, write_points, write_report
 from ..evaluation.thresholds import OperatingPoint, choose_points
 from ..files import move_into, refuse_existing, write_json
-from ..inference.evaluate import SPLITS_FILE
+from ..inference.evaluate import write_splits
 from ..inference.predict import Classifier, PreparedSplit, prepare_split, process_state, warn_of_modality
 from ..models import cards
 from ..models.loading import is_adapter
@@ -251,11 +252,11 @@ def run(args: FinetuneArguments) -> FinetuneRun:
                 write_points(folder, points, args.report, images=len(predictions["val"]))
             write_report(folder / "validation", predictions["val"], args.report)
             metrics = write_report(folder, predictions["test"], args.report, points)
-            prepared.labelled.table[["id", "patient_id", "split"]].to_csv(folder / SPLITS_FILE, index=False)
+            write_splits(folder, prepared.labelled.table)
             write_json(folder / "history.json", trained.history)
             write_finetuned_card(folder, Path(args.output_dir).name, args, method, prepared, seconds)
             write_run_record(
-                folder, "finetune", args.parts, seconds=seconds,
+                folder, "finetune", args.parts, seconds=seconds, data_path=os.path.realpath(args.data),
                 images={split: len(part.images) for split, part in splits.items()},
                 rejected_images=[image for part in splits.values() for image in part.rejected],
             )  # fmt: skip

@@ -1,16 +1,21 @@
 """Evaluation of a fine-tuned folder on any labelled set, and the command `evaluate`."""
 
+import dataclasses
 import json
+import logging
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
 from ..data.labelled import LabelledSet, read_labelled
+from ..data.splits import SPLITS
+from ..data.tables import content_digests, resolved_paths
 from ..errors import BadDataError, join_names
 from ..evaluation.predictions import Predictions
 from ..evaluation.report import ReportArguments, format_table, measure, read_points, write_report
@@ -19,14 +24,19 @@ from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
 from .predict import ForwardArguments, load_classifier, prepare_split, process_state, warn_of_modality
 
-SPLITS_FILE = "splits.csv"  # `id`, `patient_id` and `split` of every image of the labelled set of a training
+logger = logging.getLogger(__name__)
+# `id`, `patient_id`, `split`, `path` and `digest` of every image of the labelled set of a training.
+SPLITS_FILE = "splits.csv"
 
 
 @dataclass
 class EvaluateArguments:
     model_name_or_path: str = field(metadata={"help": "fine-tuned folder, adapter folder or Hub id"})
     data: str = field(metadata={"help": "{train,val,test}/<class>/ folder, CSV or parquet table, or Hub dataset id"})
-    split: Literal["train", "val", "test", "all"] = field(default="test", metadata={"help": "split to evaluate on"})
+    split: Literal["train", "val", "test", "all"] = field(
+        default="test",
+        metadata={"help": "split to evaluate on; a set without splits is used whole, but for images trained on"},
+    )
     label_columns: list[str] | None = field(
         default=None, metadata={"help": "columns of the targets in a table; default: the model's"}
     )
@@ -91,8 +101,11 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
         need_splits=() if split == "all" else (split,),
         **split_of_training(name, forward_arguments.seed, data, arguments.patient_column),
     )  # fmt: skip
-    if split == "test":
-        refuse_trained_images(name, labelled, data)
+    if split == "test" and (labelled.table["split"] == "all").all():
+        split = "all"  # neither it nor the training has splits for these images
+    labelled, what = _leave_out_trained(labelled, split, name, data)
+    if state.is_main_process:
+        logger.info("%s: %s", data, what)
     report.check_columns(labelled.table, data)
     points = read_points(name, classifier.class_names, report)
     images = prepare_split(
@@ -118,47 +131,109 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
 def split_of_training(
     model_folder: str, seed: int, data: str | None = None, patient_column: str | None = None
 ) -> dict[str, Any]:
-    """How a set without splits is split: as the run that made the model split it.
+    """How a set without splits is split, as keyword arguments of `read_labelled`.
 
-    Another seed or other shares, or for the data of that run other patients, would put training images into the test
-    split.
+    Images of the set of the training keep their splits, whatever has become of the table since. A set of which the
+    training saw no image is used as a whole.
     """
-    trained = _arguments(model_folder)
+    trained = _record(model_folder)
+    arguments = trained.get("arguments", {})
     if patient_column is None and data is not None and _is_data_of(trained, data):
-        patient_column = trained.get("patient_column")
-    patients = {} if patient_column is None else {"patient_column": patient_column}
-    if "split_fractions" not in trained:
-        return {"seed": seed, **patients}
-    return {"seed": trained["split_seed"], "split_fractions": tuple(trained["split_fractions"]), **patients}
+        patient_column = arguments.get("patient_column")
+    found: dict[str, Any] = {} if patient_column is None else {"patient_column": patient_column}
+    found |= {"seed": arguments.get("split_seed", seed), "divide": partial(_divide, model_folder, data)}
+    if "split_fractions" in arguments:
+        found["split_fractions"] = tuple(arguments["split_fractions"])
+    return found
 
 
-def refuse_trained_images(model_folder: str, labelled: LabelledSet, data: str) -> None:
-    """Raise if images of the test split were trained or validated on: a row more or less deals all patients anew.
+def _divide(model_folder: str, data: str | None, table: pd.DataFrame) -> pd.Series | None:
+    if not Path(model_folder, SPLITS_FILE).is_file() and data and _is_data_of(_record(model_folder), data):
+        return None  # without a list of images, as the run dealt them
+    splits = splits_in_training(model_folder, table, data)
+    return splits.fillna("all" if splits.isna().all() else "test")
 
-    Only the set of the training is looked at, since file names of other sets may be the same by chance.
+
+def splits_in_training(model_folder: str, table: pd.DataFrame, data: str | None) -> pd.Series:
+    """Split of each image in the training of a model: "train", "val" or "test", None for an unseen one.
+
+    An image is known by its file, or under another name by its content. Where some are, their patients' other images
+    belong to the same split.
+
+    Args:
+        model_folder: with `splits.csv`; without it no image is known.
+        table: of a labelled set.
+        data: source of the table: a `splits.csv` of an earlier version has names alone, which tell nothing elsewhere.
     """
-    path, trained = Path(model_folder) / SPLITS_FILE, _arguments(model_folder)
-    if not path.is_file() or not _is_data_of(trained, data):
-        return
+    splits, path = pd.Series(None, table.index, dtype=object), Path(model_folder) / SPLITS_FILE
+    if not path.is_file():
+        return splits
     known = pd.read_csv(path, dtype=str, keep_default_na=False)
-    seen = set(known.loc[known["split"] != "test", "id"])
-    table = labelled.table
-    again = [name for name in table.loc[table["split"] == "test", "id"] if name in seen]
-    if again:
+    if "digest" not in known:
+        same = data is not None and _is_data_of(_record(model_folder), data)
+        return table["id"].map(known.set_index("id")["split"]).astype(object) if same else splits
+    known = known.sort_values("split", key=lambda names: names.map(SPLITS.index), kind="stable")
+    splits = pd.Series(resolved_paths(table["image"]), table.index).map(_split_by(known, "path")).astype(object)
+    digests = content_digests(table.loc[splits.isna(), "image"])
+    splits[splits.isna()] = pd.Series(digests).map(_split_by(known, "digest")).to_numpy(object)
+    if splits.notna().any():
+        splits = splits.fillna(table["patient_id"].map(_split_by(known, "patient_id")))
+    return splits.where(splits.notna(), None)
+
+
+def _split_by(known: pd.DataFrame, column: str) -> pd.Series:
+    """Split by the values of a column; of one that lies in two, the one that was learned from."""
+    named = known[known[column] != ""].drop_duplicates(column)
+    return named.set_index(column)["split"]
+
+
+def _leave_out_trained(labelled: LabelledSet, split: str, model_folder: str, data: str) -> tuple[LabelledSet, str]:
+    """The set without images of `split` that the training saw, and what its images are, in words.
+
+    Of "val" only those are left out that were trained on, and none of "train", which is asked for as such.
+
+    Raises:
+        BadDataError: all images of the split are (`rows`).
+    """
+    rows = labelled.rows(split)
+    splits = splits_in_training(model_folder, rows, data)
+    seen = splits.isin({"train": (), "val": ("train",)}.get(split, ("train", "val")))
+    if seen.all():
         raise BadDataError(
-            f"{len(again)} test image(s) of {data} were trained or validated on ({join_names(again)}): the set has "
-            f"changed since, and with it its splits; give it a column split, which {path} has for the others",
-            rows=again, source=data,
+            f"all {len(rows)} images of {data} (split {split}) were trained or validated on; give images that the "
+            "model has not seen, or pass `split='train'` or `split='val'` to see how it fits those",
+            rows=rows["id"], source=data,
         )  # fmt: skip
+    if seen.any():
+        named = join_names(rows.loc[seen, "id"])
+        message = "%s: %d of %d images (split %s) were trained or validated on and are left out (%s)"
+        logger.warning(message, data, seen.sum(), len(rows), split, named)
+    kept = labelled.table[~labelled.table["id"].isin(rows.loc[seen, "id"])]
+    others = labelled.table.loc[~labelled.table["id"].isin(rows["id"]), "split"].value_counts()
+    what = "the whole set" if split == "all" else f"the {split} split"
+    what += f" (without {', '.join(f'{name} {count}' for name, count in others.items())})" if len(others) else ""
+    again = int(splits[~seen].notna().sum())
+    place = "test" if split == "all" else split
+    known = f"{again} of them lay in the training's {place} split" if again else "the training saw none of them"
+    known = known if Path(model_folder, SPLITS_FILE).is_file() else "whether the training saw them is not known"
+    count = f"{len(rows) - seen.sum()} of its {len(labelled.table)} images are evaluated"
+    return dataclasses.replace(labelled, table=kept), f"{count}, {what}; {known}"
+
+
+def write_splits(folder: Path, table: pd.DataFrame) -> None:
+    """Write the images of a training set with their splits, by which `splits_in_training` knows them again."""
+    facts = {"path": resolved_paths(table["image"]), "digest": content_digests(table["image"])}
+    table[["id", "patient_id", "split"]].assign(**facts).to_csv(folder / SPLITS_FILE, index=False)
 
 
 def _is_data_of(trained: dict[str, Any], data: str) -> bool:
-    return os.path.realpath(trained.get("data") or "") == os.path.realpath(data)
+    learned = trained.get("data_path") or trained.get("arguments", {}).get("data") or ""
+    return os.path.realpath(learned) == os.path.realpath(data)
 
 
-def _arguments(model_folder: str) -> dict[str, Any]:
-    record = Path(model_folder) / "run.json"
-    return json.loads(record.read_text(encoding="utf-8"))["arguments"] if record.is_file() else {}
+def _record(model_folder: str) -> dict[str, Any]:
+    path = Path(model_folder) / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Evaluation of a folder on labelled sets like the one it was trained on, and on others."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -12,21 +13,18 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from tiny import save_noise
 from transformers import AutoModelForImageClassification
 from two_processes import run_in_two
 
 from retfound_hf import RetFoundImageProcessor
-from retfound_hf.data.labelled import read_labelled
 from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError, OutputError, RetFoundError
 from retfound_hf.evaluation.report import ReportArguments, write_points
 from retfound_hf.evaluation.thresholds import OperatingPoint
-from retfound_hf.inference.evaluate import evaluate, main, refuse_trained_images, split_of_training
+from retfound_hf.inference.evaluate import evaluate, main, split_of_training, splits_in_training, write_splits
 
 CLASSES = ("mild", "none", "severe")
 COLUMNS = [f"prob/{name}" for name in CLASSES]
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-SEED = {"seed": 0, "split_fractions": (0.5, 0.2, 0.3)}
 
 
 @pytest.fixture(scope="session")
@@ -196,50 +194,89 @@ def test_corrupt_images_are_named_or_skipped(evaluated, labelled_table, tmp_path
     assert list(done.predictions["label"]) == list(source.loc[done.predictions["id"], "label"])
 
 
-def test_a_table_without_splits_is_split_as_in_training(classifier_folder, tmp_path):
-    assert split_of_training(str(classifier_folder), 5) == {"seed": 5}
-    record = {"arguments": {"split_seed": 3, "split_fractions": [0.6, 0.2, 0.2]}}
+def test_how_a_table_without_splits_is_split(tmp_path):
+    table = pd.DataFrame({"id": ["a"], "image": ["a.png"], "patient_id": [None]})
+    record = {"arguments": {"split_seed": 3, "split_fractions": [0.6, 0.2, 0.2], "data": "set.csv"}}
     (tmp_path / "run.json").write_text(json.dumps(record))
-    assert split_of_training(str(tmp_path), 5) == {"seed": 3, "split_fractions": (0.6, 0.2, 0.2)}
+    found = split_of_training(str(tmp_path), 5, "set.csv")
+    assert (found["seed"], found["split_fractions"]) == (3, (0.6, 0.2, 0.2))
+    assert found["divide"](table) is None  # a folder without a list of its images: by seed and fractions
+    assert list(split_of_training(str(tmp_path), 5, "other.csv")["divide"](table)) == ["all"]
 
 
-@pytest.fixture
-def write_table(tmp_path):
-    paths = [save_noise(tmp_path / f"{number}.png", number, (8, 8)) for number in range(44)]
+@pytest.fixture(scope="module")
+def trained(classifier_folder, labelled_table, tmp_path_factory):
+    """A folder that was trained on the first 50 images of the labelled table, without its splits; and their splits."""
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    shutil.copytree(classifier_folder, folder)
+    source = pd.read_csv(labelled_table, keep_default_na=False).drop(columns="split")
+    source["patient_id"] = [f"P{number // 2:02d}" for number in range(len(source))]
+    images = [str(labelled_table.parent / name) for name in source["image"]]
+    table = source.assign(id=source["image"], image=images)[:50]
+    splits = np.repeat(["train", "val", "test"], (24, 8, 18))
+    write_splits(folder, table.assign(split=splits))
+    return SimpleNamespace(folder=folder, source=source.assign(image=images), splits=pd.Series(splits))
 
-    def write(patients: int, name: str = "set.csv"):
-        rows = [
-            {"image": str(path), "label": "ab"[number % 2], "patient_id": f"P{number:02d}"}
-            for number, path in enumerate(paths[:patients])
-        ]
-        pd.DataFrame(rows).to_csv(tmp_path / name, index=False)
-        return str(tmp_path / name)
 
-    return write
+@pytest.mark.parametrize("way", ["grown", "renamed", "relative", "copied", "all", "column"])
+def test_a_model_is_not_tested_on_what_it_was_trained_on(evaluated, trained, tmp_path, monkeypatch, caplog, way):
+    table, path, data, options = trained.source.copy(), tmp_path / "labels.csv", None, {"model": trained.folder}
+    if way == "copied":  # under other names, in another folder and another format of the table's paths
+        for number, image in enumerate(table["image"]):
+            shutil.copy(image, tmp_path / f"copy{number}.png")
+        table["image"] = [f"./copy{number}.png" for number in range(len(table))]
+    if way == "relative":
+        monkeypatch.chdir(tmp_path)
+        data = "labels.csv"
+    if way == "column":
+        table["split"] = "Test_Set"
+    if way == "all":
+        options["split"] = "all"
+    table.to_csv(path, index=False)
+    with caplog.at_level(logging.INFO, "retfound_hf"):
+        done = evaluated(data or path, **options)
+    # The 18 test images of the training, and 11 that it has not seen.
+    assert len(done.predictions) == 29
+    assert set(done.predictions["patient_id"]) == {f"P{number:02d}" for number in range(16, 31)}
+    assert "29 of its 61 images" in caplog.text
+    assert ("32 of 61" in caplog.text) == (way in ("all", "column"))
 
 
-def test_a_model_is_not_tested_on_what_it_was_trained_on(tmp_path, write_table):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    data = write_table(40)
-    splits = read_labelled(data, **SEED).table[["id", "patient_id", "split"]]
-    splits.to_csv(folder / "splits.csv", index=False)
-    (folder / "run.json").write_text(json.dumps({"arguments": {"data": data}}))
-    refuse_trained_images(str(folder), read_labelled(data, **SEED), data)
-    # With more patients all are dealt anew.
-    data = write_table(44)
-    labelled = read_labelled(data, **SEED)
-    with pytest.raises(BadDataError) as error:
-        refuse_trained_images(str(folder), labelled, data)
-    learnt, tested = splits.loc[splits["split"] != "test", "id"], labelled.rows("test")["id"]
-    assert set(error.value.rows) == set(learnt) & set(tested)
-    # With the splits of the training, and new patients in the test split, it is accepted.
-    table = pd.read_csv(data).merge(splits[["patient_id", "split"]], on="patient_id", how="left")
-    table.fillna({"split": "test"}).to_csv(data, index=False)
-    refuse_trained_images(str(folder), read_labelled(data), data)
-    # Files of other sets may have the same names.
-    data = write_table(44, "elsewhere.csv")
-    refuse_trained_images(str(folder), read_labelled(data, **SEED), data)
+def test_a_split_that_is_asked_for_is_that_of_the_training(evaluated, trained, tmp_path):
+    trained.source.to_csv(tmp_path / "labels.csv", index=False)
+    for split, count in {"train": 24, "val": 8}.items():
+        assert len(evaluated(tmp_path / "labels.csv", model=trained.folder, split=split).predictions) == count
+        shutil.rmtree(tmp_path / "out")
+    trained.source[:30].to_csv(tmp_path / "labels.csv", index=False)
+    for split in ("test", "all"):
+        with pytest.raises(RetFoundError):
+            evaluated(tmp_path / "labels.csv", model=trained.folder, split=split)
+
+
+def test_new_images_of_trained_patients_are_no_test_images(trained):
+    """Two images of one patient of whom the training saw one."""
+    table = trained.source.assign(id=trained.source["image"])
+    table = pd.concat([table[:50], pd.DataFrame([{"id": "new", "image": "new.png", "patient_id": "P00"}])])
+    table = table.reset_index(drop=True)
+    assert splits_in_training(str(trained.folder), table, None).iloc[-1] == "train"
+    # Patients of a set without a known image are others, whatever their names.
+    assert splits_in_training(str(trained.folder), table[-1:], None).isna().all()
+
+
+def test_an_unseen_table_without_splits_is_evaluated_whole(evaluated, trained, tmp_path, caplog):
+    trained.source[50:].to_csv(tmp_path / "other.csv", index=False)
+    with caplog.at_level(logging.INFO, "retfound_hf"):
+        assert len(evaluated(tmp_path / "other.csv", model=trained.folder).predictions) == 11
+    assert "11 of its 11 images" in caplog.text
+
+
+def test_a_list_of_names_alone_is_read_as_before(trained, tmp_path):
+    table = trained.source.assign(id=trained.source["image"])
+    (tmp_path / "run.json").write_text(json.dumps({"arguments": {"data": "labels.csv"}}))
+    listed = table[:50].assign(split=trained.splits)[["id", "patient_id", "split"]]
+    listed.to_csv(tmp_path / "splits.csv", index=False)
+    assert list(splits_in_training(str(tmp_path), table, "labels.csv")[:50]) == list(trained.splits)
+    assert splits_in_training(str(tmp_path), table, "elsewhere.csv").isna().all()
 
 
 def test_two_processes_write_what_one_writes(classifier_folder, labelled_table, tmp_path):
