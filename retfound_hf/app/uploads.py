@@ -7,7 +7,7 @@ import secrets
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from ..errors import BadDataError, join_names
-from ..images.reading import IMAGE_SUFFIXES, MAGIC, PREAMBLE, is_dicom
+from ..images.reading import IMAGE_SUFFIXES, is_image
 
 KEPT_SECONDS = 900  # a visitor's last image, in memory
 ACCEPTED = f"{', '.join(IMAGE_SUFFIXES)}, or DICOM of any name"
@@ -117,15 +117,6 @@ def _check_entry(entry: zipfile.ZipInfo, limits: Limits) -> None:
         reason = f"is compressed more than {MAX_RATIO} times, as only zip bombs are"
     if reason:
         raise BadDataError(f"{name} {reason}", rows=[name])
-
-
-def is_image(name: str, opened: Callable[[], Any]) -> bool:
-    """Whether a file is an image by its name, or DICOM by its content: hospital media leave the suffix out."""
-    if name.lower().endswith(IMAGE_SUFFIXES):
-        return True
-    with suppress(Exception), opened() as file:  # DICOMDIR is a table of contents
-        return is_dicom(file.read(PREAMBLE + len(MAGIC))) and PurePosixPath(name).name.upper() != "DICOMDIR"
-    return False
 
 
 class Batch:

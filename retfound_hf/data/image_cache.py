@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 OnBadImage = Literal["error", "skip"]
 logger = logging.getLogger(__name__)
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 BLANK_RANGE = 8  # of 255 gray levels, from the 1st to the 99th percentile
 
 

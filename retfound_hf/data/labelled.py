@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import BadArgumentError, BadDataError, join_names
-from ..images.reading import IMAGE_SUFFIXES, find_images
+from ..images.reading import find_images, is_image_file
 from ..vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from . import tables
 from .image_sources import find_image_column, load_splits
@@ -310,7 +310,7 @@ def _warn_of_passed_over(root: Path, used: set[str]) -> None:
     for path in find_files_in(root):
         name = path.relative_to(root).as_posix()
         if name not in used and name not in (METADATA, "run.json", "README.md"):
-            is_image = path.name.lower().endswith(IMAGE_SUFFIXES)
+            is_image = is_image_file(path)
             suffix = f"files with suffix {path.suffix.lower() or 'none'}"
             kind = "images outside the class folders" if is_image else suffix
             kinds.setdefault(kind, []).append(name)

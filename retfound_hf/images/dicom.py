@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import MissingPackageError, UnreadableImageError, one_line
-from .reading import apply_in_row_chunks
+from .reading import MAGIC, PREAMBLE, apply_in_row_chunks, scale_deep
 
 PIXEL_DATA = b"\xe0\x7f\x10\x00"
 OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
@@ -25,6 +25,8 @@ JP2_BOXES = b"\x00\x00\x00\x0cjP  "
 ALONE = {0x01, *range(0xD0, 0xD8)}  # markers of JPEG without a length
 # Frame headers of JPEG and JPEG-LS (SOF 0-15 but DHT, JPG and DAC; DHP of hierarchical JPEG; SOF 55).
 FRAMES = {*range(0xC0, 0xD0), 0xDE, 0xF7} - {0xC4, 0xC8, 0xCC}
+# A window that leaves FEW_LEVELS of gray, or makes most pixels white, is passed over where stored values show more.
+FEW_LEVELS, MANY_LEVELS, MOST_WHITE = 32, 128, 0.75
 PADDING = 2  # a segment of run lengths may hold this many times its pixels, since some writers pad
 
 
@@ -52,6 +54,8 @@ def read_dicom(source: str | Path | bytes, max_pixels: int | None = None) -> Ima
     except ImportError as error:
         raise MissingPackageError("pydicom", "dicom") from error
 
+    source = _with_preamble(source)
+
     def file() -> Any:
         return BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
@@ -66,6 +70,29 @@ def read_dicom(source: str | Path | bytes, max_pixels: int | None = None) -> Ima
     except (AttributeError, RuntimeError, NotImplementedError) as error:
         raise UnreadableImageError(f"its image cannot be decoded: {one_line(error)}") from error
     return _picture(values, header)
+
+
+def _with_preamble(source: str | Path | bytes) -> str | Path | bytes:
+    """A file that lacks the preamble (and the transfer syntax, told by its first element) as bytes that have both."""
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.filewriter import write_file_meta_info
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    start = source
+    if not isinstance(source, bytes):
+        with open(source, "rb") as file:
+            start = file.read(PREAMBLE + len(MAGIC))
+    if start[PREAMBLE:].startswith(MAGIC):
+        return source
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    made = BytesIO()
+    made.write(bytes(PREAMBLE) + MAGIC)
+    if content[0] != 2:
+        meta = FileMetaDataset()
+        explicit = ExplicitVRLittleEndian if content[0] else ExplicitVRBigEndian
+        meta.TransferSyntaxUID = explicit if content[4:6].isalpha() else ImplicitVRLittleEndian
+        write_file_meta_info(made, meta, enforce_standard=False)
+    return made.getvalue() + content
 
 
 def _check_syntax(file: BinaryIO) -> None:
@@ -151,10 +178,17 @@ def _monochrome(stored: np.ndarray, header: Any, inverted: bool) -> Image.Image:
         # Nothing says how bright to show it: the rule for deep images of any format decides.
         values = stored.astype(np.int32)
         values -= min(int(values.min()), 0)
+        if inverted and values.max() < 2 ** (int(header.BitsStored) - 2):  # fewer bits are used than the file says
+            return Image.fromarray(255 - scale_deep(values))
         return Image.fromarray(
             np.subtract(2 ** int(header.BitsStored) - 1, values, out=values) if inverted else values
         )
-    return Image.fromarray(apply_in_row_chunks(stored, lambda strip: _windowed(strip, header, low, high, inverted)))
+    shown = apply_in_row_chunks(stored, lambda strip: _windowed(strip, header, low, high, inverted))
+    if np.ptp(shown) < FEW_LEVELS or np.mean(shown == 255) > MOST_WHITE:  # perhaps the window of another depth
+        plain = scale_deep(stored)
+        plain = 255 - plain if inverted else plain
+        shown = plain if np.ptp(plain) > MANY_LEVELS and np.mean(plain == 255) <= MOST_WHITE else shown
+    return Image.fromarray(shown)
 
 
 def _windowed(stored: np.ndarray, header: Any, low: float, high: float, inverted: bool) -> np.ndarray:
@@ -166,6 +200,8 @@ def _windowed(stored: np.ndarray, header: Any, low: float, high: float, inverted
 
 
 def _eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    if bits > 8 and values.max() < 2 ** (bits - 2):  # fewer bits are used than the file says
+        return scale_deep(values)
     return values.astype(np.uint8) if bits <= 8 else np.right_shift(values, bits - 8).astype(np.uint8)
 
 

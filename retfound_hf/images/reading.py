@@ -1,9 +1,14 @@
 """Reading of retinal images: any file as 8-bit RGB, resizing, and regions of an image."""
 
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
+from mimetypes import MimeTypes
 from pathlib import Path
 from typing import Any
 
@@ -117,15 +122,54 @@ IMAGE_SUFFIXES: tuple[str, ...] = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm",
     *DICOM_SUFFIXES,
 )  # fmt: skip
+# First element of DICOM without preamble: its group, then a representation of two letters or a short length.
+BARE_DICOM = re.compile(rb"[\x02\x08]\0.\0(?:AE|CS|DA|DT|LO|OB|PN|SH|TM|UI|UL|US|..\0\0)|\0\x08\0.[A-Z]{2}", re.S)
+KNOWN_TYPES = MimeTypes()  # by suffix, as Python lists them; the machine's own list differs from place to place
 SENSOR_BITS = (8, 10, 12, 14, 16)
+SENSOR_LIMITS = [2**bits - 1 for bits in SENSOR_BITS]
+OVERSHOOT = 1.5  # largest value of floats that are meant to end at 1
+LEAST_SCALE = 16  # floats that end below it, but beyond OVERSHOOT, have no known scale
+LEAST_SHOWN = 0.02  # share of an image: transparency that leaves less than this is none
+BLANK = 8  # of 255
+PNG, PNG_TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt")
+SUBFILE_TYPE, BITS, PHOTOMETRIC, PLANAR = 254, 258, 262, 284  # tags of TIFF
+APART = "its colours of 16 bits lie in planes of their own; save it with the colours of a pixel side by side"
+REDUCED_OR_MASK = 0b101  # bits of the former
 
 
 def is_dicom(source: str | Path | bytes) -> bool:
-    """Whether a file, or the bytes of one, has the mark of DICOM behind its preamble, whatever its name."""
+    """Whether a file, or the bytes of one, is DICOM by its content: with its mark, or as older devices write it."""
     if isinstance(source, bytes):
-        return source[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC
+        marked = source[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC
+        return marked or BARE_DICOM.match(source) is not None
     with open(source, "rb") as file:
         return is_dicom(file.read(PREAMBLE + len(MAGIC)))
+
+
+def is_image(name: str, opened: Callable[[], Any]) -> bool:
+    """Whether a file is an image by its name, or else DICOM by its content: hospital media leave the suffix out.
+
+    Args:
+        name: of the file, with or without folders.
+        opened: gives the open file; called where the name does not decide.
+    """
+    if name.lower().endswith(IMAGE_SUFFIXES):
+        return True
+    base = os.path.basename(name)
+    # DICOMDIR is a table of contents.
+    if base.upper() == "DICOMDIR" or KNOWN_TYPES.guess_type(base)[0] not in (None, "application/octet-stream"):
+        return False
+    with suppress(Exception), opened() as file:
+        return is_dicom(file.read(PREAMBLE + len(MAGIC)))
+    return False
+
+
+def is_image_file(path: str | Path) -> bool:
+    """`is_image` of a path; what is no file, such as a pipe, is not opened."""
+    name = str(path)
+    return name.lower().endswith(IMAGE_SUFFIXES) or (
+        os.path.isfile(name) and is_image(name, partial(open, name, "rb"))
+    )
 
 
 def read_image(
@@ -133,11 +177,12 @@ def read_image(
 ) -> Image.Image:
     """Read an image as 8-bit RGB with its EXIF orientation applied; for the conversion of modes see `to_rgb`.
 
-    The first frame of a multi-frame file is read, the central one of a DICOM file (which needs the extra `dicom`).
-    16-bit RGB files arrive from Pillow with 8 bits (the high bytes).
+    The central frame of a stack (TIFF, GIF, DICOM...) is read, as RETFound takes the central B-scan of an OCT volume;
+    smaller pages of a TIFF file (previews, masks) do not count. DICOM needs the extra `dicom`. 16-bit colours keep
+    their high bytes, unless they use less than a quarter of the range: then the rule of `to_rgb` for integers holds.
 
     Args:
-        source: path, the bytes of a file, or an image that is open already.
+        source: path, the bytes of a file, or an image that is open already, at the frame that is wanted.
         min_side: let large JPEGs be decoded at 1/2, 1/4 or 1/8 of their size, as long as both sides keep at least
             this many pixels. Several times faster, and the reduced image is an average, not a sample.
         max_pixels: refuse larger images before they are decoded.
@@ -154,7 +199,8 @@ def read_image(
             from .dicom import read_dicom  # only where there is one
 
             return to_rgb(read_dicom(source, max_pixels))
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with _open(source) as image:
+            _seek_central(image)
             if max_pixels is not None and image.width * image.height > max_pixels:
                 size = f"{image.width} x {image.height}"
                 raise UnreadableImageError(f"it has {size} pixels, more than the {max_pixels:,} allowed")
@@ -173,22 +219,60 @@ def read_image(
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any Pillow mode to 8-bit RGB; an RGB image is returned itself.
 
-    - Transparent pixels become black, the surround of retinal images.
+    - Transparent pixels become black, the surround of retinal images, measured by the most opaque pixel;
+      transparency that hides (nearly) the whole image is passed over.
     - Integers beyond 8 bits (modes I;16, I) are divided by the largest value of the smallest usual sensor depth
       (8, 10, 12, 14 or 16 bits) that holds the image's maximum: 12-bit data stored in 16 bits keeps its brightness,
-      and images of one sensor share one scale unless one of them uses less than a quarter of its range.
-    - Floats (mode F) whose maximum is at most 1 span 0-1, others follow the rule for integers; negative and undefined
+      and images of one sensor share one scale unless one of them uses less than a quarter of its range. Marks of
+      65535 far above all other values become white. Negative values become black, unless they reach far below
+      zero: then the least is black.
+    - Floats (mode F) whose maximum is about 1 span 0-1, others follow the rule for integers; negative and undefined
       values become black.
+
+    Raises:
+        UnreadableImageError: floats of no known scale, such as standardised ones.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F" or image.mode.startswith("I"):
-        return _deep_to_rgb(np.asarray(image))
+        return Image.fromarray(scale_deep(np.asarray(image))).convert("RGB")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
+        most = rgba.getextrema()[3][1]
+        if most < 255:  # in 0 and 1, say, or uniform
+            rgba.putalpha(rgba.getchannel("A").point(lambda value: value * 255 // max(most, 1)))
         black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, rgba).convert("RGB")
+        shown = Image.alpha_composite(black, rgba).convert("RGB")
+        few = np.asarray(rgba.getchannel("A")).mean() < 255 * LEAST_SHOWN
+        return rgba.convert("RGB") if few or _brightest(shown) < BLANK else shown
     return image.convert("RGB")
+
+
+def scale_deep(values: np.ndarray) -> np.ndarray:
+    """uint8 of the shape of `values`, numbers or integers beyond 8 bits, by the rules of `to_rgb`."""
+    is_float, black = values.dtype.kind == "f", 0
+    largest = np.where(np.isfinite(values), values, 0).max(initial=0) if is_float else int(values.max(initial=0))
+    limits = SENSOR_LIMITS
+    if is_float:
+        if OVERSHOOT < largest < LEAST_SCALE:
+            raise UnreadableImageError(
+                f"its values are floats from {np.nanmin(values):.3g} to {largest:.3g}, of no known scale; save it "
+                "with values from 0 to 1, or as integers"
+            )
+        if largest <= OVERSHOOT:
+            limits, largest = [*(limit / SENSOR_LIMITS[-1] for limit in SENSOR_LIMITS[:3]), 1], min(largest, 1)
+    elif largest == SENSOR_LIMITS[-1]:
+        below = int(values[values < largest].max(initial=0))
+        largest = below if 0 < below <= SENSOR_LIMITS[-2] else largest
+    elif (least := int(values.min(initial=0))) < -largest / 8:
+        black, largest = least, largest - least
+    white = float(next((limit for limit in limits if largest <= limit), largest))
+
+    def scaled(strip: np.ndarray) -> np.ndarray:
+        finite = np.nan_to_num(strip.astype(np.float64) - black, nan=0.0, posinf=0.0, neginf=0.0)
+        return np.rint(finite.clip(0, white) * (255 / white)).astype(np.uint8)
+
+    return apply_in_row_chunks(values, scaled)
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -204,41 +288,134 @@ def find_images(folder: str | Path) -> list[Path]:
     return [folder / path for path in walk_images(str(folder))]
 
 
-def walk_images(folder: str) -> Iterator[str]:
-    """Paths relative to `folder` of what `find_images` finds, in its order; no more than one folder is in memory."""
+def walk_images(folder: str, passed_over: list[str] | None = None) -> Iterator[str]:
+    """Paths relative to `folder` of what `find_images` finds, in its order; no more than one folder is in memory.
+
+    Args:
+        folder: where to begin.
+        passed_over: takes the paths of the other visible files.
+    """
     try:
         with os.scandir(folder) as entries:
             # Names alone, since a folder may hold a million of them.
-            is_folder = {
-                entry.name: entry.is_dir() for entry in entries
-                if not entry.name.startswith(".") and (entry.name.lower().endswith(IMAGE_SUFFIXES) or entry.is_dir())
-            }  # fmt: skip
+            is_folder = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
     except OSError:
         return
     for name in sorted(is_folder):
         if is_folder[name]:
-            yield from (f"{name}/{path}" for path in walk_images(f"{folder}/{name}"))
-        else:
+            inner: list[str] = []
+            yield from (f"{name}/{path}" for path in walk_images(f"{folder}/{name}", inner))
+            if passed_over is not None:
+                passed_over += [f"{name}/{path}" for path in inner]
+        elif is_image_file(f"{folder}/{name}"):
             yield name
+        elif passed_over is not None:
+            passed_over.append(name)
+
+
+def _open(source: str | Path | bytes) -> Image.Image:
+    """The image of a file; texts of a PNG file that are longer than Pillow takes are left out."""
+    try:
+        return Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+    except ValueError:  # an unknown format is an OSError
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        kept, position = [content[: len(PNG)]], len(PNG)
+        while content.startswith(PNG) and position + 8 <= len(content):
+            end = position + 12 + int.from_bytes(content[position : position + 4], "big")
+            kept += [] if content[position + 4 : position + 8] in PNG_TEXTS else [content[position:end]]
+            position = end
+        if len(kept) == 1:
+            raise
+        return Image.open(BytesIO(b"".join(kept)))
+
+
+def _seek_central(image: Image.Image) -> None:
+    """Go to the central one of a file's frames that are as large as the largest, and of one mode."""
+    count = getattr(image, "n_frames", 1)
+    if count == 1 or image.format == "MPO":  # one photograph and its previews
+        return
+    places = list(range(count))
+    if image.format == "TIFF":
+        kinds = []
+        for place in places:
+            image.seek(place)
+            kinds.append(
+                (not image.tag_v2.get(SUBFILE_TYPE, 0) & REDUCED_OR_MASK, image.width * image.height, image.mode)
+            )
+        largest = max(kinds, key=lambda kind: kind[:2])  # the first of them
+        places = [place for place, kind in enumerate(kinds) if kind == largest]
+    image.seek(places[len(places) // 2])
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    # Pillow's transpose copies a photograph even where there is nothing to turn.
-    is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return to_rgb(ImageOps.exif_transpose(image) if is_turned else image)
+    whole = _with_all_bytes(image)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    if orientation != 1:  # Pillow's transpose copies a photograph even where there is nothing to turn
+        whole.getexif()[ExifTags.Base.Orientation] = orientation
+        whole = ImageOps.exif_transpose(whole)
+    rgb = to_rgb(whole)
+    # Pillow turns a TIFF file in which white is zero over in 8 bits alone.
+    is_negative = image.mode[0] in "IF" and image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0
+    return ImageOps.invert(rgb) if is_negative else rgb
 
 
-def _deep_to_rgb(values: np.ndarray) -> Image.Image:
-    is_unit = values.dtype.kind == "f"
-    largest = np.where(np.isfinite(values), values, 0).max(initial=0) if is_unit else values.max(initial=0)
-    ranges = [1] * is_unit + [2**bits - 1 for bits in SENSOR_BITS]
-    white = float(next((limit for limit in ranges if largest <= limit), largest))
+def _with_all_bytes(image: Image.Image) -> Image.Image:
+    """The image, or one of all 16 bits where Pillow keeps the high bytes of colours and these are nearly empty.
 
-    def scaled(strip: np.ndarray) -> np.ndarray:
-        finite = np.nan_to_num(strip.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-        return np.rint(finite.clip(min=0) * (255 / white)).astype(np.uint8)
+    Pillow can unpack either byte, in two passes. So it can leave colours as they are that it would divide by an alpha
+    of 0 (premultiplied alpha of TIFF).
+    """
+    raw = {_raw_mode(tile) for tile in getattr(image, "tile", ())}
+    is_planar = image.format == "TIFF" and image.tag_v2.get(PLANAR) == 2
+    if is_planar and image.tag_v2.get(BITS, (8,))[0] == 16 and "R" in raw:
+        raise UnreadableImageError(APART)
+    is_deep = image.mode in ("RGB", "RGBA") and any(";16" in mode for mode in raw)
+    is_premultiplied = any(mode.startswith("RGBa") for mode in raw)
+    if not is_deep and not is_premultiplied:
+        return image
+    position = image.fp.tell()
+    image.fp.seek(0)
+    content = image.fp.read()
+    image.fp.seek(position)
 
-    return Image.fromarray(apply_in_row_chunks(values, scaled)).convert("RGB")
+    def again(change: Callable[[str], str]) -> np.ndarray:
+        file = Image.open(BytesIO(content))
+        file.seek(image.tell())
+        for number, tile in enumerate(file.tile):
+            mode = change(_raw_mode(tile))
+            args = mode if isinstance(tile.args, str) else type(tile.args)((mode, *tile.args[1:]))
+            file.tile[number] = tile._replace(args=args)
+        return np.asarray(file)
+
+    def plain(mode: str) -> str:
+        return mode.replace("RGBa", "RGBA") if hides_all else mode
+
+    def low_byte(mode: str) -> str:
+        return re.sub("16(.)", lambda match: "16" + other[match[1]], plain(mode))
+
+    hides_all = is_premultiplied and np.asarray(image)[..., 3].max() == 0
+    high = again(plain) if hides_all else np.asarray(image)
+    if not is_deep or high[..., :3].max() > SENSOR_LIMITS[-2] >> 8:
+        return Image.fromarray(high) if hides_all else image
+    if is_planar:
+        raise UnreadableImageError(APART)
+    other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+    try:
+        low = again(low_byte)
+    except ValueError as error:  # of gray and alpha together
+        raise UnreadableImageError("it uses few of its 16 bits; save it without transparency") from error
+    values = high.astype(np.uint16) << 8 | low
+    bands = [scale_deep(part) for part in (values[..., :3], values[..., 3:]) if part.size]
+    return Image.fromarray(np.concatenate(bands, axis=2))
+
+
+def _raw_mode(tile: Any) -> str:
+    found = tile.args if isinstance(tile.args, str) else tile.args[0] if tile.args else ""
+    return str(found)
+
+
+def _brightest(image: Image.Image) -> int:
+    return max(high for _, high in image.getextrema())
 
 
 def _reason(error: Exception, source: object) -> str:

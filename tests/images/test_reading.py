@@ -1,12 +1,14 @@
 """Images as they are read: formats, modes, depths, orientation, errors; and maps laid on a region of an image."""
 
 import pickle
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from retfound_hf.errors import BadDataError, UnreadableImageError
 from retfound_hf.images.reading import IMAGE_SUFFIXES, ImageRegion, find_images, read_image, to_rgb
@@ -51,16 +53,109 @@ def test_eight_bit_modes_give_their_known_colours():
 
 
 def test_transparency_becomes_black():
-    rgba = Image.new("RGBA", (1, 1), (200, 100, 50, 128))
+    rgba = Image.fromarray(np.array([[[200, 100, 50, 128], [200, 100, 50, 0], [9, 8, 7, 255]]], np.uint8))
     assert np.asarray(to_rgb(rgba))[0, 0].tolist() == pytest.approx([100, 50, 25], abs=1)
-    assert np.asarray(to_rgb(Image.new("RGBA", (1, 1), (200, 100, 50, 0)))).max() == 0
-    assert grey(to_rgb(Image.new("LA", (1, 1), (180, 0)))).max() == 0
-    assert grey(to_rgb(Image.new("LA", (1, 1), (180, 255)))).tolist() == [[180]]
+    assert np.asarray(to_rgb(rgba))[0, 1:].tolist() == [[0, 0, 0], [9, 8, 7]]
+    gray = Image.fromarray(np.array([[[180, 0], [180, 255]]], np.uint8))
+    assert grey(to_rgb(gray)).tolist() == [[0, 180]]
     palette = Image.new("P", (2, 1))
     palette.putpalette([250, 250, 250, 9, 8, 7])
     palette.putdata([0, 1])
     image = read_image(encoded(palette, "PNG", transparency=0))
     assert np.asarray(image).tolist() == [[[0, 0, 0], [9, 8, 7]]]
+
+
+@pytest.mark.parametrize("alpha", [0, 1, 15, 128])
+def test_transparency_that_hides_all_hides_nothing(picture, alpha):
+    image = Image.fromarray(picture)
+    image.putalpha(alpha)
+    assert np.array_equal(to_rgb(image), picture)
+    gray = Image.fromarray(picture).convert("L")
+    expected = np.asarray(gray)
+    gray.putalpha(alpha)
+    assert np.array_equal(grey(read_image(encoded(gray, "PNG"))), expected)
+    colours = Image.fromarray(picture).quantize(16)
+    again = read_image(encoded(colours, "PNG", transparency=bytes([alpha] * 16)))
+    assert np.array_equal(again, colours.convert("RGB"))
+    image.putpixel((0, 0), (255, 255, 255, 255))  # a mark that alone is opaque
+    assert np.asarray(to_rgb(image)).mean() == pytest.approx(picture.mean() * (1 if alpha < 5 else alpha / 255), abs=2)
+
+
+def deep_png(values: np.ndarray) -> bytes:
+    """PNG of 16 bits, (rows, columns, 2: gray and alpha, 3 or 4), which Pillow cannot write."""
+    rows, columns, bands = values.shape
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", columns, rows, 16, {2: 4, 3: 2, 4: 6}[bands], 0, 0, 0)}
+    chunks[b"IDAT"] = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in values))
+    whole = [(len(data), name + data, zlib.crc32(name + data)) for name, data in [*chunks.items(), (b"IEND", b"")]]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", n) + data + struct.pack(">I", crc) for n, data, crc in whole
+    )
+
+
+def deep_tiff(values: np.ndarray, order: str = "<", planar: bool = False, photometric: int = 2) -> bytes:
+    """Uncompressed TIFF of 16 bits, (rows, columns) or (rows, columns, 3 or 4)."""
+    rows, columns = values.shape[:2]
+    bands = values.shape[2] if values.ndim == 3 else 1
+    data = (np.moveaxis(values, -1, 0) if planar else values).astype(f"{order}u2").tobytes()
+    starts = [8 + n * len(data) // bands for n in range(bands if planar else 1)]
+    sizes = [len(data) // len(starts)] * len(starts)
+    tags = [(256, [columns]), (257, [rows]), (258, [16] * bands), (259, [1]), (262, [photometric]), (273, starts),
+            (277, [bands]), (278, [rows]), (279, sizes), (284, [2 if planar else 1])]  # fmt: skip
+    tags += [(338, [2])] if bands == 4 else []
+    place = 8 + len(data) + 2 + 12 * len(tags) + 4
+    entries, longer = b"", b""
+    for tag, numbers in tags:
+        packed = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        if len(packed) > 4:
+            longer, packed = longer + packed, struct.pack(f"{order}I", place + len(longer))
+        entries += struct.pack(f"{order}HHI", tag, 4, len(numbers)) + packed
+    head = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8 + len(data))
+    return head + data + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + longer
+
+
+@pytest.mark.parametrize(("times", "error"), [(1, 0), (4, 1), (16, 1), (64, 1), (257, 0)])
+@pytest.mark.parametrize("write", [deep_png, deep_tiff, lambda values: deep_tiff(values, ">")])
+def test_deep_colours_span_the_range_of_their_sensor(picture, times, error, write):
+    deep = picture.astype(np.int64) * times
+    for alpha in (
+        [],
+        [np.zeros_like(deep[..., :1])],
+        [np.full_like(deep[..., :1], 65535)],
+        [np.ones_like(deep[..., :1])],
+    ):
+        read = np.asarray(read_image(write(np.concatenate([deep, *alpha], axis=2))), int)
+        assert np.abs(read - picture).max() <= error
+    opened = Image.open(BytesIO(write(deep)))
+    assert np.abs(np.asarray(read_image(opened), int) - picture).max() <= error
+
+
+def test_deep_files_that_cannot_be_read_right_are_refused(picture):
+    planar = picture.astype(np.int64)
+    alpha = np.stack([planar[..., 0], planar[..., 1]], axis=2)
+    assert np.abs(np.asarray(read_image(deep_png(alpha * 257)), int).max()) > 200
+    for content in (deep_tiff(planar * 257, planar=True), deep_tiff(planar, planar=True), deep_png(alpha)):
+        with pytest.raises(UnreadableImageError):
+            read_image(content)
+
+
+def test_white_is_zero_at_any_depth():
+    values = np.array([[0, 100, 255]])
+    assert grey(read_image(deep_tiff(values * 16, photometric=0))).tolist() == [[255, 155, 1]]
+    assert grey(read_image(deep_tiff(values * 257, photometric=0))).tolist() == [[255, 155, 0]]
+
+
+def test_marks_and_offsets_of_deep_values():
+    values = np.array([[0, 2048, 4095, 65535]])
+    assert grey(read_image(deep_tiff(values, photometric=1))).tolist() == [[0, 128, 255, 255]]
+    assert grey(to_rgb(Image.fromarray(np.array([[0, 65535]], np.uint16)))).tolist() == [[0, 255]]
+    signed = Image.fromarray(np.array([[-32768, 0, 32767]], np.int32))
+    assert grey(to_rgb(signed)).tolist() == [[0, 128, 255]]
+
+
+def test_a_long_text_of_a_png_file_is_left_out(picture):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("k", "A" * 3_000_000, zip=True)
+    assert np.array_equal(read_image(encoded(Image.fromarray(picture), "PNG", pnginfo=info)), picture)
 
 
 @pytest.mark.parametrize("largest", [255, 1023, 4095, 16383, 65535])
@@ -89,6 +184,10 @@ def test_floats():
     assert grey(unit).tolist() == [[0, 128, 255, 0]]
     bytes_ = Image.fromarray(np.array([[0, 100.4, 255, np.nan, np.inf]], np.float32))
     assert grey(to_rgb(bytes_)).tolist() == [[0, 100, 255, 0, 0]]
+    for values, expected in [([0, 0.5, 1.04], [0, 128, 255]), ([0, 2048 / 65535, 4095 / 65535], [0, 128, 255])]:
+        assert grey(to_rgb(Image.fromarray(np.array([values], np.float32)))).tolist() == [expected]
+    with pytest.raises(UnreadableImageError):  # standardised
+        read_image(encoded(Image.fromarray(np.array([[-2.1, 0, 2.4]], np.float32)), "TIFF"))
 
 
 def test_cmyk_jpeg_has_the_colours_of_its_rgb():
@@ -114,10 +213,20 @@ def test_exif_orientation_is_applied(picture, orientation):
     assert again.size == image.size and np.array_equal(again, image)
 
 
-def test_the_first_frame_is_read(picture):
-    frames = [Image.fromarray(picture), Image.new("RGB", (30, 20))]
-    image = read_image(encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:]))
-    assert np.array_equal(image, picture)
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "PNG", "WEBP"])
+@pytest.mark.parametrize("count", [1, 2, 24, 25])
+def test_the_central_frame_of_a_stack_is_read(kind, count):
+    frames = [Image.new("L", (30, 20), 10 * number) for number in range(count)]
+    image = read_image(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
+    assert grey(image)[0, 0] == pytest.approx(10 * (count // 2), abs=1)
+
+
+def test_previews_and_masks_are_no_slices(picture):
+    large, small = Image.fromarray(picture), Image.new("RGB", (15, 10))
+    mask = Image.new("1", (30, 20))
+    for first, *others in ([large, small, small], [small, large], [large, mask], [small, large, mask, small]):
+        image = read_image(encoded(first, "TIFF", save_all=True, append_images=others))
+        assert np.array_equal(image, picture)
 
 
 def test_large_jpegs_are_reduced_while_they_are_decoded():
