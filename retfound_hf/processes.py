@@ -33,27 +33,36 @@ def worker_context(preload: str) -> BaseContext:
         # The server inherits the handler, so that Ctrl-C during its imports brings no traceback.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            forkserver.ensure_running()
+            with clean_start():
+                forkserver.ensure_running()
         finally:
             signal.signal(signal.SIGINT, before)
     return context
 
 
 @contextmanager
-def hidden_main() -> Iterator[None]:
-    """Keep multiprocessing from importing the caller's script into the processes that are started meanwhile.
+def clean_start() -> Iterator[None]:
+    """Keep the caller's script and the files of the working directory out of processes that the block starts.
 
-    A script that calls the package without `if __name__ == "__main__"` would run again in each of them. What the
-    processes are sent must not be defined in that script.
+    A script that calls the package without `if __name__ == "__main__"` would run again in each of them, so what they
+    are sent must not be defined in it. multiprocessing starts them by `python -c`, which looks for modules in the
+    working directory first: a `multiprocessing.py` among somebody's images would run. PYTHONSAFEPATH, of Python 3.11
+    and later, prevents that.
     """
     with _starting:
         names = vars(sys.modules["__main__"])
         hidden: dict[str, Any] = {name: names.pop(name) for name in ("__spec__", "__file__") if name in names}
         names["__spec__"] = None
+        safe_path = os.environ.get("PYTHONSAFEPATH")
+        os.environ["PYTHONSAFEPATH"] = "1"
         try:
             yield
         finally:
             names.update(hidden)
+            if safe_path is None:
+                del os.environ["PYTHONSAFEPATH"]
+            else:
+                os.environ["PYTHONSAFEPATH"] = safe_path
 
 
 @contextmanager

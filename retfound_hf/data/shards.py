@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..errors import OutputError, RetFoundError, UnreadableImageError, one_line
 from ..files import atomic_file, refuse_existing, write_json
 from ..images.reading import IMAGE_SUFFIXES
-from ..processes import deferred_interrupt, exit_with_parent, hidden_main, worker_context
+from ..processes import clean_start, deferred_interrupt, exit_with_parent, worker_context
 from .image_cache import Prepared, Preparer
 from .image_sources import ImageRef, ImageSource, Part, ShardPart
 
@@ -119,7 +119,7 @@ class Workers:
     @staticmethod
     def _submit(pool: ProcessPoolExecutor, images: Sequence[Any]) -> Future:
         try:
-            with deferred_interrupt(), hidden_main():  # it may start a process
+            with deferred_interrupt(), clean_start():  # it may start a process
                 return pool.submit(_run_chunk, images)
         except BrokenProcessPool as error:
             failed: Future = Future()

@@ -224,7 +224,8 @@ def open_shards(sources: Sequence[str], cache_dir: str | None = None) -> "datase
             raise no_shards(source)
         try:
             if path.exists():
-                table = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=cache_dir)
+                # `load_dataset` would count the load on a server.
+                table = datasets.Dataset.from_parquet(files, split="train", cache_dir=cache_dir)
             else:
                 look_up_data_set(source)
                 table = datasets.load_dataset(source, split="train", cache_dir=cache_dir)

@@ -28,7 +28,7 @@ from ..finetuning.methods import METHODS
 from ..models.backbones import BACKBONES
 from ..models.loading import STARTING_POINTS
 from ..options import build_arguments, parse_arguments
-from ..processes import exit_with_parent, hidden_main, usable_cores, worker_context
+from ..processes import clean_start, exit_with_parent, usable_cores, worker_context
 from ..record import write_run_record
 from ..vocabulary import MODALITIES, PROBLEM_TYPES
 from .config import Study, read_settings
@@ -165,7 +165,7 @@ def run_jobs(jobs: Sequence[Job], study: Study, folder: Path, at_once: int = 1) 
 def _start(context: BaseContext, task: Work) -> _Worker:
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(task, sender), name=task.job.id)  # type: ignore[attr-defined]
-    with hidden_main():
+    with clean_start():
         process.start()
     sender.close()  # so that the end of the process is the end of the pipe
     return _Worker(process, receiver, task.job)
