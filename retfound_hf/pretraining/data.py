@@ -24,6 +24,7 @@ from ..data.image_sources import find_shards
 from ..errors import BadArgumentError, BadDataError, RetFoundError, UnreadableImageError, one_line
 from ..hub_access import look_up_data_set
 from ..images.reading import read_image, to_tensor
+from ..processes import exit_with_parent
 from .arguments import DataArguments, PretrainingArguments
 from .objectives.base import Draw
 from .stream_shards import no_image_column, no_shards
@@ -386,7 +387,10 @@ def next_batch(batches: Iterator[dict[str, Any] | RetFoundError]) -> dict[str, A
 
 
 def _start_worker(closing: Event, number: int) -> None:
-    """Leave the signals that stop a run to the main process, which needs its workers for the current step."""
+    """Leave the signals that stop a run to the main process, which needs its workers for the current step.
+
+    The worker ends with it, also when that is killed while the worker waits for a shard.
+    """
 
     def terminate(signal_number: int, frame: FrameType | None) -> None:
         if closing.is_set():
@@ -395,6 +399,7 @@ def _start_worker(closing: Event, number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, terminate)
     torch.set_num_threads(1)
+    exit_with_parent()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.image_sources import find_shards
@@ -18,6 +19,7 @@ from ..errors import BadDataError, HubAccessError, one_line
 from ..hub_access import is_connection_error
 
 RETRY_WAITS = (1, 5, 20, 60, 180)  # seconds: a run of weeks outlives a network that is gone for minutes
+LOCAL_WAITS = (1, 5)  # seconds, for a file of this machine or of a share that is gone
 LISTING_THREADS = 16
 T = TypeVar("T")
 
@@ -58,12 +60,37 @@ class StreamShard:
 
         Raises:
             HubAccessError: several tries failed.
+            BadDataError: a local file is gone or not readable any more, or the file is damaged.
         """
         check()
         if not self.source:
-            return convert(Path(self.path))
+            return self._convert(convert, self._local(check))
         with tempfile.TemporaryDirectory(prefix="retfound-shard-", dir=folder, ignore_cleanup_errors=True) as download:
-            return convert(self._download(download, check))
+            return self._convert(convert, self._download(download, check))
+
+    def _convert(self, convert: Callable[[Path], T], file: Path) -> T:
+        try:
+            return convert(file)
+        except (OSError, pa.ArrowException) as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> BadDataError:
+        return BadDataError(
+            f"shard {self.name} cannot be read any more ({one_line(error)}); bring it back, and go on with "
+            "`resume_from_checkpoint=latest`", rows=[self.member], source=self.name,
+        )  # fmt: skip
+
+    def _local(self, check: Callable[[], None]) -> Path:
+        for wait in (*LOCAL_WAITS, None):
+            try:
+                with open(self.path, "rb"):
+                    return Path(self.path)
+            except OSError as error:
+                if wait is None:
+                    raise self._unreadable(error) from error
+            time.sleep(wait)
+            check()
+        raise AssertionError("the last try returns or raises")
 
     def _download(self, folder: str, check: Callable[[], None]) -> Path:
         from huggingface_hub import hf_hub_download

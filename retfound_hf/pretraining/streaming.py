@@ -11,6 +11,7 @@ import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ class StreamedTable:
         """Bring a shard to this machine unless it is there; processes that ask at once wait for the first.
 
         Raises:
-            RetFoundError: it cannot be had, or the table was closed.
+            RetFoundError: it cannot be had or is damaged, or the table was closed.
         """
         path, shard = self.folder / f"{number}.arrow", self.shards[number]
         self._check_open()
@@ -120,7 +121,8 @@ class StreamedTable:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with FileLock(self.folder / f"{number}.lock"):
                     if not path.exists():
-                        shard.read(lambda parquet: _to_arrow(parquet, path, shard.name), self.folder, self._check_open)
+                        convert = partial(_to_arrow, target=path, name=shard.name, rows=shard.rows)
+                        shard.read(convert, self.folder, self._check_open)
         finally:
             if self.closed:  # meanwhile
                 self._clear()
@@ -174,8 +176,9 @@ class StreamedTable:
 
     def _map(self, number: int) -> tuple[list[pa.RecordBatch], np.ndarray]:
         while number not in self._mapped:
+            path = self.fetch(number)
             try:
-                reader = pa.ipc.open_file(pa.memory_map(str(self.fetch(number))))
+                reader = pa.ipc.open_file(pa.memory_map(str(path)))
             except FileNotFoundError:  # removed between the two
                 continue
             batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
@@ -186,7 +189,7 @@ class StreamedTable:
         return self._mapped[number]
 
 
-def _to_arrow(parquet: Path, target: Path, name: str) -> None:
+def _to_arrow(parquet: Path, target: Path, name: str, rows: int) -> None:
     """Convert parquet, which is read by row groups, to an Arrow file, which is read by rows."""
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     schema = pa.schema([("image", image), ("id", pa.string())])
@@ -203,6 +206,8 @@ def _to_arrow(parquet: Path, target: Path, name: str) -> None:
             ids = batch.column("id").cast(pa.string()) if "id" in columns else numbered
             writer.write_batch(pa.record_batch([batch.column("image").cast(image), ids], schema=schema))
             row += len(batch)
+        if row != rows:  # the file was replaced during the run
+            raise pa.ArrowInvalid(f"{row} images instead of {rows}")
 
 
 class _Prefetch:

@@ -235,6 +235,36 @@ def test_no_loader_worker_outlives_a_killed_run(killed):
     assert not [pid for pid in killed[1] if psutil.pid_exists(pid)]
 
 
+def test_no_loader_worker_outlives_a_killed_run_within_an_image(tmp_path):
+    """A worker that waits for a shard, or for a decoder, does not look whether its parent is alive."""
+    code = """
+import os, pathlib, signal, sys, time
+from functools import partial
+from torch import multiprocessing
+from torch.utils.data import DataLoader, Dataset
+from retfound_hf.pretraining.data import _start_worker
+
+class Endless(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
+        time.sleep(600)
+
+running = iter(DataLoader(Endless(), num_workers=1, worker_init_fn=partial(_start_worker, multiprocessing.Event())))
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "pid")], timeout=120)
+    assert done.returncode == -9
+    pid, deadline = int((tmp_path / "pid").read_text() or 0), time.monotonic() + 30
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert pid and not psutil.pid_exists(pid)
+
+
 def test_images_and_their_random_numbers_go_on_where_they_were(make_loop, killed, tmp_path):
     """Seen in the loader itself, not only in what comes of it."""
     loop, reader = make_loop(tmp_path / "rest", **SETTINGS)

@@ -536,6 +536,30 @@ def test_a_network_that_stays_gone_ends_the_run_in_one_line(stream, break_off, m
     assert error.value.repo_id == "org/retinas" and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("how", ["removed", "cut", "other rows"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_local_shard_that_is_lost_ends_the_run_in_one_line(stream, uneven, tmp_path, monkeypatch, workers, how):
+    shards = shutil.copytree(uneven, tmp_path / "shards")
+    monkeypatch.setattr(stream_shards, "LOCAL_WAITS", (0.01,))
+    step = Loop.step
+
+    def step_and_lose(self, batches):
+        step(self, batches)
+        if self.position.step == 1:
+            for path in shards.rglob("*.parquet"):
+                if how == "removed":
+                    path.unlink()
+                elif how == "cut":
+                    path.write_bytes(path.read_bytes()[:200])
+                else:
+                    write_parquet(path, [encoded(picture(0))], ["one"])
+
+    monkeypatch.setattr(Loop, "step", step_and_lose)
+    with pytest.raises(BadDataError) as error:
+        stream("run", dataloader_num_workers=workers, train_data=[str(shards)])
+    assert str(shards) in error.value.source and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("options", [{"mixed_shards": 3}, {"streaming": False}], ids=str)
 def test_in_the_middle_of_an_epoch_another_order_is_refused_and_at_its_end_it_may_begin(stream, uneven, options):
     data = {"train_data": [str(uneven)]}
