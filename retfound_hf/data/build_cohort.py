@@ -4,7 +4,7 @@ import os
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,8 @@ from ..evaluation.plots import GREY, PALE, figure
 from ..files import atomic_folder, refuse_existing, write_json
 from ..options import parse_arguments
 from ..record import write_run_record
-from .cohort import Cohort, Counts, Flow, Horizon, Matching, Question, build_cohort, default_unit, format_counts
+from .cohort import Cohort, Horizon, Matching, Question, build_cohort, default_unit
+from .flow import Counts, Flow, format_counts
 from .registry import DateReader, read_registry
 from .splits import PAPER_FRACTIONS
 from .tables import check_images_exist
@@ -94,6 +95,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{unseen:,} patients of the {table} table have no image")
     if inferred := cohort.facts["patients_with_follow_up_from_last_record"]:
         print(f"follow-up of {inferred:,} patients ends with their last record, as none is given")
+    checks = cohort.checks
+    print(
+        f"risk within {cohort.question.horizon}: {checks['risk']} of the labelled images, "
+        f"{checks['kaplan_meier_risk']} by Kaplan-Meier of all who were followed"
+    )
+    dates = checks["date_auroc"]
+    print(f"the date of the image alone tells the label with an AUROC of {dates}")
+    if dates.interval and not dates.low <= 0.5 <= dates.high:
+        print(
+            "  labels depend on the calendar: see whether all were followed to one day (then give `follow_up_end`), "
+            "or whether events came, or were recorded, more often in some years"
+        )
     print(Path(args.out) / "cohort.csv")
 
 
@@ -141,7 +154,8 @@ def write_cohort(cohort: Cohort, folder: Path, home: Path) -> None:
         if pd.api.types.is_datetime64_any_dtype(table[name]):
             table[name] = table[name].dt.strftime("%Y-%m-%d")
     table.to_csv(folder / "cohort.csv", index=False, lineterminator="\n")
-    facts = {"classes": cohort.question.classes, "facts": cohort.facts}
+    checks = {name: asdict(estimate) for name, estimate in cohort.checks.items()}
+    facts = {"classes": cohort.question.classes, "facts": cohort.facts, "checks": checks}
     write_json(folder / "flow.json", cohort.flow.as_dict() | facts)
     for suffix in ("png", "svg"):
         plot_flow(cohort.flow, folder / f"flow.{suffix}")

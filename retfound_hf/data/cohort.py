@@ -2,18 +2,19 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from ..errors import BadArgumentError, BadDataError, join_names, require, require_range
+from ..evaluation.bootstrap import Estimate
+from ..evaluation.comparisons import auroc_interval
+from ..evaluation.thresholds import share_interval
+from .flow import Flow
 from .registry import DEATH, LAST_FOLLOW_UP, Registry, find_events
-from .splits import PAPER_FRACTIONS, SPLITS, assign_splits
+from .splits import PAPER_FRACTIONS, assign_splits
 
-Counts = dict[str, int | None]
-COUNTED = ("patients", "eyes", "images")
 UNITS = ("patient", "eye", "fellow_eye")
 HORIZON = re.compile(r"(\d+)\s*(d|w|m|y|days?|weeks?|months?|years?)", re.IGNORECASE)
 TIME_UNITS = {"d": "days", "w": "weeks", "m": "months", "y": "years"}
@@ -99,90 +100,6 @@ class Matching:
 
 
 @dataclass(frozen=True)
-class Exclusion:
-    """Images left out for one reason; patients and eyes are counted where their last image goes.
-
-    Attributes:
-        name: for programs, such as "too_short_follow_up".
-        text: for readers.
-        counts: of those left out.
-    """
-
-    name: str
-    text: str
-    counts: Counts
-
-
-@dataclass
-class Stage:
-    """Some exclusions, and the counts left after them."""
-
-    name: str
-    text: str
-    counts: Counts
-    excluded: list[Exclusion] = field(default_factory=list)
-
-
-class Flow:
-    """A table of images on its way through the exclusions of a cohort.
-
-    Args:
-        images: columns `patient_id`, `eye`; all of them are in at the beginning.
-        text: name of the first stage.
-    """
-
-    def __init__(self, images: pd.DataFrame, text: str = "Images in the table") -> None:
-        self._has_eyes = images["eye"].notna().all()
-        self.table = images
-        self.stages = [Stage("read", text, self._count(images))]
-
-    def stage(self, name: str, text: str) -> None:
-        """Begin a stage: the exclusions that follow belong to it."""
-        self.stages.append(Stage(name, text, self._count(self.table)))
-
-    def exclude(self, name: str, text: str, out: pd.Series) -> None:
-        """Leave out the images for which `out` (by the table's index) holds."""
-        before = self._count(self.table)
-        self.table = self.table[~out.reindex(self.table.index)]
-        after = self._count(self.table)
-        lost = {unit: None if value is None else value - after[unit] for unit, value in before.items()}
-        self.stages[-1].excluded.append(Exclusion(name, text, lost))
-        self.stages[-1].counts = after
-
-    def as_dict(self) -> dict[str, Any]:
-        """The stages; with columns `label` and `split` in the table also the counts of classes and splits."""
-        stages = [
-            {"name": stage.name, "text": stage.text,
-             "excluded": [{"name": part.name, "text": part.text, **part.counts} for part in stage.excluded],
-             **stage.counts}
-            for stage in self.stages
-        ]  # fmt: skip
-        found: dict[str, Any] = {"stages": stages}
-        if "label" in self.table:
-            found["labels"] = self._count_labels(self.table)
-        if "split" in self.table:
-            parts = {split: self.table[self.table["split"] == split] for split in SPLITS}
-            found["splits"] = {
-                split: self._count(part) | {"labels": self._count_labels(part)} for split, part in parts.items()
-            }
-        return found
-
-    def _count(self, table: pd.DataFrame) -> Counts:
-        """Patients, eyes (None where an image of the flow names none) and images of a table."""
-        eyes = int(table.groupby("patient_id")["eye"].nunique().sum()) if self._has_eyes else None
-        return {"patients": int(table["patient_id"].nunique()), "eyes": eyes, "images": len(table)}
-
-    def _count_labels(self, table: pd.DataFrame) -> dict[str, Counts]:
-        return {str(label): self._count(part) for label, part in table.groupby("label")}
-
-
-def format_counts(counts: Counts) -> str:
-    """Counts in words, such as "12 patients, 20 eyes, 31 images"."""
-    known = {unit: value for unit, value in counts.items() if unit in COUNTED and value is not None}
-    return ", ".join(f"{value:,} {unit if value != 1 else unit[:-1]}" for unit, value in known.items())
-
-
-@dataclass(frozen=True)
 class Cohort:
     """A labelled cohort.
 
@@ -194,12 +111,14 @@ class Cohort:
         question: what the labels answer.
         flow: the exclusions.
         facts: further counts.
+        checks: see `check_labels`.
     """
 
     table: pd.DataFrame
     question: Question
     flow: Flow
     facts: dict[str, int]
+    checks: dict[str, Estimate]
 
 
 def build_cohort(
@@ -210,7 +129,9 @@ def build_cohort(
     """Label the images of a registry, leave out those that cannot be labelled, and split by patient.
 
     The order of the exclusions: images not at risk on their day, then other visits and further images of the same
-    visit (neither choice looks ahead), then images with an unknown outcome, then matching.
+    visit (neither choice looks ahead), then images with an unknown outcome, then matching. An image whose horizon is
+    not over when follow-up ends (when the registry is closed, or nobody is followed any longer) is excluded whatever
+    its outcome: it can only be positive or unknown, never negative, and its date would tell the label.
 
     Args:
         registry: of `read_registry`.
@@ -244,10 +165,16 @@ def build_cohort(
         further = _further_images(flow.table, quality_column)
         flow.exclude("further_images", "further images of the same eye and visit", further)
     flow.stage("followed", f"Outcome known {question.horizon} later")
+    end = registry.patients["follow_up_end"].max()
+    flow.exclude(
+        "horizon_not_over", f"{question.horizon} not over on {end:%Y-%m-%d}, when follow-up ends", found["open"]
+    )
+    followed = flow.table
     flow.exclude("died", f"died within {question.horizon} without {event}", found["died"])
     flow.exclude("too_short_follow_up", f"followed for less than {question.horizon}", found["short"])
-    flow.table = flow.table.assign(label=found["positive"].astype(int))
+    flow.table = flow.table.assign(label=found["positive"].astype(int).reindex(flow.table.index))
     _need_both_classes(flow, event)
+    checks = check_labels(flow.table, followed, question.horizon)
     if matching is not None:
         flow.stage("matched", f"Cases with up to {matching.ratio} matched controls each")
         matched = match_controls(flow.table, matching, seed)
@@ -265,7 +192,34 @@ def build_cohort(
         "patients_who_died": int(own[DEATH].notna().sum()),
         **{f"patients_without_images_in_{name}": count for name, count in registry.without_images.items()},
     }
-    return Cohort(_in_order(flow.table), question, flow, facts)
+    return Cohort(_in_order(flow.table), question, flow, facts, checks)
+
+
+def check_labels(labelled: pd.DataFrame, followed: pd.DataFrame, horizon: Horizon) -> dict[str, Estimate]:
+    """Signs that labels depend on who was followed for how long, with 95% intervals over patients.
+
+    Args:
+        labelled: the images with a label, before matching.
+        followed: the same and those whose patients died or left before the horizon was over.
+        horizon: of the labels.
+
+    Returns:
+        `date_auroc`: AUROC of the image's date alone against the label; away from 0.5 the calendar tells the label.
+        `risk`: share of positive images. `kaplan_meier_risk`: by the product-limit estimate (Kaplan and Meier 1958) of
+        `followed`, to which those who died or left count until then; `risk`, which leaves them out unless they had the
+        event before, is higher where many do.
+    """
+    last = (horizon.after(followed["date"]) - followed["date"]).dt.days
+    event = (followed["days_to_event"] <= last).fillna(False)
+    days = np.minimum(followed["days_of_follow_up"], last).to_numpy(int)
+    times, events = np.unique(days[event.to_numpy(bool)], return_counts=True)
+    survival = np.prod(1 - events / (len(days) - np.searchsorted(np.sort(days), times)))
+    patients, count = labelled["patient_id"].to_numpy(), followed["patient_id"].nunique()
+    return {
+        "date_auroc": auroc_interval(labelled["label"] == 1, labelled["date"].astype("int64"), patients),
+        "risk": share_interval(labelled["label"], patients),
+        "kaplan_meier_risk": Estimate(1 - float(survival), None, None, count, "Kaplan-Meier"),
+    }
 
 
 def default_unit(registry: Registry, events: tuple[str, ...]) -> str:
@@ -371,6 +325,7 @@ def _find_outcomes(registry: Registry, question: Question) -> pd.DataFrame:
         "days_to_event": (first - day).dt.days.astype("Int64"),
         "days_of_follow_up": (observed - day).dt.days.clip(lower=0).astype("Int64"),
         "prevalent": first <= day, "prior": first_prior <= day, "fellow_healthy": fellow_healthy,
+        "open": last > registry.patients["follow_up_end"].max(),
         "positive": positive, "died": died, "short": unseen & ~died,
     })  # fmt: skip
 

@@ -179,6 +179,8 @@ class Plan:
             event of the eye, of both eyes' mean for that of the patient); 0 for images that predict nothing. Four of
             ten patients have no sign; the others have it in any severity, one in seven of their eyes is spared.
         event_rate: approximate share of eyes, and of patients, with the event in three years.
+        follow_up_end: the day on which the registry is closed. First visits lie in 2010 to 2014; where it is closed
+            before the horizon of all images is over, whoever keeps late images with an event alone learns their date.
         seed: patient `k` of a seed is the same in a registry of any size.
 
     Raises:
@@ -190,6 +192,7 @@ class Plan:
     num_visits: int = 2
     effect: float = 1.5
     event_rate: float = 0.25
+    follow_up_end: date = CLOSED
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -201,6 +204,9 @@ class Plan:
         require_range("event_rate", self.event_rate, 0, 1, open_low=True)
         if self.event_rate == 1:
             raise BadArgumentError("`event_rate=1` must be below 1", field="event_rate", value=self.event_rate)
+        if self.follow_up_end <= OPENED:
+            message = f"`follow_up_end={self.follow_up_end}` must be after {OPENED}, when the registry is opened"
+            raise BadArgumentError(message, field="follow_up_end", value=self.follow_up_end)
 
 
 @dataclass(frozen=True)
@@ -261,7 +267,7 @@ def _draw_history(name: str, rng: np.random.Generator, plan: Plan, base: tuple[f
     }
     decades = (age - MEAN_AGE) / 10
     death = first + _draw_time(rng, DEATH_RATE * np.exp(DEATH_PER_DECADE * decades))
-    left = min(first + _draw_time(rng, DROP_OUT), CLOSED)
+    left = min(first + _draw_time(rng, DROP_OUT), plan.follow_up_end)
     end, last = min(death, left), "death" if death <= left else "last_follow_up"
 
     hazards = {side: base[0] * np.exp(plan.effect * _standardised(severity[side], "eye")) for side in severity}
@@ -355,6 +361,11 @@ class RegistryArguments:
     event_rate: float = field(
         default=0.25, metadata={"help": "share of eyes and of patients with the event in 3 years"}
     )
+    follow_up_end: str = field(
+        default=str(CLOSED),
+        metadata={"help": "day on which the registry is closed; soon after the images of 2010 to 2015, it shows what "
+                  "labels of horizons that are not over are worth"},
+    )  # fmt: skip
     poor_camera_contrast: float = field(
         default=1.0, metadata={"help": "of camera C, as a share of the others'; 0.3 nearly hides the sign"}
     )
@@ -375,7 +386,12 @@ def make_registry(arguments: RegistryArguments) -> Path:
     from tqdm import tqdm
 
     options = ("modality", "sign", "num_visits", "effect", "event_rate", "seed")
-    plan = Plan(**{name: getattr(arguments, name) for name in options})
+    try:
+        closed = date.fromisoformat(arguments.follow_up_end)
+    except ValueError as error:
+        message = f"`follow_up_end={arguments.follow_up_end}` is no day; give one such as 2015-06-30"
+        raise BadArgumentError(message, field="follow_up_end", value=arguments.follow_up_end) from error
+    plan = Plan(**{name: getattr(arguments, name) for name in options}, follow_up_end=closed)
     registry = draw_registry(arguments.num_patients, plan)
     with atomic_folder(arguments.out, arguments.overwrite_output_dir) as folder:
         rows = registry.images.itertuples()

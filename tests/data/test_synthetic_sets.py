@@ -1,6 +1,7 @@
 """Synthetic labelled sets and registries: files on disk, determined by the seed, with the planted effects."""
 
 import json
+from datetime import date
 
 import numpy as np
 import pandas as pd
@@ -220,6 +221,21 @@ def test_the_planted_effect_is_in_the_cohort(tmp_path):
     assert roc_auc_score(table["label"], table["age"]) > 0.55
 
 
+def test_a_registry_that_is_closed_early_shows_what_open_horizons_do_to_labels(tmp_path):
+    """Positives whose horizon is not over tell their date; without them the date tells nothing."""
+    registry = draw_registry(900, Plan("oct", effect=0.0, follow_up_end=date(2015, 6, 30), seed=1))
+    first = registry.images.drop_duplicates("patient_id").set_index("patient_id")["date"].map(pd.Timestamp)
+    stroke = registry.events[registry.events["event"] == "stroke"].set_index("patient_id")["date"].map(pd.Timestamp)
+    last = registry.events[registry.events["eye"].isna()].groupby("patient_id")["date"].max().map(pd.Timestamp)
+    horizon = first + pd.DateOffset(years=3)
+    positive = first.lt(stroke.reindex(first.index)) & stroke.reindex(first.index).le(horizon)
+    kept = positive | (last.reindex(first.index) >= horizon)
+    assert roc_auc_score(positive[kept], first[kept].astype("int64")) > 0.6
+    table = cohort_of(registry, tmp_path, "stroke", "patient").drop_duplicates("patient_id")
+    dates = pd.to_datetime(table["date"]).astype("int64")
+    assert roc_auc_score(table["label"], dates) == pytest.approx(0.5, abs=0.08)
+
+
 @pytest.mark.slow
 def test_no_effect_is_found_in_five_of_a_hundred(tmp_path):
     small = 0
@@ -245,7 +261,7 @@ def test_a_poorer_camera(tmp_path):
 @pytest.mark.parametrize(
     "field, value",
     [("event_rate", 1), ("num_patients", 0), ("sign", "dme"), ("num_visits", 0), ("poor_camera_contrast", 0),
-     ("image_size", 10)],
+     ("image_size", 10), ("follow_up_end", "soon")],
 )  # fmt: skip
 def test_bad_registries_leave_nothing(tmp_path, field, value):
     with pytest.raises(BadArgumentError) as error:

@@ -219,6 +219,8 @@ def slow(images, events, event, days, unit):
             fates[row.image] = "other_visits"
         elif row.image != min(same):
             fates[row.image] = "further_images"
+        elif last > max(ends.values()):
+            fates[row.image] = "horizon_not_over"
         elif own is not None and own <= last:
             fates[row.image] = 1
         elif ends[row.patient_id] >= last:
@@ -317,10 +319,12 @@ def test_ages_and_days_in_the_table(registry, build):
 
 def test_a_cohort_of_one_class_is_refused_with_its_exclusions(registry, build):
     images = pd.DataFrame({"image": list("abc"), "patient_id": list("abc"), "date": ["2019-03-04"] * 3})
-    events = pd.DataFrame([("a", "stroke", "2019-06-01"), ("b", "stroke", "2018-06-01")],
-                          columns=["patient_id", "event", "date"])  # fmt: skip
+    rows = [("a", "stroke", "2019-06-01"), ("b", "stroke", "2018-06-01"), ("b", "fracture", "2021-01-01")]
+    events = pd.DataFrame(rows, columns=["patient_id", "event", "date"])
     with pytest.raises(BadDataError, match=r"no image without stroke is left of 3; excluded: 1 stroke .*, 1 followed"):
         build(registry(images, events))
+    with pytest.raises(BadDataError, match=r"no image is left of 3; excluded: .*, 2 1 year not over on 2019-06-01"):
+        build(registry(images, events[:2]))
 
 
 def population(seed, cases=40, controls=300):
@@ -423,3 +427,48 @@ def test_unknown_ages_are_said():
     with pytest.raises(BadArgumentError) as error:
         Matching(0)
     assert error.value.field == "match_controls"
+
+
+def constant_hazard(patients, seed, loss=0.0):
+    """One image of each patient on any day of 2015 to 2019, and nothing but a hazard of 0.15 a year and leaving."""
+    rng = np.random.default_rng(seed)
+    days = pd.Timestamp("2015-01-01") + pd.to_timedelta(rng.integers(5 * 365, size=patients), "D")
+    events = days + pd.to_timedelta(1 + (365 * rng.exponential(1 / 0.15, patients)).astype(int), "D")
+    names = [f"p{number}" for number in range(patients)]
+    images = pd.DataFrame({"image": names, "patient_id": names, "date": days.strftime("%Y-%m-%d")})
+    happened = images.assign(event="stroke", date=events.strftime("%Y-%m-%d"))
+    if loss:
+        left = days + pd.to_timedelta(1 + (365 * rng.exponential(1 / loss, patients)).astype(int), "D")
+        happened = happened[events <= left]
+        ends = images.assign(event="last_follow_up", date=left.strftime("%Y-%m-%d"))
+        happened = pd.concat([happened, ends])
+    return images, happened.drop(columns="image")
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_calendar_tells_nothing_of_labels_at_a_constant_hazard(registry, build, given):
+    """Images whose horizon is not over on the closing day are out, be it an option or the last follow-up of all."""
+    images, events = constant_hazard(3000, 0)
+    options = {"follow_up_end": "2019-12-31"}
+    if not given:
+        ends = images.drop(columns="image").assign(event="last_follow_up", date="2019-12-31")
+        events, options = pd.concat([events[events["date"] <= "2019-12-31"], ends]), {}
+    cohort = build(registry(images, events, **options))
+    checks, late = cohort.checks, cohort.table["date"] > "2018-12-31"
+    assert not late.any() and checks["date_auroc"].low <= 0.5 <= checks["date_auroc"].high
+    assert checks["risk"].low <= 1 - np.exp(-0.15) <= checks["risk"].high
+    assert checks["risk"].value == cohort.table["label"].mean() == pytest.approx(checks["kaplan_meier_risk"].value)
+
+
+def test_patients_who_leave_raise_the_cohorts_risk_above_kaplan_meiers(registry, build):
+    from statsmodels.duration.survfunc import SurvfuncRight
+
+    images, events = constant_hazard(3000, 1, loss=0.5)
+    checks = build(registry(images, events)).checks
+    true = 1 - np.exp(-0.15)
+    assert checks["risk"].low > true and checks["kaplan_meier_risk"].value == pytest.approx(true, abs=0.02)
+    wide = events.pivot(index="patient_id", columns="event", values="date").apply(pd.to_datetime)
+    first = pd.to_datetime(images.set_index("patient_id")["date"])
+    days = (wide.min(axis=1) - first).dt.days
+    expected = SurvfuncRight(days.clip(upper=365), (wide["stroke"].notna() & (days <= 365)).astype(int))
+    assert checks["kaplan_meier_risk"].value == pytest.approx(1 - expected.surv_prob[-1], abs=0.002)
