@@ -9,6 +9,7 @@ import pytest
 import torch
 from noise import with_noise
 from PIL import Image
+from shared import made_once
 from tiny import save_autoencoder, save_stock, tiny_config
 
 from retfound_hf import RetFoundForImageClassification, RetFoundImageProcessor
@@ -19,13 +20,11 @@ SIZES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def workshop(tmp_path_factory) -> Path:
+def make_workshop(place: Path) -> None:
     """`base` (autoencoder), `classifier` (linear) and `adapter` (LoRA), the latter two by the real command."""
     from retfound_hf.finetuning.finetune import main
     from retfound_hf.models.cards import cost_text, write_card
 
-    place = tmp_path_factory.mktemp("workshop")
     save_autoencoder(place / "base", **SIZES, weights_license="cc-by-nc-4.0", modality="cfp")
     write_card(
         place / "base", "pretrained", {"license": "cc-by-nc-4.0", "pipeline_tag": "image-feature-extraction"},
@@ -45,7 +44,12 @@ def workshop(tmp_path_factory) -> Path:
     main([*common, *linear, "--output_dir", str(place / "classifier")])
     lora = ["0", "--method", "lora", "--num_train_epochs", "1", "--lora_rank", "2", "--disable_tqdm", "true"]
     main([*common, *lora, "--output_dir", str(place / "adapter")])
-    return place
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory) -> Path:
+    """Folder of `make_workshop`, which nobody may change."""
+    return made_once(tmp_path_factory, "workshop", make_workshop)
 
 
 @pytest.fixture(scope="session")
@@ -53,16 +57,17 @@ def stock_workshop(workshop, tmp_path_factory) -> Path:
     """The same on a DINOv2 encoder, whose configuration lies within ours: `base`, `classifier` and `adapter`."""
     from retfound_hf.finetuning.finetune import main
 
-    place = tmp_path_factory.mktemp("stock-workshop")
-    licence = {"weights_license": "cc-by-nc-4.0", "modality": "cfp"}
-    save_stock(place / "base", "dinov2", hidden_size=48, image_size=56, patch_size=14, **licence)
-    RetFoundImageProcessor.for_image_size(56).save_pretrained(place / "base")
-    common = ["--model_name_or_path", str(place / "base"), "--data", str(workshop / "images")]
-    common += ["--dataloader_num_workers", "0", "--disable_tqdm", "true"]
-    main([*common, "--method", "linear", "--output_dir", str(place / "classifier")])
-    lora = ["--method", "lora", "--num_train_epochs", "1", "--lora_rank", "2"]
-    main([*common, *lora, "--output_dir", str(place / "adapter")])
-    return place
+    def make(place: Path) -> None:
+        licence = {"weights_license": "cc-by-nc-4.0", "modality": "cfp"}
+        save_stock(place / "base", "dinov2", hidden_size=48, image_size=56, patch_size=14, **licence)
+        RetFoundImageProcessor.for_image_size(56).save_pretrained(place / "base")
+        common = ["--model_name_or_path", str(place / "base"), "--data", str(workshop / "images")]
+        common += ["--dataloader_num_workers", "0", "--disable_tqdm", "true"]
+        main([*common, "--method", "linear", "--output_dir", str(place / "classifier")])
+        lora = ["--method", "lora", "--num_train_epochs", "1", "--lora_rank", "2"]
+        main([*common, *lora, "--output_dir", str(place / "adapter")])
+
+    return made_once(tmp_path_factory, "stock-workshop", make)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A desk with two encoders and two image sets, studies of them, and one finished study for all tests that read it."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from shared import made_once
 from tiny import save_autoencoder, save_planted_set
 
 from retfound_hf.study.results import StudyResults, read_study
@@ -30,12 +32,14 @@ WHOLE = {
 def desk(tmp_path_factory) -> Path:
     """A folder with two models (`first`, `second`) and two data sets (`inside`, `outside`)."""
     torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("desk")
-    for seed, name in enumerate(("first", "second")):
-        save_autoencoder(root / name, seed)
-    save_planted_set(root / "inside", {"train": 20, "val": 8, "test": 10}, seed=0, random=0.6)
-    save_planted_set(root / "outside", {"train": 8, "val": 4, "test": 12}, seed=1, random=0.6)
-    return root
+
+    def make(root: Path) -> None:
+        for seed, name in enumerate(("first", "second")):
+            save_autoencoder(root / name, seed)
+        save_planted_set(root / "inside", {"train": 20, "val": 8, "test": 10}, seed=0, random=0.6)
+        save_planted_set(root / "outside", {"train": 8, "val": 4, "test": 12}, seed=1, random=0.6)
+
+    return made_once(tmp_path_factory, "desk", make)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +48,7 @@ def write_study(desk):
 
     def write(filename: str, /, **parts) -> Path:
         content = WHOLE | {"name": "Trial", "methods": ["linear"], "seeds": [0, 1], "metrics": None, "reporting": None}
-        path = desk / f"{filename}.yaml"
+        path = desk / f"{filename}-{os.getpid()}.yaml"  # other test processes write into the desk too
         given = {key: value for key, value in {**content, **parts}.items() if value is not None}
         path.write_text(yaml.safe_dump(given, sort_keys=False))
         return path
@@ -62,9 +66,7 @@ def study_file(write_study):
 def whole(write_study, tmp_path_factory) -> tuple[Path, Path]:
     """File and folder of a study that ran without a break: models x methods x fractions x seeds, and its report."""
     path = write_study("whole", **WHOLE)
-    folder = tmp_path_factory.mktemp("studies") / "whole"
-    run_study(path, folder, jobs=2)
-    return path, folder
+    return path, made_once(tmp_path_factory, "whole", lambda folder: run_study(path, folder, jobs=2))
 
 
 @pytest.fixture

@@ -2,19 +2,24 @@
 
 import dataclasses
 import json
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 from retfound_hf.evaluation.metrics import METRICS
 from retfound_hf.evaluation.thresholds import reliability_curve
+from retfound_hf.study import report_sections
 from retfound_hf.study.report import build_sections, render, write_report
-from retfound_hf.study.report_parts import systems_of
+from retfound_hf.study.report_parts import Drawing, systems_of
 from retfound_hf.study.results import JobResult, read_csv
 from retfound_hf.study.runner import run_study
 
@@ -71,8 +76,16 @@ def changed(found, **parts):
     return dataclasses.replace(found, study=found.study.model_copy(update=parts))
 
 
+@contextmanager
+def undrawn(found, kind: str, data: str, width: float, height: float) -> Iterator[Drawing]:
+    yield Drawing(Figure((width, height)), Path(os.devnull))
+
+
 def sections_of(found):
-    return {section.name: section for section in build_sections(found)}
+    """By name; the figures are laid out and not rendered, which would take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report_sections, "drawing", undrawn)
+        return {section.name: section for section in build_sections(found)}
 
 
 def test_a_study_ends_with_its_report(page):
@@ -173,7 +186,7 @@ def test_the_report_has_no_path_of_the_machine(found, folder, desk):
     """Not in the study file, nor in the reason of a job that failed; the study's own file has them whole."""
     reason = f"models > First: {desk / 'first'} has no weights ({desk / 'first' / 'config.json'})"
     failed = JobResult("one", "Inside", "First", "linear", 1.0, 0, "failed", reason=reason)
-    text = render(found, build_sections(dataclasses.replace(found, jobs=(*found.jobs, failed))))
+    text = render(found, [*sections_of(dataclasses.replace(found, jobs=(*found.jobs, failed))).values()])
     assert all(f"…/{part}" in text for part in (f"{desk.name}/inside", f"{desk.name}/first", "first/config.json"))
     assert str(desk) not in text and str(folder) not in text
     assert str(desk / "inside") in (folder / "study.yaml").read_text(encoding="utf-8")
@@ -183,7 +196,7 @@ def test_names_are_text_whatever_they_hold(found):
     evil = '<script>alert("x")</script>'
     failed = JobResult("one", "Inside", evil, "linear", 1.0, 0, "failed", reason=evil)
     found = dataclasses.replace(changed(found, name=evil), jobs=(*found.jobs, failed), planned=found.planned + 2)
-    text = render(found, build_sections(found))
+    text = render(found, [*sections_of(found).values()])
     assert "<script" not in text and "&lt;script&gt;" in text
     assert f"1 of {found.planned} jobs" in text
 
@@ -192,7 +205,7 @@ def test_a_study_without_results_says_what_is_missing(found):
     failed = JobResult("one", "Inside", "First", "linear", 1.0, 0, "failed", reason="out of memory")
     none = dataclasses.replace(found, jobs=(failed,), planned=1)
     assert list(sections_of(none)) == ["failures", "settings"]
-    assert "out of memory" in render(none, build_sections(none))
+    assert "out of memory" in render(none, [*sections_of(none).values()])
 
 
 def test_the_report_tells_how_many_seeds_and_labels_its_means_are_of(found):
