@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}"
 started=$SECONDS
 
 echo "1/4 A synthetic labelled set of colour fundus photographs, split by patient"
-python scripts/make_synthetic.py "$out/data" --modality cfp --num_patients 300 --image_size 256
+python scripts/make_synthetic.py "$out/data" --modality cfp --num_patients "${NUM_PATIENTS:-300}" --image_size 256
 
 echo "2/4 A classifier: linear head on the features of a small encoder (untrained: no weights are fetched here)"
 python scripts/finetune.py --config_name retfound-tiny --method linear --data "$out/data" \
