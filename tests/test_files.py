@@ -1,14 +1,15 @@
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from retfound_hf.errors import OutputError
-from retfound_hf.files import atomic_file, atomic_folder, exclusive_folder, move_into, write_json
+from retfound_hf.files import atomic_file, atomic_folder, exclusive_folder, file_lock, move_into, write_json
 
 
 def names(folder) -> set[str]:
@@ -148,16 +149,14 @@ def test_move_into_adds_nothing_when_stopped(tmp_path):
     assert names(tmp_path) == set()
 
 
-KILLED = """
-import sys, time
-from retfound_hf.errors import OutputError
-from retfound_hf.files import atomic_file, atomic_folder
-kind, path = sys.argv[1:]
-with (atomic_file(path) if kind == "file" else atomic_folder(path, overwrite=True)) as partial:
-    (partial if kind == "file" else partial / "content").write_text("half")
-    print("writing", flush=True)
-    time.sleep(60)
-"""
+FORK = multiprocessing.get_context("fork")  # a real process, without the seconds of importing torch anew
+
+
+def write_and_sleep(kind: str, path: Path, began) -> None:
+    with atomic_file(path) if kind == "file" else atomic_folder(path, overwrite=True) as partial:
+        (partial if kind == "file" else partial / "content").write_text("half")
+        began.set()
+        time.sleep(60)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -166,11 +165,13 @@ def test_old_content_survives_a_kill(kind, tmp_path):
     content = path if kind == "file" else path / "content"
     content.parent.mkdir(exist_ok=True)
     content.write_text("old")
-    process = subprocess.Popen([sys.executable, "-c", KILLED, kind, str(path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "writing\n"
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=30) == -signal.SIGKILL
-    process.stdout.close()
+    began = FORK.Event()
+    process = FORK.Process(target=write_and_sleep, args=(kind, path, began))
+    process.start()
+    assert began.wait(timeout=30)
+    process.kill()
+    process.join(timeout=30)
+    assert process.exitcode == -signal.SIGKILL
     assert content.read_text() == "old"
 
 
@@ -203,37 +204,42 @@ def test_readers_never_see_a_half_written_file(tmp_path):
     assert reads > 10
 
 
+def make_if_absent(path: Path, name: str, made) -> None:
+    with file_lock(path):
+        if not path.exists():
+            time.sleep(0.3)
+            path.write_text(name)
+            made.put(name)
+
+
 def test_one_process_at_a_time_makes_a_file(tmp_path):
-    path = tmp_path / "deep" / "made.txt"
-    code = (
-        "import sys, time; from pathlib import Path; from retfound_hf.files import file_lock\n"
-        "path = Path(sys.argv[1])\n"
-        "with file_lock(path):\n"
-        "    if not path.exists():\n"
-        "        time.sleep(0.3); path.write_text(sys.argv[2]); print('made')\n"
-    )
-    started = [
-        subprocess.Popen([sys.executable, "-c", code, str(path), name], stdout=subprocess.PIPE, text=True)
-        for name in "ab"
-    ]
-    said = [process.communicate(timeout=600)[0] for process in started]
-    assert sorted(said) == ["", "made\n"]
+    path, made = tmp_path / "deep" / "made.txt", FORK.Queue()
+    started = [FORK.Process(target=make_if_absent, args=(path, name, made)) for name in "ab"]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    assert made.get(timeout=10) == path.read_text() and made.empty()
     assert [found.name for found in path.parent.iterdir()] == ["made.txt"]
+
+
+def hold(folder: Path, began) -> None:
+    with exclusive_folder(folder):
+        began.set()
+        time.sleep(600)
 
 
 def test_a_folder_has_one_writer_until_it_ends(tmp_path, monkeypatch):
     monkeypatch.setattr("retfound_hf.files.PATIENCE", 0.2)
-    folder = tmp_path / "out"
-    code = (
-        "import sys, time; from pathlib import Path; from retfound_hf.files import exclusive_folder\n"
-        "with exclusive_folder(Path(sys.argv[1])):\n"
-        "    print('mine', flush=True); time.sleep(600)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "mine\n"
-        with pytest.raises(OutputError), exclusive_folder(folder):
-            pass
-        other.kill()
+    folder, began = tmp_path / "out", FORK.Event()
+    other = FORK.Process(target=hold, args=(folder, began))
+    other.start()
+    assert began.wait(timeout=30)
+    with pytest.raises(OutputError), exclusive_folder(folder):
+        pass
+    other.kill()
+    other.join(timeout=30)
     with exclusive_folder(folder):
         pass
     assert list(tmp_path.iterdir()) == []
