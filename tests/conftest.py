@@ -27,8 +27,11 @@ def _quiet_and_single_threaded():
     import datasets
     import torch
 
+    from retfound_hf.evaluation import plots
+
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
+    plots.STYLE["savefig.dpi"] = 100  # a ninth of the pixels; tests/evaluation/test_plots.py draws all of them
 
 
 @pytest.fixture

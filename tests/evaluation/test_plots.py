@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from retfound_hf.evaluation.plots import COLUMN, PAGE, _step, figure, short, shown_classes, write_plots
+from retfound_hf.evaluation.plots import COLUMN, PAGE, STYLE, _step, figure, short, shown_classes, write_plots
 from retfound_hf.evaluation.predictions import Predictions
 from retfound_hf.vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
@@ -12,6 +12,11 @@ FILES = ["roc.png", "precision_recall.png", "confusion_matrix.png", "reliability
 LONG = "a class with a name that is much longer than any axis has room for"
 # Those of drawing; not ResourceWarning, which comes from whatever object happens to be collected meanwhile.
 no_warnings = pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning", "error::DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _full_resolution(monkeypatch):
+    monkeypatch.setitem(STYLE, "savefig.dpi", 300)
 
 
 def draw(labels, scores, names, problem_type, folder):
