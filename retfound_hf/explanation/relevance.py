@@ -11,17 +11,7 @@ from transformers import PreTrainedModel
 
 from ..errors import BadDataError, BadModelError, require, require_range
 from ..models.modeling_retfound import RetFoundForImageClassification, RetFoundLayer
-from .attention import (
-    AttentionPass,
-    Target,
-    attention_pass,
-    device_and_dtype,
-    relevance_of_patches,
-    rolled_out,
-    rollout_of_patches,
-    scored,
-    view_of,
-)  # fmt: skip
+from . import attention
 
 TINY = 1e-9  # outputs closer to zero pass no relevance on
 
@@ -72,7 +62,7 @@ def _over(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(denominator.abs() > TINY, numerator / denominator, 0)
 
 
-def relprop_of_patches(found: AttentionPass) -> Tensor:
+def relprop_of_patches(found: attention.AttentionPass) -> Tensor:
     """Relevance of every patch for the target, (batch, grid, grid) float32, not negative.
 
     All zero where nothing in the features speaks for the target. Computed in float32 whatever the model's precision.
@@ -92,7 +82,7 @@ def relprop_of_patches(found: AttentionPass) -> Tensor:
         for layer, tokens, weights, gradients in reversed(list(blocks)):
             relevance, of_weights = through_block(layer, tokens, weights.float(), relevance)
             matrices.append((gradients * of_weights).clamp(min=0).mean(dim=1))
-        return rolled_out(found, matrices)
+        return attention.rolled_out(found, matrices)
 
 
 def through_head(view: RetFoundForImageClassification, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -205,7 +195,7 @@ def integrated_gradients_of_patches(
         raise BadDataError(f"image size {size} is not a multiple of the patch size {patch}")
 
     def logits(pixels: Tensor) -> Tensor:
-        return scored(view, pixels, [0] * len(pixels)).outputs.logits.float()
+        return attention.scored(view, pixels, [0] * len(pixels)).outputs.logits.float()
 
     found = IntegratedGradients(logits).attribute(
         pixel_values, target=targets, n_steps=steps, internal_batch_size=len(pixel_values)
@@ -215,10 +205,10 @@ def integrated_gradients_of_patches(
 
 
 STEPS = 32
-FROM_ATTENTION: dict[str, Callable[[AttentionPass], Tensor]] = {
-    "relevance": relevance_of_patches,
+FROM_ATTENTION: dict[str, Callable[[attention.AttentionPass], Tensor]] = {
+    "relevance": attention.relevance_of_patches,
     "relprop": relprop_of_patches,
-    "rollout": rollout_of_patches,
+    "rollout": attention.rollout_of_patches,
 }
 METHODS = (*FROM_ATTENTION, "integrated_gradients")
 
@@ -249,7 +239,7 @@ class RelevanceMaps:
 def relevance(
     model: nn.Module,
     pixel_values: Tensor,
-    target: Target = None,
+    target: attention.Target = None,
     method: str = "relevance",
     steps: int = STEPS,
 ) -> RelevanceMaps:
@@ -277,16 +267,16 @@ def relevance(
     require_range("steps", steps, 1)
     if pixel_values.ndim != 4 or not len(pixel_values):
         raise BadDataError(f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, 3, size, size)")
-    view = view_of(model)
-    device, dtype = device_and_dtype(view)
+    view = attention.view_of(model)
+    device, dtype = attention.device_and_dtype(view)
     with torch.inference_mode(False), torch.enable_grad():
         pixels = pixel_values.detach().to(device, dtype, copy=True).requires_grad_()
         if method in FROM_ATTENTION:
-            found = attention_pass(view, pixels, target)
+            found = attention.attention_pass(view, pixels, target)
             score, patches = found.score, FROM_ATTENTION[method](found)
         else:
             with torch.no_grad():
-                score = scored(view, pixels, target)
+                score = attention.scored(view, pixels, target)
             patches = integrated_gradients_of_patches(view, pixels, score.targets, steps)
     tensors = patches.float(), score.targets, score.outputs.logits.float()
     patches, targets, logits = (tensor.detach().cpu() for tensor in tensors)
