@@ -1,11 +1,14 @@
 """Backbones: one row per architecture in `BACKBONES`, wrapped encoders under RETFound's head, and registration."""
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 from transformers import (
@@ -16,12 +19,14 @@ from transformers import (
     AutoModelForPreTraining,
     Dinov2Config,
 )
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import cached_file
 from transformers.utils.generic import can_return_tuple
 
-from ..errors import BadModelError
+from ..errors import BadModelError, one_line
 from .compat import PreTrainedConfig
 from .compat import initialization as init
 from .configuration_retfound import HeadOptions, RetFoundConfig
@@ -303,3 +308,45 @@ def register() -> None:
         names = {} if config is RetFoundConfig else SPLIT
         targets = [names.get(name, name) for name in ("query", "value")]
         constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[config.model_type] = targets
+
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+def stored_processor(name_or_path: str) -> Any:
+    """Image processor of a folder or Hub repository, tried on a blank image; None where there is no file of one.
+
+    Raises:
+        BadModelError: a file that cannot be read, names no processor, or whose settings take no image.
+    """
+    try:
+        if not _has_processor(name_or_path):
+            return None
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
+        stored = AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False)
+        pixels = torch.as_tensor(stored(Image.new("RGB", (16, 16)), return_tensors="pt")["pixel_values"])
+        if not {"image_processor_type", "feature_extractor_type", "image_mean"} & settings.keys():
+            raise BadModelError("it names no image processor")
+        if not pixels.isfinite().all():
+            raise BadModelError("it makes values of images that are not finite")
+    except Exception as error:  # files can be wrong in every way
+        raise BadModelError(
+            f"preprocessor_config.json of model {name_or_path} cannot be used: {one_line(error)}; restore it from "
+            "where the model came from",
+            model=name_or_path,
+        ) from error
+    return stored
+
+
+def _has_processor(name_or_path: str) -> bool:
+    if os.path.isdir(name_or_path):
+        return any(os.path.lexists(os.path.join(name_or_path, name)) for name in PROCESSOR_FILES)
+    options = {"_raise_exceptions_for_missing_entries": False}
+    try:
+        if any(cached_file(name_or_path, name, **options) is not None for name in PROCESSOR_FILES):
+            return True
+    except OSError:
+        return False  # there is no such model, which its configuration says better
+    if try_to_load_from_cache(name_or_path, PROCESSOR_FILES[0]) is None:
+        raise BadModelError("it is not in the cache, and the Hub cannot be asked whether there is one")
+    return False

@@ -11,7 +11,6 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
@@ -20,7 +19,7 @@ from transformers import (
 )
 
 from ..errors import BadModelError, nearest, one_line
-from .backbones import AUTO_CLASSES, BACKBONES, StockEncoderConfig, accepted_models, backbone_of
+from .backbones import AUTO_CLASSES, BACKBONES, StockEncoderConfig, accepted_models, backbone_of, stored_processor
 from .configuration_retfound import RetFoundConfig
 from .image_processing_retfound import RetFoundImageProcessor
 from .modeling_retfound import RetFoundForPreTraining
@@ -386,21 +385,29 @@ def load_autoencoder(name_or_path: str, config: RetFoundConfig | None = None) ->
 def load_processor(
     name_or_path: str, image_size: int | None = None, crop: bool | None = None
 ) -> RetFoundImageProcessor:
-    """Preprocessing of a model folder as a `RetFoundImageProcessor`.
+    """Preprocessing of a model folder as a `RetFoundImageProcessor`; the default where the folder has no file of it.
 
     Args:
         name_or_path: folder, Hub id or starting point.
         image_size: another input size of the network than the folder's.
         crop: crop to the field of view, whatever the folder says.
+
+    Raises:
+        BadModelError: a file that cannot be read, or that describes another processor than the model's.
     """
     name_or_path = resolve(name_or_path)
-    try:
-        stored = AutoImageProcessor.from_pretrained(name_or_path)
-    except (OSError, ValueError):
+    stored = stored_processor(name_or_path)
+    if stored is None:
         config = read_config(name_or_path)
         row = BACKBONES.get(getattr(config, "encoder_config", config).model_type, BACKBONES["retfound"])
         stored = RetFoundImageProcessor.for_image_size(
             getattr(config, "image_size", 224), image_mean=list(row.image_mean), image_std=list(row.image_std)
+        )
+    elif not isinstance(stored, RetFoundImageProcessor) and type(read_config(name_or_path)) in AUTO_CLASSES:
+        raise BadModelError(
+            f"preprocessor_config.json of model {name_or_path} describes a {type(stored).__name__}, whose "
+            f"preprocessing is not the model's; restore the file of its {RetFoundImageProcessor.__name__}",
+            model=name_or_path,
         )
     if isinstance(stored, RetFoundImageProcessor) and image_size is None:
         processor = stored

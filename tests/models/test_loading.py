@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+from tiny import tiny_config
 
+from retfound_hf import RetFoundImageProcessor
 from retfound_hf.errors import BadModelError
 from retfound_hf.models import loading
-from retfound_hf.models.loading import STARTING_POINTS, StartingPoint, find_starting_point, resolve
+from retfound_hf.models.loading import STARTING_POINTS, StartingPoint, find_starting_point, load_processor, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +69,50 @@ def test_the_guide_names_them():
     guide = (Path(__file__).parents[2] / "retfound_hf" / "models" / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([\w/-]+)`", guide))
     assert {row.name for row in STARTING_POINTS.values() if not row.file} <= named
+
+
+MODEL = {"image_size": 32, "patch_size": 8}
+KINDS = {
+    "cut": lambda text: text[:200], "empty": lambda text: "", "no object": lambda text: "[1, 2]",
+    "nameless": lambda text: "{}", "no such type": lambda text: text.replace("RetFoundImage", "NoSuchImage"),
+    "another type": lambda text: text.replace("RetFoundImage", "ViTImage"),
+    "another kind": lambda text: text.replace("RetFoundImageProcessor", "Wav2Vec2FeatureExtractor"),
+    "binary": lambda text: b"\xff\xfe" + text.encode(), "size of nothing": lambda text: text.replace(": 32", ": 0"),
+    "mean of a word": lambda text: text.replace("0.485", '"red"'),
+    "two channels": lambda text: text.replace("0.485,", ""),
+    "no number": lambda text: text.replace("0.485", "NaN"),
+    "sizes at odds": lambda text: text.replace('"crop_size": {\n    "height": 32', '"crop_size": {\n    "height": 31'),
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder_without_weights(empty_directory):
+    tiny_config(**MODEL).save_pretrained(empty_directory / "model")
+    RetFoundImageProcessor.for_image_size(32, do_fundus_crop=False).save_pretrained(empty_directory / "model")
+    return empty_directory / "model"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_or_foreign_processor_is_refused(folder_without_weights, kind):
+    path = folder_without_weights / "preprocessor_config.json"
+    text = path.read_text()
+    changed = KINDS[kind](text)
+    assert changed != text
+    path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+    with pytest.raises(BadModelError) as error:
+        load_processor(str(folder_without_weights))
+    assert error.value.model == str(folder_without_weights) and "\n" not in str(error.value)
+
+
+def test_the_default_processor_is_for_a_file_that_is_not_there(folder_without_weights):
+    path = folder_without_weights / "preprocessor_config.json"
+    assert not load_processor(str(folder_without_weights)).do_fundus_crop
+    path.unlink()
+    assert load_processor(str(folder_without_weights)).to_dict() == RetFoundImageProcessor.for_image_size(32).to_dict()
+    path.symlink_to(folder_without_weights / "gone.json")
+    with pytest.raises(BadModelError):
+        load_processor(str(folder_without_weights))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(BadModelError):
+        load_processor(str(folder_without_weights))
