@@ -1,17 +1,20 @@
 """Export of a model folder to timm's state dict or an ONNX graph, and the command `export`."""
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ViTConfig
+from transformers.image_utils import PILImageResampling
 
 from ..errors import BadModelError, RetFoundError, missing_extra, require
 from ..files import atomic_folder, write_json
+from ..models.cards import describe_preprocessing, license_of, write_card
 from ..models.image_processing_retfound import RetFoundImageProcessor
 from ..models.key_tables import encoder_rows, pair
 from ..models.loading import is_adapter, load_classifier, load_encoder, load_processor, read_config, resolve
@@ -27,8 +30,9 @@ def export(folder: str, output_dir: str | Path, format: str, overwrite: bool = F
 
     Args:
         folder: model or adapter folder or Hub id; an adapter is merged into its base.
-        output_dir: the folder to make: `model.safetensors` and `timm.json`, or `model.onnx`; and
-            `preprocessing.json`, the steps from an image to the network's input.
+        output_dir: the folder to make: `model.safetensors`, `config.json` and `timm.json` as timm reads them, or
+            `model.onnx` with `config.json` and `preprocessor_config.json`; and `preprocessing.json`, the steps from an
+            image to the network's input, and `README.md`, with what the format cannot carry of them.
         format: `timm` or `onnx`.
         overwrite: replace the folder.
 
@@ -42,10 +46,21 @@ def export(folder: str, output_dir: str | Path, format: str, overwrite: bool = F
     processor = load_processor(resolve(folder))
     with atomic_folder(output_dir, overwrite) as partial:
         if format == "timm":
-            write_timm(model, is_classifier, partial)
+            write_timm(model, is_classifier, processor, partial)
         else:
-            write_onnx(model, is_classifier, processor.size.height, partial)
-        write_json(partial / "preprocessing.json", preprocessing(processor, model.config, is_classifier))
+            write_onnx(model, is_classifier, processor, partial)
+        steps = preprocessing(processor, model.config, is_classifier)
+        write_json(partial / "preprocessing.json", steps)
+        write_card(
+            partial,
+            "export",
+            {"library_name": format, "license": license_of(folder)},
+            folder_name=Path(output_dir).name,
+            format=format,
+            output=steps["output"],
+            preprocessing=describe_preprocessing(processor, stock=False),
+            has_crop=processor.do_fundus_crop,
+        )
     return Path(output_dir)
 
 
@@ -80,18 +95,18 @@ def check_equal(expected: Tensor, found: Tensor, format: str) -> float:
 
 def preprocessing(processor: RetFoundImageProcessor, config: Any, is_classifier: bool) -> dict[str, Any]:
     """Steps from an image to the network's input, and the meaning of its output, for those who serve it."""
-    size, crop = processor.resized_size, dict(processor.size)
     steps: list[dict[str, Any]] = [{"step": "to_rgb", "bits": 8, "exif_orientation": True}]
-    if processor.do_fundus_crop:
-        steps.append({"step": "crop_to_field_of_view", "pad": "black, to a square", "if_none_found": "unchanged"})
-    steps += [
-        {"step": "resize", **size, "interpolation": "bicubic", "antialias": True, "dtype": "uint8"},
-        {"step": "center_crop", **crop},
-        {"step": "scale", "factor": 1 / 255},
-        {"step": "normalize", "mean": list(processor.image_mean), "std": list(processor.image_std)},
-    ]
-    # Of a size, only the sides that are set.
-    steps = [{name: value for name, value in step.items() if value is not None} for step in steps]
+    resizing = {"interpolation": interpolation(processor), "antialias": True, "dtype": "uint8"}
+    done = [
+        (processor.do_fundus_crop,
+         {"step": "crop_to_field_of_view", "pad": "black, to a square", "if_none_found": "unchanged"}),
+        (processor.do_resize, {"step": "resize", **processor.resized_size, **resizing}),
+        (processor.do_center_crop, {"step": "center_crop", **dict(processor.size)}),
+        (processor.do_rescale, {"step": "scale", "factor": processor.rescale_factor}),
+        (processor.do_normalize,
+         {"step": "normalize", "mean": list(processor.image_mean), "std": list(processor.image_std)}),
+    ]  # fmt: skip
+    steps += [step for is_done, step in done if is_done]
     found: dict[str, Any] = {
         "input": {"name": "pixel_values", "layout": "batch, channel, row, column"},
         "steps": steps,
@@ -100,11 +115,22 @@ def preprocessing(processor: RetFoundImageProcessor, config: Any, is_classifier:
         return found | {"output": {"name": "features", "meaning": "mean of the patch tokens, normalised"}}
     problem = problem_type_of(config)
     activation = {SINGLE_LABEL: "softmax", MULTI_LABEL: "sigmoid"}.get(problem)
-    labels = [config.id2label[index] for index in range(config.num_labels)]
-    return found | {"output": {"name": "logits", "labels": labels, "problem_type": problem, "activation": activation}}
+    output = {"name": "logits", "labels": labels_of(config), "problem_type": problem, "activation": activation}
+    return found | {"output": output}
+
+
+def interpolation(processor: RetFoundImageProcessor) -> str:
+    """Name of the filter that resizes: bicubic, unless the folder has another."""
+    return PILImageResampling(processor.resample).name.lower()
+
+
+def labels_of(config: Any) -> list[str]:
+    """Names of a classifier's classes, in the order of its outputs."""
+    return [config.id2label[index] for index in range(config.num_labels)]
 
 
 CHECKED_BATCHES = (1, 3)
+VIT_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
 OPSET = 18
 
 
@@ -119,8 +145,11 @@ class OneOutput(nn.Module):
         return output_of(self.model, self.is_classifier, pixel_values)
 
 
-def write_onnx(model: PreTrainedModel, is_classifier: bool, size: int, folder: Path) -> float:
+def write_onnx(model: PreTrainedModel, is_classifier: bool, processor: RetFoundImageProcessor, folder: Path) -> float:
     """Write `model.onnx` with input `pixel_values` and output `logits` or `features`, any batch size.
+
+    Its metadata hold `preprocessing.json`. Beside it lie `preprocessor_config.json`, and `config.json` in the terms of
+    a plain ViT, so that optimum finds the classes without this package.
 
     Returns:
         The largest difference between onnxruntime and PyTorch, over several batch sizes.
@@ -136,19 +165,30 @@ def write_onnx(model: PreTrainedModel, is_classifier: bool, size: int, folder: P
     path = folder / "model.onnx"
     output = "logits" if is_classifier else "features"
     network = OneOutput(model, is_classifier).eval()
+    size = processor.size.height
     with torch.no_grad():
-        torch.onnx.export(
+        program = torch.onnx.export(
             network,
             (example(2, size),),
-            path,
             input_names=["pixel_values"],
             output_names=[output],
             dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch", min=1)}},
             opset_version=OPSET,
             dynamo=True,
-            external_data=True,  # a file may hold 2 GB at most, and ViT-L comes near
             verbose=False,
         )
+    assert program is not None  # with dynamo
+    program.model.metadata_props["preprocessing"] = json.dumps(preprocessing(processor, model.config, is_classifier))
+    program.save(path, external_data=True)  # a file may hold 2 GB at most, and ViT-L comes near
+    processor.save_pretrained(folder)
+    labels = dict(enumerate(labels_of(model.config))) if is_classifier else {}
+    ViTConfig(
+        **{name: getattr(model.config, name) for name in VIT_SIZES if hasattr(model.config, name)}
+        | {"image_size": size},
+        architectures=["ViTForImageClassification" if is_classifier else "ViTModel"],
+        problem_type=model.config.problem_type,
+        **{"id2label": labels, "label2id": {label: index for index, label in labels.items()}} if labels else {},
+    ).save_pretrained(folder)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     differences = []
     for batch in CHECKED_BATCHES:
@@ -162,8 +202,10 @@ def write_onnx(model: PreTrainedModel, is_classifier: bool, size: int, folder: P
 TIMM_NAME = "vit_large_patch16_224"
 
 
-def write_timm(model: PreTrainedModel, is_classifier: bool, folder: Path) -> float:
-    """Write `model.safetensors` and `timm.json`, the arguments of the `create_model` that loads it strictly.
+def write_timm(model: PreTrainedModel, is_classifier: bool, processor: RetFoundImageProcessor, folder: Path) -> float:
+    """Write a folder that timm loads by `local-dir:`: `model.safetensors` and `config.json`.
+
+    `timm.json` has the arguments of the `create_model` that loads the weights strictly.
 
     Returns:
         The largest difference of the two models' outputs.
@@ -172,11 +214,52 @@ def write_timm(model: PreTrainedModel, is_classifier: bool, folder: Path) -> flo
         RetFoundError: another architecture, or a classifier that applies its norm twice.
     """
     check_expressible(model, is_classifier)
-    state, arguments = timm_state(model, is_classifier), timm_arguments(model, is_classifier)
-    difference = _compare(model, is_classifier, state, arguments)
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        import timm
+    except ImportError as error:
+        raise missing_extra("timm", "timm") from error
+    arguments = timm_arguments(model, is_classifier)
+    arguments["pretrained_cfg"] = timm_data(model, is_classifier, processor)
+    other = timm.create_model(**arguments).eval()
+    other.load_state_dict(timm_state(model, is_classifier), strict=True)
+    pixels = example(2, model.config.image_size)
+    with torch.no_grad():
+        difference = check_equal(output_of(model, is_classifier, pixels), other(pixels), "timm")
+    own = {
+        name: value for name, value in arguments.items() if name not in ("model_name", "num_classes", "pretrained_cfg")
+    }
+    names = {"label_names": labels_of(model.config)} if is_classifier else {}
+    timm.models.save_for_hf(other, folder, model_config={**names, "model_args": own}, safe_serialization=True)
     write_json(folder / "timm.json", {"create_model": arguments, "largest_difference": difference})
     return difference
+
+
+def timm_data(model: PreTrainedModel, is_classifier: bool, processor: RetFoundImageProcessor) -> dict[str, Any]:
+    """timm's `pretrained_cfg`: what `timm.data.resolve_model_data_config` makes the input's transform of.
+
+    All but the crop to the field of view, which timm has no name for. Of an odd margin (as of 48 in 55 pixels) it cuts
+    the smaller half elsewhere, which moves the input by one pixel.
+    """
+    height, width, resized = processor.size.height, processor.size.width, processor.resized_size
+    share = height / resized.get("shortest_edge", resized.get("height", height)) if processor.do_resize else 1.0
+    # timm rounds the resized side down, which a share of the rounded side can miss by one.
+    share = share if math.floor(height / share) == round(height / share) else height / (round(height / share) + 0.25)
+    # timm scales by 1/255, and standardises always.
+    scale = 255 * processor.rescale_factor if processor.do_rescale else 255
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+    return {
+        "architecture": TIMM_NAME,
+        "input_size": [3, height, width],
+        "interpolation": interpolation(processor),
+        "crop_pct": share,
+        "crop_mode": "center" if processor.keep_aspect_ratio else "squash",
+        "mean": [value / scale for value in mean],
+        "std": [value / scale for value in std],
+        "num_classes": model.config.num_labels if is_classifier else 0,
+        **({"label_names": labels_of(model.config)} if is_classifier else {}),
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
 
 
 def check_expressible(model: PreTrainedModel, is_classifier: bool) -> None:
@@ -237,20 +320,6 @@ def timm_arguments(model: PreTrainedModel, is_classifier: bool) -> dict[str, Any
         "global_pool": "avg",
         **{name: value for name, value in own.items() if value != usual[name]},
     }
-
-
-def _compare(
-    model: PreTrainedModel, is_classifier: bool, state: dict[str, Tensor], arguments: dict[str, Any]
-) -> float:
-    try:
-        import timm
-    except ImportError as error:
-        raise missing_extra("timm", "timm") from error
-    other = timm.create_model(**arguments).eval()
-    other.load_state_dict(state, strict=True)
-    pixels = example(2, model.config.image_size)
-    with torch.no_grad():
-        return check_equal(output_of(model, is_classifier, pixels), other(pixels), "timm")
 
 
 @dataclass

@@ -67,21 +67,21 @@ def _templates() -> Path:
     return next(path for path in TEMPLATES if path.is_dir())
 
 
-def describe_preprocessing(processor: RetFoundImageProcessor) -> str:
-    """The steps of the image processor, read from its settings, and what a stock processor leaves out of them."""
+def describe_preprocessing(processor: RetFoundImageProcessor, stock: bool = True) -> str:
+    """The steps of the image processor, read from its settings; with `stock`, what a stock one leaves out of them."""
     crop = "Crop to the field of view and pad to a square; then r" if processor.do_fundus_crop else "R"
     size, cut = processor.resized_size, dict(processor.size)
     shorter = size.get("shortest_edge")
     resized = f"the shorter side to {shorter}" if shorter else f"to {size['width']} x {size['height']}"
     unknown = ["the crop to the field of view"] * processor.do_fundus_crop + ["the margin"] * (size != cut)
-    stock = (
+    warning = (
         f" Take `AutoImageProcessor`: a stock `ViTImageProcessor` reads size, mean and deviation of this folder, but "
         f"does not know {' or '.join(unknown)}, and gives other pixels."
     )
     return (
         f"{crop}esize {resized} pixels (bicubic, antialiased), crop the centre {cut['width']} x {cut['height']}, "
         f"scale to [0, 1] and normalise by mean {tuple(processor.image_mean)} and deviation "
-        f"{tuple(processor.image_std)}.{stock if unknown else ''}"
+        f"{tuple(processor.image_std)}.{warning if stock and unknown else ''}"
     )
 
 

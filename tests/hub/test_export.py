@@ -1,6 +1,7 @@
 """Exports against the model that they are made from, in the libraries that they are made for."""
 
 import json
+import re
 
 import numpy as np
 import onnxruntime
@@ -10,10 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms.v2 import InterpolationMode, functional
+from transformers import AutoConfig, AutoImageProcessor
 
 from retfound_hf import RetFoundError, RetFoundImageProcessor, RetFoundModel
 from retfound_hf.errors import BadModelError, OutputError
-from retfound_hf.hub.export import check_equal, export, main
+from retfound_hf.hub.export import check_equal, export, main, timm_data
 from retfound_hf.images.field_of_view import crop_field_of_view
 from retfound_hf.models.loading import load_classifier
 
@@ -82,7 +84,14 @@ def test_onnx_gives_equal_logits_for_any_batch(saved, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "run.json").read_text())["command"] == "export"
     output = json.loads((tmp_path / "out" / "preprocessing.json").read_text())["output"]
     assert output["labels"] == ["a", "b", "c"] and output["activation"] == "sigmoid"
-    assert "out: model.onnx" in capsys.readouterr().out
+    assert "model.onnx" in capsys.readouterr().out
+    loaded = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    assert loaded.to_dict() == AutoImageProcessor.from_pretrained(folder).to_dict()
+    config = AutoConfig.from_pretrained(tmp_path / "out")  # of a stock type, for optimum
+    assert config.model_type == "vit" and config.id2label == {0: "a", 1: "b", 2: "c"} and config.image_size == 64
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    steps = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])
+    assert steps == json.loads((tmp_path / "out" / "preprocessing.json").read_text())
 
 
 def test_preprocessing_followed_by_hand_gives_the_processor_s_pixels(saved, tmp_path, image):
@@ -99,6 +108,54 @@ def test_preprocessing_followed_by_hand_gives_the_processor_s_pixels(saved, tmp_
     mean, std = (torch.tensor(normalize[name])[:, None, None] for name in ("mean", "std"))
     expected = RetFoundImageProcessor.from_pretrained(folder)(image, return_tensors="pt").pixel_values[0]
     torch.testing.assert_close((values - mean) / std, expected.double(), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_timm_s_own_tools_make_the_right_input(saved, image, tmp_path):
+    """The folder alone, and the call of `timm.json`: probabilities differ by the rounding of two resizers."""
+    model, folder = saved()
+    out = export(folder, tmp_path / "out", "timm")
+    picture = Image.open(image).convert("RGB")
+    expected = model(RetFoundImageProcessor.from_pretrained(folder)(picture, return_tensors="pt").pixel_values).logits
+    arguments = json.loads((out / "timm.json").read_text())["create_model"]
+    networks = (
+        timm.create_model(f"local-dir:{out}", pretrained=True),
+        timm.create_model(**arguments, checkpoint_path=str(out / "model.safetensors")),
+    )
+    for network in networks:
+        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+        found = network.eval()(transform(crop_field_of_view(picture))[None])
+        torch.testing.assert_close(found.softmax(-1), expected.softmax(-1), atol=5e-3, rtol=0)
+        assert list(network.pretrained_cfg["label_names"]) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"size": 224}, {"size": 32}, {"size": 96}, {"size": 300}, {"size": 64, "crop_pct": 0.7},
+     {"size": {"shortest_edge": 64}}, {"size": 64, "do_center_crop": False}, {"size": 64, "image_mean": [0.5] * 3},
+     {"size": 64, "rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3}],
+)  # fmt: skip
+def test_timm_s_transform_is_the_processor_s(new_classifier, image, options):
+    processor = RetFoundImageProcessor(do_fundus_crop=False, **options)
+    data = timm_data(new_classifier(), True, processor)
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, pretrained_cfg=data))
+    picture = Image.open(image).convert("RGB").resize((301, 200))
+    expected, found = processor(picture, return_tensors="pt").pixel_values[0], transform(picture)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().mean() < 0.01  # of standardised values: a level of 255 is 0.017
+
+
+def test_the_card_says_what_the_format_cannot_carry_and_its_snippet_runs(saved, image, tmp_path, monkeypatch):
+    monkeypatch.chdir(image.parent)
+    _, folder = saved()
+    for format, output in (("timm", "logits"), ("onnx", "logits")):
+        export(folder, image.parent / format, format)
+        card = (image.parent / format / "README.md").read_text()
+        assert "not crop to the field of view" in card and "a, b, c" in card
+        (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+        names: dict = {}
+        exec(code.replace("image.jpg", image.name), names)
+        assert tuple(names[output].shape) == (1, 3)
 
 
 @pytest.mark.parametrize("found", [torch.tensor([1.001]), torch.tensor([float("nan")])])
