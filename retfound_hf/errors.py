@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 LONGEST = 200  # characters that a message repeats of what it was given
+LONG_PART = re.compile(rf"(?<!\w)'[^']{{{LONGEST},}}'(?!\w)|`[^`]{{{LONGEST},}}`|\S{{{LONGEST + 1},}}")
 
 
 class RetFoundError(ValueError):
@@ -193,8 +194,8 @@ def shown(value: object) -> str:
 
 
 def _without_long_words(message: str) -> str:
-    """A message whose words, such as a path or base64, are no longer than `LONGEST`."""
-    return re.sub(rf"\S{{{LONGEST + 1},}}", lambda found: shown(found[0]), message)
+    """A message whose words and quotations, such as a path or base64, are no longer than `LONGEST`."""
+    return LONG_PART.sub(lambda found: shown(found[0]), message)
 
 
 def nearest(name: str, accepted: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ This module alone knows that fields become flags: errors name fields in backtick
 
 import copy
 import dataclasses
+import errno
 import json
 import logging
 import math
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .errors import BadArgumentError, RetFoundError, nearest, one_line, require_range
+from .errors import BadArgumentError, RetFoundError, nearest, one_line, require_range, shown
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 # `level`, `level=eye` or `level='eye'` in an error's message.
@@ -94,6 +95,11 @@ def run_command(function: Callable[[Sequence[str] | None], Any], argv: Sequence[
             function(argv)
     except RetFoundError as error:
         print(f"error: {with_flags(' '.join(str(error).split()), _fields)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: {shown(error.filename)} is too long for the name of a file", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped: interrupted", file=sys.stderr)

@@ -17,6 +17,7 @@ from retfound_hf.errors import (
     UnreadableImageError,
     join_names,
     nearest,
+    one_line,
     require,
     require_range,
 )
@@ -74,3 +75,29 @@ def test_nearest_name():
 
 def test_join_names():
     assert join_names("abc") == "a, b, c" and join_names(range(7), 2) == "0, 1 and 5 more"
+
+
+LONG = {"word": "x" * 5000, "phrase": "ab cd " * 900}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_messages_repeat_no_more_than_the_ends_of_what_was_given(kind):
+    value = LONG[kind]
+    errors = [
+        BadModelError(f"model {value} has no config.json", model=value),
+        BadDataError(f"table {value} has no rows {join_names([value, 'b'])}", rows=[value], source=value),
+        UnreadableImageError(f"cannot read {value}: cut", path=value, reason="cut"),
+        RetFoundError(f"argument --level: invalid choice: '{value}' (choose from 'eye', 'patient')"),
+        RetFoundError(one_line(ValueError(f"Got '{value}'."))),
+    ]
+    with pytest.raises(BadArgumentError) as refused:
+        require("level", value, ("eye", "patient"))
+    for error in [*errors, refused.value]:
+        assert len(str(error)) < 600 and str(error).count(value[:6]) < 80
+    assert errors[0].model == errors[2].path == refused.value.value == value
+    assert str(pickle.loads(pickle.dumps(errors[0]))) == str(errors[0])
+
+
+def test_other_messages_stay_as_they_are():
+    message = "the model's folder is the one that pretraining's checkpoint, the user's own, lies in; " * 5
+    assert str(RetFoundError(message)) == message

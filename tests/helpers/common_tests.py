@@ -57,7 +57,7 @@ def make_tree(target: Path) -> Path:
 
 
 def run(tree: Path, code: str, timeout: float = 1800) -> dict[str, str]:
-    """Outcome of each test of a module that stands in `tests/own` of the tree: class and name to `passed`, `skipped`...
+    """Outcome of each test of a module that is put into the tree: class and name to `passed`, `failure`, `skipped`.
 
     Args:
         tree: of `make_tree`.
@@ -65,10 +65,10 @@ def run(tree: Path, code: str, timeout: float = 1800) -> dict[str, str]:
         timeout: seconds for all of its tests.
     """
     (tree / "tests" / "own" / "test_own.py").write_text(code)
-    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(tree), "-p", "no:cacheprovider", "-q"]
+    options = ["-q", "-c", os.devnull, "--rootdir", str(tree), "-p", "no:cacheprovider", "-W", "ignore"]
     path = os.pathsep.join([str(Path(__file__).parents[2]), str(tree)])
     subprocess.run(
-        [*command, "-W", "ignore", "--junitxml", "found.xml", "tests/own/test_own.py"],
+        [sys.executable, "-m", "pytest", *options, "--junitxml", "found.xml", "tests/own/test_own.py"],
         cwd=tree, env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}, timeout=timeout,
         stdout=subprocess.DEVNULL,
     )  # fmt: skip

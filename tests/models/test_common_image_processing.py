@@ -3,7 +3,7 @@
 import pytest
 from common_tests import make_tree, run
 
-CODE = '''
+CODE = """
 import unittest
 
 from transformers import AutoImageProcessor, ViTImageProcessor  # noqa: F401
@@ -47,7 +47,7 @@ class Ours(ImageProcessingTestMixin, unittest.TestCase):
 
 class Stock(ImageProcessingTestMixin, unittest.TestCase):
     image_processor_tester_class = StockTester
-'''
+"""
 # Four channels are RGBA to our processor, as to Pillow; the test wants four out.
 OTHERWISE = {"test_call_numpy_4_channels"}
 
