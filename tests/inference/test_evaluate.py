@@ -3,8 +3,6 @@
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -292,15 +290,3 @@ def test_two_processes_write_what_one_writes(classifier_folder, labelled_table, 
     main(words("one"))
     for name in ("metrics.json", "predictions.csv"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
-
-
-def test_a_script_exits_with_one_line(tmp_path):
-    command = [
-        sys.executable, str(SCRIPTS / "evaluate.py"), "--model_name_or_path", str(tmp_path / "absent"), "--data",
-        str(tmp_path), "--output_dir", str(tmp_path / "out"),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: ")
-    assert not (tmp_path / "out").exists()

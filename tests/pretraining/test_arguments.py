@@ -84,9 +84,8 @@ def test_a_full_output_folder_is_not_touched(start, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("suffix", [".yaml", ".json"])
-def test_a_file_takes_the_place_of_flags(quick_options, pretrain_words, tmp_path, suffix, capsys):
-    path = tmp_path / f"options{suffix}"
+def test_a_file_takes_the_place_of_flags(quick_options, pretrain_words, tmp_path, capsys):
+    path = tmp_path / "options.yaml"
     path.write_text(json.dumps(quick_options(tmp_path / "file", max_steps=3)))  # JSON is YAML too
     main([str(path), "--seed", "5"])
     main(pretrain_words(tmp_path / "flags", max_steps=3, seed=5))
