@@ -13,7 +13,6 @@ from gradio.themes import Base, Color, Font
 from PIL import Image
 
 from ..errors import UnreadableImageError
-from ..evaluation.calibration import is_uninformed
 from ..evaluation.metrics import THRESHOLD
 from ..images.synthetic import CLASSES, draw_patient
 from ..images.synthetic import render as draw
@@ -125,13 +124,13 @@ def describe(reader: Reader, answer: Answer, name: str, size: tuple[int, int]) -
 
 def calibration(reader: Reader) -> str:
     """Whether the probabilities can be read as chances."""
-    if reader.temperature is None:
+    if reader.calibration is None:
         return "Not calibrated: compare the numbers with each other, but do not read them as chances."
-    if is_uninformed(reader.temperature):
+    if reader.calibration.is_uninformed:
         return (
             "Not calibrated: on validation data the model was hardly better than guessing, or far too sure of itself."
         )
-    return f"Calibrated on validation data (temperature {reader.temperature:.2f})."
+    return f"Calibrated on validation data ({reader.calibration.describe(reader.class_names)} of the log odds)."
 
 
 def decisions(reader: Reader, scores: dict[str, float]) -> dict[str, list[tuple[str, float]]]:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
+from ..evaluation.calibration import LogitScaling
 from ..evaluation.report import ReportArguments, read_points
 from ..evaluation.thresholds import OperatingPoint
 from ..explanation.explain import COLUMNS, paint, sheet_row
@@ -45,8 +46,7 @@ class Reader:
         self.model, self.processor = found.model.to(process_state().device), found.processor
         self.class_names, self.problem_type = found.class_names, found.problem_type
         self.modality: str | None = getattr(self.model.config, "modality", None)
-        temperature = getattr(self.model.config, "calibration_temperature", 1.0)
-        self.temperature: float | None = None if temperature == 1 else temperature
+        self.calibration = LogitScaling.of(self.model.config.to_dict(), len(self.class_names))
         # Of images: thresholds for the joint score of an eye or a patient say nothing here.
         self.points: list[OperatingPoint] = read_points(name_or_path, self.class_names, ReportArguments())
 

@@ -1,6 +1,7 @@
-"""Calibration: errors, slope and intercept of each class, and temperature scaling."""
+"""Calibration: errors, slope and intercept of each class, and recalibration of the logits."""
 
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,65 +91,147 @@ def _estimate(fit: Any, index: int, patients: int) -> Estimate:
     return Estimate(float(fit.params[index]), float(low), float(high), patients, name)
 
 
-RANGE = (0.05, 20.0)
+SLOPES = (0.05, 20.0)
+MOST_NAMED = 6  # classes whose intercepts are told one by one
 
 
-def fit_temperature(logits: Any, labels: Any, problem_type: str) -> float:
-    """The T that minimises the log loss of `softmax(logits / T)`, or for multi-label of `sigmoid(logits / T)`.
+@dataclass(frozen=True)
+class LogitScaling:
+    """Change of a classifier's logits that calibrates them, `slope * logits + intercept`; a part of the head.
 
-    The loss is convex in 1/T, so that there is one minimum. The ranking within a row does not change.
+    Attributes:
+        slope: (C,), one for all of exclusive classes; below 1 where the logits were too extreme.
+        intercept: (C,), which corrects how frequent a class is said to be; those of exclusive classes sum to 0.
+    """
+
+    slope: tuple[float, ...]
+    intercept: tuple[float, ...]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], outputs: int) -> "LogitScaling | None":
+        """What a model's configuration records, a temperature alone as well; None where nothing was fitted."""
+        if config.get("calibration_slope") is not None:
+            return cls(tuple(config["calibration_slope"]), tuple(config["calibration_intercept"]))
+        temperature = config.get("calibration_temperature", 1.0)
+        return None if temperature == 1 else cls((1 / temperature,) * outputs, (0.0,) * outputs)
+
+    def apply(self, logits: np.ndarray) -> np.ndarray:
+        """Logits (N, C) as the changed head gives them, in their type."""
+        return (np.asarray(self.slope) * logits + np.asarray(self.intercept)).astype(logits.dtype)
+
+    def after(self, earlier: "LogitScaling | None") -> "LogitScaling":
+        """This change and an earlier one as a single one."""
+        if earlier is None:
+            return self
+        slope, shift = np.multiply(self.slope, earlier.slope), self.apply(np.array(earlier.intercept))
+        return LogitScaling(tuple(slope.tolist()), tuple(shift.tolist()))
+
+    @property
+    def is_uninformed(self) -> bool:
+        """Whether a slope ended at the lowest one: validation gave no reason to trust the scores."""
+        return min(self.slope) <= 1.001 * SLOPES[0]  # a search may stop a little short of its end
+
+    def describe(self, class_names: Sequence[str]) -> str:
+        """Such as `slope 0.82, intercepts -0.60 (glaucoma) and 0.60 (normal)`; a slope alone is a temperature."""
+        if not any(self.intercept):
+            return f"temperature {1 / self.slope[0]:.2f}"
+        parts = []
+        for name, values in (("slope", self.slope), ("intercept", self.intercept)):
+            if len(set(values)) == 1:
+                parts.append(f"{name} {values[0]:.2f}")
+            elif len(values) > MOST_NAMED:
+                parts.append(f"{name}s from {min(values):.2f} to {max(values):.2f} by class")
+            else:
+                each = [f"{value:.2f} ({label})" for value, label in zip(values, class_names, strict=True)]
+                parts.append(f"{name}s {', '.join(each[:-1])} and {each[-1]}")
+        return ", ".join(parts)
+
+
+def fit_scaling(logits: Any, labels: Any, problem_type: str) -> LogitScaling:
+    """Slope and intercepts of the logits by logistic regression of the labels on them (Cox 1958; Platt 1999).
+
+    Exclusive classes get one slope and an intercept each, findings of a multi-label classifier a slope and an
+    intercept each. Intercepts are fitted by maximum likelihood, so that the mean probability of a class is its share
+    of these images, as it is not after a loss with class weights or balanced draws. Slopes are fitted with Firth's
+    penalty (1993; with such intercepts Puhr et al. 2017), which is worth half an observation: with few images
+    they are pulled from extremes, and are finite where the images are ranked without a fault.
 
     Args:
         logits: float (N, C), of images that the model was not trained on.
-        labels: integer (N,), or (N, C) of 0 and 1 for multi-label, which gets one T for all labels.
+        labels: integer (N,), or (N, C) of 0 and 1 for multi-label.
 
     Returns:
-        Between 0.05 and 20; above 1 where the model was too sure. 1, with a warning, where the set is
-        ranked without a fault, so that the smallest T is best; 20, with a warning, where the logits are no better
-        than guessing, so that the largest T is best: nearly equal probabilities are then the honest ones.
+        Slopes from 0.05 to 20; 0.05, with a warning, where the logits are no better than guessing. A class that none
+        or all of the images have counts half an image more on either side; of a finding it moves the intercept alone.
 
     Raises:
         BadArgumentError: regression, which has no probabilities.
     """
-    from scipy.optimize import minimize_scalar
-    from scipy.special import log_expit, log_softmax
-
     if not PROBLEM_TYPES[problem_type].is_classification:
         raise BadArgumentError(
-            "a temperature calibrates probabilities, and regression has none; leave `calibrate` out",
-            field="calibrate", value=True,
-        )  # fmt: skip
-    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
-
-    def loss(log_inverse: float) -> float:
-        scaled = logits * np.exp(log_inverse)
-        if problem_type == MULTI_LABEL:
-            return -float(np.where(labels > 0.5, log_expit(scaled), log_expit(-scaled)).mean())
-        return -float(log_softmax(scaled, axis=1)[np.arange(len(labels)), labels].mean())
-
-    ends = -np.log(RANGE[1]), -np.log(RANGE[0])
-    found = minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-6})
-    if loss(ends[0]) <= found.fun + 1e-9:
+            "`calibrate` is for probabilities, and regression has none; leave it out", field="calibrate", value=True
+        )
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels).astype(np.int64)
+    if problem_type == MULTI_LABEL:  # a finding is two classes, of which the logit of the first is 0
+        fits = [_fit_scaling(np.c_[np.zeros(len(column)), column], label)
+                for column, label in zip(logits.T, labels.T, strict=True)]  # fmt: skip
+        found = LogitScaling(tuple(slope for slope, _ in fits), tuple(float(shift[1] - shift[0]) for _, shift in fits))
+    else:
+        slope, shift = _fit_scaling(logits, labels)
+        found = LogitScaling((slope,) * logits.shape[1], tuple(shift.tolist()))
+    if found.is_uninformed:
         warnings.warn(
-            f"the temperature ends at its highest, {RANGE[1]:g}: on the {len(labels)} validation images the scores "
-            "are hardly better than guessing, or far too sure; the probabilities become nearly equal, and are not "
-            "calibrated",
+            f"the slope ends at its lowest, {SLOPES[0]:g}: on the {len(labels)} validation images the scores are "
+            "hardly better than guessing; every image gets nearly the share of the class, which tells nobody apart",
             stacklevel=2,
         )
-        return RANGE[1]
-    if loss(ends[1]) <= found.fun + 1e-9:
-        warnings.warn(
-            f"the {len(labels)} validation images are ranked without a fault, and tell nothing about calibration; the "
-            "temperature stays 1",
-            stacklevel=2,
-        )
-        return 1.0
-    return float(np.exp(-found.x))
+    return found
 
 
-def is_uninformed(temperature: float) -> bool:
-    """True where the fit ended at the highest temperature: validation gave no reason to trust the scores."""
-    return temperature >= 0.999 * RANGE[1]  # the search stops a little short of its end
+def _fit_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+    """Slope, and intercepts (C,) that sum to 0, of exclusive classes."""
+    from scipy.optimize import minimize, minimize_scalar
+    from scipy.special import log_softmax, softmax
+
+    counts = np.bincount(labels, minlength=logits.shape[1]) + 0.0
+    shares = counts if counts.all() else counts + 0.5
+    shares /= shares.sum()
+
+    def intercepts(slope: float) -> np.ndarray:
+        """Those with which the mean probabilities are the shares; the last one is 0."""
+
+        def loss(free: np.ndarray) -> tuple[float, np.ndarray]:
+            changed = slope * logits + np.r_[free, 0]
+            chances = log_softmax(changed, axis=1)
+            gradient = np.exp(chances).mean(axis=0) - shares
+            return float((changed - chances)[:, 0].mean() - shares[:-1] @ free), gradient[:-1]
+
+        def curvature(free: np.ndarray) -> np.ndarray:
+            chances = softmax(slope * logits + np.r_[free, 0], axis=1)[:, :-1]
+            return np.diag(chances.mean(axis=0)) - chances.T @ chances / len(logits)
+
+        start = np.log(shares[:-1] / shares[-1]) - slope * (logits[:, :-1] - logits[:, -1:]).mean(axis=0)
+        free = minimize(loss, start, jac=True, hess=curvature, method="trust-exact", options={"gtol": 1e-10}).x
+        return np.r_[free, 0]
+
+    def penalised(log_slope: float) -> float:
+        """Negative log-likelihood less half the log of what the labels would tell of the slope."""
+        slope = np.exp(log_slope)
+        chances = log_softmax(slope * logits + intercepts(slope), axis=1)
+        share = np.exp(chances)
+        centred = logits - (share * logits).sum(axis=1, keepdims=True)
+        both = (share * centred).sum(axis=0)[:-1]
+        free = np.diag(share.sum(axis=0)[:-1]) - share[:, :-1].T @ share[:, :-1]
+        told = (share * centred**2).sum() - both @ np.linalg.lstsq(free, both)[0]
+        return -chances[np.arange(len(labels)), labels].sum() - np.log(max(told, TINY**2)) / 2
+
+    slope = 1.0
+    if (counts > 0).sum() > 1:
+        ends = np.log(SLOPES)
+        found = minimize_scalar(penalised, bounds=ends, method="bounded", options={"xatol": 1e-6})
+        slope = SLOPES[0] if penalised(ends[0]) <= found.fun + 1e-9 else float(np.exp(found.x))
+    shift = intercepts(slope)
+    return slope, shift - shift.mean()
 
 
 def calibration_table(predictions: "Predictions") -> pd.DataFrame:

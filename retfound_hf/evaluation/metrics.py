@@ -4,7 +4,6 @@ Every metric is computed for weighted rows: weights of one give the plain value,
 value of each resample. scikit-learn, whose values these equal, takes one set of weights at a time.
 """
 
-import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.special import xlogy
 
-from ..errors import join_names, require
+from ..errors import require
 from ..vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from .thresholds import BINS, bin_of, confidence_and_correctness
 
@@ -22,7 +21,24 @@ if TYPE_CHECKING:
     from .predictions import Predictions
 
 Values = dict[str, np.ndarray]
+Sides = tuple[np.ndarray, np.ndarray]
 CLASSIFICATION = (SINGLE_LABEL, MULTI_LABEL)
+
+
+@dataclass(frozen=True)
+class ClassValue:
+    """What a mean over classes, in which those without a value count as 0, is of one class: `<name>/<class>`.
+
+    Attributes:
+        name, title: as those of a metric.
+        function: from `WeightedRows` to values (B, C), NaN where undefined.
+        sides: of a share, from `Rows` the rows that it is among and those that it counts, bool (N, C) each.
+    """
+
+    name: str
+    title: str
+    function: "Callable[[WeightedRows], np.ndarray]"
+    sides: "Callable[[Rows], Sides] | None" = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,7 @@ class Metric:
         problem_types: those that it is defined for.
         function: from `WeightedRows` to values (B,), or (B, C) if `per_class`; NaN where undefined.
         per_class: also reported for each class as `<name>/<class>`; the value itself is the mean of the defined ones.
+        of_class: reported for each class in their place.
         within_class: independent of class frequencies, so that resamples are drawn within classes.
         has_interval: False where resamples are biased, as for the ECE.
         skewed: the interval is the jackknife's on the logit scale; BCa does not mend the skewness.
@@ -49,6 +66,7 @@ class Metric:
     problem_types: tuple[str, ...]
     function: "Callable[[WeightedRows], np.ndarray]"
     per_class: bool = False
+    of_class: ClassValue | None = None
     within_class: bool = False
     has_interval: bool = True
     skewed: bool = False
@@ -85,6 +103,11 @@ class Rows:
         return self.scores.argmax(axis=1) if self.single else self.scores >= THRESHOLD
 
     @cached_property
+    def calls(self) -> np.ndarray:
+        """bool (N, C): whether a row is predicted to be of a class."""
+        return self.predicted[:, None] == np.arange(self.scores.shape[1]) if self.single else self.predicted
+
+    @cached_property
     def two_sided(self) -> np.ndarray:
         """Classes that some rows have and others do not, without which no curve exists."""
         return np.flatnonzero(defined_classes(self.truth))
@@ -98,8 +121,8 @@ class Rows:
 
     @cached_property
     def outcomes(self) -> list[np.ndarray]:
-        """Three of float (N, C): true positives, labels, predictions of a multi-label classifier."""
-        sides = (self.truth & self.predicted, self.truth, self.predicted)
+        """Three of float (N, C): true positives, labels, predictions."""
+        sides = (self.truth & self.calls, self.truth, self.calls)
         return [side.astype(np.float64) for side in sides]
 
     @cached_property
@@ -145,7 +168,7 @@ class WeightedRows:
 
     def __init__(self, rows: Rows, weights: np.ndarray) -> None:
         self.rows, self.weights, self.total = rows, weights, weights.sum(axis=1)
-        self._tables: dict[str, np.ndarray] = {}
+        self._tables: dict[Metric | ClassValue, np.ndarray] = {}
 
     def mean(self, values: np.ndarray) -> np.ndarray:
         """Weighted mean (B,) of values (N,)."""
@@ -185,12 +208,12 @@ class WeightedRows:
             )
         return found.T
 
-    def table(self, metric: Metric) -> np.ndarray:
+    def table(self, metric: Metric | ClassValue) -> np.ndarray:
         """Values of a metric: (B,), or (B, C) if it is given per class."""
-        if metric.name not in self._tables:
+        if metric not in self._tables:
             with np.errstate(invalid="ignore", divide="ignore"):
-                self._tables[metric.name] = np.asarray(metric.function(self), np.float64)
-        return self._tables[metric.name]
+                self._tables[metric] = np.asarray(metric.function(self), np.float64)
+        return self._tables[metric]
 
     def value(self, name: str) -> np.ndarray:
         """Values (B,) of `<metric>` or `<metric>/<class>`.
@@ -199,10 +222,10 @@ class WeightedRows:
         of being a mean over fewer classes.
         """
         metric, label = metric_of(name), name.partition("/")[2]
-        table = self.table(metric)
         if label:
             require("class_name", label, self.rows.class_names)
-            return table[:, self.rows.class_names.index(label)]
+            return self.table(metric.of_class or metric)[:, self.rows.class_names.index(label)]
+        table = self.table(metric)
         if not metric.per_class:
             return table
         defined = table.T[self.rows.defined(metric)]
@@ -238,17 +261,28 @@ def balanced_accuracy(drawn: WeightedRows) -> np.ndarray:
     return drawn.mean_of_findings((hit / true + (1 - (predicted - hit) / (every - true))) / 2)
 
 
-def macro(part: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Any:
-    """Metric (B,): mean over the classes that occur in labels or predictions of a ratio, with 0 for 0/0.
+def share(name: str, title: str, sides: Callable[[Rows], Sides]) -> ClassValue:
+    """The share of `sides` of each class; undefined where it is among no row."""
 
-    Args:
-        part: numerator and denominator (B, C) from true positives, positives and predicted positives.
-    """
+    def function(drawn: WeightedRows) -> np.ndarray:
+        among, counted = sides(drawn.rows)
+        return (drawn.weights @ (among & counted)) / (drawn.weights @ among)
+
+    return ClassValue(name, title, function, sides)
+
+
+RECALL = share("recall", "Sensitivity (recall)", lambda rows: (rows.truth, rows.calls))
+PRECISION = share("precision", "PPV (precision)", lambda rows: (rows.calls, rows.truth))
+JACCARD = share("jaccard", "Jaccard index", lambda rows: (rows.truth | rows.calls, rows.truth & rows.calls))
+F1 = ClassValue("f1", "F1", lambda drawn: 2 * drawn.counts[0] / (drawn.counts[1] + drawn.counts[2]))
+
+
+def macro(value: ClassValue) -> Any:
+    """Metric (B,): mean of a value over the classes that occur in labels or predictions, with 0 for 0/0."""
 
     def metric(drawn: WeightedRows) -> np.ndarray:
-        hit, true, predicted = drawn.counts
-        occurs = np.where(true + predicted > 0, 1.0, np.nan)
-        return np.nansum(occurs * _ratio(*part(hit, true, predicted)), axis=1) / (occurs == 1).sum(axis=1)
+        occurs = drawn.counts[1] + drawn.counts[2] > 0
+        return np.nansum(np.where(occurs, drawn.table(value), 0), axis=1) / occurs.sum(axis=1)
 
     return metric
 
@@ -427,14 +461,13 @@ METRICS = {
                skewed=True, by_group=False),
         Metric("accuracy", "Accuracy", True, CLASSIFICATION, accuracy, by_group=False),
         Metric("balanced_accuracy", "Balanced accuracy", True, CLASSIFICATION, balanced_accuracy, within_class=True),
-        Metric("f1_macro", "F1, mean of classes", True, CLASSIFICATION,
-               macro(lambda hit, true, predicted: (2 * hit, true + predicted)), by_group=False),
-        Metric("precision_macro", "Precision, mean of classes", True, CLASSIFICATION,
-               macro(lambda hit, true, predicted: (hit, predicted)), by_group=False, indexed=False),
-        Metric("recall_macro", "Recall, mean of classes", True, CLASSIFICATION,
-               macro(lambda hit, true, predicted: (hit, true)), within_class=True, by_group=False, indexed=False),
-        Metric("jaccard", "Jaccard index", True, CLASSIFICATION,
-               macro(lambda hit, true, predicted: (hit, true + predicted - hit)), by_group=False, indexed=False),
+        Metric("f1_macro", "F1, mean of classes", True, CLASSIFICATION, macro(F1), of_class=F1, by_group=False),
+        Metric("precision_macro", "Precision, mean of classes", True, CLASSIFICATION, macro(PRECISION),
+               of_class=PRECISION, by_group=False, indexed=False),
+        Metric("recall_macro", "Recall, mean of classes", True, CLASSIFICATION, macro(RECALL), of_class=RECALL,
+               within_class=True, by_group=False, indexed=False),
+        Metric("jaccard", "Jaccard index, mean of classes", True, CLASSIFICATION, macro(JACCARD), by_group=False,
+               indexed=False),
         Metric("kappa", "Cohen's kappa", True, CLASSIFICATION, kappa, by_group=False),
         Metric("quadratic_kappa", "Quadratic kappa", True, CLASSIFICATION, quadratic_kappa, by_group=False),
         Metric("mcc", "Matthews correlation", True, CLASSIFICATION, matthews_correlation, by_group=False,
@@ -462,14 +495,27 @@ METRICS = {
 def metric_of(name: str) -> Metric:
     """The row of `auroc` or `auroc/<class>`; BadArgumentError for a name without a row."""
     metric = name.split("/", 1)[0]  # a class name may hold a slash itself
+    of_class = {row.of_class.name: row for row in METRICS.values() if row.of_class}
+    if "/" in name and metric in of_class:
+        return of_class[metric]
     require("metric", metric, METRICS)
     return METRICS[metric]
 
 
-def metric_title(name: str) -> str:
-    """Heading of `auroc` or `auroc/<class>`; a name without a row stays as it is."""
-    metric, _, label = name.partition("/")
-    return (METRICS[metric].title if metric in METRICS else metric) + (f", {label}" if label else "")
+def metric_title(name: str, several: bool = False) -> str:
+    """Heading of `auroc` or `auroc/<class>`; a name without a row stays as it is.
+
+    Args:
+        name: as in `metrics.json`.
+        several: say of a value that is the mean of several classes or targets that it is.
+    """
+    metric, slash, label = name.partition("/")
+    titles = {row.of_class.name: row.of_class.title for row in METRICS.values() if row.of_class and slash}
+    titles |= {key: row.title for key, row in METRICS.items()}
+    title = titles.get(metric, metric)
+    if several and not slash and metric in METRICS and METRICS[metric].per_class:
+        return f"{title}, mean of {'targets' if REGRESSION in METRICS[metric].problem_types else 'classes'}"
+    return f"{title}, {label}" if label else title
 
 
 def lower_is_better(name: str) -> bool:
@@ -487,7 +533,8 @@ def metric_names(problem_type: str, class_names: Sequence[str]) -> list[str]:
     """Every name in `metrics.json`: the metrics, then `<metric>/<class>`; a lone target has no names of its own."""
     rows = metrics_for(problem_type)
     labels = class_names if problem_type != REGRESSION or len(class_names) > 1 else ()
-    of_classes = [f"{metric.name}/{label}" for metric in rows if metric.per_class for label in labels]
+    own = [metric.of_class or metric for metric in rows if metric.of_class or metric.per_class]
+    of_classes = [f"{value.name}/{label}" for value in own for label in labels]
     return [metric.name for metric in rows] + of_classes
 
 
@@ -501,45 +548,3 @@ def plain_metrics(rows: Rows, names: Collection[str]) -> dict[str, float | None]
     """Metrics by name; None where the labels leave one undefined."""
     found = weighted_metrics(rows, names, np.ones((1, len(rows))))
     return {name: None if np.isnan(value[0]) else float(value[0]) for name, value in found.items()}
-
-
-def compute_metrics(
-    problem_type: str, labels: Any, scores: Any, class_names: Sequence[str]
-) -> dict[str, float | None]:
-    """Every metric of `METRICS` for a problem type.
-
-    Args:
-        problem_type: as `config.problem_type` of transformers.
-        labels: (N,) integer classes; (N, C) of 0 and 1 for multi-label; (N,) or (N, T) numbers for regression.
-        scores: (N, C) softmax or sigmoid probabilities; (N,) or (N, T) predictions for regression.
-        class_names: names of the C classes or T targets.
-
-    Returns:
-        Flat dictionary with `<metric>/<class>` at its end. A metric is None where the labels leave it undefined (a
-        class without examples of both kinds, numbers that do not vary); one warning then names the classes.
-
-    Raises:
-        BadDataError: see `Predictions`.
-    """
-    from .predictions import Predictions
-
-    return Predictions(None, scores, labels, tuple(class_names), problem_type).metrics()
-
-
-def warn_undefined(rows: Rows, stacklevel: int = 3) -> None:
-    """Warn once of classes or targets without a value, and of what that means for the averages."""
-    lacking = {
-        metric.name: np.flatnonzero(~rows.defined(metric))
-        for metric in metrics_for(rows.problem_type) if metric.per_class and not rows.defined(metric).all()
-    }  # fmt: skip
-    if not lacking:
-        return
-    classes = np.unique(np.concatenate(list(lacking.values())))
-    left = len(rows.class_names) - len(classes)
-    why = "the labels, or the predictions," if rows.problem_type == REGRESSION else f"the {len(rows)} labels"
-    rest = f"the averages are over the other {left}" if left else "so are their averages"
-    warnings.warn(
-        f"{', '.join(lacking)} are undefined for {join_names(rows.class_names[index] for index in classes)}: "
-        f"{why} do not vary; {rest}",
-        stacklevel=stacklevel,
-    )

@@ -17,7 +17,7 @@ from ..vocabulary import REGRESSION
 from .bootstrap import CONFIDENCE
 from .metrics import class_areas
 from .predictions import Predictions
-from .thresholds import confidence_and_correctness, decision_curve, positive_class, reliability_curve
+from .thresholds import confidence_and_correctness, decision_curve, finding_of, reliability_curve
 
 COLUMN, PAGE = 3.5, 7.2  # inches: one and two columns of Nature's pages
 # Okabe and Ito, "Color Universal Design" (2008), without yellow, which is too pale for lines on white.
@@ -84,8 +84,8 @@ def write_plots(folder: str | Path, predictions: Predictions) -> list[Path]:
     """Write the figures of a set, at 300 dpi: for classes `roc.png`, `precision_recall.png`, `confusion_matrix.png`,
     `reliability.png` and `decision_curve.png`, for numbers `predicted_vs_true.png`.
 
-    Of two exclusive classes the ROC and the decision curve of the positive one are drawn (`positive_class`). A curve
-    that the labels leave undefined is left out and named in the figure.
+    Of two exclusive classes the curves are those of the positive one (`positive_class`). A curve that the labels leave
+    undefined is left out and named in the figure.
 
     Args:
         folder: made where it is missing; each file appears whole or not at all.
@@ -108,8 +108,8 @@ def write_plots(folder: str | Path, predictions: Predictions) -> list[Path]:
 
 def shown_classes(predictions: Predictions) -> list[int]:
     """Of two exclusive classes the positive one, else all."""
-    names = predictions.class_names
-    return [positive_class(names)] if predictions.rows.single and len(names) == 2 else list(range(len(names)))
+    finding = finding_of(predictions.problem_type, predictions.class_names)
+    return [index for index, name in enumerate(predictions.class_names) if finding in (None, name)]
 
 
 def plot_roc(predictions: Predictions, path: Path) -> None:
@@ -130,16 +130,16 @@ def plot_precision_recall(predictions: Predictions, path: Path) -> None:
 
     Curves are steps, as the average precision sums them: interpolation would flatter.
     """
-    truth, scores = predictions.truth, predictions.scores
+    truth, scores, shown = predictions.truth, predictions.scores, shown_classes(predictions)
     areas, lines = class_areas(truth, scores, precision=True), {}
-    for index in predictions.rows.two_sided:
+    for index in (index for index in predictions.rows.two_sided if index in shown):
         precision, recall, _ = precision_recall_curve(truth[:, index], scores[:, index])
         # Ascending in recall. Points at recall 0 add no area; the curve starts level with the first one beyond.
         recall, precision = recall[::-1], precision[::-1]
         recall, precision = recall[recall > 0], precision[recall > 0]
         lines[index] = np.r_[0, recall], np.r_[precision[0], precision]
     prevalence = truth.mean(axis=0)
-    with _curves(predictions, path, lines, truth.shape[1]) as axes:
+    with _curves(predictions, path, lines, len(shown)) as axes:
         unit_square(axes, "Recall (sensitivity)", "Precision (positive predictive value)")
         _draw_areas(axes, predictions, lines, ("AUPRC", areas), _step, "steps-pre")
         if len(lines) > len(COLOURS):

@@ -1,5 +1,6 @@
 """Predictions of one model on one set, with the labels: what every figure of a report is computed from."""
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -13,7 +14,8 @@ from ..errors import BadArgumentError, BadDataError, join_names, require
 from ..files import atomic_file
 from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from .bootstrap import RESAMPLES, Estimate, Patients, bootstrap, patient_numbers, patients_of
-from .metrics import THRESHOLD, Rows, metric_names, metric_of, plain_metrics, warn_undefined, weighted_metrics
+from .metrics import THRESHOLD, Rows, metric_names, metric_of, metrics_for, plain_metrics, weighted_metrics
+from .thresholds import share_interval
 
 if TYPE_CHECKING:
     from .thresholds import OperatingPoint
@@ -189,16 +191,32 @@ class Predictions:
             Values, then those per class as `<metric>/<class>`; None, with one warning that names the classes, where
             the labels leave a metric undefined.
         """
-        warn_undefined(self.rows)
+        self._warn_undefined()
         return plain_metrics(self.rows, self.metric_names)
+
+    def _warn_undefined(self) -> None:
+        """Warn once of classes or targets without a value, and of what that means for the averages."""
+        rows = [row for row in metrics_for(self.problem_type) if row.per_class]
+        lacking = {row.name: np.flatnonzero(~self.rows.defined(row)) for row in rows}
+        lacking = {name: classes for name, classes in lacking.items() if len(classes)}
+        if not lacking:
+            return
+        classes = np.unique(np.concatenate(list(lacking.values())))
+        left = len(self.class_names) - len(classes)
+        why = "the labels, or the predictions," if self.problem_type == REGRESSION else f"the {len(self)} labels"
+        rest = f"the averages are over the other {left}" if left else "so are their averages"
+        warnings.warn(
+            f"{', '.join(lacking)} are undefined for {join_names(self.class_names[index] for index in classes)}: "
+            f"{why} do not vary; {rest}", stacklevel=3,
+        )  # fmt: skip
 
     def intervals(self, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Estimate]:
         """Every metric with its 95% interval over patients (over rows where patients are unknown), by name.
 
         Patients are drawn with replacement, all rows of a patient together, see `resampling`. AUPRC has the interval
-        of `logit_interval`, all others that of `bootstrap`, but for the ECE, which has none: a sample's ECE is biased
-        upwards by more than it varies. By simulation, at 100 patients with two eyes each, all intervals hold the true
-        value in 93 to 97% of samples.
+        of `logit_interval`, sensitivity and PPV of a class that of `share_interval`, all others that of `bootstrap`,
+        but for the ECE, which has none: a sample's ECE is biased upwards by more than it varies. By simulation, at
+        100 patients with two eyes each, all intervals hold the true value in 93 to 97% of samples.
 
         Args:
             resamples: number of bootstrap samples, at least 100.
@@ -207,13 +225,22 @@ class Predictions:
         Raises:
             BadDataError: a single patient.
         """
-        values, found = self.metrics(), {}
-        for names, patients in self.resampling(values):
+        values = self.metrics()
+        found = {name: share_interval(*sides) for name, sides in self._shares(values)}
+        for names, patients in self.resampling([name for name in values if name not in found]):
             skewed = [name for name in names if metric_of(name).skewed]
             chosen = {name: values[name] for name in names}
             statistic = partial(weighted_metrics, self.rows, names)
             found |= bootstrap(statistic, chosen, patients, resamples, seed, skewed=skewed)
         return {name: found[name] if name in found else self.without_interval(name) for name in values}
+
+    def _shares(self, names: Collection[str]) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
+        """Names that are shares of rows, with whether each of these rows counts, and its patient."""
+        for name in names:
+            value, (_, _, label) = metric_of(name).of_class, name.partition("/")
+            if label and value and value.sides:
+                among, counted = (side[:, self.class_names.index(label)] for side in value.sides(self.rows))
+                yield name, (counted[among], patient_numbers(self.patients, len(self))[among])
 
     def resampling(self, names: Collection[str]) -> Iterator[tuple[list[str], Patients]]:
         """The metrics that are drawn together, and the units that are drawn for them.
@@ -389,6 +416,27 @@ class Predictions:
         known = all(name in table for name in labels)
         targets = table[labels].to_numpy(np.float64) if known else None
         return cls.of_table(table, targets, table[predicted].to_numpy(np.float64), names, REGRESSION)
+
+
+def compute_metrics(
+    problem_type: str, labels: Any, scores: Any, class_names: Sequence[str]
+) -> dict[str, float | None]:
+    """Every metric of `METRICS` for a problem type.
+
+    Args:
+        problem_type: as `config.problem_type` of transformers.
+        labels: (N,) integer classes; (N, C) of 0 and 1 for multi-label; (N,) or (N, T) numbers for regression.
+        scores: (N, C) softmax or sigmoid probabilities; (N,) or (N, T) predictions for regression.
+        class_names: names of the C classes or T targets.
+
+    Returns:
+        Flat dictionary with `<metric>/<class>` at its end. A metric is None where the labels leave it undefined (a
+        class without examples of both kinds, numbers that do not vary); one warning then names the classes.
+
+    Raises:
+        BadDataError: see `Predictions`.
+    """
+    return Predictions(None, scores, labels, tuple(class_names), problem_type).metrics()
 
 
 def _joined(names: np.ndarray, holds: np.ndarray) -> list[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,39 +12,44 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..errors import BadArgumentError, BadModelError, nearest, require_range
+from ..errors import BadArgumentError, BadDataError, BadModelError, join_names, nearest, require_range
 from ..files import atomic_file, write_json
 from ..vocabulary import POINTS_FILE, PROBLEM_TYPES, SINGLE_LABEL
-from .bootstrap import MIN_DEFINED, RESAMPLES, Estimate
-from .metrics import compute_metrics, metric_title
-from .predictions import Aggregate, Conflicts, Level, Predictions
+from .bootstrap import MIN_DEFINED, RESAMPLES, Estimate, patient_numbers
+from .document import FOOTER, INTERVAL, About, characteristics, counts_text, metric_rows, render, report_sections
+from .metrics import metric_title
+from .predictions import Aggregate, Conflicts, Level, Predictions, compute_metrics
 from .subgroups import UNKNOWN, column_groups, estimate_cells
-from .thresholds import OperatingPoint
+from .thresholds import (
+    OperatingPoint,
+    class_counts,
+    finding_of,
+    measure_threshold,
+    net_benefit_table,
+    points_table,
+    with_ends,
+)
 
 logger = logging.getLogger(__name__)
-INTERVAL = "_ci95"
 
 
-def format_table(metrics: dict[str, Any], class_names: Sequence[str] | None = None) -> str:
-    """The overall metrics, one per line, then one line per class.
+def format_table(metrics: dict[str, Any], problem_type: str, class_names: Sequence[str]) -> str:
+    """The overall metrics, one per line, then one line per class; of two exclusive classes the finding's first.
 
     Args:
         metrics: flat as in `metrics.json`: `name`, `name/<class>`, and `name_ci95` with `[low, high]`.
-        class_names: order of the classes; as they come in `metrics` when None.
+        problem_type, class_names: of the predictions.
 
     Returns:
         Lines without a final line break: 3 decimals, `undefined` for None, an interval in brackets after its value.
     """
-    overall = [name for name in metrics if "/" not in name and not name.endswith(INTERVAL)]
-    lines = _aligned([[name, _cell(metrics, name)] for name in overall])
+    names = [name for name in metrics if not name.endswith(INTERVAL)]
+    lines = _aligned([[title, _cell(metrics, name)] for name, title in metric_rows(names, problem_type, class_names)])
     # A class name may hold a slash itself: only the first one separates.
-    split = [name.split("/", 1) for name in metrics if "/" in name and not name.endswith(INTERVAL)]
-    columns = list(dict.fromkeys(column for column, _ in split))
-    found = list(dict.fromkeys(label for _, label in split))
-    rows = [name for name in class_names if name in found] if class_names is not None else found
-    if rows:
-        heading = ["class", *map(metric_title, columns)]
-        cells = [[row, *(_cell(metrics, f"{column}/{row}") for column in columns)] for row in rows]
+    columns = list(dict.fromkeys(name.split("/", 1)[0] for name in names if "/" in name))
+    if columns:
+        heading = ["class", *(metric_title(f"{column}/") for column in columns)]
+        cells = [[label, *(_cell(metrics, f"{column}/{label}") for column in columns)] for label in class_names]
         lines += ["", *_aligned([heading, *cells])]
     return "\n".join(lines)
 
@@ -93,8 +99,22 @@ class ReportArguments:
         default=None, metadata={"help": "metrics per group of these columns; bands of numbers as in age:50,65"}
     )
 
+    prevalence: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "PPV and NPV where this share of patients has the finding, as 0.02, or of a class, as amd=0.02"
+        },
+    )
+    ungradable_column: str | None = field(
+        default=None, metadata={"help": "column that marks ungradable images (1, yes): an outcome of its own"}
+    )
+
     def __post_init__(self) -> None:
         require_range("resamples", self.resamples, MIN_DEFINED)
+        if isinstance(self.prevalence, (int, float, str)):  # of a call in Python
+            self.prevalence = [str(self.prevalence)]
+        for text in self.prevalence or ():
+            _class_and_share(text)
         for name in self.subgroups:  # a mistyped band shows here too, before anything is computed
             if name in IDENTIFYING:
                 raise BadArgumentError(
@@ -108,21 +128,40 @@ class ReportArguments:
         """Edges of the bands of each subgroup column, None where none are given."""
         return dict(_column_and_edges(text) for text in self.subgroup_columns or ())
 
+    def prevalences(self, problem_type: str, class_names: Sequence[str]) -> dict[str, float]:
+        """`prevalence` by class; BadArgumentError for a class that there is not, or a number that belongs to none."""
+        finding, found = finding_of(problem_type, class_names), {}
+        for name, share in map(_class_and_share, self.prevalence or ()):
+            label = finding if name is None else name
+            if label not in class_names:
+                raise BadArgumentError(
+                    f"`prevalence={share:g}` needs its class, as in {class_names[-1]}={share:g}" if label is None else
+                    f"`prevalence`: {label!r} is no class; classes: {join_names(class_names)}",
+                    field="prevalence", value=self.prevalence, accepted=tuple(class_names),
+                )  # fmt: skip
+            found[label] = share
+        return found
+
     def check_columns(self, table: pd.DataFrame, data: str) -> None:
-        """Raise BadArgumentError unless a table has the subgroup columns, and groups of patients in them.
+        """Raise BadArgumentError unless a table has the columns that are asked for, and groups of patients in them.
 
         Args:
             table: of a labelled set, with `id` and `patient_id`.
             data: the set, for the message.
         """
         names = [str(column) for column in table if column not in ("id", "image")]
-        for name, edges in self.subgroups.items():
-            field = {"field": "subgroup_columns", "value": name}
+        asked = [("subgroup_columns", name) for name in self.subgroups]
+        asked += [("ungradable_column", self.ungradable_column)] if self.ungradable_column else []
+        for option, name in asked:
             if name not in table:
                 raise BadArgumentError(
-                    f"`subgroup_columns={name}`: {data} has no such column; it has {', '.join(names)}"
-                    f"{nearest(name, names)}", **field, accepted=names,
+                    f"`{option}={name}`: {data} has no such column; it has {', '.join(names)}{nearest(name, names)}",
+                    field=option, value=name, accepted=names,
                 )  # fmt: skip
+        if self.ungradable_column:
+            ungradable_rows(table[self.ungradable_column])
+        for name, edges in self.subgroups.items():
+            field = {"field": "subgroup_columns", "value": name}
             alone, patients = _patients_alone(table, column_groups(table[name], edges))
             if alone > MOST_ALONE * patients:
                 raise BadArgumentError(
@@ -155,6 +194,20 @@ def _column_and_edges(text: str) -> tuple[str, list[float] | None]:
     except ValueError as error:
         message = f"`subgroup_columns={text}`: edges of bands are numbers, as in age:50,65"
         raise BadArgumentError(message, field="subgroup_columns", value=text) from error
+
+
+def _class_and_share(text: str) -> tuple[str | None, float]:
+    name, equals, share = str(text).rpartition("=")
+    try:
+        value = float(share)
+    except ValueError:
+        value = np.nan
+    if not 0 < value < 1:
+        raise BadArgumentError(
+            f"`prevalence={text}`: give a share above 0 and below 1, as 0.02, or of a class, as amd=0.02",
+            field="prevalence", value=text,
+        )  # fmt: skip
+    return name if equals else None, value
 
 
 def write_points(folder: Path, points: Sequence[OperatingPoint], report: ReportArguments, images: int) -> None:
@@ -199,6 +252,7 @@ def write_report(
     arguments: ReportArguments | None = None,
     points: Sequence[OperatingPoint] = (),
     plots: bool = True,
+    about: About | None = None,
 ) -> dict[str, Any]:
     """Write the three kinds of files, the tables that `arguments` ask for, and return the metrics.
 
@@ -211,6 +265,7 @@ def write_report(
         arguments: level, intervals and subgroups; by default none of them.
         points: thresholds chosen on other images; what they reach here goes to `operating_points.csv`.
         plots: they take longer than a small model does.
+        about: what `report.html` says beside the figures; None: no page.
     """
     folder, arguments = Path(folder), arguments or ReportArguments()
     extra = list(arguments.subgroups)
@@ -223,19 +278,93 @@ def write_report(
         tables["intervals"] = intervals_table(estimates)
         if PROBLEM_TYPES[predictions.problem_type].is_classification:
             tables["calibration"] = predictions.calibration()
+    if PROBLEM_TYPES[predictions.problem_type].is_classification:
+        tables |= {"counts": class_counts(predictions), "net_benefit": net_benefit_table(predictions)}
     if points:
-        tables["operating_points"] = predictions.operating_points(points)
+        shares = arguments.prevalences(predictions.problem_type, predictions.class_names)
+        tables["operating_points"] = points_table(predictions, points, shares)
+        if column := arguments.ungradable_column:
+            marked, unread = ungradable_rows(predictions.columns[column]), about.unread if about else None
+            unread = unread if arguments.level == "image" else None
+            tables["ungradable"] = ungradable_table(predictions, points, marked, unread)
     if arguments.subgroups:
         tables["subgroups"] = predictions.subgroups(arguments.subgroups, arguments.resamples)
     for name, table in tables.items():
         with atomic_file(folder / f"{name}.csv") as partial:
             table.to_csv(partial, index=False, float_format="%.9g")
+    figures: list[Path] = []
     if plots:
         from .plots import write_plots  # matplotlib takes a second
 
-        write_plots(folder / "plots", predictions)
+        figures = write_plots(folder / "plots", predictions)
     write_json(folder / "metrics.json", metrics)
+    if about is not None:
+        table = characteristics(about.parts, predictions.problem_type, predictions.class_names)
+        with atomic_file(folder / "characteristics.csv") as partial:
+            table.to_csv(partial, index_label="characteristic")
+        shown = {**tables, "characteristics": table}
+        sections = report_sections(about, predictions, metrics, shown, figures, arguments.level)
+        page = render(about.name, f"{counts_text(predictions, arguments.level)}.", sections, FOOTER)
+        with atomic_file(folder / "report.html") as partial:
+            partial.write_text(page, encoding="utf-8")
     return metrics
+
+
+UNGRADABLE = ("1", "1.0", "true", "yes", "y", "ungradable", "ungradeable", "reject", "inadequate", "unusable")
+GOOD = re.compile(r"(?<!un)grad(e?)able|(?<!un)usable|adequate|quality|good")
+GRADABLE = ("0", "0.0", "false", "no", "n", "gradable", "gradeable", "good", "adequate", "usable", "")
+
+
+def ungradable_rows(column: pd.Series) -> np.ndarray:
+    """bool (N,): the rows that a column marks as ungradable, with 1, true, yes or ungradable; missing is gradable.
+
+    Raises:
+        BadDataError: another value, or 1 and yes in a column that is named for what is gradable.
+    """
+    texts, name = column.fillna("").astype(str).str.strip().str.casefold(), str(column.name).casefold()
+    if GOOD.search(name) and texts.isin([*UNGRADABLE[:5], *GRADABLE[:5]]).any():
+        message = f"column {column.name} is named for what is gradable, and holds {texts.iloc[0]!r}"
+        raise BadDataError(f"{message}; give a column of 1 for ungradable images, or of gradable and ungradable")
+    unknown = texts[~texts.isin([*UNGRADABLE, *GRADABLE])]
+    if len(unknown):
+        wrong = f"column {column.name} marks ungradable images, and holds {unknown.iloc[0]!r}"
+        raise BadDataError(f"{wrong}; give 1 or 0, true or false, yes or no", rows=unknown.index)
+    return texts.isin(UNGRADABLE).to_numpy()
+
+
+def ungradable_table(
+    predictions: Predictions, points: Sequence[OperatingPoint], marked: np.ndarray, unread: np.ndarray | None = None
+) -> pd.DataFrame:
+    """What images that cannot be graded do to each threshold: counted as positive (referred), or left out.
+
+    Args:
+        predictions: with labels.
+        points: thresholds chosen elsewhere.
+        marked: bool (N,), the ungradable rows.
+        unread: targets of images that no prediction exists for, as `predictions.targets`; all of them are referred.
+
+    Returns:
+        `class`, `criterion`, `target`, `threshold`, `ungradable_positives` and `ungradable_negatives`, and
+        `sensitivity` and `specificity`, each as `_referred` and as `_gradable`, with `_low` and `_high`.
+    """
+    truth, numbers = predictions.truth, patient_numbers(predictions.patients, len(predictions))
+    if unread is not None and len(unread):
+        more = unread[:, None] == np.arange(truth.shape[1]) if predictions.rows.single else unread == 1
+        truth, marked = np.r_[truth, more], np.r_[marked, np.ones(len(more), bool)]
+        numbers = np.r_[numbers, numbers.max() + 1 + np.arange(len(more))]
+    rows = []
+    for point in points:
+        index = predictions.class_names.index(point.label)
+        side = truth[:, index]
+        called = np.r_[predictions.scores[:, index] >= point.threshold, np.ones(len(side) - len(predictions), bool)]
+        row: dict[str, Any] = {"class": point.label, "criterion": point.criterion, "target": point.target,
+                               "threshold": point.threshold, "ungradable_positives": int((marked & side).sum()),
+                               "ungradable_negatives": int((marked & ~side).sum())}  # fmt: skip
+        for suffix, kept in (("referred", np.ones(len(side), bool)), ("gradable", ~marked)):
+            found = measure_threshold(side[kept], (called | marked)[kept], 0.5, numbers[kept])
+            row |= with_ends({f"{name}_{suffix}": found[name] for name in ("sensitivity", "specificity")})
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def measure(predictions: Predictions, arguments: ReportArguments) -> tuple[dict[str, Any], dict[str, Estimate]]:

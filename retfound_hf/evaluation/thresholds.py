@@ -1,14 +1,16 @@
 """Thresholds on probabilities, chosen on validation and measured on test, and the curves over all of them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from ..errors import BadArgumentError, BadDataError, require_range
+from ..vocabulary import SINGLE_LABEL
 from .bootstrap import CONFIDENCE, Estimate, patient_numbers
 
 if TYPE_CHECKING:
@@ -30,6 +32,13 @@ def positive_class(class_names: Sequence[str]) -> int:
     """
     first, second = map(_is_absence, class_names)
     return 0 if second and not first else 1
+
+
+def finding_of(problem_type: str, class_names: Sequence[str]) -> str | None:
+    """Of two exclusive classes the one that figures and reports speak of; None for all other tasks."""
+    if problem_type != SINGLE_LABEL or len(class_names) != 2:
+        return None
+    return class_names[positive_class(class_names)]
 
 
 def _is_absence(name: str) -> bool:
@@ -146,12 +155,70 @@ def choose_points(
     ]
 
 
-def points_table(predictions: "Predictions", points: Sequence[OperatingPoint]) -> pd.DataFrame:
-    """Sensitivity, specificity and predictive values of thresholds chosen elsewhere: one row per class and criterion.
+def predictive_values(sensitivity: Estimate, specificity: Estimate, prevalence: float) -> dict[str, Estimate]:
+    """`ppv` and `npv` where another share of patients has the finding, with 95% intervals.
+
+    By Bayes' rule from sensitivity and specificity, which are taken to be the same there. Their intervals are carried
+    over on the log scale of the likelihood ratio (MOVER; Zou and Donner 2008); where one of the two shares is 0, by
+    the ends of both, which is wider.
+
+    Args:
+        sensitivity, specificity: of a threshold, as of `measure_threshold`.
+        prevalence: above 0 and below 1.
+    """
+    odds, found = prevalence / (1 - prevalence), {}
+    for name, right, wrong, prior in (
+        ("ppv", sensitivity, specificity, odds),
+        ("npv", specificity, sensitivity, 1 / odds),
+    ):
+        count, method = min(right.n, wrong.n), f"Bayes' rule at a prevalence of {prevalence:g}, MOVER"
+        if right.value is None or wrong.value is None or right.value == 1 - wrong.value == 0:
+            found[name] = Estimate(None, None, None, count, method)
+            continue
+        with np.errstate(divide="ignore"):
+            hit, alarm = (
+                np.log([right.value, right.low, right.high]),
+                np.log1p([-wrong.value, -wrong.high, -wrong.low]),
+            )
+        value = hit[0] - alarm[0] + np.log(prior)
+        low, high = hit[1] - alarm[2] + np.log(prior), hit[2] - alarm[1] + np.log(prior)
+        if np.isfinite(value):
+            low = value - np.hypot(hit[0] - hit[1], alarm[2] - alarm[0])
+            high = value + np.hypot(hit[2] - hit[0], alarm[0] - alarm[1])
+        found[name] = Estimate(*map(float, expit([value, low, high])), count, method)
+    return found
+
+
+def class_counts(predictions: "Predictions") -> pd.DataFrame:
+    """What the figures of each class rest on.
 
     Returns:
-        `class`, `criterion`, `target`, `threshold`, then `sensitivity`, `specificity`, `ppv` and `npv`, each with its
-        `_low` and `_high`, and `positives`, `negatives`.
+        `class`, `rows` and `patients` of the set, `positives` (rows of the class) and `patients_positive` (patients
+        with such a row); patients are missing where they are unknown.
+    """
+    truth, patients = predictions.truth, predictions.patients
+    numbers = patient_numbers(patients, len(predictions))
+    table = pd.DataFrame({"class": predictions.class_names, "rows": len(predictions), "positives": truth.sum(axis=0)})
+    table["patients"] = None if patients is None else int(numbers.max()) + 1
+    table["patients_positive"] = [None if patients is None else len(np.unique(numbers[side])) for side in truth.T]
+    return table
+
+
+def points_table(
+    predictions: "Predictions", points: Sequence[OperatingPoint], prevalence: Mapping[str, float] | None = None
+) -> pd.DataFrame:
+    """What thresholds reach that were chosen elsewhere: one row per class and criterion.
+
+    Args:
+        predictions: with labels.
+        points: thresholds.
+        prevalence: by class, the share of patients who have it where the model is to be used.
+
+    Returns:
+        `class`, `criterion`, `target`, `threshold`, then `sensitivity`, `specificity`, `ppv` and `npv` (at the share
+        of this set), each with its `_low` and `_high`, `positives`, `negatives`, and the counts of the 2 x 2 table:
+        `tp`, `fp`, `fn`, `tn`. For classes with a prevalence also `prevalence`, `ppv_there` and `npv_there` with
+        their ends.
     """
     rows = []
     for point in points:
@@ -159,11 +226,25 @@ def points_table(predictions: "Predictions", points: Sequence[OperatingPoint]) -
         truth, scores = predictions.truth[:, column], predictions.scores[:, column]
         row: dict[str, Any] = {"class": point.label, "criterion": point.criterion, "target": point.target,
                                "threshold": point.threshold}  # fmt: skip
-        for name, found in measure_threshold(truth, scores, point.threshold, predictions.patients).items():
-            row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-        positives = int(truth.sum())
-        rows.append({**row, "positives": positives, "negatives": len(truth) - positives})
+        measured = measure_threshold(truth, scores, point.threshold, predictions.patients)
+        row |= with_ends(measured)
+        called, positives = scores >= point.threshold, int(truth.sum())
+        row |= {"positives": positives, "negatives": len(truth) - positives}
+        row |= {"tp": int((called & truth).sum()), "fp": int((called & ~truth).sum()),
+                "fn": int((~called & truth).sum()), "tn": int((~called & ~truth).sum())}  # fmt: skip
+        if share := (prevalence or {}).get(point.label):
+            there = predictive_values(measured["sensitivity"], measured["specificity"], share)
+            row |= {"prevalence": share, **with_ends({f"{name}_there": found for name, found in there.items()})}
+        rows.append(row)
     return pd.DataFrame(rows)
+
+
+def with_ends(found: Mapping[str, Estimate]) -> dict[str, float | None]:
+    """Cells of estimates: the value, `_low` and `_high` of each."""
+    cells: dict[str, float | None] = {}
+    for name, one in found.items():
+        cells |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+    return cells
 
 
 BINS = 15  # Guo et al. 2017, section 5
@@ -294,6 +375,46 @@ def decision_curve(truth: Any, probabilities: Any, thresholds: Any = THRESHOLDS)
     cost = thresholds / (1 - thresholds)
     hits, alarms = (_at_least(probabilities[side], thresholds) / len(truth) for side in (truth, ~truth))
     return DecisionCurve(thresholds, hits - alarms * cost, truth.mean() - (1 - truth.mean()) * cost)
+
+
+BENEFIT_THRESHOLDS = np.arange(1, 20) / 20
+
+
+def net_benefit_table(predictions: "Predictions", thresholds: Any = BENEFIT_THRESHOLDS) -> pd.DataFrame:
+    """Net benefit of acting on each class's probability, and what is gained over the better of treating all and none.
+
+    Both are means over rows. Their 95% intervals are from the variance between patients (the ratio estimator's), with
+    Student's t of the patients of the rarer outcome less one; none where that is a single patient.
+
+    Args:
+        predictions: with labels and calibrated probabilities.
+        thresholds: as of `decision_curve`.
+
+    Returns:
+        For each class with both outcomes and each threshold `class`, `threshold`, `net_benefit` with `_low` and
+        `_high`, `treat_all`, and `gain` with `_low` and `_high`. Where all rows bring the same there are no ends.
+    """
+    from scipy.stats import t as student
+
+    patients, found = patient_numbers(predictions.patients, len(predictions)), []
+    for index in predictions.rows.two_sided:
+        truth, scores = predictions.truth[:, index], predictions.scores[:, index]
+        curve = decision_curve(truth, scores, thresholds)
+        rarer = min(len(np.unique(patients[truth])), len(np.unique(patients[~truth])))
+        reach = student.ppf((1 + CONFIDENCE) / 2, rarer - 1) if rarer > 1 else np.nan
+        for place, threshold in enumerate(curve.thresholds):
+            treated = truth - ~truth * threshold / (1 - threshold)  # what treating each row brings
+            default = treated if curve.treat_all[place] > 0 else np.zeros(len(truth))
+            acted = treated * (scores >= threshold)
+            row = {"class": predictions.class_names[index], "threshold": threshold,
+                   "treat_all": curve.treat_all[place]}  # fmt: skip
+            for name, values in (("net_benefit", acted), ("gain", acted - default)):
+                sums = np.bincount(patients, values - values.mean())
+                error = reach * np.sqrt((sums**2).sum() * len(sums) / max(len(sums) - 1, 1)) / len(truth)
+                ends = values.mean() + (error or np.nan) * np.array([-1, 1])  # none where nobody differs
+                row |= {name: values.mean(), f"{name}_low": ends[0], f"{name}_high": ends[1]}
+            found.append(row)
+    return pd.DataFrame(found)
 
 
 def _at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:

@@ -185,7 +185,10 @@ class FinetuneTrainingArguments(TrainingArguments):
 @dataclass
 class DecisionArguments:
     calibrate: bool = field(
-        default=False, metadata={"help": "after training, scale the head by a temperature fitted on validation images"}
+        default=False,
+        metadata={
+            "help": "after training, fit slope and intercepts of the logits on validation images, into the head"
+        },
     )
     target_sensitivity: float = field(
         default=0.9, metadata={"help": "per class, validation chooses the threshold that reaches this sensitivity"}
@@ -236,6 +239,11 @@ class FinetuneArguments:
         is_preset = model in PRESETS and model not in STARTING_POINTS and not Path(model).exists()
         given = {"config_name" if is_preset else "model_name_or_path": str(model), "data": str(data), **options}
         return cls(build_arguments(argument_types(), {**given, "output_dir": str(output_dir)}), quiet=True)
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether loss or draws make all classes count alike, whatever their frequency."""
+        return "balanced" in (self.class_weights, self.sampler)
 
     @property
     def forward_options(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Fine-tuning from arguments to a finished folder: the function and the command `finetune`."""
 
+import logging
 import os
 import shutil
 import time
@@ -14,12 +15,13 @@ from transformers import set_seed
 
 from ..data.labelled import LabelledSet, keep_fraction, read_labelled
 from ..errors import BadArgumentError, OutputError
-from ..evaluation.calibration import fit_temperature
+from ..evaluation.calibration import fit_scaling
+from ..evaluation.document import counts_text, find_column
 from ..evaluation.predictions import Predictions
 from ..evaluation.report import format_table, write_points, write_report
 from ..evaluation.thresholds import OperatingPoint, choose_points
 from ..files import move_into, refuse_existing, write_json
-from ..inference.evaluate import write_splits
+from ..inference.evaluate import about_page, write_splits
 from ..inference.predict import Classifier, PreparedSplit, prepare_split, process_state, warn_of_modality
 from ..models import cards
 from ..models.loading import is_adapter
@@ -27,15 +29,21 @@ from ..options import parse_arguments
 from ..record import hardware, write_run_record
 from ..vocabulary import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from .arguments import FinetuneArguments, argument_types
-from .methods import METHODS, Method, build_classifier, build_processor, fold_temperature, label_options
+from .methods import METHODS, Method, build_classifier, build_processor, fold_scaling, label_options
 from .trainer import TargetScale
 
+logger = logging.getLogger(__name__)
 OLDEST = 89  # years that may be told; HIPAA's safe harbour wants all above as one group
-AGE_COLUMNS, SEX_COLUMNS = ("age", "patient_age"), ("sex", "gender", "patient_sex")
 
 
 def write_finetuned_card(
-    folder: Path, name: str, args: FinetuneArguments, method: Method, prepared: "Prepared", seconds: float
+    folder: Path,
+    name: str,
+    args: FinetuneArguments,
+    method: Method,
+    prepared: "Prepared",
+    seconds: float,
+    test: Predictions,
 ) -> Path:
     """Write the card of a folder whose model and `metrics.json` are written already.
 
@@ -44,6 +52,7 @@ def write_finetuned_card(
         name: of the folder when it is done.
         args, method, prepared: of the run.
         seconds: that the run took.
+        test: predictions of the test images.
     """
     base, labelled = args.model_name_or_path, prepared.labelled
     start, adapter = cards.describe_start(base, args.config_name), is_adapter(str(folder))
@@ -58,7 +67,8 @@ def write_finetuned_card(
     if index := cards.model_index(folder, name, data, data if on_hub else None):
         metadata["model-index"] = index
     level = args.report.level
-    test = f"{len(prepared.splits['test'].rows)} images{'' if level == 'image' else f', metrics by {level}'}"
+    counts = counts_text(args.report.at_level(test), level)
+    images = counts if level == "image" else f"{len(test)} images, metrics by {level} ({counts})"
     kind = labelled.problem_type
     return cards.write_card(
         folder,
@@ -71,8 +81,8 @@ def write_finetuned_card(
         targets=f"Each image has {PROBLEM_TYPES[kind].label}: {', '.join(labelled.class_names)}.",
         training_data=_training_data(prepared, data),
         preprocessing=cards.describe_preprocessing(prepared.classifier.processor),
-        evaluation=cards.evaluation_text(folder, f"the test split, {test}"),
-        calibration=cards.calibration_text(folder, kind),
+        evaluation=cards.evaluation_text(folder, f"the test split, {images}"),
+        calibration=cards.calibration_text(folder, kind, args.is_balanced),
         cost=cards.cost_text(seconds, hardware()),
         provenance=(
             f"The {method.chooses} was chosen on the validation split. Seed {args.seed}. `run.json` holds every "
@@ -100,12 +110,12 @@ def _training_data(prepared: "Prepared", data: str) -> str:
 
 def _population(rows: pd.DataFrame) -> str:
     found = []
-    age = next((name for name in AGE_COLUMNS if name in rows), None)
+    age = find_column(rows, "Age")
     ages = pd.to_numeric(rows[age], errors="coerce").dropna() if age else pd.Series(dtype=float)
     if len(ages):
         span = f"{_age(ages.min())} to {_age(ages.max())}" if ages.min() <= OLDEST else _age(ages.max())
         found += [f"Age of the patients, by image: mean {_age(ages.mean(), decimals=1)}, {span}."]
-    if sex := next((name for name in SEX_COLUMNS if name in rows), None):
+    if sex := find_column(rows, "Sex"):
         counts = rows[sex].fillna("unknown").astype(str).value_counts()
         found += [f"Sex, by image: {', '.join(f'{name} {count}' for name, count in counts.items())}."]
     return " ".join(found)
@@ -237,9 +247,9 @@ def run(args: FinetuneArguments) -> FinetuneRun:
     classifier = replace(prepared.classifier, model=trained.model.eval())
     logits = {split: classifier.logits(splits[split].images, **args.forward_options) for split in ("val", "test")}
     if args.calibrate:
-        temperature = fit_temperature(logits["val"], splits["val"].targets, classifier.problem_type)
-        fold_temperature(classifier.model, temperature)
-        logits = {split: values / np.float32(temperature) for split, values in logits.items()}
+        scaling = fit_scaling(logits["val"], splits["val"].targets, classifier.problem_type)
+        fold_scaling(classifier.model, scaling)
+        logits = {split: scaling.apply(values) for split, values in logits.items()}
     predictions = {split: classifier.predictions(splits[split], values) for split, values in logits.items()}
 
     metrics: dict[str, Any] = {}
@@ -251,10 +261,15 @@ def run(args: FinetuneArguments) -> FinetuneRun:
             if points:
                 write_points(folder, points, args.report, images=len(predictions["val"]))
             write_report(folder / "validation", predictions["val"], args.report)
-            metrics = write_report(folder, predictions["test"], args.report, points)
+            name, model = Path(args.output_dir).name, args.model_name_or_path or args.config_name
+            about = about_page(
+                f"Fine-tuning of {name}", str(model), args.data, classifier, splits, method=method.title,
+                **{"class weights": args.class_weights, "sampler": args.sampler}, seed=str(args.seed),
+            )  # fmt: skip
+            metrics = write_report(folder, predictions["test"], args.report, points, about=about)
             write_splits(folder, prepared.labelled.table)
             write_json(folder / "history.json", trained.history)
-            write_finetuned_card(folder, Path(args.output_dir).name, args, method, prepared, seconds)
+            write_finetuned_card(folder, name, args, method, prepared, seconds, predictions["test"])
             write_run_record(
                 folder, "finetune", args.parts, seconds=seconds, data_path=os.path.realpath(args.data),
                 images={split: len(part.images) for split, part in splits.items()},
@@ -270,8 +285,14 @@ def _check_report(args: FinetuneArguments, prepared: Prepared) -> None:
     """Raise before training for what could not be reported after it."""
     labelled, report = prepared.labelled, args.report
     if args.calibrate and labelled.problem_type == REGRESSION:
-        raise BadArgumentError("`calibrate` scales probabilities, and regression has none", field="calibrate")
+        raise BadArgumentError("`calibrate` is for probabilities, and regression has none", field="calibrate")
+    if args.is_balanced and not args.calibrate and process_state().is_main_process:
+        logger.warning(
+            "the training makes all classes count alike, and the probabilities will be those of classes that are "
+            "equally frequent; for those of these data pass `calibrate`"
+        )
     report.check_columns(labelled.table, args.data)
+    report.prevalences(labelled.problem_type, labelled.class_names)
     for split in (prepared.splits[name] for name in ("val", "test")):
         outputs = len(labelled.class_names)
         anything = np.full((len(split.rows), outputs), 1 / outputs)
@@ -337,7 +358,10 @@ def main(argv: Sequence[str] | None = None, publisher: Callable[[], Any] | None 
         hub.check(args.hub_token)  # before hours of training
     done = run(args)
     if process_state().is_main_process:
-        print(f"\nTest split:\n{format_table(done.metrics, done.predictions['test'].class_names)}\n")
-        print(f"Written to {done.output_dir}: the model, metrics.json, predictions.csv, plots/, validation/, run.json")
+        test = args.report.at_level(done.predictions["test"])
+        print(f"\nTest split: {counts_text(test, args.report.level)}")
+        print(f"\n{format_table(done.metrics, test.problem_type, test.class_names)}\n")
+        files = "the model, report.html, metrics.json, predictions.csv, plots/, validation/, run.json"
+        print(f"Written to {done.output_dir}: {files}")
         if hub is not None:
             print(hub.push(args.output_dir, args.hub_model_id, args.hub_private_repo, args.hub_token))

@@ -18,7 +18,7 @@ from ..errors import BadArgumentError, BadModelError, require, require_range
 from ..evaluation.linear_probe import fit_linear_probe
 from ..inference.predict import Classifier, PreparedSplit, head_inputs
 from ..models.backbones import backbone_of
-from ..models.configuration_retfound import RetFoundConfig
+from ..models.configuration_retfound import UNCALIBRATED, RetFoundConfig
 from ..models.image_processing_retfound import RetFoundImageProcessor
 from ..models.loading import is_adapter, load_network, load_processor, network_config, read_config, resolve
 from ..models.modeling_retfound import RetFoundForImageClassification
@@ -26,6 +26,7 @@ from ..vocabulary import MULTI_LABEL, REGRESSION
 from .trainer import BalancedSampler, FinetuneTrainer, Mix, TargetScale, TrainingPixels
 
 if TYPE_CHECKING:
+    from ..evaluation.calibration import LogitScaling
     from .arguments import FinetuneArguments
 
 
@@ -36,7 +37,7 @@ def label_options(class_names: tuple[str, ...], problem_type: str) -> dict[str, 
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: index for index, name in enumerate(class_names)},
         "problem_type": problem_type,
-        "calibration_temperature": 1.0,  # what training makes of a calibrated head is calibrated no more
+        **UNCALIBRATED,  # what training makes of a calibrated head is calibrated no more
     }
 
 
@@ -144,18 +145,19 @@ def trained_head(model: nn.Module) -> nn.Linear:
 
 
 @torch.no_grad()
-def fold_temperature(model: nn.Module, temperature: float) -> None:
-    """Divide the last linear layer by the temperature: of a network, or of the head that an adapter trains.
+def fold_scaling(model: nn.Module, scaling: "LogitScaling") -> None:
+    """Change the last linear layer by slope and intercept: of a network, or of the head that an adapter trains.
 
     Whatever reads the weights, be it `pipeline`, ONNX or another library, then gives calibrated probabilities.
-    `config.calibration_temperature` records the division; transformers refuses the plain name in models of images.
+    `config.calibration_slope` and `config.calibration_intercept` record the change.
     """
-    network = model.base_model.model if hasattr(model, "peft_config") else model
-    head = trained_head(model)
-    head.weight.div_(temperature)
-    head.bias.div_(temperature)
-    earlier = getattr(network.config, "calibration_temperature", 1.0)
-    network.config.calibration_temperature = earlier * temperature
+    config, head = (model.base_model.model if hasattr(model, "peft_config") else model).config, trained_head(model)
+    slope, intercept = (torch.tensor(values).to(head.weight) for values in (scaling.slope, scaling.intercept))
+    head.weight.mul_(slope[:, None])
+    head.bias.mul_(slope).add_(intercept)
+    both = scaling.after(type(scaling).of(config.to_dict(), len(slope)))
+    config.calibration_temperature = 1.0
+    config.calibration_slope, config.calibration_intercept = list(both.slope), list(both.intercept)
 
 
 class Trained(NamedTuple):

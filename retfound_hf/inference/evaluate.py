@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,22 @@ from ..data.labelled import LabelledSet, read_labelled
 from ..data.splits import SPLITS
 from ..data.tables import content_digests, resolved_paths
 from ..errors import BadDataError, join_names
+from ..evaluation.document import About, counts_text
 from ..evaluation.predictions import Predictions
 from ..evaluation.report import ReportArguments, format_table, measure, read_points, write_report
 from ..files import refuse_existing
 from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
-from .predict import ForwardArguments, load_classifier, prepare_split, process_state, warn_of_modality
+from ..vocabulary import REGRESSION
+from .predict import (
+    Classifier,
+    ForwardArguments,
+    PreparedSplit,
+    load_classifier,
+    prepare_split,
+    process_state,
+    warn_of_modality,
+)
 
 logger = logging.getLogger(__name__)
 # `id`, `patient_id`, `split`, `path` and `digest` of every image of the labelled set of a training.
@@ -107,6 +117,7 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
     if state.is_main_process:
         logger.info("%s: %s", data, what)
     report.check_columns(labelled.table, data)
+    report.prevalences(classifier.problem_type, classifier.class_names)
     points = read_points(name, classifier.class_names, report)
     images = prepare_split(
         labelled, split, classifier.processor, on_bad_image=forward_arguments.on_bad_image,
@@ -119,13 +130,42 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
     if state.is_main_process and output_dir is None:
         metrics, _ = measure(report.at_level(predictions), report)
     elif state.is_main_process:
-        metrics = write_report(output_dir, predictions, report, points)
+        about = about_page(f"Evaluation of {Path(name).name}", name, data, classifier, {split: images})
+        metrics = write_report(output_dir, predictions, report, points, about=about)
         write_run_record(
             output_dir, "evaluate", [arguments, forward_arguments, report], images=len(predictions),
             seconds=round(time.time() - started, 1), rejected_images=images.rejected,
         )  # fmt: skip
     state.wait_for_everyone()
     return Evaluation(metrics, predictions, None if output_dir is None else Path(output_dir))
+
+
+def about_page(
+    title: str, model: str, data: str, classifier: Classifier, splits: Mapping[str, PreparedSplit], **facts: str
+) -> About:
+    """What `report.html` says beside the figures.
+
+    Args:
+        title: of the page.
+        model, data: as they were given.
+        classifier: as it was evaluated.
+        splits: decoded images by split, the evaluated one last.
+        facts: more of the run.
+    """
+    config, processor, names, fitted = classifier.model.config, classifier.processor, classifier.class_names, ""
+    if classifier.problem_type != REGRESSION:
+        fitted = "Nothing was fitted to the probabilities of the network."
+    if getattr(config, "is_calibrated", False):
+        from ..evaluation.calibration import LogitScaling
+
+        scaling = LogitScaling.of(config.to_dict(), len(names))
+        fitted = f"The logits were recalibrated on validation images: {scaling.describe(names)}."
+    evaluated, crop, cropped = list(splits.values())[-1], processor.crop_size, bool(processor.do_fundus_crop)
+    model, data = (Path(one).name if Path(one).exists() else one for one in (model, data))  # whose machine it is
+    size = f"{crop.height} x {crop.width} pixels" + ", cropped to the field of view" * cropped
+    settings = {"model": model, "data": data, "evaluated": list(splits)[-1], "input": size, **facts}
+    parts = {name: (split.rows, split.targets) for name, split in splits.items()}
+    return About(title, settings, parts, fitted, evaluated.unread)
 
 
 def split_of_training(
@@ -239,7 +279,10 @@ def _record(model_folder: str) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, evaluate and print the metrics."""
     types = (EvaluateArguments, ForwardArguments, ReportArguments)
-    found = run(*parse_arguments(*types, argv=argv, description="A fine-tuned folder on any labelled set."))
+    parsed = parse_arguments(*types, argv=argv, description="A fine-tuned folder on any labelled set.")
+    found, report = run(*parsed), parsed[-1]
     if process_state().is_main_process:
-        print(f"\n{format_table(found.metrics, found.predictions.class_names)}\n")
-        print(f"Written to {found.output_dir}: metrics.json, predictions.csv, plots/")
+        predictions = report.at_level(found.predictions)
+        print(f"\n{counts_text(predictions, report.level)}")
+        print(f"\n{format_table(found.metrics, predictions.problem_type, predictions.class_names)}\n")
+        print(f"Written to {found.output_dir}: report.html, metrics.json, predictions.csv, plots/")

@@ -290,19 +290,23 @@ class PreparedSplit:
         rows: the rows of the labelled table that the images come from.
         targets: as `LabelledSet.targets`, for these rows.
         rejected: path and reason of every unreadable image that was skipped.
+        unread: the targets of these images.
     """
 
     images: Any
     rows: pd.DataFrame
     targets: np.ndarray
     rejected: list[tuple[str, str]]
+    unread: np.ndarray
 
     def only(self, ids: Collection[str]) -> "PreparedSplit":
         """The images of these ids, in the order in which they stand here."""
         kept = np.flatnonzero(self.rows["id"].isin(ids))
         if len(kept) == len(self.rows):
             return self
-        return PreparedSplit(self.images.select(kept), self.rows.iloc[kept], self.targets[kept], self.rejected)
+        return PreparedSplit(
+            self.images.select(kept), self.rows.iloc[kept], self.targets[kept], self.rejected, self.unread
+        )
 
 
 def prepare_split(
@@ -325,7 +329,8 @@ def prepare_split(
             cache_dir=cache_dir,
         )  # fmt: skip
     kept = np.asarray(prepared.images["row"], dtype=np.int64)
-    return PreparedSplit(prepared.images, rows.iloc[kept], labelled.targets(split)[kept], prepared.rejected)
+    targets, unread = labelled.targets(split), np.setdiff1d(np.arange(len(rows)), kept)
+    return PreparedSplit(prepared.images, rows.iloc[kept], targets[kept], prepared.rejected, targets[unread])
 
 
 def warn_of_modality(images: Any, modality: str | None) -> None:

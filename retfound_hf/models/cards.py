@@ -5,12 +5,14 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 
-from ..evaluation.calibration import is_uninformed
-from ..evaluation.metrics import METRICS
+from ..evaluation.calibration import LogitScaling
+from ..evaluation.document import INTERVAL, metric_rows
+from ..evaluation.metrics import METRICS, metric_title
 from ..evaluation.subgroups import FEWEST
 from ..files import atomic_file
 from ..vocabulary import MODALITIES, REGRESSION, problem_type_of
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parents[1]
 TEMPLATES = (PACKAGE / "model_cards", PACKAGE.parent / "model_cards")
 TAGS = ("retfound", "ophthalmology", "retina", "medical-imaging")
-INTERVAL = "_ci95"
 SUBGROUP_METRICS = ("auroc", "mae")  # the one of classifiers, the one of regression
 MAX_SUBGROUPS = 40  # rows shown
+BALANCED = "Training made all classes count alike: what is rare is given too high a probability."
 NUMERIC = re.compile(r"(-?\d[\d.]*( to .*| \(.*)?|undefined)?")
 
 
@@ -173,16 +175,31 @@ def evaluation_tables(folder: Path) -> list[str]:
     def cell(name: str) -> str:
         return f"{number(values[name])} ({interval(name)})".removesuffix(" ()") if name in values else ""
 
-    overall = [[title(name), number(values[name]), interval(name)] for name in values if "/" not in name]
+    overall = [[title(name) if "/" in name else heading, number(values[name]), interval(name)]
+               for name, heading in metric_rows(values, *_task(folder))]  # fmt: skip
     # A class name may hold a slash itself: only the first one separates.
     split = [name.split("/", 1) for name in values if "/" in name]
     columns, labels = (list(dict.fromkeys(pair[place] for pair in split)) for place in (0, 1))
     by_class = [[label, *(cell(f"{column}/{label}") for column in columns)] for label in labels]
     return [
         markdown_table(["metric", "value", "95% interval"], overall),
-        markdown_table(["class", *map(title, columns)], by_class) if by_class else "",
+        markdown_table(["class", *(metric_title(f"{column}/") for column in columns)], by_class) if by_class else "",
         _group_table(folder),
     ]
+
+
+def _task(folder: Path) -> tuple[str, list[str]]:
+    """Problem type and class names of a folder."""
+    settings = _settings(folder)
+    names = list(settings.get("id2label", {}).values())
+    config = SimpleNamespace(problem_type=settings.get("problem_type"), num_labels=len(names))
+    return problem_type_of(config), names
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """`config.json` of a folder, empty where there is none."""
+    path = Path(folder) / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _group_rows(folder: Path) -> list[dict[str, str]]:
@@ -222,8 +239,14 @@ def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
-def calibration_text(folder: Path, problem_type: str | None) -> str:
-    """The section on calibration: its error, and the temperature by which logits are divided."""
+def calibration_text(folder: Path, problem_type: str | None, balanced: bool = False) -> str:
+    """The section on calibration: its error, and what was fitted to the logits.
+
+    Args:
+        folder: with `metrics.json` and `config.json`.
+        problem_type: key of `PROBLEM_TYPES`.
+        balanced: whether the loss or the draws were balanced over the classes.
+    """
     if problem_type == REGRESSION:
         return "Not applicable: the model predicts numbers, not probabilities."
     metrics = read_metrics(folder)
@@ -231,14 +254,18 @@ def calibration_text(folder: Path, problem_type: str | None) -> str:
         return "Not measured."
     text = f"Expected calibration error {number(metrics['ece'])}"
     text += f", Brier score {number(metrics['brier'])}" if metrics.get("brier") is not None else ""
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    temperature = config.get("calibration_temperature", 1.0)
-    if temperature == 1.0:
-        return f"{text}; the probabilities are those of the network, no temperature was fitted to them."
-    text += f", after the head was divided by a temperature of {number(temperature)}, fitted on validation images."
-    if is_uninformed(temperature):
+    names = _task(folder)[1]
+    scaling = LogitScaling.of(_settings(folder), len(names))
+    if scaling is None:
+        text += "; the probabilities are those of the network, nothing was fitted to them."
+        return f"{text} {BALANCED}" if balanced else text
+    text += (
+        f", after recalibration of the logits on validation images ({scaling.describe(names)}), which the head "
+        "contains."
+    )
+    if scaling.is_uninformed:
         text += (
-            " That is the highest that is tried: on the validation images the scores were hardly better than "
+            " The slope is the lowest that is tried: on the validation images the scores were hardly better than "
             "guessing, or far too sure. The probabilities are not calibrated, however small the error above: nearly "
             "equal ones may have a small one whatever the model knows."
         )
@@ -257,6 +284,8 @@ def model_index(folder: Path, name: str, dataset: str, dataset_id: str | None = 
     from huggingface_hub import EvalResult
     from huggingface_hub.repocard_data import eval_results_to_model_index
 
+    metrics = {name: value for name, value in read_metrics(folder).items() if not name.endswith(INTERVAL)}
+    headings = {name: title(name) if "/" in name else text for name, text in metric_rows(metrics, *_task(folder))}
     results = [
         EvalResult(
             task_type="image-classification",
@@ -264,10 +293,12 @@ def model_index(folder: Path, name: str, dataset: str, dataset_id: str | None = 
             dataset_name=dataset,
             dataset_split="test",
             metric_type=metric,
+            metric_name=headings.get(metric) or title(metric),
             metric_value=value,
         )
-        for metric, value in read_metrics(folder).items()
-        if metric in METRICS and METRICS[metric].indexed and value is not None
+        for metric, value in metrics.items()
+        if value is not None
+        and (metric in headings if "/" in metric else metric in METRICS and METRICS[metric].indexed)
     ]
     return eval_results_to_model_index(name, results) if results else []
 
@@ -289,9 +320,8 @@ def number(value: float) -> str:
 
 def title(name: str) -> str:
     """A metric as cards name it: `auroc` is AUROC, `auroc/3` AUROC of `3`, whose marks tell a grade from a figure."""
-    metric, _, label = name.partition("/")
-    shown = METRICS[metric].title if metric in METRICS else metric
-    return f"{shown} of `{label}`" if label else shown
+    metric, slash, label = name.partition("/")
+    return metric_title(metric + slash) + (f" of `{label}`" if label else "")
 
 
 PAPER_SIZES = {"hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 16, "image_size": 224}

@@ -9,6 +9,8 @@ from ..vocabulary import MODALITIES
 
 HEAD_NORMS = ("single", "double")
 SHARE = "must be at least 0 and below 1"
+# What the configuration says of a head to which nothing was fitted.
+UNCALIBRATED = {"calibration_temperature": 1.0, "calibration_slope": None, "calibration_intercept": None}
 # Options of the loss belong to one training: no file keeps them, and those in files of before are passed over.
 LOSS_OPTIONS = ("label_smoothing", "class_weights", "target_scale")
 
@@ -34,9 +36,11 @@ class HeadOptions:
         label_smoothing: smoothing of the targets in the classification losses, in [0, 1).
         class_weights: one weight per label in the loss (positive-class weights for multi-label targets).
         target_scale: regression only: one scale per target, by which the errors are divided in the loss.
-        calibration_temperature: by which the head was divided after training, to calibrate its probabilities (Guo et
-            al. 2017). A record: the stored weights hold the division, and every reader of them is calibrated. It is 1
-            again when the head is trained on or made anew.
+        calibration_slope, calibration_intercept: by which the head was multiplied, and what was added to it, after
+            training, one per label, to calibrate its probabilities; None where it was not. A record: the stored
+            weights hold the change, and every reader of them is calibrated. They are None again when the head is
+            trained on or made anew.
+        calibration_temperature: the same of folders whose head was divided by a number alone (Guo et al. 2017).
         modality: key of `MODALITIES` ("cfp", "oct"), or None when unknown.
         kwargs: of the configuration that it is mixed into.
     """
@@ -48,6 +52,8 @@ class HeadOptions:
         class_weights: list[float] | None = None,
         target_scale: list[float] | None = None,
         calibration_temperature: float = 1.0,
+        calibration_slope: list[float] | None = None,
+        calibration_intercept: list[float] | None = None,
         modality: str | None = None,
         **kwargs: Any,
     ):
@@ -56,6 +62,7 @@ class HeadOptions:
         self.class_weights = class_weights
         self.target_scale = target_scale
         self.calibration_temperature = calibration_temperature
+        self.calibration_slope, self.calibration_intercept = calibration_slope, calibration_intercept
         self.modality = modality
         super().__init__(**kwargs)
         for name in ("drop_path_rate", "label_smoothing"):
@@ -63,8 +70,22 @@ class HeadOptions:
                 self._refuse(name, SHARE)
         if not calibration_temperature > 0:
             self._refuse("calibration_temperature", "must be above 0")
+        if (calibration_slope is None) != (calibration_intercept is None):
+            self._refuse("calibration_slope", "needs `calibration_intercept`, and the reverse")
+        if calibration_slope is not None and not min(calibration_slope) > 0:
+            self._refuse("calibration_slope", "must hold numbers above 0")
         if modality is not None:
             require("modality", modality, MODALITIES)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a change was fitted to the logits, which the head contains."""
+        return any(getattr(self, name) != value for name, value in UNCALIBRATED.items())
+
+    def forget_calibration(self) -> None:
+        """Take back the record of what was fitted to a head that is no more."""
+        for name, value in UNCALIBRATED.items():
+            setattr(self, name, value)
 
     @property
     def loss_options(self) -> dict[str, Any]:

@@ -314,12 +314,13 @@ class HeadRecord:
 
     def forget_head(self) -> None:
         """Take back the calibration of a head that was made anew or is being trained."""
-        if not self._head_changed or self.config.calibration_temperature != 1:
-            self._head_changed, self.config.calibration_temperature = True, 1.0
+        if not self._head_changed or self.config.is_calibrated:
+            self._head_changed = True
+            self.config.forget_calibration()
 
     def save_pretrained(self, save_directory: str | Path, *args, **kwargs):
         if not hasattr(self, "classifier"):
-            self.config.calibration_temperature = 1.0
+            self.config.forget_calibration()
         saved = super().save_pretrained(save_directory, *args, **kwargs)
         points = Path(save_directory, POINTS_FILE)
         if self._head_changed and points.is_file():

@@ -13,11 +13,13 @@ import pandas as pd
 
 from ..data.splits import SPLITS
 from ..errors import UnreadableImageError
+from ..evaluation import document
+from ..evaluation.document import Block, Picture, Section, Table, counted, number, tripod_section
 from ..files import atomic_file
 from ..images.reading import read_image
 from ..vocabulary import SINGLE_LABEL
 from . import report_parts as parts
-from .report_parts import Block, Picture, Section, System, Table, section
+from .report_parts import System, section
 from .report_sections import (
     adaptation,
     calibration,
@@ -36,7 +38,10 @@ NOTE = (
     "Paths of the machine on which the study ran are cut to their last parts, after …; study.yaml in the study's "
     "folder has them whole."
 )
-TEMPLATES = Path(__file__).parent / "templates"
+FOOTER = (
+    "Every number of the tables is in results.csv, summary.csv, comparisons.csv or efficiency.csv beside this page, "
+    "the figures are in figures/ as SVG and PNG."
+)
 # A class may hold any sign in its name, after the metric and a slash: `auroc/DR [mild]` is not the report's own.
 OWN_NAME = re.compile(r"calibration_|[a-z0-9_]+[@\[]")
 
@@ -87,7 +92,7 @@ def _galleries(found: StudyResults, data: str, system: System, count: int) -> li
             rows = np.flatnonzero((images.targets == index) & hit)
             rows = rows[np.argsort(-confidence[rows], kind="stable")][:count]
             captions = {images.columns["image"][row]: f"predicted {titles[predicted[row]]}\nconfidence "
-                        f"{parts.number(confidence[row], 2)}" for row in rows}  # fmt: skip
+                        f"{number(confidence[row], 2)}" for row in rows}  # fmt: skip
             both.append((f"{title}, {kind}", _thumbnails(captions)))
         if any(pictures for _, pictures in both):  # side by side, so that one without pictures keeps its place
             galleries += both
@@ -128,7 +133,7 @@ def settings(found: StudyResults) -> Section:
     known = [job.facts for job in found.finished]
     packages = dict.fromkeys(name for facts in known for name in facts["versions"])
     versions = ", ".join(f"{name} {_each(facts['versions'].get(name) for facts in known)}" for name in packages)
-    hardware = (f"{facts['device']}, {parts.counted(facts['threads'], 'CPU thread')}" for facts in known)
+    hardware = (f"{facts['device']}, {counted(facts['threads'], 'CPU thread')}" for facts in known)
     seconds = sum(job.seconds or 0 for job in found.finished)
     facts = [
         ["jobs that finished", f"{len(found.finished)} of {found.planned}"],
@@ -149,7 +154,7 @@ def _each(values: Iterable[str | None]) -> str:
     counts = Counter(value or "–" for value in values)
     if len(counts) < 2:
         return next(iter(counts), "–")
-    return ", ".join(f"{value} ({parts.counted(count, 'job')})" for value, count in counts.items())
+    return ", ".join(f"{value} ({counted(count, 'job')})" for value, count in counts.items())
 
 
 SECTIONS = (
@@ -176,26 +181,20 @@ def write_report(folder: str | Path) -> Path:
 
 
 def build_sections(found: StudyResults) -> list[Section]:
-    """The sections that have something to tell, in the order of the report."""
+    """The sections that have something to tell, in the order of the report, and the checklist of what they answer."""
     builders = SECTIONS if found.finished else (failures, settings)
-    return [part for build in builders if (part := build(found)) is not None]
+    sections = [part for build in builders if (part := build(found)) is not None]
+    return [*sections, tripod_section(sections)] if found.finished else sections
 
 
 def render(found: StudyResults, sections: list[Section]) -> str:
-    """One HTML page that needs no other file; whatever the study's names hold is text in it."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    study, style = found.study, (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    size = [parts.counted(len(study.models), "model"), parts.counted(len(study.data), "data set")]
+    """The page, which needs no other file."""
+    study = found.study
+    size = [counted(len(study.models), "model"), counted(len(study.data), "data set")]
     if not found.summary.empty:
         size.append(f"{parts.seeds_of(found.summary['seeds'])} each")
-    return environment.get_template("report.html").render(
-        name=study.name, size=", ".join(size), sections=sections, style=style
-    )
+    about = f"{', '.join(size)}, by the evaluation protocol of RETFound (Zhou et al., Nature 2023)."
+    return document.render(study.name, about, sections, FOOTER)
 
 
 def _add_rows(found: StudyResults, sections: list[Section]) -> None:

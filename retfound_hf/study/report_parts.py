@@ -1,8 +1,6 @@
 """Parts of the report: sections, tables, charts, formatted numbers, and the systems that they compare."""
 
-import base64
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..evaluation.bootstrap import Estimate
+from ..evaluation.document import Block, Picture, Section, counted, is_missing
 from ..evaluation.metrics import lower_is_better
 from ..evaluation.plots import COLOURS
 from ..evaluation.plots import figure as styled_figure
@@ -25,42 +24,6 @@ from .results import JobResult, StudyResults
 def where(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
     """The rows in which columns have these values."""
     return table[(table[list(values)] == pd.Series(values)).all(axis=1)]
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a cell of a table holds no number."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def number(value: Any, digits: int = 3) -> str:
-    """Such as `0.912`; an en dash where there is none."""
-    return "–" if is_missing(value) else f"{value:.{digits}f}".replace("-", "−")
-
-
-def interval(low: Any, high: Any) -> str:
-    """Such as `0.884 to 0.935`."""
-    return "–" if is_missing(low) and is_missing(high) else f"{number(low)} to {number(high)}"
-
-
-def estimated(estimate: Estimate) -> str:
-    """Such as `0.912`, with its interval on the next line: four of them stand side by side."""
-    ends = "" if estimate.interval is None else f"\n({interval(estimate.low, estimate.high)})"
-    return number(estimate.value) + ends
-
-
-def p_value(value: Any) -> str:
-    """Such as `0.031`, or `<0.001`."""
-    return "<0.001" if not is_missing(value) and value < 0.001 else number(value)
-
-
-def share(value: float) -> str:
-    """Such as `30%`."""
-    return f"{100 * value:g}%"
-
-
-def counted(count: int | str, noun: str) -> str:
-    """Such as `1 seed` or `1 to 5 seeds`."""
-    return f"{count} {noun}" + ("" if str(count) == "1" else "s")
 
 
 def seeds_of(counts: Iterable[int]) -> str:
@@ -76,72 +39,6 @@ def duration(seconds: Any) -> str:
     if seconds < 120:
         return f"{seconds:.{int(seconds < 10)}f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text; the first `text` columns are words, all others numbers.
-
-    Attributes:
-        emphasis: rows to be set apart, such as the reference's.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-    text: int = 1
-    emphasis: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Figure or thumbnail as an address that needs no other file.
-
-    Attributes:
-        content: SVG or JPEG.
-        caption: one line or several below it.
-        alt: what it shows to those who cannot see it.
-        wide: too wide to be read when shrunk to a phone, which scrolls it instead.
-    """
-
-    content: bytes
-    caption: str
-    alt: str = ""
-    wide: bool = False
-
-    @property
-    def source(self) -> str:
-        """Data URL."""
-        kind = "jpeg" if self.content.startswith(b"\xff\xd8") else "svg+xml"
-        return f"data:image/{kind};base64,{base64.b64encode(self.content).decode()}"
-
-
-@dataclass(frozen=True)
-class Block:
-    """Part of a section, mostly of one data set.
-
-    Attributes:
-        galleries: rows of pictures by title.
-        numbers: what stands in no other table, for results.csv (`results.RESULT_COLUMNS`).
-    """
-
-    title: str = ""
-    charts: Sequence[Picture] = ()
-    tables: Sequence[Table] = ()
-    galleries: Sequence[tuple[str, Sequence[Picture]]] = ()
-    notes: Sequence[str] = ()
-    code: str = ""
-    numbers: Sequence[dict[str, Any]] = ()
-
-
-@dataclass(frozen=True)
-class Section:
-    """Chapter of the report; `lead` is for readers who are no statisticians."""
-
-    name: str
-    title: str
-    lead: str
-    blocks: Sequence[Block]
 
 
 def section(

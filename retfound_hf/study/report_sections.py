@@ -8,7 +8,19 @@ import pandas as pd
 from ..errors import RetFoundError
 from ..evaluation.bootstrap import RESAMPLES, Estimate
 from ..evaluation.calibration import calibration_line
-from ..evaluation.metrics import lower_is_better, metric_title
+from ..evaluation.document import (
+    Block,
+    Picture,
+    Section,
+    Table,
+    estimated,
+    interval,
+    is_missing,
+    number,
+    p_value,
+    share,
+)
+from ..evaluation.metrics import METRICS, lower_is_better, metric_title
 from ..evaluation.plots import COLOURS, GREY, PAGE, short, unit_square
 from ..evaluation.predictions import Predictions
 from ..evaluation.subgroups import column_groups, subgroup_metrics
@@ -17,32 +29,22 @@ from ..evaluation.thresholds import (
     choose_threshold,
     confidence_and_correctness,
     decision_curve,
+    finding_of,
     measure_threshold,
-    positive_class,
     reliability_curve,
 )
 from ..vocabulary import REGRESSION, SINGLE_LABEL
 from .report_parts import (
-    Block,
-    Picture,
-    Section,
     System,
-    Table,
     class_titles,
     colours_of,
     drawing,
     drawn_systems,
     duration,
-    estimated,
-    interval,
-    is_missing,
     label_of,
-    number,
-    p_value,
     result_row,
     section,
     seeds_of,
-    share,
     where,
 )
 from .results import StudyResults
@@ -69,8 +71,9 @@ def comparison(found: StudyResults) -> Section | None:
         test = where(cells, data=data, set="test")
         tables = [_main_table(found, where(test, metric=metric), metric)]
         if others:
-            names = ["model", *map(metric_title, others)]
-            tables.append(_means(found, test, "metric", others, names, "Further metrics on the test set"))
+            shown = [own_name(found, data, name) for name in others]
+            names = ["model", *(title_of(found, data, name) for name in shown)]
+            tables.append(_means(found, test, "metric", shown, names, "Further metrics on the test set"))
         patients = {name: f" of {count:,} patients" for name, count in task["patients"].items() if count}
         sizes = [f"{name} {count:,} images{patients.get(name, '')}" for name, count in task["images"].items()]
         chart = _forest(where(cells, data=data, metric=metric), found, data, metric)
@@ -81,6 +84,20 @@ def comparison(found: StudyResults) -> Section | None:
     meanings = " ".join(f"{metric_title(metric)} is {_meaning(metric, level)}." for metric in dict.fromkeys(main))
     lead = LEAD.format(meanings=meanings, seeds=seeds_of(cells["seeds"]))
     return Section("summary", "Models side by side", lead, blocks)
+
+
+def own_name(found: StudyResults, data: str, metric: str) -> str:
+    """Of two exclusive classes `auprc/<finding>` for `auprc`, which is the mean over both; else the name itself."""
+    task = found.task(data)
+    finding = finding_of(task["problem_type"], task["class_names"])
+    return f"{metric}/{finding}" if finding and metric != "auroc" and METRICS[metric].per_class else metric
+
+
+def title_of(found: StudyResults, data: str, metric: str) -> str:
+    """Heading of a metric, which says of a mean over several classes that it is one."""
+    task = found.task(data)
+    same = metric == "auroc" and finding_of(task["problem_type"], task["class_names"]) is not None
+    return metric_title(metric, several=len(task["class_names"]) > 1 and not same)
 
 
 def _meaning(metric: str, case: str) -> str:
@@ -107,8 +124,8 @@ def _main_table(found: StudyResults, rows: pd.DataFrame, metric: str) -> Table:
             ]
         )  # fmt: skip
     columns = [
-        "model", metric_title(metric), *(["seeds"] if some else []), "95% CI over patients", "95% CI over seeds",
-        "± 1.96 SE over seeds", "against", "difference (95% CI)", "p", "p, Holm",
+        "model", title_of(found, rows["data"].iloc[0], metric), *(["seeds"] if some else []), "95% CI over patients",
+        "95% CI over seeds", "± 1.96 SE over seeds", "against", "difference (95% CI)", "p", "p, Holm",
     ]  # fmt: skip
     labels = "all training labels" if fraction == 1 else f"{share(fraction)} of the training labels"
     caption = (
@@ -130,7 +147,7 @@ def _means(
 
 def _forest(rows: pd.DataFrame, found: StudyResults, data: str, metric: str) -> Picture:
     """Points with their intervals over patients, a panel for each evaluated set."""
-    title, sets = metric_title(metric), list(dict.fromkeys(rows["set"]))
+    title, sets = title_of(found, data, metric), list(dict.fromkeys(rows["set"]))
     test = where(rows, set="test").sort_values("mean", ascending=lower_is_better(metric))
     keys = [(row.model, row.method) for row in test.itertuples()]
     methods = list(found.study.methods)
@@ -169,7 +186,8 @@ def label_efficiency(found: StudyResults, data: str) -> Block | None:
     rows = where(found.summary, data=data, set="test", metric=metric)
     if len(study.fractions) < 2 or rows.empty:
         return None
-    title, panels = metric_title(metric), [method for method in study.methods if method in set(rows["method"])]
+    title, kept = title_of(found, data, metric), set(rows["method"])
+    panels = [method for method in study.methods if method in kept]
     with drawing(found, "labels", data, min(PAGE, 2.6 * len(panels) + 1.4), 2.7) as drawn:
         columns = drawn.figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, method in zip(columns, panels, strict=True):
@@ -259,7 +277,7 @@ def external(found: StudyResults, data: str) -> Block | None:
         axes.spines[:].set_visible(False)
         axes.axvline(0.5, color=GREY, linewidth=0.8)
     lines = (f"{one.label} {', '.join(map(number, line))}" for one, line in zip(shown, values, strict=True))
-    caption = f"{metric_title(metric)}: the data set's own test patients, then sets from elsewhere."
+    caption = f"{title_of(found, data, metric)}: the data set's own test patients, then sets from elsewhere."
     return Block(charts=[drawn.picture(caption, f"{data}, {', '.join(sets)}: {'; '.join(lines)}")])
 
 
@@ -267,15 +285,10 @@ MOST_CLASSES = 6
 THRESHOLDS = np.arange(1, 91) / 100
 
 
-def is_binary(cases: Predictions) -> bool:
-    """Whether there are two exclusive classes."""
-    return cases.problem_type == SINGLE_LABEL and len(cases.class_names) == 2
-
-
 def shown_classes(cases: Predictions) -> list[int]:
     """Of two exclusive classes the positive one; of many the most frequent ones."""
-    if is_binary(cases):
-        return [positive_class(cases.class_names)]
+    if finding := finding_of(cases.problem_type, cases.class_names):
+        return [cases.class_names.index(finding)]
     return sorted(np.argsort(-cases.truth.sum(axis=0), kind="stable")[:MOST_CLASSES].tolist())
 
 
@@ -284,8 +297,8 @@ def probabilities(cases: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
     Of the positive one of two exclusive classes, of the predicted class among many, or of every label.
     """
-    if is_binary(cases):
-        index = positive_class(cases.class_names)
+    if finding := finding_of(cases.problem_type, cases.class_names):
+        index = cases.class_names.index(finding)
         return cases.scores[:, index], cases.truth[:, index], cases.patients
     found = confidence_and_correctness(cases.truth, cases.scores, cases.problem_type == SINGLE_LABEL)
     patients = cases.patients
@@ -294,10 +307,8 @@ def probabilities(cases: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def event_of(found: StudyResults, data: str) -> str:
     """Of two exclusive classes the positive one, as a reader calls it; empty for other tasks."""
-    titles = class_titles(found, data)
-    if len(titles) != 2 or found.task(data)["problem_type"] != SINGLE_LABEL:
-        return ""
-    return list(titles.values())[positive_class(list(titles))]
+    task = found.task(data)
+    return class_titles(found, data).get(finding_of(task["problem_type"], task["class_names"]), "")
 
 
 def _classifiers(found: StudyResults, data: str) -> list[System]:
@@ -444,6 +455,6 @@ def subgroups(found: StudyResults, data: str) -> Block | None:
                 cells.append([system.label, what, "", number(difference.value),
                               interval(difference.low, difference.high), p_value(tested.p_value)])  # fmt: skip
         if cells:
-            heading = ["model", column, "cases", metric_title(metric), "95% CI", "p of the gap"]
+            heading = ["model", column, "cases", title_of(found, data, metric), "95% CI", "p of the gap"]
             tables.append(Table(heading, cells, text=2))
     return Block(tables=tables, numbers=numbers) if tables else None

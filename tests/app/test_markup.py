@@ -10,13 +10,14 @@ import torch
 from retfound_hf.app.markup import NO_CARD, describe, draw_examples, intended_use, message, reduced
 from retfound_hf.app.predictor import Answer
 from retfound_hf.errors import RetFoundError
+from retfound_hf.evaluation.calibration import LogitScaling
 from retfound_hf.evaluation.thresholds import OperatingPoint
 from retfound_hf.images.quality import Quality, assess_quality
 from retfound_hf.vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 
-def html(kind=SINGLE_LABEL, names=("a", "b", "c"), scores=(0.2, 0.7, 0.1), quality=None, temperature=None, points=()):
-    reader = SimpleNamespace(problem_type=kind, class_names=names, temperature=temperature, points=list(points))
+def html(kind=SINGLE_LABEL, names=("a", "b", "c"), scores=(0.2, 0.7, 0.1), quality=None, calibration=None, points=()):
+    reader = SimpleNamespace(problem_type=kind, class_names=names, calibration=calibration, points=list(points))
     answer = Answer(np.array(scores), torch.zeros(1), quality or Quality("ok"))
     return describe(reader, answer, "eye.png", (640, 480))
 
@@ -36,9 +37,10 @@ def test_bars_are_sorted_and_as_long_as_their_numbers():
 
 
 def test_calibration_is_said_either_way():
-    notes = [re.search(r'rf-note">(.*?)<', html(temperature=value))[1] for value in (None, 1.3712, 20.0)]
+    fits = [None, *(LogitScaling((slope,) * 3, (-0.25, 0.5, -0.25)) for slope in (0.6251, 0.05))]
+    notes = [re.search(r'rf-note">(.*?)<', html(calibration=fit))[1] for fit in fits]
     assert [note.startswith("Not calibrated") for note in notes] == [True, False, True]
-    assert len(set(notes)) == 3 and "1.37" in notes[1]
+    assert len(set(notes)) == 3 and "0.63" in notes[1] and "0.50 (b)" in notes[1]
 
 
 def test_thresholds_decide_beside_the_probabilities():
@@ -65,7 +67,7 @@ def test_thresholds_decide_beside_the_probabilities():
 def test_headlines_of_findings_and_numbers():
     assert headline(html(MULTI_LABEL, scores=(0.5, 0.9, 0.1))) == "b, a"
     assert "50%" in headline(html(MULTI_LABEL, scores=(0.4, 0.2, 0.1)))
-    text = html(REGRESSION, ("age", "pressure"), (61.23456, -3.0), temperature=None)
+    text = html(REGRESSION, ("age", "pressure"), (61.23456, -3.0))
     assert headline(text) == "age 61.23, pressure -3" and bars(text) == [] and "alibrated" not in text
 
 

@@ -25,10 +25,10 @@ def test_scores_are_those_of_transformers(reader, classifier_folder, photograph)
         assert np.allclose(answer.scores, row, atol=1e-5) and answer.quality.verdict == "ok"
 
 
-def test_temperature_and_modality_come_from_the_folder(make_folder, reader):
+def test_calibration_and_modality_come_from_the_folder(make_folder, reader):
     other = Reader(str(make_folder(calibration_temperature=1.5, modality="oct")))
-    assert (other.temperature, other.modality) == (1.5, "oct")
-    assert (reader.temperature, reader.modality) == (None, "cfp")
+    assert (other.calibration.slope[0], other.modality) == (1 / 1.5, "oct")
+    assert (reader.calibration, reader.modality) == (None, "cfp")
 
 
 def test_thresholds_come_from_the_folder(make_folder):

@@ -4,11 +4,12 @@ import warnings
 
 import numpy as np
 import pytest
-from scipy.special import expit, log_softmax, logit, softmax
+import statsmodels.api as sm
+from scipy.special import expit, log_expit, log_softmax, logit, softmax
 from sklearn.linear_model import LogisticRegression
 
 from retfound_hf.errors import BadArgumentError, BadDataError
-from retfound_hf.evaluation.calibration import calibration_line, fit_temperature, is_uninformed
+from retfound_hf.evaluation.calibration import LogitScaling, calibration_line, fit_scaling
 from retfound_hf.evaluation.thresholds import confidence_and_correctness, reliability_curve
 from retfound_hf.vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
@@ -112,61 +113,117 @@ def test_outcomes_that_leave_it_undefined():
     assert calibration_line([False, True], [0.5, 0.5]).slope.value is None
 
 
-def test_temperature_is_the_one_that_was_planted():
+def drawn(logits, rng):
+    """A class for each row, with the chances of the logits (N, C)."""
+    return (softmax(logits, axis=1).cumsum(axis=1) > rng.random((len(logits), 1))).argmax(axis=1)
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(20_000, 2), (20_000, 4), (60, 2), (200, 12)])
+def test_mean_probabilities_of_recalibrated_classes_are_their_shares(rows, classes):
+    """As after a loss with class weights: the logits are too extreme, and lean to the rare classes."""
     rng = np.random.default_rng(0)
-    logits = rng.normal(size=(20_000, 4)) * 2
-    labels = (softmax(logits, axis=1).cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
-    assert fit_temperature(3 * logits, labels, SINGLE_LABEL) == pytest.approx(3, rel=0.03)
-    findings = rng.random(logits.shape) < expit(logits)
-    assert fit_temperature(0.5 * logits, findings, MULTI_LABEL) == pytest.approx(0.5, rel=0.03)
+    true = 2 * rng.normal(size=(rows, classes)) + np.linspace(0, 3, classes)
+    labels, shift = drawn(true, rng), np.linspace(0, 3, classes)
+    logits = (true - shift) * 2.5
+    found = fit_scaling(logits, labels, SINGLE_LABEL)
+    shares = np.bincount(labels, minlength=classes) / rows
+    assert softmax(found.apply(logits), axis=1).mean(axis=0) == pytest.approx(shares, abs=1e-8)
+    assert len(set(found.slope)) == 1 and sum(found.intercept) == pytest.approx(0, abs=1e-9)
+    if rows == 20_000:
+        assert found.slope[0] == pytest.approx(0.4, rel=0.03)
+        assert found.intercept == pytest.approx(shift - shift.mean(), abs=0.06)
 
 
-def test_temperature_is_the_best_of_a_grid():
+def test_recalibration_is_the_logistic_regression_on_the_logits():
+    rng = np.random.default_rng(1)
+    logits, findings = rng.normal(size=(4000, 2)) * 3, np.zeros((4000, 2), int)
+    for column, (slope, intercept) in enumerate([(0.5, -2.0), (1.4, 0.7)]):
+        findings[:, column] = rng.random(4000) < expit(slope * logits[:, column] + intercept)
+    found = fit_scaling(logits, findings, MULTI_LABEL)
+    for column in range(2):
+        design = sm.add_constant(logits[:, column])
+        expected = sm.GLM(findings[:, column], design, family=sm.families.Binomial()).fit().params
+        assert (found.intercept[column], found.slope[column]) == pytest.approx(expected, rel=0.005)
+    assert expit(found.apply(logits)).mean(axis=0) == pytest.approx(findings.mean(axis=0), abs=1e-8)
+    # Two exclusive classes are one finding with the difference of their logits.
+    pair = fit_scaling(np.c_[np.zeros(4000), logits[:, 0]], findings[:, 0], SINGLE_LABEL)
+    assert pair.slope[0] == pytest.approx(found.slope[0])
+    assert pair.intercept[1] - pair.intercept[0] == pytest.approx(found.intercept[0])
+
+
+def test_small_validation_sets_do_not_run_away():
+    """New images are predicted better than after maximum likelihood, and a faultless ranking has a finite slope."""
+    rng, better = np.random.default_rng(2), []
+
+    def images(count):
+        labels = (np.arange(count) % 10 == 0).astype(int)
+        return np.c_[np.zeros(count), rng.normal(size=count) * 2**0.5 + 2 * labels - 1], labels
+
+    new, truth = images(5000)
+    for _ in range(40):
+        logits, labels = images(30)
+        design = sm.add_constant(logits[:, 1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fit = sm.GLM(labels, design, family=sm.families.Binomial()).fit()
+        plain = log_expit((2 * truth - 1) * (new[:, 1] * fit.params[1] + fit.params[0])).mean()
+        ours = log_softmax(fit_scaling(logits, labels, SINGLE_LABEL).apply(new), axis=1)
+        better.append(ours[np.arange(5000), truth].mean() - plain)
+    assert np.mean(better) > 0.01
+    faultless = fit_scaling(np.eye(2)[np.arange(40) % 2] * 5, np.arange(40) % 2, SINGLE_LABEL)
+    assert 0.3 < faultless.slope[0] < 3
+
+
+def test_findings_of_one_outcome_move_their_intercept_alone():
     rng = np.random.default_rng(3)
-    logits, labels = rng.normal(size=(60, 3)) * 3, rng.integers(3, size=60)
-    logits[np.arange(60), labels] += 2
-    grid = np.exp(np.linspace(-2, 2, 4001))
-    losses = [-log_softmax(logits / t, axis=1)[np.arange(60), labels].mean() for t in grid]
-    assert fit_temperature(logits, labels, SINGLE_LABEL) == pytest.approx(grid[np.argmin(losses)], rel=2e-3)
-
-
-def test_temperature_of_a_faultless_set_stays_one_with_a_warning():
-    with pytest.warns(UserWarning):
-        assert fit_temperature(np.eye(2)[[0, 1]] * 5, [0, 1], SINGLE_LABEL) == 1
+    logits = rng.normal(size=(50, 2))
+    found = fit_scaling(logits, np.tile([0, 1], (50, 1)), MULTI_LABEL)
+    assert found.slope == (1, 1)
+    assert expit(found.apply(logits)).mean(axis=0) == pytest.approx([0.5 / 51, 50.5 / 51])
+    labels = np.arange(50) % 2
+    missing = fit_scaling(np.c_[logits + np.eye(2)[labels], logits[:, :1]], labels, SINGLE_LABEL)
+    assert np.isfinite(missing.intercept).all()
     with pytest.raises(BadArgumentError) as error:
-        fit_temperature([[1.0]], [1.0], REGRESSION)
+        fit_scaling([[1.0]], [1.0], REGRESSION)
     assert error.value.field == "calibrate"
 
 
 @pytest.mark.parametrize("problem_type", [SINGLE_LABEL, MULTI_LABEL])
-def test_temperature_of_scores_that_know_nothing_is_the_highest_with_a_warning(problem_type):
-    """Scores that point away from the labels, scores without a difference, and a third of those that are noise."""
+def test_scores_that_know_nothing_have_the_lowest_slope_with_a_warning(problem_type):
+    """Scores that point away from the labels, scores without a difference, and about half of those that are noise."""
     single = problem_type == SINGLE_LABEL
     labels = np.arange(40) % 2 if single else np.eye(2, dtype=int)[np.arange(40) % 2]
     wrong = -3 * np.eye(2)[np.arange(40) % 2]
     for logits in (wrong - wrong.mean(axis=1, keepdims=True), np.zeros((40, 2))):
         with pytest.warns(UserWarning):
-            temperature = fit_temperature(logits, labels, problem_type)
-        assert temperature == 20 and is_uninformed(temperature)
+            found = fit_scaling(logits, labels, problem_type)
+        assert min(found.slope) == 0.05 and found.is_uninformed
     rng, uninformed = np.random.default_rng(0), 0
-    for _ in range(100):
-        logits = rng.normal(size=(40, 2))
+    for _ in range(30):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            temperature = fit_temperature(logits, labels, problem_type)
-        assert is_uninformed(temperature) == bool(caught) == (temperature == 20)
+            found = fit_scaling(rng.normal(size=(40, 2)), labels, problem_type)
+        assert found.is_uninformed == bool(caught) == (min(found.slope) == 0.05)
         uninformed += bool(caught)
-    assert 33 <= uninformed <= 80
-
-
-def test_temperature_of_scores_that_know_something_warns_of_nothing():
-    rng = np.random.default_rng(4)
-    labels = np.arange(40) % 2
-    logits = rng.normal(size=(40, 2)) + np.eye(2)[labels]
+    assert 8 <= uninformed <= 27
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not is_uninformed(fit_temperature(8 * logits, labels, SINGLE_LABEL))
-    assert is_uninformed(19.9999) and not is_uninformed(19.9)  # folders of before the end was exact
+        assert not fit_scaling(8 * (rng.normal(size=(40, 2)) - wrong / 3), labels, problem_type).is_uninformed
+
+
+def test_what_a_configuration_records():
+    assert LogitScaling.of({"calibration_temperature": 1.0}, 2) is None and LogitScaling.of({}, 2) is None
+    old = LogitScaling.of({"calibration_temperature": 1.25}, 2)
+    assert old == LogitScaling((0.8, 0.8), (0.0, 0.0)) and "1.25" in old.describe(["a", "b"])
+    assert LogitScaling.of({"calibration_temperature": 19.9999}, 1).is_uninformed
+    assert not LogitScaling.of({"calibration_temperature": 19.9}, 1).is_uninformed
+    new = LogitScaling((0.5, 2.0), (-1.0, 0.25))
+    assert LogitScaling.of({"calibration_slope": [0.5, 2.0], "calibration_intercept": [-1.0, 0.25]}, 2) == new
+    logits = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    assert new.apply(logits).dtype == np.float32
+    assert new.after(old).apply(logits) == pytest.approx(new.apply(old.apply(logits)), rel=1e-5)
+    text = new.describe(["glaucoma", "normal"])
+    assert all(part in text for part in ("0.50 (glaucoma)", "2.00 (normal)", "-1.00 (glaucoma)", "0.25 (normal)"))
 
 
 def test_bins_of_equal_mass_by_hand():

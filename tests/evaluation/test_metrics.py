@@ -9,8 +9,8 @@ from scipy import stats
 from sklearn import metrics as reference
 
 from retfound_hf.errors import BadArgumentError
-from retfound_hf.evaluation.metrics import METRICS, Metric, compute_metrics, lower_is_better, metric_of, metric_title
-from retfound_hf.evaluation.predictions import Predictions
+from retfound_hf.evaluation.metrics import METRICS, Metric, lower_is_better, metric_of, metric_title
+from retfound_hf.evaluation.predictions import Predictions, compute_metrics
 from retfound_hf.evaluation.report import ReportArguments, format_table, write_report
 from retfound_hf.vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
@@ -18,12 +18,13 @@ DESIGN = {
     "auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "precision_macro", "recall_macro", "kappa",
     "quadratic_kappa", "mcc", "hamming", "jaccard", "ece", "brier", "loss",
 }  # fmt: skip
+PER_CLASS = ("auroc", "auprc", "f1", "precision", "recall")
 
 
 def test_names_are_those_of_the_design(single_label, multi_label):
     for problem, (labels, scores) in ((SINGLE_LABEL, single_label(60, 3)), (MULTI_LABEL, multi_label(60, 3))):
         found = compute_metrics(problem, labels, scores, ["a", "b", "c"])
-        assert set(found) == DESIGN | {f"{name}/{label}" for name in ("auroc", "auprc") for label in "abc"}
+        assert set(found) == DESIGN | {f"{name}/{label}" for name in PER_CLASS for label in "abc"}
         assert all(type(value) is float for value in found.values())
 
 
@@ -37,6 +38,8 @@ def test_two_classes_by_hand():
     assert found["auprc/yes"] == pytest.approx((1 + 1 + 3 / 4) / 3)
     assert found["auprc/no"] == pytest.approx((1 + 2 / 3) / 2)
     assert found["auprc"] == pytest.approx((found["auprc/yes"] + found["auprc/no"]) / 2)
+    assert [found[f"{name}/yes"] for name in ("recall", "precision", "f1")] == pytest.approx([2 / 3] * 3)
+    assert [found[f"{name}/no"] for name in ("recall", "precision", "f1")] == pytest.approx([1 / 2] * 3)
     # Predicted 1 1 1 0 0: 3 of 5 right; kappa = (3/5 - 13/25) / (1 - 13/25).
     assert found["accuracy"] == pytest.approx(3 / 5)
     assert found["hamming"] == pytest.approx(2 / 5)
@@ -149,7 +152,11 @@ def test_an_absent_class_is_undefined_and_named_once(single_label):
     labels, scores = single_label(60, 3)
     labels[labels == 2] = 0
     found, missing, warning = undefined(SINGLE_LABEL, labels, scores, ["normal", "mild", "severe"])
-    assert missing == {"auroc/severe", "auprc/severe"} and "severe" in warning and "normal" not in warning
+    assert (
+        missing == {"auroc/severe", "auprc/severe", "recall/severe"}
+        and "severe" in warning
+        and "normal" not in warning
+    )
     assert found["auroc"] == pytest.approx((found["auroc/normal"] + found["auroc/mild"]) / 2)
     assert found["f1_macro"] == pytest.approx(
         reference.f1_score(labels, scores.argmax(axis=1), average="macro", zero_division=0)
@@ -159,7 +166,7 @@ def test_an_absent_class_is_undefined_and_named_once(single_label):
 def test_one_class_only_leaves_ranking_and_agreement_undefined(single_label):
     _, scores = single_label(20, 2)
     found, missing, _ = undefined(SINGLE_LABEL, np.zeros(20, int), scores, ["a", "b"])
-    ranking = {"auroc", "auprc", "auroc/a", "auroc/b", "auprc/a", "auprc/b"}
+    ranking = {"auroc", "auprc", "auroc/a", "auroc/b", "auprc/a", "auprc/b", "recall/b"}
     assert missing == ranking | {"kappa", "quadratic_kappa", "mcc"}
     assert found["accuracy"] == pytest.approx((scores[:, 0] > scores[:, 1]).mean())
     for labels in (np.zeros(1, int), np.ones(3, int)):
@@ -192,6 +199,10 @@ def test_constant_predictions_have_an_r2_but_no_correlation():
 
 def test_names_of_rows():
     assert metric_of("auroc/left/right").name == "auroc"  # a class name may hold a slash
+    assert metric_title("recall/amd") == "Sensitivity (recall), amd" and metric_of("f1/amd").name == "f1_macro"
+    assert metric_title("auprc", several=True) == "AUPRC, mean of classes"
+    assert metric_title("mae", several=True) == "MAE, mean of targets"
+    assert metric_title("kappa", several=True) == metric_title("kappa")
     assert metric_title("auroc/amd") == "AUROC, amd" and metric_title("seconds") == "seconds"
     assert lower_is_better("mae/age") and not lower_is_better("auroc") and not lower_is_better("selection")
     with pytest.raises(BadArgumentError) as error:
@@ -230,5 +241,7 @@ def test_a_row_added_at_run_time_comes_out_everywhere(specificity, single_label,
     metrics = write_report(
         tmp_path, predictions, ReportArguments(confidence_intervals=True, resamples=100), plots=False
     )
-    assert metrics["specificity_ci95"] == [estimate.low, estimate.high] and "Specificity" in format_table(metrics)
+    assert metrics["specificity_ci95"] == [estimate.low, estimate.high] and "Specificity" in format_table(
+        metrics, SINGLE_LABEL, list("abc")
+    )
     assert "specificity/b" in (tmp_path / "intervals.csv").read_text()

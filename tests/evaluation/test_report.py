@@ -6,13 +6,20 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import f1_score, precision_score, recall_score
 
 from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError
-from retfound_hf.evaluation.metrics import compute_metrics
-from retfound_hf.evaluation.predictions import Predictions
-from retfound_hf.evaluation.report import ReportArguments, format_table, read_points, write_points, write_report
+from retfound_hf.evaluation.predictions import Predictions, compute_metrics
+from retfound_hf.evaluation.report import (
+    ReportArguments,
+    format_table,
+    metric_rows,
+    read_points,
+    write_points,
+    write_report,
+)
 from retfound_hf.evaluation.thresholds import OperatingPoint, measure_threshold
-from retfound_hf.vocabulary import REGRESSION, SINGLE_LABEL
+from retfound_hf.vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 CLASSES = ("mild", "none", "severe")
 
@@ -20,34 +27,54 @@ CLASSES = ("mild", "none", "severe")
 def test_overall_first_then_classes_aligned():
     metrics = {
         "auroc": 0.91234, "kappa": None, "auroc/mild/moderate": 0.9, "auroc/no": None,
-        "auprc/mild/moderate": 0.5, "auprc/no": 1.0,
+        "recall/mild/moderate": 0.5, "recall/no": 1.0,
     }  # fmt: skip
-    assert format_table(metrics).splitlines() == [
-        "auroc      0.912",
-        "kappa  undefined",
+    assert format_table(metrics, MULTI_LABEL, ["no", "mild/moderate"]).splitlines() == [
+        "AUROC, mean of classes      0.912",
+        "Cohen's kappa           undefined",
         "",
-        "class              AUROC  AUPRC",
-        "mild/moderate      0.900  0.500",
-        "no             undefined  1.000",
+        "class              AUROC  Sensitivity (recall)",
+        "no             undefined                 1.000",
+        "mild/moderate      0.900                 0.500",
     ]
-    assert format_table(metrics, ["no", "mild/moderate"]).splitlines()[4].startswith("no ")
 
 
 def test_intervals_stand_beside_their_value():
     metrics = {"auroc": 0.9, "auroc_ci95": [0.85, 0.95], "mae": -1.0, "mae_ci95": [None, 2.0]}
-    assert format_table(metrics).splitlines() == [
-        "auroc       0.900 [0.850, 0.950]",
-        "mae    -1.000 [undefined, 2.000]",
+    assert format_table(metrics, REGRESSION, ["age"]).splitlines() == [
+        "AUROC       0.900 [0.850, 0.950]",
+        "MAE    -1.000 [undefined, 2.000]",
     ]
 
 
 def test_what_compute_metrics_returns(single_label):
     labels, scores = single_label(40, 3)
     metrics = compute_metrics(SINGLE_LABEL, labels, scores, list("abc"))
-    lines = format_table(metrics, ["a", "b", "c"]).splitlines()
-    assert len(lines) == 15 + 2 + 3 and lines[0].split() == ["auroc", f"{metrics['auroc']:.3f}"]
+    lines = format_table(metrics, SINGLE_LABEL, ["a", "b", "c"]).splitlines()
+    assert len(lines) == 15 + 2 + 3 and lines[0].split()[-1] == f"{metrics['auroc']:.3f}"
     regression = compute_metrics(REGRESSION, labels, labels + 1.0, ["age"])
-    assert "class" not in format_table(regression, ["age"])
+    assert "class" not in format_table(regression, REGRESSION, ["age"])
+
+
+@pytest.mark.parametrize("names", [("glaucoma", "normal"), ("no_dr", "dr")])
+def test_of_two_classes_the_rare_finding_comes_first(names):
+    """Random scores at 5%: its AUPRC is near its share, and the mean over both classes is near a half."""
+    rng = np.random.default_rng(0)
+    place = names.index("glaucoma" if "glaucoma" in names else "dr")
+    ill, score = rng.random(4000) < 0.05, rng.random(4000)
+    scores = np.c_[score, 1 - score] if place == 0 else np.c_[1 - score, score]
+    metrics = compute_metrics(SINGLE_LABEL, np.where(ill, place, 1 - place), scores, names)
+    rows = dict(metric_rows(metrics, SINGLE_LABEL, names))
+    own = ["auroc", "auprc", "f1", "precision", "recall"]
+    assert list(rows)[:5] == [f"{name}/{names[place]}" for name in own] and "auroc" not in rows
+    assert metrics[f"auprc/{names[place]}"] == pytest.approx(0.05, abs=0.01) and metrics["auprc"] > 0.49
+    called = score >= 0.5
+    expected = [precision_score(ill, called), recall_score(ill, called), f1_score(ill, called)]
+    assert [metrics[f"{name}/{names[place]}"] for name in ("precision", "recall", "f1")] == pytest.approx(expected)
+    assert all("mean of classes" in rows[name] for name in ("auprc", "f1_macro", "precision_macro", "recall_macro"))
+    assert not any("mean" in title for name, title in rows.items() if "/" in name)
+    lines = format_table(metrics, SINGLE_LABEL, names).splitlines()
+    assert lines[1].split()[-1] == f"{metrics[f'auprc/{names[place]}']:.3f}"
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,23 @@ import pytest
 from sklearn.metrics import roc_curve
 
 from retfound_hf.errors import BadArgumentError, BadDataError
+from retfound_hf.evaluation.bootstrap import Estimate
 from retfound_hf.evaluation.predictions import Predictions
 from retfound_hf.evaluation.thresholds import (
+    OperatingPoint,
     choose_points,
     choose_threshold,
+    class_counts,
     decision_curve,
+    finding_of,
     measure_threshold,
+    net_benefit_table,
+    points_table,
     positive_class,
+    predictive_values,
     share_interval,
 )  # fmt: skip
-from retfound_hf.vocabulary import MULTI_LABEL
+from retfound_hf.vocabulary import MULTI_LABEL, SINGLE_LABEL
 
 TRUTH = np.array([0, 0, 1, 0, 1, 1], bool)
 SCORES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
@@ -122,3 +129,88 @@ def test_decision_curve_equals_its_definition_and_a_useless_model_treats_all():
 )  # fmt: skip
 def test_the_class_that_is_not_named_for_health(names, positive):
     assert positive_class(names.split("|")) == positive
+
+
+def estimate(value, low, high):
+    return Estimate(value, low, high, 50, "given")
+
+
+def test_predictive_values_at_a_named_prevalence_are_by_bayes_rule():
+    sensitivity, specificity = share_interval(np.arange(60) < 54), share_interval(np.arange(200) < 170)
+    found = predictive_values(sensitivity, specificity, 0.02)
+    assert found["ppv"].value == pytest.approx(0.9 * 0.02 / (0.9 * 0.02 + 0.15 * 0.98))
+    assert found["npv"].value == pytest.approx(0.85 * 0.98 / (0.85 * 0.98 + 0.1 * 0.02))
+    for one in found.values():
+        assert one.low < one.value < one.high
+    same = predictive_values(sensitivity, specificity, 60 / 260)  # at the set's own share, the set's own value
+    assert same["ppv"].value == pytest.approx(54 / 84) and same["npv"].value == pytest.approx(170 / 176)
+
+
+def test_predictive_values_of_perfect_and_of_empty_sides():
+    perfect = predictive_values(estimate(1.0, 0.8, 1.0), estimate(1.0, 0.9, 1.0), 0.1)
+    for one in perfect.values():
+        assert one.value == one.high == 1 and 0 < one.low < 1
+    never = predictive_values(estimate(0.0, 0.0, 0.2), estimate(1.0, 0.9, 1.0), 0.1)
+    assert never["ppv"].value is None and never["npv"].value == pytest.approx(0.9)
+    unknown = predictive_values(estimate(None, None, None), estimate(1.0, 0.9, 1.0), 0.1)
+    assert unknown["ppv"].value is None and unknown["npv"].value is None
+
+
+def test_counts_of_the_table_and_of_the_patients():
+    scores = np.c_[1 - SCORES, SCORES]
+    predictions = Predictions(None, scores, TRUTH.astype(int), ["no_dr", "dr"], SINGLE_LABEL, list("aabbcc"))
+    table = points_table(predictions, [OperatingPoint("dr", "youden", None, 0.35)], {"dr": 0.5}).iloc[0]
+    assert [table[name] for name in ("tp", "fp", "fn", "tn")] == [2, 1, 1, 2]
+    assert table["ppv_there"] == pytest.approx(2 / 3) and table["prevalence"] == 0.5
+    counts = class_counts(predictions).set_index("class")
+    assert counts.loc["dr"].tolist() == [6, 3, 3, 2] and counts.loc["no_dr", "patients_positive"] == 2
+    unknown = Predictions(None, scores, TRUTH.astype(int), ["a", "b"], SINGLE_LABEL)
+    assert class_counts(unknown)["patients"].isna().all()
+
+
+def test_finding_of():
+    assert finding_of(SINGLE_LABEL, ["glaucoma", "normal"]) == "glaucoma"
+    assert finding_of(MULTI_LABEL, ["glaucoma", "normal"]) is None and finding_of(SINGLE_LABEL, list("abc")) is None
+
+
+def test_net_benefit_of_each_threshold_has_an_interval():
+    rng = np.random.default_rng(0)
+    truth, patients = rng.random(300) < 0.3, np.repeat(np.arange(150), 2)
+    scores = np.clip(0.3 + 0.2 * truth + rng.normal(scale=0.1, size=300), 0, 1)
+    predictions = Predictions(None, np.c_[1 - scores, scores], truth.astype(int), ["n", "y"], SINGLE_LABEL, patients)
+    table = net_benefit_table(predictions).query("`class` == 'y'").set_index("threshold")
+    curve = decision_curve(truth, scores, table.index.to_numpy())
+    assert table["net_benefit"].to_numpy() == pytest.approx(curve.model)
+    assert table["treat_all"].to_numpy() == pytest.approx(curve.treat_all)
+    assert table["gain"].to_numpy() == pytest.approx(curve.model - np.maximum(curve.treat_all, 0))
+    inside = table[(table["net_benefit"] > 0) & (table.index > 0.3)]
+    assert (inside["net_benefit_low"] < inside["net_benefit"]).all()
+    # Twice the images of the same patients tell no more.
+    twice = Predictions(
+        None, np.repeat(predictions.scores, 2, axis=0), np.repeat(truth, 2).astype(int), ["n", "y"], SINGLE_LABEL,
+        np.repeat(patients, 2),
+    )  # fmt: skip
+    again = net_benefit_table(twice).query("`class` == 'y'").set_index("threshold")
+    assert again["gain_high"].to_numpy() == pytest.approx(table["gain_high"].to_numpy())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("share", "patients"), [(0.5, 100), (0.2, 100), (0.1, 300)])
+def test_intervals_of_net_benefit_hold_the_true_value(share, patients):
+    """Two eyes that are alike; the threshold is the share."""
+    rng, hits = np.random.default_rng(1), 0
+
+    def images(count):
+        ill = rng.random(count) < share
+        score = np.repeat(rng.normal(size=count), 2) * 0.7 + rng.normal(size=2 * count) * 0.7 + np.repeat(ill, 2) * 1.5
+        return np.repeat(ill, 2), 1 / (1 + np.exp(-(1.5 * score - 1.125 + np.log(share / (1 - share)))))
+
+    truth, scores = images(200_000)
+    expected = decision_curve(truth, scores, [share]).model[0]
+    for _ in range(500):
+        truth, scores = images(patients)
+        found = Predictions(None, np.c_[1 - scores, scores], truth.astype(int), ["n", "y"], SINGLE_LABEL,
+                            np.repeat(np.arange(patients), 2))  # fmt: skip
+        row = net_benefit_table(found, [share]).query("`class` == 'y'").iloc[0]
+        hits += row["net_benefit_low"] <= expected <= row["net_benefit_high"]
+    assert 0.92 <= hits / 500 <= 0.98

@@ -154,6 +154,8 @@ def test_labels_of_the_configuration():
         "label2id": {"mild": 0, "severe": 1},
         "problem_type": SINGLE,
         "calibration_temperature": 1.0,
+        "calibration_slope": None,
+        "calibration_intercept": None,
     }
 
 

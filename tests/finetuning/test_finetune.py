@@ -25,10 +25,11 @@ import retfound_hf as rf
 from retfound_hf import RetFoundForImageClassification, RetFoundImageProcessor
 from retfound_hf.cli import command
 from retfound_hf.errors import BadArgumentError, OutputError, RetFoundError
+from retfound_hf.evaluation.calibration import LogitScaling
 from retfound_hf.evaluation.metrics import METRICS
 from retfound_hf.finetuning import finetune as finetuning
 from retfound_hf.finetuning.finetune import checkpoint_to_resume, main
-from retfound_hf.finetuning.methods import METHODS, build_classifier, fold_temperature
+from retfound_hf.finetuning.methods import METHODS, build_classifier, fold_scaling
 from retfound_hf.inference.evaluate import evaluate
 from retfound_hf.inference.predict import load_classifier
 from retfound_hf.models.loading import load_encoder
@@ -42,7 +43,7 @@ QUIET = {"dataloader_num_workers": 0}
 def test_it_learns_and_its_metrics_are_those_of_its_predictions(finished_run):
     assert finished_run.metrics["auroc"] > 0.9 and finished_run.validation_metrics["auroc"] > 0.9
     names = {row.name for row in METRICS.values() if "single_label_classification" in row.problem_types}
-    per_class = {f"{metric}/{name}" for metric in ("auroc", "auprc") for name in CLASSES}
+    per_class = {f"{metric}/{name}" for metric in ("auroc", "auprc", "f1", "precision", "recall") for name in CLASSES}
     assert set(finished_run.stored_metrics) == names | per_class
     assert finished_run.stored_metrics == finished_run.metrics
     table = finished_run.predictions
@@ -178,8 +179,8 @@ def test_a_failure_after_training_leaves_the_checkpoint_and_no_half_folder(run, 
 
 
 @pytest.mark.parametrize("method", ["lora", "linear"])
-def test_the_stored_head_holds_the_temperature(run, noise_set, cache_dir, tmp_path, method):
-    """Two equal runs, one calibrated: log odds differ by the recorded factor alone, from the stored folder too."""
+def test_the_stored_head_holds_the_calibration(run, noise_set, cache_dir, tmp_path, method):
+    """Two equal runs, one calibrated: log odds differ by the recorded change alone, from the stored folder too."""
 
     def log_odds(scores):
         return np.log(scores[:, 0] / scores[:, 1])
@@ -188,29 +189,34 @@ def test_the_stored_head_holds_the_temperature(run, noise_set, cache_dir, tmp_pa
     options = {"data": str(noise_set), "method": method, **few}
     plain = run(**options, output_dir=str(tmp_path / "plain"))
     done = run(**options, output_dir=str(tmp_path / "calibrated"), calibrate=True)
-    temperature = AutoConfig.from_pretrained(done.folder).calibration_temperature
-    assert abs(np.log(temperature)) > 0.05
-    assert AutoConfig.from_pretrained(plain.folder).calibration_temperature == 1
+    config = AutoConfig.from_pretrained(done.folder)
+    slope, (first, second) = config.calibration_slope[0], config.calibration_intercept
+    assert abs(np.log(slope)) > 0.05 and AutoConfig.from_pretrained(plain.folder).calibration_slope is None
     found, before = (log_odds(one.predictions[["prob/a", "prob/b"]].to_numpy()) for one in (done, plain))
-    assert found == pytest.approx(before / temperature, rel=1e-3, abs=1e-4)
-    assert done.metrics["accuracy"] == plain.metrics["accuracy"]
+    assert found == pytest.approx(before * slope + first - second, rel=1e-3, abs=1e-4)
+    validation = pd.read_csv(done.folder / "validation" / "predictions.csv")
+    assert validation["prob/a"].mean() == pytest.approx((validation["label"] == "a").mean(), abs=1e-4)
+    assert done.metrics["auroc"] == plain.metrics["auroc"]
     assert done.validation_metrics["loss"] < plain.validation_metrics["loss"]
     again = evaluate(done.folder, noise_set, cache_dir=str(cache_dir), **QUIET).predictions
     assert log_odds(again.scores) == pytest.approx(found, rel=1e-3, abs=1e-4)
 
 
-def test_folded_temperatures_multiply_and_training_starts_uncalibrated(run, finished_run, tmp_path):
+def test_folded_changes_add_up_and_training_starts_uncalibrated(run, finished_run, tmp_path):
     model = AutoModelForImageClassification.from_pretrained(finished_run.folder).eval()
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         before = model(pixels).logits
-        fold_temperature(model, 2.0)
-        fold_temperature(model, 1.5)
-        assert torch.allclose(model(pixels).logits, before / 3, atol=1e-6)
-    assert model.config.calibration_temperature == pytest.approx(3)
+        model.config.calibration_temperature = 0.5  # of a folder that was divided by a number alone
+        fold_scaling(model, LogitScaling((0.5, 0.5), (1.0, -1.0)))
+        fold_scaling(model, LogitScaling((0.6, 0.6), (0.25, -0.25)))
+        assert torch.allclose(model(pixels).logits, 0.3 * before + torch.tensor([0.85, -0.85]), atol=1e-6)
+    assert model.config.calibration_slope == pytest.approx([0.6, 0.6])
+    assert model.config.calibration_intercept == pytest.approx([0.85, -0.85])
     model.save_pretrained(tmp_path / "calibrated")
     done = run(model_name_or_path=str(tmp_path / "calibrated"), method="linear")
-    assert AutoConfig.from_pretrained(done.folder).calibration_temperature == 1
+    config = AutoConfig.from_pretrained(done.folder)
+    assert config.calibration_temperature == 1 and config.calibration_slope is None
 
 
 def test_thresholds_come_from_validation_images_alone(run):
@@ -266,8 +272,12 @@ def test_several_findings(run, table_set, cache_dir):
         assert row["label"] == "|".join(name for name in ("red", "bright") if source.loc[row["id"], name] == 1)
         assert row["prediction"] == "|".join(name for name in ("red", "bright") if row[f"prob/{name}"] >= 0.5)
     assert evaluate(done.folder, table_set, cache_dir=str(cache_dir), **QUIET).metrics == done.metrics
-    patients = pd.read_csv(done.folder / "validation" / "predictions.csv")["patient_id"]
-    assert not set(table["patient_id"]) & set(patients)
+    validation = pd.read_csv(done.folder / "validation" / "predictions.csv")
+    for index, name in enumerate(("red", "bright")):  # slope and intercept of each finding
+        share = source.loc[validation["id"], name].mean()
+        assert validation[f"prob/{name}"].mean() == pytest.approx(share, abs=1e-4)
+        assert config["calibration_slope"][index] > 0
+    assert not set(table["patient_id"]) & set(validation["patient_id"])
     assert (table.groupby("patient_id").size() == 2).all()
 
 

@@ -14,7 +14,14 @@ from retfound_hf import RetFoundConfig, RetFoundImageProcessor
 from retfound_hf.hub.contents import Contents, check_card, read_card, sections_of
 from retfound_hf.hub.publish import publish
 from retfound_hf.models import conversion
-from retfound_hf.models.cards import calibration_text, evaluation_text, title, write_card, write_converted_card
+from retfound_hf.models.cards import (
+    BALANCED,
+    calibration_text,
+    evaluation_text,
+    title,
+    write_card,
+    write_converted_card,
+)
 from retfound_hf.models.conversion import CheckpointFile
 
 CARDS = Path(__file__).parents[2] / "model_cards"
@@ -79,7 +86,7 @@ def test_figures_have_their_intervals(workshop):
     low, high = metrics[f"{name}_ci95"]
     text = sections_of((workshop / "classifier" / "README.md").read_text())["Evaluation"]
     assert f"| {title(name)} | {metrics[name]:.3f} | {low:.3f} to {high:.3f} |" in text
-    assert "| class | AUROC | AUPRC |" in text and "stage 3" in text
+    assert "| class | AUROC | AUPRC | F1 | PPV (precision) | Sensitivity (recall) |" in text and "stage 3" in text
 
 
 def test_training_data_are_counted(workshop):
@@ -90,7 +97,8 @@ def test_training_data_are_counted(workshop):
 
 def test_subgroups_and_temperature_are_shown(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps({"auroc": 0.75, "ece": 0.05, "brier": 0.2, "f1_macro": None}))
-    (tmp_path / "config.json").write_text(json.dumps({"calibration_temperature": 1.5}))
+    names = {"0": "a", "1": "b"}
+    (tmp_path / "config.json").write_text(json.dumps({"calibration_temperature": 1.5, "id2label": names}))
     rows = ["column,group,rows,metric,value,low,high,n,undefined,p_value"]
     rows += ["age,40-60,20,auroc,0.81234,0.7,0.9,15,0,", "age,40-60 - 60+,40,auroc,0.1,-0.05,0.25,30,0,0.04"]
     rows += ["age,60+,20,auroc,,,,15,1,", "age,60+,20,brier,0.3,0.2,0.4,15,0,"]
@@ -100,9 +108,15 @@ def test_subgroups_and_temperature_are_shown(tmp_path):
     assert "| age | 40-60 - 60+ | 30 | AUROC | 0.100 | -0.050 to 0.250 | 0.040 |" in text
     assert "| age | 60+ | 15 | AUROC | undefined |  |  |" in text and "0.300" not in text
     assert "Undefined on these images: F1, mean of classes." in text
-    assert "temperature of 1.500" in calibration_text(tmp_path, "single_label_classification")
+    assert "temperature 1.50" in calibration_text(tmp_path, "single_label_classification")
     assert "not calibrated" not in calibration_text(tmp_path, "single_label_classification")
     assert calibration_text(tmp_path, "regression").startswith("Not applicable")
+    fitted = {"calibration_slope": [0.5, 0.5], "calibration_intercept": [-0.6, 0.6], "id2label": names}
+    (tmp_path / "config.json").write_text(json.dumps(fitted))
+    text = calibration_text(tmp_path, "single_label_classification", balanced=True)
+    assert "slope 0.50" in text and "-0.60 (a)" in text and BALANCED not in text
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": names}))
+    assert BALANCED in calibration_text(tmp_path, "single_label_classification", balanced=True)
 
 
 @pytest.mark.parametrize("patients", [1, 9])
@@ -122,9 +136,10 @@ def test_no_card_shows_a_group_of_few_patients(tmp_path, patients):
 @pytest.mark.parametrize("temperature", [20.0, 19.99998])
 def test_a_head_that_validation_knew_nothing_of_is_not_called_calibrated(tmp_path, temperature):
     (tmp_path / "metrics.json").write_text(json.dumps({"ece": 0.01, "brier": 0.5}))
-    (tmp_path / "config.json").write_text(json.dumps({"calibration_temperature": temperature}))
+    names = {"0": "a", "1": "b"}
+    (tmp_path / "config.json").write_text(json.dumps({"calibration_temperature": temperature, "id2label": names}))
     text = calibration_text(tmp_path, "single_label_classification")
-    assert "temperature of 20.000" in text and "hardly better than guessing" in text
+    assert "temperature 20.00" in text and "hardly better than guessing" in text
     assert "The probabilities are not calibrated" in text
 
 

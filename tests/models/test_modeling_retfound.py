@@ -691,7 +691,8 @@ def test_pretraining_from_an_encoder_only_folder_is_refused(cls, small_config, i
     [{"hidden_size": 100, "num_attention_heads": 16}, {"decoder_hidden_size": 36, "decoder_num_attention_heads": 8},
      {"hidden_size": 66, "num_attention_heads": 3}, {"image_size": 100}, {"image_size": (64, 64)}, {"mask_ratio": 1.0},
      {"drop_path_rate": -0.1}, {"label_smoothing": 1.5}, {"calibration_temperature": 0.0}, {"head_norm": "triple"},
-     {"modality": "mri"}],
+     {"modality": "mri"}, {"calibration_slope": [1.0]},
+     {"calibration_slope": [0.0], "calibration_intercept": [0.0]}],
 )  # fmt: skip
 def test_impossible_configurations_are_refused(values):
     with pytest.raises(BadArgumentError) as error:
