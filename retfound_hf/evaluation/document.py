@@ -356,7 +356,7 @@ HEADINGS = {
     "criterion": "chosen for", "ungradable_positives": "ungradable, with it", "tp": "true positive",
     "ungradable_negatives": "ungradable, without", "fp": "false positive", "fn": "false negative",
     "tn": "true negative", "ppv": "PPV", "npv": "NPV", "ppv_there": "PPV", "npv_there": "NPV",
-    "ece": "ECE", "p_value": "p of the gap", "metric": "figure",
+    "ece": "ECE", "p_value": "p of the gap", "metric": "figure", "value": "value (95% CI)",
 }  # fmt: skip
 WORDS = ("class", "criterion", "column", "group", "metric")
 PLOTS = {
@@ -378,14 +378,14 @@ def report_sections(
         tables: of the folder, by the name of their file.
         plots: their files.
     """
-    names = [name for name in metrics if not name.endswith(INTERVAL)]
+    names, rest = [name for name in metrics if not name.endswith(INTERVAL)], counts_text(predictions, case)
     figures = [
         [title, number(metrics[name]), interval(*(metrics.get(name + INTERVAL) or (None, None)))]
         for name, title in metric_rows(names, predictions.problem_type, predictions.class_names)
     ]
     of_people = tables["characteristics"]
     made = {
-        "figures": Table(["", "value", "95% CI"], figures, f"{counts_text(predictions, case)}."),
+        "figures": Table(["", "value", "95% CI"], figures, f"{rest}."),
         "settings": Table(["", ""], [list(pair) for pair in about.facts.items()], text=2),
         "characteristics": Table(
             ["", *of_people], [[name, *row] for name, row in zip(of_people.index, of_people.to_numpy(), strict=True)]
@@ -396,7 +396,7 @@ def report_sections(
         "participants": [f"{counted(unread, 'image')} could not be read, and is in no figure."] if unread else [],
         "calibration": [about.calibration] if about.calibration else [],
     }
-    charts = [Picture(path.read_bytes(), PLOTS[path.stem], f"{PLOTS[path.stem]} of {about.name}") for path in plots]
+    charts = [Picture(path.read_bytes(), f"{PLOTS[path.stem]}: {rest}.", PLOTS[path.stem]) for path in plots]
     shown, found = _shown(predictions), []
     for name, title, lead, wanted in SECTIONS:
         made_here = [
@@ -423,6 +423,7 @@ def _of_file(table: pd.DataFrame, columns: Sequence[str], caption: str, shown: S
     for row in rows.to_dict("records"):
         ends = {name: (row.get(f"{name}_low"), row.get(f"{name}_high")) for name in kept}
         ends |= {"value": (row.get("low"), row.get("high"))}
+        row |= {"metric": metric_title(row["metric"])} if "metric" in kept else {}
         cells.append([_cell(row[name], *ends[name]) for name in kept])
     words = max(1, sum(name in WORDS for name in kept))
     return Table([HEADINGS.get(name, name.replace("_", " ")) for name in kept], cells, caption, words)

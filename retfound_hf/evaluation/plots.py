@@ -176,13 +176,20 @@ def _draw_lines(axes: Axes, lines: Lines, labels: dict[int, str], steps: str = "
         axes.plot(x, y, drawstyle=steps, label=label, **style)
 
 
+def _counted(predictions: Predictions, index: int) -> str:
+    """A class with the number of its rows among all, such as `amd (96 of 480)`."""
+    return (
+        f"{short(predictions.class_names[index], 24)} ({predictions.truth[:, index].sum():,} of {len(predictions):,})"
+    )
+
+
 def _draw_areas(
     axes: Axes, predictions: Predictions, lines: Lines, areas: tuple[str, np.ndarray],
     at: Callable[..., np.ndarray], steps: str,
 ) -> None:  # fmt: skip
     """Curves with their areas, and above two their mean on top."""
     title, values = areas
-    labels = {index: f"{short(predictions.class_names[index])} ({title} {values[index]:.3f})" for index in lines}
+    labels = {index: f"{_counted(predictions, index)}: {title} {values[index]:.3f}" for index in lines}
     _draw_lines(axes, lines, labels, steps)
     if len(lines) > 2:
         mean = np.mean([at(GRID, x, y) for x, y in lines.values()], axis=0)
@@ -272,7 +279,7 @@ def plot_decision_curves(predictions: Predictions, path: Path) -> None:
         lines = {index: (curve.thresholds, curve.model) for index, curve in curves.items()}
         for colour, curve in () if many else zip(COLOURS, curves.values(), strict=False):
             axes.plot(curve.thresholds, curve.treat_all, color=colour, linewidth=0.6, linestyle="--")
-        _draw_lines(axes, lines, {index: short(predictions.class_names[index]) for index in shown})
+        _draw_lines(axes, lines, {index: _counted(predictions, index) for index in shown})
         if many:
             mean = np.mean([model for _, model in lines.values()], axis=0)
             axes.plot(lines[shown[0]][0], mean, color="black", linewidth=1.8, label="mean of the classes")

@@ -14,7 +14,7 @@ import pandas as pd
 from ..data.splits import SPLITS
 from ..errors import UnreadableImageError
 from ..evaluation import document
-from ..evaluation.document import Block, Picture, Section, Table, counted, number, tripod_section
+from ..evaluation.document import Block, Picture, Section, Table, characteristics, counted, number, tripod_section
 from ..files import atomic_file
 from ..images.reading import read_image
 from ..vocabulary import SINGLE_LABEL
@@ -44,6 +44,23 @@ FOOTER = (
 )
 # A class may hold any sign in its name, after the metric and a slash: `auroc/DR [mild]` is not the report's own.
 OWN_NAME = re.compile(r"calibration_|[a-z0-9_]+[@\[]")
+
+
+@section(
+    "participants", "Participants",
+    "Who was evaluated. Images and classes are counted by image, the facts of a person once for each.",
+)  # fmt: skip
+def participants(found: StudyResults, data: str) -> Block | None:
+    """Characteristics of the images and patients of each evaluated set."""
+    jobs = [job for job in found.finished if job.data == data]
+    if not jobs:
+        return None
+    loaded = {name: found.predictions(jobs[0], name) for name in found.study.data[data].evaluated}
+    sets = {name: (images.columns, images.targets) for name, images in loaded.items()}
+    task = found.task(data)
+    table = characteristics(sets, task["problem_type"], task["class_names"])
+    rows = [[name, *row] for name, row in zip(table.index, table.to_numpy(), strict=True)]
+    return Block(tables=[Table(["", *table], rows)])
 
 
 @section("cohorts", "Cohorts", "Who was left out, and why, before any model saw an image.")
@@ -158,8 +175,8 @@ def _each(values: Iterable[str | None]) -> str:
 
 
 SECTIONS = (
-    comparison, label_efficiency, external, calibration, operating_points, subgroups, adaptation, cohorts, examples,
-    failures, settings,
+    comparison, participants, label_efficiency, external, calibration, operating_points, subgroups, adaptation,
+    cohorts, examples, failures, settings,
 )  # fmt: skip
 
 

@@ -19,8 +19,8 @@ from ..evaluation.document import (
     number,
     p_value,
     share,
-)
-from ..evaluation.metrics import METRICS, lower_is_better, metric_title
+)  # fmt: skip
+from ..evaluation.metrics import lower_is_better, metric_title
 from ..evaluation.plots import COLOURS, GREY, PAGE, short, unit_square
 from ..evaluation.predictions import Predictions
 from ..evaluation.subgroups import column_groups, subgroup_metrics
@@ -32,7 +32,7 @@ from ..evaluation.thresholds import (
     finding_of,
     measure_threshold,
     reliability_curve,
-)
+)  # fmt: skip
 from ..vocabulary import REGRESSION, SINGLE_LABEL
 from .report_parts import (
     System,
@@ -42,11 +42,13 @@ from .report_parts import (
     drawn_systems,
     duration,
     label_of,
+    own_name,
     result_row,
     section,
     seeds_of,
+    title_of,
     where,
-)
+)  # fmt: skip
 from .results import StudyResults
 
 LEAD = (
@@ -84,20 +86,6 @@ def comparison(found: StudyResults) -> Section | None:
     meanings = " ".join(f"{metric_title(metric)} is {_meaning(metric, level)}." for metric in dict.fromkeys(main))
     lead = LEAD.format(meanings=meanings, seeds=seeds_of(cells["seeds"]))
     return Section("summary", "Models side by side", lead, blocks)
-
-
-def own_name(found: StudyResults, data: str, metric: str) -> str:
-    """Of two exclusive classes `auprc/<finding>` for `auprc`, which is the mean over both; else the name itself."""
-    task = found.task(data)
-    finding = finding_of(task["problem_type"], task["class_names"])
-    return f"{metric}/{finding}" if finding and metric != "auroc" and METRICS[metric].per_class else metric
-
-
-def title_of(found: StudyResults, data: str, metric: str) -> str:
-    """Heading of a metric, which says of a mean over several classes that it is one."""
-    task = found.task(data)
-    same = metric == "auroc" and finding_of(task["problem_type"], task["class_names"]) is not None
-    return metric_title(metric, several=len(task["class_names"]) > 1 and not same)
 
 
 def _meaning(metric: str, case: str) -> str:
@@ -388,10 +376,12 @@ def operating_points(found: StudyResults, data: str) -> Block | None:
                     result_row(system, "test", f"{name}@{place}", value, len(test)) for name, value in measured.items()
                 ]
                 cells.append([system.label, titles[label], f"{criterion} {share(target)}", number(threshold),
-                              *map(estimated, measured.values())])  # fmt: skip
+                              *map(estimated, measured.values()),
+                              _counts(test.truth[:, index], test.scores[:, index] >= threshold)])  # fmt: skip
     if not cells:
         return None
-    columns = ["model", "class", "chosen for", "threshold", "sensitivity", "specificity", "PPV", "NPV"]
+    columns = ["model", "class", "chosen for", "threshold", "sensitivity", "specificity", "PPV", "NPV",
+               "TP / FP / FN / TN"]  # fmt: skip
     caption = (
         "Thresholds were chosen on the validation set alone and measured on the test set (95% CI over patients); "
         "predictive values are those at its prevalence. The seed whose result is the median."
@@ -402,6 +392,11 @@ def operating_points(found: StudyResults, data: str) -> Block | None:
     table = Table(columns, cells, caption, text=2 if event else 3)
     charts = [_net_benefit(found, data, loaded)] if event else []
     return Block(charts=charts, tables=[table], numbers=numbers)
+
+
+def _counts(true: np.ndarray, called: np.ndarray) -> str:
+    """The 2 x 2 table of a threshold in a cell."""
+    return " / ".join(f"{(called == one)[true == two].sum():,}" for one, two in ((1, 1), (1, 0), (0, 1), (0, 0)))
 
 
 def _net_benefit(found: StudyResults, data: str, loaded: dict[System, Predictions]) -> Picture:

@@ -90,8 +90,9 @@ def sections_of(found):
 
 def test_a_study_ends_with_its_report(page):
     assert page.titles == [
-        "Models side by side", "Label efficiency", "External evaluation", "Calibration", "Operating points",
-        "Subgroups", "Adaptation efficiency", "Right and wrong with the highest confidence", "Settings and versions",
+        "Models side by side", "Participants", "Label efficiency", "External evaluation", "Calibration",
+        "Operating points", "Subgroups", "Adaptation efficiency", "Right and wrong with the highest confidence",
+        "Settings and versions", "TRIPOD+AI checklist",
     ]  # fmt: skip
 
 
