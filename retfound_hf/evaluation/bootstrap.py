@@ -147,6 +147,8 @@ def patients_of(patients: Any, rows: int, classes: np.ndarray | None = None) -> 
     Raises:
         BadDataError: a number of names other than N, or a single patient.
     """
+    from .thresholds import patient_numbers  # which needs the estimates of this module
+
     row = patient_numbers(patients, rows)
     count = int(row.max()) + 1
     if count < 2:
@@ -163,19 +165,6 @@ def patients_of(patients: Any, rows: int, classes: np.ndarray | None = None) -> 
         if alone.sum() == 1:  # still alone: into the smallest of the other strata
             stratum[alone] = np.where(sizes < 2, count, sizes).argmin()
     return Patients(row, count, stratum)
-
-
-def patient_numbers(patients: Any, rows: int) -> np.ndarray:
-    """Patient of each row as a number from 0 on, (N,); an unknown one (None, NaN) is a patient of its own."""
-    if patients is None:
-        return np.arange(rows)
-    import pandas as pd
-
-    names = pd.Series(np.asarray(patients, dtype=object))
-    if len(names) != rows:
-        raise BadDataError(f"{len(names)} patients were given for {rows} rows; give one per row")
-    row, known = pd.factorize(names)
-    return np.where(row < 0, len(known) + np.cumsum(row < 0) - 1, row)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from ..vocabulary import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
-from .bootstrap import Estimate, patient_numbers
+from .bootstrap import Estimate
 from .metrics import metric_title
 from .predictions import Predictions
-from .thresholds import class_counts, finding_of
+from .thresholds import class_counts, finding_of, patient_numbers
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -45,7 +45,7 @@ def p_value(value: Any) -> str:
     return "<0.001" if not is_missing(value) and value < 0.001 else number(value)
 
 
-def share(value: float) -> str:
+def percent(value: float) -> str:
     """Such as `30%`."""
     return f"{100 * value:g}%"
 
@@ -207,13 +207,11 @@ def render(name: str, about: str, sections: Sequence[Section], footer: str) -> s
     """
     import jinja2
 
+    style, page = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.html"))
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    page = environment.get_template("report.html")
-    return page.render(name=name, about=about, sections=sections, style=style, footer=footer)
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(page).render(name=name, about=about, sections=sections, style=style, footer=footer)
 
 
 # Item, topic, what it asks for, the sections of reports that answer it, and what of it they answer where not all.

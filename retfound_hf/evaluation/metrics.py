@@ -4,7 +4,7 @@ Every metric is computed for weighted rows: weights of one give the plain value,
 value of each resample. scikit-learn, whose values these equal, takes one set of weights at a time.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -529,22 +529,7 @@ def metrics_for(problem_type: str) -> tuple[Metric, ...]:
     return tuple(metric for metric in METRICS.values() if problem_type in metric.problem_types)
 
 
-def metric_names(problem_type: str, class_names: Sequence[str]) -> list[str]:
-    """Every name in `metrics.json`: the metrics, then `<metric>/<class>`; a lone target has no names of its own."""
-    rows = metrics_for(problem_type)
-    labels = class_names if problem_type != REGRESSION or len(class_names) > 1 else ()
-    own = [metric.of_class or metric for metric in rows if metric.of_class or metric.per_class]
-    of_classes = [f"{value.name}/{label}" for value in own for label in labels]
-    return [metric.name for metric in rows] + of_classes
-
-
 def weighted_metrics(rows: Rows, names: Iterable[str], weights: np.ndarray) -> Values:
     """Metrics by name, (B,) each, NaN where undefined; weights (B, N)."""
     drawn = WeightedRows(rows, weights)
     return {name: drawn.value(name) for name in names}
-
-
-def plain_metrics(rows: Rows, names: Collection[str]) -> dict[str, float | None]:
-    """Metrics by name; None where the labels leave one undefined."""
-    found = weighted_metrics(rows, names, np.ones((1, len(rows))))
-    return {name: None if np.isnan(value[0]) else float(value[0]) for name, value in found.items()}

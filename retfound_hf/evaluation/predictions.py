@@ -13,9 +13,9 @@ import pandas as pd
 from ..errors import BadArgumentError, BadDataError, join_names, require
 from ..files import atomic_file
 from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
-from .bootstrap import RESAMPLES, Estimate, Patients, bootstrap, patient_numbers, patients_of
-from .metrics import THRESHOLD, Rows, metric_names, metric_of, metrics_for, plain_metrics, weighted_metrics
-from .thresholds import share_interval
+from .bootstrap import RESAMPLES, Estimate, Patients, bootstrap, patients_of
+from .metrics import THRESHOLD, Rows, metric_of, metrics_for, weighted_metrics
+from .thresholds import patient_numbers, share_interval
 
 if TYPE_CHECKING:
     from .thresholds import OperatingPoint
@@ -161,8 +161,11 @@ class Predictions:
 
     @property
     def metric_names(self) -> list[str]:
-        """Names of all metrics, then those per class."""
-        return metric_names(self.problem_type, self.class_names)
+        """Names in `metrics.json`: the metrics, then `<metric>/<class>`; a lone target has no names of its own."""
+        rows = metrics_for(self.problem_type)
+        labels = self.class_names if self.problem_type != REGRESSION or len(self.class_names) > 1 else ()
+        own = [row.of_class or row for row in rows if row.of_class or row.per_class]
+        return [row.name for row in rows] + [f"{value.name}/{label}" for value in own for label in labels]
 
     def select(self, rows: np.ndarray) -> "Predictions":
         """Predictions of some rows, given by number."""
@@ -192,7 +195,12 @@ class Predictions:
             the labels leave a metric undefined.
         """
         self._warn_undefined()
-        return plain_metrics(self.rows, self.metric_names)
+        return self._values(self.metric_names)
+
+    def _values(self, names: Collection[str]) -> dict[str, float | None]:
+        """Metrics by name; None where the labels leave one undefined."""
+        found = weighted_metrics(self.rows, names, np.ones((1, len(self))))
+        return {name: None if np.isnan(value[0]) else float(value[0]) for name, value in found.items()}
 
     def _warn_undefined(self) -> None:
         """Warn once of classes or targets without a value, and of what that means for the averages."""
@@ -259,7 +267,7 @@ class Predictions:
         """A metric of which resamples are biased."""
         count = int(patient_numbers(self.patients, len(self)).max()) + 1
         method = f"no interval: the {metric_of(name).title} of a sample is biased upwards"
-        return Estimate(plain_metrics(self.rows, [name])[name], None, None, count, method)
+        return Estimate(self._values([name])[name], None, None, count, method)
 
     def at_level(
         self, level: Level, aggregate_by: Aggregate = "mean", label_conflicts: Conflicts = "error"
@@ -416,27 +424,6 @@ class Predictions:
         known = all(name in table for name in labels)
         targets = table[labels].to_numpy(np.float64) if known else None
         return cls.of_table(table, targets, table[predicted].to_numpy(np.float64), names, REGRESSION)
-
-
-def compute_metrics(
-    problem_type: str, labels: Any, scores: Any, class_names: Sequence[str]
-) -> dict[str, float | None]:
-    """Every metric of `METRICS` for a problem type.
-
-    Args:
-        problem_type: as `config.problem_type` of transformers.
-        labels: (N,) integer classes; (N, C) of 0 and 1 for multi-label; (N,) or (N, T) numbers for regression.
-        scores: (N, C) softmax or sigmoid probabilities; (N,) or (N, T) predictions for regression.
-        class_names: names of the C classes or T targets.
-
-    Returns:
-        Flat dictionary with `<metric>/<class>` at its end. A metric is None where the labels leave it undefined (a
-        class without examples of both kinds, numbers that do not vary); one warning then names the classes.
-
-    Raises:
-        BadDataError: see `Predictions`.
-    """
-    return Predictions(None, scores, labels, tuple(class_names), problem_type).metrics()
 
 
 def _joined(names: np.ndarray, holds: np.ndarray) -> list[str]:

@@ -15,10 +15,10 @@ import pandas as pd
 from ..errors import BadArgumentError, BadDataError, BadModelError, join_names, nearest, require_range
 from ..files import atomic_file, write_json
 from ..vocabulary import POINTS_FILE, PROBLEM_TYPES, SINGLE_LABEL
-from .bootstrap import MIN_DEFINED, RESAMPLES, Estimate, patient_numbers
+from .bootstrap import MIN_DEFINED, RESAMPLES, Estimate
 from .document import FOOTER, INTERVAL, About, characteristics, counts_text, metric_rows, render, report_sections
 from .metrics import metric_title
-from .predictions import Aggregate, Conflicts, Level, Predictions, compute_metrics
+from .predictions import Aggregate, Conflicts, Level, Predictions
 from .subgroups import UNKNOWN, column_groups, estimate_cells
 from .thresholds import (
     OperatingPoint,
@@ -26,11 +26,33 @@ from .thresholds import (
     finding_of,
     measure_threshold,
     net_benefit_table,
+    patient_numbers,
     points_table,
     with_ends,
 )
 
 logger = logging.getLogger(__name__)
+
+
+def compute_metrics(
+    problem_type: str, labels: Any, scores: Any, class_names: Sequence[str]
+) -> dict[str, float | None]:
+    """Every metric of `METRICS` for a problem type.
+
+    Args:
+        problem_type: as `config.problem_type` of transformers.
+        labels: (N,) integer classes; (N, C) of 0 and 1 for multi-label; (N,) or (N, T) numbers for regression.
+        scores: (N, C) softmax or sigmoid probabilities; (N,) or (N, T) predictions for regression.
+        class_names: names of the C classes or T targets.
+
+    Returns:
+        Flat dictionary with `<metric>/<class>` at its end. A metric is None where the labels leave it undefined (a
+        class without examples of both kinds, numbers that do not vary); one warning then names the classes.
+
+    Raises:
+        BadDataError: see `Predictions`.
+    """
+    return Predictions(None, scores, labels, tuple(class_names), problem_type).metrics()
 
 
 def format_table(metrics: dict[str, Any], problem_type: str, class_names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from scipy.special import expit
 
 from ..errors import BadArgumentError, BadDataError, require_range
 from ..vocabulary import SINGLE_LABEL
-from .bootstrap import CONFIDENCE, Estimate, patient_numbers
+from .bootstrap import CONFIDENCE, Estimate
 
 if TYPE_CHECKING:
     from .predictions import Predictions
@@ -49,6 +49,17 @@ def _is_absence(name: str) -> bool:
     if not words:
         return False
     return words[0] in DENIALS or words[0].startswith("non") or (words[0] in HEALTH and set(words[1:]) <= BESIDES)
+
+
+def patient_numbers(patients: Any, rows: int) -> np.ndarray:
+    """Patient of each row as a number from 0 on, (N,); an unknown one (None, NaN) is a patient of its own."""
+    if patients is None:
+        return np.arange(rows)
+    names = pd.Series(np.asarray(patients, dtype=object))
+    if len(names) != rows:
+        raise BadDataError(f"{len(names)} patients were given for {rows} rows; give one per row")
+    row, known = pd.factorize(names)
+    return np.where(row < 0, len(known) + np.cumsum(row < 0) - 1, row)
 
 
 def share_interval(hits: Any, patients: Any = None) -> Estimate:

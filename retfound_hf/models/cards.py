@@ -16,6 +16,7 @@ from ..evaluation.metrics import METRICS, metric_title
 from ..evaluation.subgroups import FEWEST
 from ..files import atomic_file
 from ..vocabulary import MODALITIES, REGRESSION, problem_type_of
+from .configuration_retfound import is_calibrated
 from .image_processing_retfound import RetFoundImageProcessor
 from .loading import OFFICIAL_LICENSE, STARTING_POINTS, StartingPoint, find_starting_point
 
@@ -254,11 +255,11 @@ def calibration_text(folder: Path, problem_type: str | None, balanced: bool = Fa
         return "Not measured."
     text = f"Expected calibration error {number(metrics['ece'])}"
     text += f", Brier score {number(metrics['brier'])}" if metrics.get("brier") is not None else ""
-    names = _task(folder)[1]
-    scaling = LogitScaling.of(_settings(folder), len(names))
-    if scaling is None:
+    settings, names = _settings(folder), _task(folder)[1]
+    if not is_calibrated(settings):
         text += "; the probabilities are those of the network, nothing was fitted to them."
         return f"{text} {BALANCED}" if balanced else text
+    scaling = LogitScaling.of(settings, len(names))
     text += (
         f", after recalibration of the logits on validation images ({scaling.describe(names)}), which the head "
         "contains."

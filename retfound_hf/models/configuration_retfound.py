@@ -1,5 +1,6 @@
 """`RetFoundConfig`: a ViT-MAE configuration with RETFound's values, the classifier's options and named presets."""
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from transformers import ViTMAEConfig
@@ -23,6 +24,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoder_intermediate_size": 512,
     },
 }  # fmt: skip
+
+
+def is_calibrated(settings: Mapping[str, Any]) -> bool:
+    """Whether a configuration records a change that was fitted to the logits, which the head contains."""
+    return any(settings.get(name, value) != value for name, value in UNCALIBRATED.items())
 
 
 class HeadOptions:
@@ -80,7 +86,7 @@ class HeadOptions:
     @property
     def is_calibrated(self) -> bool:
         """Whether a change was fitted to the logits, which the head contains."""
-        return any(getattr(self, name) != value for name, value in UNCALIBRATED.items())
+        return is_calibrated(vars(self))
 
     def forget_calibration(self) -> None:
         """Take back the record of what was fitted to a head that is no more."""

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ..data.labelled import LabelledSet, read_labelled
 from ..errors import BadDataError, DivergedError, RetFoundError, join_names
 from ..evaluation.linear_probe import fit_linear_probe
-from ..evaluation.predictions import compute_metrics
+from ..evaluation.report import compute_metrics
 from ..files import atomic_file, write_json
 from ..images.drawing import contact_sheet
 from ..inference.predict import PreparedSplit, features, prepare_split, to_scores

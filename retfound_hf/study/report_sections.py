@@ -6,20 +6,10 @@ import numpy as np
 import pandas as pd
 
 from ..errors import RetFoundError
+from ..evaluation import document
 from ..evaluation.bootstrap import RESAMPLES, Estimate
 from ..evaluation.calibration import calibration_line
-from ..evaluation.document import (
-    Block,
-    Picture,
-    Section,
-    Table,
-    estimated,
-    interval,
-    is_missing,
-    number,
-    p_value,
-    share,
-)  # fmt: skip
+from ..evaluation.document import Block, Picture, Section, Table, estimated, interval, is_missing, number, p_value
 from ..evaluation.metrics import lower_is_better, metric_title
 from ..evaluation.plots import COLOURS, GREY, PAGE, short, unit_square
 from ..evaluation.predictions import Predictions
@@ -115,7 +105,7 @@ def _main_table(found: StudyResults, rows: pd.DataFrame, metric: str) -> Table:
         "model", title_of(found, rows["data"].iloc[0], metric), *(["seeds"] if some else []), "95% CI over patients",
         "95% CI over seeds", "± 1.96 SE over seeds", "against", "difference (95% CI)", "p", "p, Holm",
     ]  # fmt: skip
-    labels = "all training labels" if fraction == 1 else f"{share(fraction)} of the training labels"
+    labels = "all training labels" if fraction == 1 else f"{document.percent(fraction)} of the training labels"
     caption = (
         f"Test set, {labels}. {reference}, in bold, is tested against the best of the other models trained by the "
         "same method: two-sided, over patients and seeds; Holm's correction is for all comparisons of the study. "
@@ -192,7 +182,7 @@ def label_efficiency(found: StudyResults, data: str) -> Block | None:
         drawn.legend()
     shares = sorted(set(rows["fraction"]))
     what = f"{title} on the test set by share of the training labels"
-    table = _means(found, rows, "fraction", shares, ["model", *map(share, shares)], what)
+    table = _means(found, rows, "fraction", shares, ["model", *map(document.percent, shares)], what)
     alt = f"{data}: {title} against the share of training labels; the table below has the numbers"
     caption = (
         "Mean over seeds; the band is the 95% interval over them (Student's t). Smaller shares lie within larger ones."
@@ -230,7 +220,7 @@ def _time_table(found: StudyResults, data: str) -> Table:
     keys = ["model", "method", "fraction"]
     table = pd.DataFrame([{**job.columns, **job.efficiency} for job in jobs]).groupby(keys, sort=False)
     rows = [
-        [label_of(found, model, method), share(fraction), number(group["epochs_to_95"].mean(), 1),
+        [label_of(found, model, method), document.percent(fraction), number(group["epochs_to_95"].mean(), 1),
          duration(group["seconds_to_95"].astype(float).mean()), number(group["final"].mean())]
         for (model, method, fraction), group in table
     ]  # fmt: skip
@@ -375,7 +365,7 @@ def operating_points(found: StudyResults, data: str) -> Block | None:
                 numbers += [
                     result_row(system, "test", f"{name}@{place}", value, len(test)) for name, value in measured.items()
                 ]
-                cells.append([system.label, titles[label], f"{criterion} {share(target)}", number(threshold),
+                cells.append([system.label, titles[label], f"{criterion} {document.percent(target)}", number(threshold),
                               *map(estimated, measured.values()),
                               _counts(test.truth[:, index], test.scores[:, index] >= threshold)])  # fmt: skip
     if not cells:

@@ -10,7 +10,8 @@ from scipy.special import expit, softmax
 from retfound_hf.errors import BadArgumentError, BadDataError
 from retfound_hf.evaluation.bootstrap import bootstrap, interval, logit_interval, patients_of
 from retfound_hf.evaluation.metrics import weighted_metrics
-from retfound_hf.evaluation.predictions import Predictions, compute_metrics
+from retfound_hf.evaluation.predictions import Predictions
+from retfound_hf.evaluation.report import compute_metrics
 from retfound_hf.vocabulary import MULTI_LABEL as MULTI
 from retfound_hf.vocabulary import REGRESSION as NUMBERS
 from retfound_hf.vocabulary import SINGLE_LABEL as SINGLE

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from retfound_hf.evaluation.predictions import compute_metrics
-from retfound_hf.evaluation.report import load_metric
+from retfound_hf.evaluation.report import compute_metrics, load_metric
 from retfound_hf.vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 
 

@@ -10,8 +10,8 @@ from sklearn import metrics as reference
 
 from retfound_hf.errors import BadArgumentError
 from retfound_hf.evaluation.metrics import METRICS, Metric, lower_is_better, metric_of, metric_title
-from retfound_hf.evaluation.predictions import Predictions, compute_metrics
-from retfound_hf.evaluation.report import ReportArguments, format_table, write_report
+from retfound_hf.evaluation.predictions import Predictions
+from retfound_hf.evaluation.report import ReportArguments, compute_metrics, format_table, write_report
 from retfound_hf.vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 DESIGN = {

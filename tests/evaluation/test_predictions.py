@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from retfound_hf.errors import BadArgumentError, BadDataError
-from retfound_hf.evaluation.predictions import Predictions, compute_metrics
+from retfound_hf.evaluation.predictions import Predictions
+from retfound_hf.evaluation.report import compute_metrics
 from retfound_hf.vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 PATIENTS, EYES = ["a", "b", "a", "a"], ["L", "L", "R", "L"]

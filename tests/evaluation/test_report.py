@@ -9,9 +9,10 @@ import pytest
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError
-from retfound_hf.evaluation.predictions import Predictions, compute_metrics
+from retfound_hf.evaluation.predictions import Predictions
 from retfound_hf.evaluation.report import (
     ReportArguments,
+    compute_metrics,
     format_table,
     metric_rows,
     read_points,

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForImageClassification, EvalPrediction, TrainerCallback, get_scheduler
 
 from retfound_hf.errors import BadArgumentError
-from retfound_hf.evaluation.predictions import compute_metrics
+from retfound_hf.evaluation.report import compute_metrics
 from retfound_hf.finetuning.arguments import FinetuneTrainingArguments
 from retfound_hf.finetuning.methods import METHODS, build_classifier
 from retfound_hf.finetuning.trainer import BalancedSampler, layer_decay_groups, selection_metrics
