@@ -365,7 +365,8 @@ def operating_points(found: StudyResults, data: str) -> Block | None:
                 numbers += [
                     result_row(system, "test", f"{name}@{place}", value, len(test)) for name, value in measured.items()
                 ]
-                cells.append([system.label, titles[label], f"{criterion} {document.percent(target)}", number(threshold),
+                aim = f"{criterion} {document.percent(target)}"
+                cells.append([system.label, titles[label], aim, number(threshold),
                               *map(estimated, measured.values()),
                               _counts(test.truth[:, index], test.scores[:, index] >= threshold)])  # fmt: skip
     if not cells:

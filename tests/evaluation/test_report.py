@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -9,13 +10,14 @@ import pytest
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError
+from retfound_hf.evaluation.document import About, Section, metric_rows, tripod_section
 from retfound_hf.evaluation.predictions import Predictions
 from retfound_hf.evaluation.report import (
     ReportArguments,
     compute_metrics,
     format_table,
-    metric_rows,
     read_points,
+    ungradable_rows,
     write_points,
     write_report,
 )
@@ -95,10 +97,10 @@ def predicted():
 
 
 def written(folder, predicted, **options):
-    points = options.pop("points", ())
+    points, about = options.pop("points", ()), options.pop("about", None)
     rows, targets, scores = predicted
     predictions = Predictions.of_table(rows, targets, scores, CLASSES, SINGLE_LABEL)
-    metrics = write_report(folder, predictions, ReportArguments(**options), points, plots=False)
+    metrics = write_report(folder, predictions, ReportArguments(**options), points, False, about)
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     return metrics
 
@@ -106,7 +108,11 @@ def written(folder, predicted, **options):
 def test_by_default_nothing_is_added(tmp_path, predicted):
     metrics = written(tmp_path, predicted)
     assert metrics == compute_metrics(SINGLE_LABEL, *predicted[1:], CLASSES)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "predictions.csv"]
+    files = ["counts.csv", "metrics.json", "net_benefit.csv", "predictions.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    counts = pd.read_csv(tmp_path / "counts.csv").set_index("class")
+    assert counts["rows"].eq(240).all() and counts["patients"].eq(60).all()
+    assert counts["positives"].tolist() == np.bincount(predicted[1]).tolist()
     columns = list(pd.read_csv(tmp_path / "predictions.csv").columns)
     assert columns == ["id", "label", "prediction", *(f"prob/{name}" for name in CLASSES), "patient_id", "eye"]
 
@@ -236,3 +242,89 @@ def test_a_column_that_is_missing_is_named_with_the_nearest(predicted):
     with pytest.raises(BadArgumentError) as error:
         ReportArguments(subgroup_columns=["camra"]).check_columns(predicted[0], "set")
     assert error.value.value == "camra" and "camera" in error.value.accepted
+
+
+def test_the_page_says_who_was_studied_and_what_figures_rest_on(tmp_path, predicted):
+    rows, targets, scores = predicted
+    rows = rows.assign(sex=np.repeat(["F", "M", None], 80), ungradable=(np.arange(240) % 10 == 0).astype(int))
+    parts = {"train": (rows[:120], targets[:120]), "test": (rows, targets)}
+    about = About("A <study>", {"model": "mine"}, parts, "Nothing was fitted.", unread=np.array([2, 2, 0]))
+    points = [OperatingPoint("severe", "sensitivity", 0.9, 0.3)]
+    options = {"prevalence": ["severe=0.03"], "ungradable_column": "ungradable"}
+    written(tmp_path, (rows, targets, scores), points=points, about=about, **options)
+    table = pd.read_csv(tmp_path / "characteristics.csv", index_col=0)
+    assert list(table.columns) == ["train", "test"] and table.loc["Images", "test"] == "240"
+    assert table.loc["Patients", "train"] == "30" and table.loc["Sex, patients: F", "test"] == "20 (33.3%)"
+    assert table.loc["Sex, patients: missing", "test"] == "20 (33.3%)"
+    assert table.loc["severe, images", "test"].startswith(f"{(targets == 2).sum()} (")
+    ages = rows.drop_duplicates("patient_id")["age"]
+    assert table.loc["Age, patients: mean (SD)", "test"] == f"{ages.mean():.1f} ({ages.std():.1f})"
+    assert table.loc["Camera, images: A", "test"].startswith(f"{(rows['camera'] == 'A').sum()} (")
+    point = pd.read_csv(tmp_path / "operating_points.csv").iloc[0]
+    called, ill = scores[:, 2] >= 0.3, targets == 2
+    assert [point[name] for name in ("tp", "fp", "fn", "tn")] == [
+        (called & ill).sum(), (called & ~ill).sum(), (~called & ill).sum(), (~called & ~ill).sum()
+    ]  # fmt: skip
+    assert point["prevalence"] == 0.03 and point["ppv_there"] < point["ppv"]
+    lost = pd.read_csv(tmp_path / "ungradable.csv").iloc[0]
+    marked = rows["ungradable"] == 1
+    assert (lost["ungradable_positives"], lost["ungradable_negatives"]) == (
+        (marked & ill).sum() + 2,
+        (marked & ~ill).sum() + 1,
+    )
+    assert lost["sensitivity_referred"] == pytest.approx(((called | marked) & ill).sum() / ill.sum(), abs=0.02)
+    assert lost["specificity_gradable"] == pytest.approx((~called & ~ill)[~marked].sum() / (~ill)[~marked].sum())
+    page = (tmp_path / "report.html").read_text()
+    assert "A &lt;study&gt;" in page and "<study>" not in page and "Nothing was fitted." in page
+    assert "3 images could not be read" in page and "240 images of 60 patients" in page
+    sections = re.findall(r'<section id="(.*?)">', page)
+    assert sections == ["participants", "performance", "thresholds", "utility", "settings", "tripod"]
+
+
+def test_the_checklist_has_every_item_once_and_says_what_is_left_to_the_authors():
+    sections = [Section(name, name.title(), "", []) for name in ("participants", "performance", "settings")]
+    rows = tripod_section(sections).blocks[0].tables[0].rows
+    items = [row[0] for row in rows]
+    assert len(items) == len(set(items)) == 52 and {re.match(r"\d+", item)[0] for item in items} == set(
+        map(str, range(1, 28))
+    )
+    answered = {row[0]: (row[3], row[4]) for row in rows}
+    assert answered["17"] == answered["25"] == ("no", "to be written by the authors")
+    assert answered["21"] == ("yes", "Participants") and answered["10"][0] == "in part"
+    assert answered["15"][0] == "no"  # no thresholds in this report
+
+
+@pytest.mark.parametrize(
+    ("prevalence", "names"),
+    [
+        ("2", ["a", "b"]),
+        ("amd=0", ["amd", "b"]),
+        ("amd=x", ["amd", "b"]),
+        ("0.1", list("abc")),
+        ("d=0.1", list("abc")),
+    ],
+)
+def test_a_prevalence_is_a_share_of_a_class(prevalence, names):
+    with pytest.raises(BadArgumentError) as error:
+        ReportArguments(prevalence=[prevalence]).prevalences(SINGLE_LABEL, names)
+    assert error.value.field == "prevalence"
+
+
+def test_prevalences():
+    assert ReportArguments(prevalence=0.02).prevalences(SINGLE_LABEL, ["amd", "healthy"]) == {"amd": 0.02}
+    several = ReportArguments(prevalence=["a=0.1", "b=c=0.2"]).prevalences(MULTI_LABEL, ["a", "b=c"])
+    assert several == {"a": 0.1, "b=c": 0.2}
+
+
+def test_columns_of_ungradable_images():
+    marks = pd.Series(["Yes", "0", None, "ungradable", False, 1.0, True], name="ungradable")
+    assert ungradable_rows(marks).tolist() == [True, False, False, True, False, True, True]
+    assert ungradable_rows(pd.Series(["good", "reject"], name="quality")).tolist() == [False, True]
+    for wrong in (pd.Series([2, 0], name="ungradable"), pd.Series([1, 0], name="gradable")):
+        with pytest.raises(BadDataError):
+            ungradable_rows(wrong)
+    with pytest.raises(BadArgumentError) as error:
+        ReportArguments(ungradable_column="gradeable").check_columns(
+            pd.DataFrame({"id": ["a"], "ungradeable": [0]}), "x"
+        )
+    assert error.value.field == "ungradable_column"

@@ -70,7 +70,7 @@ def test_files_of_the_folder(finished_run):
     assert files == {
         "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "metrics.json", "predictions.csv",
         "history.json", "run.json", "splits.csv", "operating_points.json", "operating_points.csv", "plots",
-        "validation",
+        "validation", "counts.csv", "net_benefit.csv", "characteristics.csv", "report.html",
     }  # fmt: skip
     for folder in (finished_run.folder, finished_run.folder / "validation"):
         plots = " ".join(path.stem for path in (folder / "plots").glob("*.png"))
