@@ -288,7 +288,7 @@ def metric_rows(names: Collection[str], problem_type: str, class_names: Sequence
     own = [name for name in names if finding is not None and name.endswith(f"/{finding}")]
     if f"recall/{finding}" not in own:
         return [(name, metric_title(name, several=len(class_names) > 1)) for name in overall]
-    rows = [(name, metric_title(name)) for name in own]
+    rows = [(name, metric_title(name)) for name in ("auroc", *own) if name in names and name != f"auroc/{finding}"]
     return rows + [(name, metric_title(name, several=True)) for name in overall if name != "auroc"]
 
 

@@ -66,7 +66,11 @@ def format_table(metrics: dict[str, Any], problem_type: str, class_names: Sequen
         Lines without a final line break: 3 decimals, `undefined` for None, an interval in brackets after its value.
     """
     names = [name for name in metrics if not name.endswith(INTERVAL)]
-    lines = _aligned([[title, _cell(metrics, name)] for name, title in metric_rows(names, problem_type, class_names)])
+    rows = metric_rows(names, problem_type, class_names)
+    # By their names in `metrics.json`, and of a mean that it is one.
+    lines = _aligned(
+        [[name + title[title.find(MEAN) :] * (MEAN in title), _cell(metrics, name)] for name, title in rows]
+    )
     # A class name may hold a slash itself: only the first one separates.
     columns = list(dict.fromkeys(name.split("/", 1)[0] for name in names if "/" in name))
     if columns:
@@ -97,6 +101,7 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     return lines
 
 
+MEAN = ", mean of"
 IDENTIFYING = ("patient_id", "id", "image")  # a group of these is one patient or one image, by name
 MOST_ALONE = 0.5  # share of patients with a group of their own: above it, a column tells who they are
 

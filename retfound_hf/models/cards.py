@@ -294,7 +294,9 @@ def model_index(folder: Path, name: str, dataset: str, dataset_id: str | None = 
             dataset_name=dataset,
             dataset_split="test",
             metric_type=metric,
-            metric_name=headings.get(metric) or title(metric),
+            metric_name=None
+            if headings.get(metric, title(metric)) == title(metric) and "/" not in metric
+            else headings[metric],
             metric_value=value,
         )
         for metric, value in metrics.items()
