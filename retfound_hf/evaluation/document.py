@@ -404,7 +404,7 @@ def report_sections(
         ]  # fmt: skip
         kept = [table for table in made_here if table.rows]
         pictures = charts if name == "plots" else []
-        if kept or pictures:
+        if kept or pictures or notes.get(name):
             found.append(Section(name, title, lead, [Block(charts=pictures, tables=kept, notes=notes.get(name, ()))]))
     return [*found, tripod_section(found)]
 

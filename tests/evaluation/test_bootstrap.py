@@ -72,7 +72,8 @@ def test_every_metric_gets_an_interval_around_it(kind):
     for name, estimate in found.items():
         assert estimate.value == expected[name]
         assert name == "ece" or estimate.low < estimate.value < estimate.high, name
-        assert (estimate.n, estimate.undefined) == (150, 0)
+        of_some = name.startswith(("recall/", "precision/"))  # shares of the rows of a class, or called it
+        assert (estimate.n < 150 if of_some else estimate.n == 150) and estimate.undefined == 0
 
 
 def test_the_seed_decides_and_so_do_the_patients():

@@ -278,7 +278,7 @@ def test_the_page_says_who_was_studied_and_what_figures_rest_on(tmp_path, predic
     assert "A &lt;study&gt;" in page and "<study>" not in page and "Nothing was fitted." in page
     assert "3 images could not be read" in page and "240 images of 60 patients" in page
     sections = re.findall(r'<section id="(.*?)">', page)
-    assert sections == ["participants", "performance", "thresholds", "utility", "settings", "tripod"]
+    assert sections == ["participants", "performance", "thresholds", "utility", "calibration", "settings", "tripod"]
 
 
 def test_the_checklist_has_every_item_once_and_says_what_is_left_to_the_authors():
