@@ -3,9 +3,12 @@
 import atexit
 import itertools
 import os
+import re
 import secrets
 import shutil
+import struct
 import tempfile
+import unicodedata
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +25,17 @@ ACCEPTED = f"{', '.join(IMAGE_SUFFIXES)}, or DICOM of any name"
 # Deflate reaches 1,000 on zeros; photographs stay below 2, empty scans below 20.
 MAX_RATIO = 100
 MAX_ENTRIES = 100_000
+UTF8_NAME, UNICODE_PATH = 0x800, 0x7075  # flag and extra field of a zip's entry
+# Code pages in which zips of Windows hold names without saying so: Chinese, Japanese and Korean ones with a codec and
+# the common characters in it; then those of one byte, of which letters are counted.
+WIDE_PAGES = {
+    "gbk": ("gb2312", re.compile(rb"[\xb0-\xd7].", re.S)), "big5": ("big5", re.compile(rb"[\xa4-\xc6].", re.S)),
+    "cp949": ("euc_kr", re.compile(rb"[\xb0-\xc8].", re.S)),
+    "cp932": ("shift_jis", re.compile(rb"\x82[\x9f-\xf1]|\x83[\x40-\x96]|[\x88-\x98].", re.S)),
+}  # fmt: skip
+NARROW_PAGES = ("cp850", "cp1252", "cp866", "cp1251", "cp737", "cp862", "cp437")
+# Left, right and eye, which tell between pages that give common characters alike.
+EYE_WORDS = re.compile("[左右]|[眼目]|왼|오른|[좌우]안|눈|лев|прав|глаз")
 
 
 @dataclass(frozen=True)
@@ -78,14 +92,15 @@ class Archive:
                 raise BadDataError(f"the zip has more than {MAX_ENTRIES:,} entries; send it in parts")
             for entry in archive.filelist:
                 _check_entry(entry, limits)
+            self.names = names = entry_names(archive.filelist)
             for entry in archive.filelist:
-                parts = PurePosixPath(entry.filename).parts
+                parts = PurePosixPath(names[entry.filename]).parts
                 if entry.is_dir() or not parts or any(part.startswith((".", "__MACOSX")) for part in parts):
                     continue
                 if is_image(entry.filename, partial(archive.open, entry)):
                     self.entries.append(entry)
                 else:
-                    self.passed_over.append(entry.filename)
+                    self.passed_over.append(names[entry.filename])
         if sum(entry.file_size for entry in self.entries) > limits.unpacked_bytes:
             raise BadDataError(
                 f"the zip unpacks to more than {limits.unpacked_bytes / 2**20:,.0f} MB; send it in parts"
@@ -97,11 +112,68 @@ class Archive:
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
         """Path within the zip and content of each image, by path; empty where it cannot be unpacked."""
         with zipfile.ZipFile(self.file) as archive:
-            for entry in sorted(self.entries, key=lambda entry: entry.filename):
+            for entry in sorted(self.entries, key=lambda entry: self.names[entry.filename]):
                 content = b""
                 with suppress(Exception), archive.open(entry) as file:  # zipfile fails with errors of every type
                     content = file.read(entry.file_size + 1)  # bounded, since the table of contents may lie
-                yield entry.filename, content if len(content) == entry.file_size else b""
+                yield self.names[entry.filename], content if len(content) == entry.file_size else b""
+
+
+def entry_names(entries: Sequence[zipfile.ZipInfo]) -> dict[str, str]:
+    """Names of a zip's entries as they were meant, by those that `zipfile` gives.
+
+    A name is UTF-8 where the entry or its bytes say so, else in the code page that makes the most sense of all names
+    together: common characters, or letters of one script in a row.
+    """
+    meant = {entry.filename: _unicode_path(entry) or entry.filename for entry in entries}
+    raw = {
+        entry.filename: entry.filename.encode("cp437")
+        for entry in entries
+        if not entry.flag_bits & UTF8_NAME and not entry.filename.isascii() and meant[entry.filename] == entry.filename
+    }
+    if raw:
+        everything = b"/".join(raw.values())
+        pages = [page for page in ("utf-8", *WIDE_PAGES, *NARROW_PAGES) if _decoded(everything, page)]
+        page = max(pages, key=lambda page: _plausibility(_decoded(everything, page), page))
+        meant |= {name: content.decode(page) for name, content in raw.items()}
+    return meant
+
+
+def _unicode_path(entry: zipfile.ZipInfo) -> str:
+    """Name in the extra field that Info-ZIP writes beside one in a code page, else empty."""
+    extra = entry.extra
+    while len(extra) >= 4:
+        kind, size = struct.unpack("<HH", extra[:4])
+        if kind == UNICODE_PATH and size > 5:
+            return _decoded(extra[9 : 4 + size], "utf-8")
+        extra = extra[4 + size :]
+    return ""
+
+
+def _decoded(content: bytes, page: str) -> str:
+    try:
+        return content.decode(page)
+    except UnicodeDecodeError:
+        return ""
+
+
+def _plausibility(text: str, page: str) -> float:
+    """Share of the characters beyond ASCII that make sense, and more for words of the eye."""
+    if page == "utf-8":
+        return 2.0  # hardly anything else is valid UTF-8
+    codec, common = WIDE_PAGES.get(page, ("", re.compile(b"")))
+    good = 0
+    beyond = [place for place, letter in enumerate(text) if not letter.isascii()]
+    for place in beyond:
+        letter, before, after = text[place], text[place - 1 : place], text[place + 1 : place + 2]
+        if codec:
+            good += common.fullmatch(letter.encode(codec, "replace")) is not None
+        else:
+            near = [one for one in (before, after) if one.isalpha()]
+            scripts = {unicodedata.name(one).split()[0] for one in (letter, *near) if one.isalpha()}
+            rare = scripts == {"LATIN"} and near and not any(map(str.isascii, near))  # accents in a row
+            good += letter.isalpha() and len(scripts) == 1 and not rare and not (letter.isupper() and before.islower())
+    return good / max(len(beyond), 1) + 0.5 * bool(EYE_WORDS.search(text))
 
 
 def _check_entry(entry: zipfile.ZipInfo, limits: Limits) -> None:

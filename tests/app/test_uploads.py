@@ -1,5 +1,6 @@
 """Uploads: what of zips and folders is read, what is refused before a byte is unpacked, and names."""
 
+import struct
 import zipfile
 from io import BytesIO
 
@@ -124,3 +125,34 @@ def test_batches_without_images_or_with_too_many_are_refused(upload):
     with pytest.raises(BadDataError) as error:
         Batch([upload(f"{index}.png", b"x") for index in range(3)], [], Limits(images=2))
     assert "3 images; at most 2" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("gbk", ["左眼_001.jpg", "张三/眼底.jpg"]), ("cp932", ["患者/右目.jpg", "カルテ.jpg", "山田太郎.jpg"]),
+        ("cp949", ["왼쪽_001.jpg", "김철수/우안.jpg"]), ("big5", ["病人/右眼.jpg"]),
+        ("cp850", ["rétine.jpg", "Fuß/Ø.jpg"]),
+        ("cp1252", ["Größe.jpg"]), ("cp866", ["Иванов/левый.jpg"]), ("cp1251", ["Иванов.jpg"]),
+        ("utf-8", ["rétine.jpg", "左眼.jpg"]),
+    ],
+)  # fmt: skip
+def test_names_in_other_code_pages_are_read_as_they_were_meant(page, names):
+    stands = [chr(ord("A") + number) * len(name.encode(page)) for number, name in enumerate(names)]
+    content = zipped({**dict.fromkeys(stands, b"x"), "plain.txt": b"x"}).getvalue()
+    for stand, name in zip(stands, names, strict=True):
+        content = content.replace(stand.encode(), name.encode(page))
+    archive = Archive(BytesIO(content), Limits())
+    assert [name for name, _ in archive] == sorted(names) and archive.passed_over == ["plain.txt"]
+    assert all(content == b"x" for _, content in archive)
+
+
+def test_a_name_that_is_marked_as_utf8_is_taken():
+    path = "左眼.jpg".encode()
+    entry = zipfile.ZipInfo("zuo.jpg")
+    entry.extra = struct.pack("<HHBI", 0x7075, 5 + len(path), 1, 0) + path
+    file = BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(entry, b"x")
+        archive.writestr("œil.jpg", b"x")
+    assert sorted(name for name, _ in Archive(file, Limits())) == ["œil.jpg", "左眼.jpg"]
