@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .inference.embed import embed
     from .inference.evaluate import evaluate
     from .inference.predict import load_classifier
+    from .inference.unlabelled import predict
     from .models.backbones import BACKBONES
     from .models.loading import STARTING_POINTS
     from .pretraining.objectives import OBJECTIVES
@@ -45,6 +46,7 @@ _LAZY = {
     "explain": "explanation.explain",
     "finetune": "finetuning.finetune",
     "load_classifier": "inference.predict",
+    "predict": "inference.unlabelled",
     "prepare_images": "data.prepare_images",
     "pretrain": "pretraining.pretrain",
     "run_study": "study.runner",
@@ -70,6 +72,7 @@ __all__ = [
     "explain",
     "finetune",
     "load_classifier",
+    "predict",
     "prepare_images",
     "pretrain",
     "run_study",

@@ -22,6 +22,7 @@ COMMANDS = {
     "finetune": ("finetuning.finetune", "main", "model folder + labelled set -> classifier: full, lora or linear"),
     "study": ("study.runner", "main", "models x methods x data x fractions x seeds, from one file to a report"),
     "evaluate": ("inference.evaluate", "main", "fine-tuned folder on any labelled set"),
+    "predict": ("inference.unlabelled", "main", "images without labels -> predictions.csv, with their quality"),
     "export": ("hub.export", "main", "model folder -> timm's state dict or an ONNX graph"),
     "publish": ("hub.publish", "main", "finished folder -> the Hub, with its card"),
     "embed": ("inference.embed", "main", "feature vectors of images"),

@@ -1,35 +1,37 @@
 """Images from anywhere: folders, tables, parquet shards and data sets as lazy lists of references to images."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, nearest, one_line
-from ..hub_access import look_up_data_set
-from ..images.reading import IMAGE_SUFFIXES, walk_images
+from ..errors import BadDataError, join_names
+from ..images.reading import is_image_file, walk_images
 from . import tables
-from .tables import TABLE_SUFFIXES, check_columns, check_filled, holds_images, read_table, table_images
+from .tables import TABLE_SUFFIXES, check_columns, check_filled, read_table, splits_of, table_images
 
 if TYPE_CHECKING:
-    import datasets
+    pass
 
+logger = logging.getLogger(__name__)
 ACCEPTED_FILES = "an image, a folder of images or of parquet shards, or a CSV or parquet table with a column image"
 ACCEPTED = (
     "a folder of images, a CSV or parquet table with a column image, a folder of parquet shards, a folder that "
     "save_to_disk wrote, or the id of a data set on the Hugging Face Hub"
 )
 BATCH = 1000  # rows that are listed at once
-SAVED = ("dataset_dict.json", "state.json")  # of `save_to_disk`
+METADATA = "metadata.csv"  # beside images
+SHARD = "shard "  # a column of our own: those of files have no blank at the end
 
 
 class ImageRef(NamedTuple):
@@ -71,25 +73,29 @@ class Part:
 
 @dataclass(frozen=True)
 class ShardPart:
-    """A parquet file with a column `image` (bytes and path); `refs` reads it on every access."""
+    """A parquet file with a column of images (bytes and path); `refs` reads it on every access.
+
+    Attributes:
+        index, name: position, and a unique name that fits a file.
+        path, column: of the file, and of its images.
+        ids: of its images.
+    """
 
     index: int
     name: str
     path: Path
+    column: str
+    ids: Sequence[str] = field(repr=False)
 
     @property
     def refs(self) -> list[ImageRef]:
-        table = pq.read_table(self.path)
-        images: list[Any] = [{"bytes": c} if isinstance(c, bytes) else c for c in table["image"].to_pylist()]
-        if "id" in table.column_names:
-            ids = [str(value) for value in table["id"].to_pylist()]
-        else:
-            ids = [image.get("path") or f"{self.name}/{index}" for index, image in enumerate(images)]
-        return [ImageRef(name, self._file(image)) for name, image in zip(ids, images, strict=True)]
-
-    def _file(self, image: dict[str, Any]) -> str | bytes:
-        near = self.path.parent / (image.get("path") or "")
-        return image["bytes"] or (str(near) if near.is_file() else image.get("path"))
+        cells = pq.read_table(self.path, columns=[self.column])[self.column].to_pylist()
+        images = [cell if isinstance(cell, dict) else {"bytes": cell} for cell in cells]
+        root = str(self.path.parent)
+        return [
+            ImageRef(name, image.get("bytes") or placed(image.get("path") or "", root))
+            for name, image in zip(self.ids, images, strict=True)
+        ]
 
     @cached_property
     def identity(self) -> str:
@@ -119,6 +125,10 @@ class ImageSource:
         """What changes when the content of the image does; its repr is hashed."""
         return file_stamp(ref.image)
 
+    def columns(self) -> pd.DataFrame | None:
+        """What else the source tells of its images, such as patients: a row per image, with its `id`."""
+        return None
+
     def opener(self) -> Callable[[Any], str | bytes]:
         """Picklable function from `ImageRef.image` to a path or the bytes of a file."""
         return _as_it_is
@@ -133,10 +143,10 @@ class ImageSource:
 
 
 class FolderSource(ImageSource):
-    """Image files under a folder, named by their paths within it."""
+    """Image files under a folder, named by their paths within it; other files are named in a warning."""
 
     def __init__(self, folder: str, accepted: str = ACCEPTED):
-        self.name = folder
+        self.name, self._others = folder, None
         if next(walk_images(folder), None) is None:
             raise BadDataError(f"{folder} holds no image; give {accepted}", source=folder)
 
@@ -146,40 +156,45 @@ class FolderSource(ImageSource):
     @cached_property
     def _count(self) -> int:
         # At the price of a second listing: hours of work deserve a progress bar that knows its end.
-        return sum(1 for _ in tqdm(walk_images(self.name), desc="Listing", unit="image", leave=False))
+        return sum(1 for _ in tqdm(iter(self), desc="Listing", unit="image", leave=False))
 
     def __iter__(self) -> Iterator[ImageRef]:
-        for path in walk_images(self.name):
+        others: list[str] = []
+        for path in walk_images(self.name, others):
             yield ImageRef(as_utf8(path), f"{self.name}/{path}")
+        if self._others is None:  # once
+            self._others = others
+            warn_of_passed_over(self.name, others)
+
+    def columns(self) -> pd.DataFrame | None:
+        path = Path(self.name) / METADATA
+        return read_metadata(path).rename(columns={"image": "id"}) if path.is_file() else None
 
 
 class TableSource(ImageSource):
-    """Paths in a column of a table, named by its column `id`, or else by the paths.
+    """Paths in a column of a table, named by their paths relative to its folder, as in labelled sets.
 
     Args:
-        path: of the table; relative paths start at its folder.
+        path: of the table.
         image_column: holds the paths.
+        image_root: folder at which relative paths start; by default that of the table.
         keep_columns: carried along.
-        as_written: name images by their paths as the table has them, instead of normalised and relative to it.
+        by_id: name images by the column `id`, where there is one.
     """
 
     def __init__(
-        self, path: str, image_column: str = "image", keep_columns: Sequence[str] = (), as_written: bool = False
-    ):
+        self, path: str, image_column: str = "image", image_root: str | None = None, keep_columns: Sequence[str] = (),
+        by_id: bool = False,
+    ):  # fmt: skip
         self.name = path
         table = read_table(Path(path), ("id", *keep_columns))
         check_columns(table, [image_column], path, "image_column")
         check_columns(table, keep_columns, path, "keep_columns")
-        named = "id" in table.columns and image_column != "id"
-        for column in (image_column, *(["id"] if named else [])):
-            check_filled(table, column, path)
-        if as_written:
-            paths = [os.path.join(os.path.dirname(path), str(name)) for name in table[image_column]]
-            placed = table.assign(id=table["id" if named else image_column], image=paths)
-        else:
-            placed = table_images(table, path, image_column)
-            placed = placed.assign(id=table["id"]) if named else placed
-        placed = placed.assign(image=tables.find_files(placed["image"], path))
+        if by_id := by_id and "id" in table.columns and image_column != "id":
+            check_filled(table, "id", path)
+        listed = table_images(table, path, image_column, image_root)
+        listed = listed.assign(id=table["id"]) if by_id else listed
+        listed = listed.assign(image=tables.find_files(listed["image"], path))
         try:
             kept = pa.Table.from_pandas(table[list(keep_columns)], preserve_index=False).replace_schema_metadata(None)
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -188,8 +203,9 @@ class TableSource(ImageSource):
             import datasets
 
             self.features = datasets.Features.from_arrow_schema(kept.schema)
+        self._columns = listed.drop(columns="image")
         # As Arrow, which takes less memory than pandas' strings.
-        texts = {name: pa.array(placed[name].astype(str), pa.string()) for name in ("id", "image")}
+        texts = {name: pa.array(listed[name].astype(str), pa.string()) for name in ("id", "image")}
         self._table = pa.table({**texts, **{f"kept_{name}": kept[name] for name in keep_columns}})
 
     def __len__(self) -> int:
@@ -199,6 +215,9 @@ class TableSource(ImageSource):
         for batch in self._table.to_batches(max_chunksize=BATCH):
             for name, path, *facts in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 yield ImageRef(name, path, dict(zip(self.features, facts, strict=True)))
+
+    def columns(self) -> pd.DataFrame:
+        return self._columns
 
 
 class ListSource(ImageSource):
@@ -222,130 +241,140 @@ class ListSource(ImageSource):
 
 
 class ShardSource(ImageSource):
-    """Parquet files that hold images, read one by one; named by their column `id`, or by the images' own paths."""
+    """Parquet files that hold images, read one by one; named as a labelled set of them is, see `stored_ids`."""
 
-    def __init__(self, name: str, shards: Sequence[Path]):
-        self.name, self.shards = name, shards
+    def __init__(self, name: str, shards: Sequence[Path], image_column: str = "image"):
+        self.name, self._splits = name, _splits_of_shards(name, shards)
+        self._fields = {shard: tables.image_field(shard, image_column) or image_column for shard in shards}
 
     def __len__(self) -> int:
-        return sum(pq.read_metadata(shard).num_rows for shard in self.shards)
+        return len(self._rows)
 
     def __iter__(self) -> Iterator[ImageRef]:
         for part in self.parts():
             yield from part.refs
 
+    @cached_property
+    def _rows(self) -> pd.DataFrame:
+        """`shard`, `id` and the other columns of every image."""
+        found, numbers, paths, root = [], [], [], os.path.abspath(self.name)
+        names = splits_of(self._splits)
+        for split, shards in self._splits.items():
+            first = len(numbers)
+            for shard in shards:
+                column = self._fields[shard]
+                schema = pq.read_schema(shard)
+                wanted = [name for name in schema.names if name != column]
+                has_path = pa.types.is_struct(schema.field(column).type)
+                rows = pq.ParquetFile(shard).read([*wanted, *([f"{column}.path"] if has_path else [])])
+                cells = rows[column].to_pylist() if has_path else [None] * pq.read_metadata(shard).num_rows
+                paths += [cell and cell["path"] for cell in cells]
+                some = rows.select(wanted).to_pandas(ignore_metadata=True).reindex(range(len(cells)))
+                found.append(some.assign(**{SHARD: str(shard)}))
+                start = len(numbers) - first
+                numbers += [f"{names.get(split, split)}/{row}" for row in range(start, start + len(cells))]
+        table = pd.concat(found, ignore_index=True)
+        return table.assign(id=stored_ids(paths, table.get("id"), numbers, root))
+
     def parts(self, size: int = 0) -> Iterator[ShardPart]:
-        for index, shard in enumerate(self.shards):
-            yield ShardPart(index, f"{index:05d}-{shard.stem}", shard)
+        ids = self._rows.groupby(SHARD, sort=False)["id"].agg(list)
+        for index, (shard, some) in enumerate(ids.items()):
+            path = Path(str(shard))
+            yield ShardPart(index, f"{index:05d}-{path.stem}", path, self._fields[path], some)
+
+    def columns(self) -> pd.DataFrame:
+        return self._rows.drop(columns=SHARD)
 
 
-class DatasetSource(ImageSource):
-    """Rows of one or all splits of a data set, memory-mapped.
+def _splits_of_shards(name: str, shards: Sequence[Path]) -> dict[str, list[Path]]:
+    """Shards by split, as `datasets` divides the files of a folder by their names."""
+    import datasets
 
-    Named by the column `id`; or the path of an image's file within the data set's folder; or split, row and the name
-    of the file that the image was, such as `train/17/eye.jpg`.
-    """
-
-    def __init__(self, data: str, split: str | None, image_column: str, keep_columns: Sequence[str]):
-        import datasets
-
-        self.name = os.path.abspath(data) if os.path.exists(data) else data
-        splits = load_splits(data, ACCEPTED)
-        if split is not None and split not in splits:
-            message = f"{data} has no split {split!r}; it has {join_names(splits)}{nearest(split, splits)}"
-            raise BadArgumentError(message, field="split", value=split, accepted=splits)
-        splits = {name: part for name, part in splits.items() if split in (None, name)}
-        first = next(iter(splits.values()))
-        check_columns(first.features, keep_columns, data, "keep_columns")
-        self.features = datasets.Features({name: first.features[name] for name in keep_columns})
-        self._column = find_image_column(first, image_column, data)
-        encoded = datasets.Image(decode=False)
-        self._splits = {name: part.cast_column(self._column, encoded) for name, part in splits.items()}
-        self._fingerprints = [part._fingerprint for part in splits.values()]
-
-    def __len__(self) -> int:
-        return sum(part.num_rows for part in self._splits.values())
-
-    def __iter__(self) -> Iterator[ImageRef]:
-        for number, (split, part) in enumerate(self._splits.items()):
-            wanted = [self._column, *(["id"] if "id" in part.column_names else []), *self.features]
-            rows = part.select_columns(list(dict.fromkeys(wanted))).with_format("arrow")
-            for start in range(0, part.num_rows, BATCH):
-                batch = rows[start : start + BATCH]
-                images = batch[self._column]
-                paths = pc.struct_field(images, "path").to_pylist()
-                external = pc.is_null(pc.struct_field(images, "bytes")).to_pylist()
-                names = batch["id"].to_pylist() if "id" in wanted else [None] * len(paths)
-                facts = batch.select(list(self.features)).to_pylist() if self.features else [{}] * len(paths)
-                columns = zip(paths, external, names, facts, strict=True)
-                for row, (path, is_external, name, some) in enumerate(columns, start):
-                    name = self._fallback_name(split, row, path) if name is None else str(name)
-                    yield ImageRef(as_utf8(name), (number, row, path if is_external else None), some)
-
-    def stamp(self, ref: ImageRef) -> Any:
-        number, _, path = ref.image
-        return self._fingerprints[number], file_stamp(path) if path else None
-
-    def opener(self) -> Callable[[tuple[int, int, str | None]], str | bytes]:
-        return RowOpener([part.select_columns(self._column) for part in self._splits.values()], self._column)
-
-    def _fallback_name(self, split: str, row: int, path: str | None) -> str:
-        if path and path.startswith(self.name + "/"):
-            return path.removeprefix(self.name + "/")
-        return "/".join([split, str(row), *([os.path.basename(path)] if path else [])])
+    if os.path.isfile(name):
+        return {"train": list(shards)}
+    try:
+        listed = datasets.load_dataset_builder(name).config.data_files or {}
+    except Exception:  # it reads cards, among others, with errors of every type
+        listed = {}
+    found = {str(split): [Path(file) for file in files] for split, files in listed.items()}
+    place = {os.path.realpath(path): path for path in shards}
+    known = {split: [place.pop(os.path.realpath(path)) for path in files if os.path.realpath(path) in place]
+             for split, files in found.items()}  # fmt: skip
+    known.setdefault("train", []).extend(place.values())
+    return {split: files for split, files in known.items() if files}
 
 
-@dataclass
-class RowOpener:
-    """Reads an image from its data set, which each worker process maps into memory for itself."""
-
-    splits: "list[datasets.Dataset]"
-    image_column: str
-
-    def __call__(self, place: tuple[int, int, str | None]) -> str | bytes:
-        number, row, _ = place
-        image = self.splits[number][row][self.image_column]
-        if image is None:
-            raise UnreadableImageError("the row holds no image")
-        return image["path"] if image["bytes"] is None else image["bytes"]
-
-
-def open_source(
-    source: str, *, split: str | None = None, image_column: str = "image", keep_columns: Sequence[str] = ()
-) -> ImageSource:
-    """A folder tree of images, a table of paths, or whatever `datasets` reads.
+def stored_ids(paths: Sequence[str | None], own: Any, numbers: Sequence[str], root: str) -> list[str]:
+    """Ids of images in a data set, by which every command knows them.
 
     Args:
-        source: path or Hub id.
-        split: of a data set; all of its splits, one after the other, by default.
-        image_column: of a table or a data set.
-        keep_columns: columns of a table or a data set that are carried along.
+        paths: of the files that the images were, None where unknown: these name them, relative to `root` or without
+            folders, where all differ.
+        own: else the column `id`, if each is filled and another.
+        numbers: else their places, such as `train/17`.
+        root: path of the data set.
+    """
+    names = [_name_of_file(path, root) if path else None for path in paths]
+    for found in (names, [] if own is None else list(own)):
+        if found and len(set(found)) == len(found) and not pd.isna(pd.Series(found, dtype=object)).any():
+            return [as_utf8(str(name)) for name in found]
+    return list(numbers)
+
+
+def _name_of_file(path: str, root: str) -> str:
+    return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else Path(path).name
+
+
+def placed(path: str, root: str) -> str:
+    """Where the file of an image in a data set lies: relative paths may start at the data set."""
+    near = os.path.join(root, path)
+    return near if os.path.isfile(near) else path
+
+
+def folder_of(data: str) -> str:
+    """Folder in which a data set lies, or the file of one."""
+    return os.path.dirname(os.path.abspath(data)) if os.path.isfile(data) else data
+
+
+def read_metadata(path: Path) -> pd.DataFrame:
+    """The table beside a folder's images: `image` is the path within the folder.
 
     Raises:
-        BadDataError: nothing there, or no image in it.
-        BadArgumentError: an option that this kind of source does not have.
+        BadDataError: no such column, or an image that is listed twice (`rows`).
     """
-    for name in keep_columns:
-        if name in ("image", "id", "hash", image_column):
-            raise _unfit("keep_columns", name, "the shards have a column of this name anyway; leave it out")
-    path = Path(source)
-    if path.is_dir() and not _is_dataset(path, image_column):
-        for option, value in (("keep_columns", list(keep_columns)), ("split", split)):
-            if value:
-                raise _unfit(option, value, f"does not apply to {source}, a folder of image files; give a table")
-        return FolderSource(os.path.abspath(source))
-    if path.is_file() and not holds_images(path, image_column):
-        tables.check_suffix(path, ACCEPTED)
-        if split:
-            raise _unfit("split", split, f"does not apply to {source}, a table; keep the rows that you want in it")
-        return TableSource(os.path.abspath(source), image_column, keep_columns)
-    if not path.exists() and (path.is_absolute() or path.suffix.lower() in TABLE_SUFFIXES):
-        raise BadDataError(f"{source} does not exist; give {ACCEPTED}", source=source)
-    return DatasetSource(source, split, image_column, keep_columns)
+    table = read_table(path).rename(columns={"file_name": "image"})
+    check_columns(table, ["image"], path)
+    table["image"] = table["image"].str.replace("\\", "/").str.removeprefix("./")
+    if table["image"].duplicated().any():
+        repeated = table.loc[table["image"].duplicated(), "image"].unique()
+        message = f"{path} lists {len(repeated)} image(s) more than once ({join_names(repeated)})"
+        raise BadDataError(message, rows=repeated, source=path)
+    return table
 
 
-def open_files(data: str | Path | Sequence[Any]) -> ImageSource:
+def warn_of_passed_over(root: str | Path, others: Sequence[str], images: Sequence[str] = ()) -> None:
+    """Name files under `root` that are not taken, by their suffixes, and images outside its class folders."""
+    kinds: dict[str, list[str]] = {"images outside the class folders": list(images)} if images else {}
+    for name in others:
+        if name not in (METADATA, "run.json", "README.md"):
+            kinds.setdefault(f"files with suffix {os.path.splitext(name)[1].lower() or 'none'}", []).append(name)
+    if kinds:
+        named = "; ".join(f"{len(names)} {kind} ({join_names(names, 3)})" for kind, names in kinds.items())
+        total = sum(map(len, kinds.values()))
+        logger.warning("%s: %d files are passed over: %s", root, total, named)
+
+
+def open_files(
+    data: str | Path | Sequence[Any], image_column: str = "image", image_root: str | None = None
+) -> ImageSource:
     """An image, a folder of images or parquet shards, a table, or a list; read without the cache of `datasets`.
+
+    Ids are those that the same data have as a labelled set.
+
+    Args:
+        data: path, or a list of paths, bytes or `PIL.Image`s.
+        image_column: of a table or of shards.
+        image_root: folder at which a table's relative paths start; by default the table's own.
 
     Raises:
         BadDataError: nothing there, or nothing that is an image.
@@ -355,64 +384,24 @@ def open_files(data: str | Path | Sequence[Any]) -> ImageSource:
     path, data = Path(data), str(data)
     if path.is_dir():
         shards = find_shards(path)
-        if shards and all(holds_images(shard, "image") for shard in shards):
-            return ShardSource(data, shards)
+        if shards and all(tables.holds_images(shard, image_column) for shard in shards):
+            warn_of_passed_over(data, list(walk_images(data)))
+            return ShardSource(data, shards, image_column)
         return FolderSource(str(path), ACCEPTED_FILES)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
-        return ShardSource(data, [path]) if holds_images(path, "image") else TableSource(data, as_written=True)
-    if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES):
+        if tables.holds_images(path, image_column):
+            return ShardSource(data, [path], image_column)
+        return TableSource(os.path.abspath(data), image_column, image_root)
+    if path.is_file() and is_image_file(path):
         return ListSource([data], [path.name])
+    if path.is_file():
+        tables.check_suffix(path, ACCEPTED_FILES)
     raise BadDataError(f"data {data} does not exist, or holds no image; give {ACCEPTED_FILES}", source=data)
 
 
 def find_shards(folder: Path) -> list[Path]:
     """Parquet files under `folder`, sorted; hidden ones are what a killed `prepare_images` left half-written."""
     return sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith("."))
-
-
-def load_splits(data: str, accepted: str) -> dict[str, "datasets.Dataset"]:
-    """Every split of a data set, memory-mapped.
-
-    Args:
-        data: Hub id, a parquet file, a folder that `datasets` reads, or one that `save_to_disk` wrote.
-        accepted: for the error, what may be given.
-
-    Raises:
-        BadDataError: nothing there that `datasets` can read.
-    """
-    import datasets
-
-    try:
-        if not os.path.exists(data):
-            look_up_data_set(data)
-        if os.path.isfile(data):
-            loaded = datasets.Dataset.from_parquet(data)
-        elif any(os.path.isfile(os.path.join(data, name)) for name in SAVED):
-            loaded = datasets.load_from_disk(data)
-        else:
-            loaded = datasets.load_dataset(data)
-    except Exception as error:  # loading runs over the network and through many readers, each with its own errors
-        where = "holds nothing that datasets can read" if os.path.exists(data) else "is neither here nor on the Hub"
-        raise BadDataError(f"data {data} {where} ({one_line(error)}); give {accepted}", source=data) from error
-    return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
-
-
-def find_image_column(part: "datasets.Dataset", wanted: str, data: str) -> str:
-    """`wanted`, or the only column of type `datasets.Image`."""
-    import datasets
-
-    columns = [name for name, feature in part.features.items() if isinstance(feature, datasets.Image)]
-    if isinstance(kind := part.features.get(wanted), datasets.Value) and kind.dtype.endswith(("binary", "string")):
-        columns.append(wanted)
-    if wanted in columns:
-        return wanted
-    if len(columns) == 1:
-        return columns[0]
-    raise BadDataError(
-        f"{data} has no image column {wanted!r}; its columns are {join_names(part.column_names, 20)}, of which "
-        f"{join_names(columns) or 'none'} hold images; name the right one with `image_column`",
-        source=data,
-    )
 
 
 def identities(folder: str | Path) -> list[tuple[str, int, int]]:
@@ -437,14 +426,3 @@ def as_utf8(name: str) -> str:
 
 def _as_it_is(image: str | bytes) -> str | bytes:
     return image
-
-
-def _is_dataset(folder: Path, image_column: str) -> bool:
-    if any((folder / name).is_file() for name in SAVED):
-        return True
-    shards = chain(folder.glob("*.parquet"), folder.glob("*/*.parquet"))
-    return any(holds_images(path, image_column) for path in shards)
-
-
-def _unfit(option: str, value: Any, reason: str) -> BadArgumentError:
-    return BadArgumentError(f"`{option}={value}` {reason}", field=option, value=value)

@@ -13,19 +13,19 @@ import numpy as np
 import pandas as pd
 
 from ..errors import BadArgumentError, BadDataError, join_names
-from ..images.reading import find_images, is_image_file
+from ..images.reading import find_images, walk_images
 from ..vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from . import tables
-from .image_sources import find_image_column, load_splits
+from .image_sources import METADATA, folder_of, placed, read_metadata, stored_ids, warn_of_passed_over
 from .labels import OWN_ID, clean_labels, find_patients, infer_problem_type, unfold_lists
 from .splits import PAPER_FRACTIONS, SPLITS, assign_splits, fraction_of_patients, patient_groups
+from .stored_images import find_image_column, load_splits
 from .tables import TABLE_SUFFIXES, check_no_patient_leak, name_splits, normalise_split, splits_of
 
 if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
-METADATA = "metadata.csv"
 ACCEPTED_DATA = (
     "a folder laid out as {train,val,test}/<class>/*, a CSV or parquet table with the columns image and label, "
     "or the id of a data set on the Hugging Face Hub"
@@ -293,7 +293,8 @@ def _read_folder(root: Path, folders: dict[str | None, list[Path]], allow_empty:
             for path in images:
                 inner = None if split else _split_within(path.relative_to(parent))
                 rows.append((path.relative_to(root).as_posix(), str(path.absolute()), parent.name, split or inner))
-    _warn_of_passed_over(root, {row[0] for row in rows})
+    used, others = {row[0] for row in rows}, []
+    warn_of_passed_over(root, others, [name for name in walk_images(str(root), others) if name not in used])
     table = pd.DataFrame(rows, columns=["id", "image", "label", "split"])
     if table["split"].isna().all():
         table = table.drop(columns="split")
@@ -302,31 +303,6 @@ def _read_folder(root: Path, folders: dict[str | None, list[Path]], allow_empty:
         message = f"{root}: {len(outside)} images lie in no split ({join_names(outside)}), where others lie in one"
         raise BadDataError(f"{message}; lay them out as {{train,val,test}}/<class>/", rows=outside, source=root)
     return _with_metadata(table, root / METADATA) if (root / METADATA).is_file() else table
-
-
-def _warn_of_passed_over(root: Path, used: set[str]) -> None:
-    """Name the visible files under `root` that are no images of its classes, by their folders and suffixes."""
-    kinds: dict[str, list[str]] = {}
-    for path in find_files_in(root):
-        name = path.relative_to(root).as_posix()
-        if name not in used and name not in (METADATA, "run.json", "README.md"):
-            is_image = is_image_file(path)
-            suffix = f"files with suffix {path.suffix.lower() or 'none'}"
-            kind = "images outside the class folders" if is_image else suffix
-            kinds.setdefault(kind, []).append(name)
-    if kinds:
-        named = "; ".join(f"{len(names)} {kind} ({join_names(names, 3)})" for kind, names in kinds.items())
-        total = sum(map(len, kinds.values()))
-        logger.warning("%s: %d files are passed over: %s", root, total, named)
-
-
-def find_files_in(root: Path) -> list[Path]:
-    """Visible files under `root`, sorted."""
-    found = []
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(found)
 
 
 def _split_within(path: Path) -> str | None:
@@ -339,13 +315,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _with_metadata(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    metadata = tables.read_table(path).rename(columns={"file_name": "image"})
-    tables.check_columns(metadata, ["image"], path)
-    metadata["image"] = metadata["image"].str.replace("\\", "/").str.removeprefix("./")
-    if metadata["image"].duplicated().any():
-        repeated = metadata.loc[metadata["image"].duplicated(), "image"].unique()
-        message = f"{path} lists {len(repeated)} image(s) more than once ({join_names(repeated)})"
-        raise BadDataError(message, rows=repeated, source=path)
+    metadata = read_metadata(path)
     undescribed = table.loc[~table["id"].isin(metadata["image"]), "id"]
     if len(undescribed) == len(table):
         raise BadDataError(
@@ -375,14 +345,12 @@ def _read_stored(data: str, image_column: str, label_columns: Sequence[str]) -> 
         raise BadDataError(f"{data} has the split(s) {join_names(unknown)}; {ACCEPTED_SPLITS}", source=data)
     found = []
     for name, part in parts.items():
-        table = _table_of_part(part, find_image_column(part, image_column, data), os.path.abspath(data), label_columns)
+        table = _table_of_part(part, find_image_column(part, image_column, data), folder_of(data), label_columns)
         table["number"] = [f"{splits.get(name, name)}/{index}" for index in range(len(table))]
         found.append(table.assign(split=splits[name]) if len(parts) > 1 else table)
     table = pd.concat(found, ignore_index=True)
     numbers = table.pop("number")
-    if table["id"].isna().any() or table["id"].duplicated().any():
-        table["id"] = numbers
-    return table
+    return table.assign(id=stored_ids(table["id"], table.get(OWN_ID), numbers, os.path.abspath(data)))
 
 
 def _table_of_part(
@@ -400,15 +368,8 @@ def _table_of_part(
         elif isinstance(inner := getattr(feature, "feature", None), datasets.ClassLabel):
             table[name] = [inner.int2str([int(index) for index in found]) for found in table[name]]
     table = table.rename(columns=str.strip).rename(columns={"id": OWN_ID})
-    table["image"] = pd.Series([image["bytes"] or image["path"] for image in images], dtype=object)
-    table["id"] = pd.Series([_name_of_file(image["path"], root) for image in images], dtype=object)
-    return table
-
-
-def _name_of_file(path: str | None, root: str) -> str | None:
-    if not path:
-        return None
-    return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else Path(path).name
+    contents = [image["bytes"] or placed(image["path"], root) for image in images]
+    return table.assign(image=pd.Series(contents, dtype=object), id=[image["path"] for image in images])
 
 
 def _in_order_of_model(

@@ -23,8 +23,8 @@ from ..processes import usable_cores
 from ..record import write_run_record
 from ..vocabulary import MODALITIES
 from .image_cache import Preparer
-from .image_sources import open_source
 from .shards import RECORDS, Records, Share, make_shards, shard_features
+from .stored_images import open_source
 
 if TYPE_CHECKING:
     import datasets

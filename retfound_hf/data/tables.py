@@ -113,21 +113,28 @@ def check_suffix(path: Path, accepted: str) -> None:
         raise BadDataError(f"{path} is not a table ({', '.join(TABLE_SUFFIXES)}); {fix}", source=path)
 
 
-def holds_images(path: Path, image_column: str) -> bool:
-    """Whether `path` is a parquet file whose column holds the files' bytes, or what `datasets` writes for images."""
+def image_field(path: Path, wanted: str) -> str | None:
+    """Column of a parquet file with the files' bytes, or what `datasets` writes for images: `wanted`, or the only one.
+
+    None where there is no such column, as in a table of paths.
+    """
     if path.suffix.lower() != ".parquet":
-        return False
+        return None
     import pyarrow
     import pyarrow.parquet
 
     try:
         schema = pyarrow.parquet.read_schema(path)
-    except pyarrow.ArrowInvalid as error:
-        raise BadDataError(f"{path} cannot be read as a parquet table: {error}", source=path) from error
-    if image_column not in schema.names:
-        return False
-    kind = schema.field(image_column).type
-    return pyarrow.types.is_struct(kind) or pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise BadDataError(f"{path} cannot be read as a parquet table: {one_line(error)}", source=path) from error
+    kinds = (pyarrow.types.is_struct, pyarrow.types.is_binary, pyarrow.types.is_large_binary)
+    found = [column.name for column in schema if any(is_kind(column.type) for is_kind in kinds)]
+    return wanted if wanted in found else found[0] if len(found) == 1 and wanted not in schema.names else None
+
+
+def holds_images(path: Path, image_column: str) -> bool:
+    """Whether `path` is a parquet file that holds images, see `image_field`."""
+    return image_field(path, image_column) is not None
 
 
 def table_images(

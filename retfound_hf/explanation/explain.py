@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 from transformers import PreTrainedModel, ViTMAEForPreTraining
 
+from ..data.tables import TABLE_SUFFIXES
 from ..errors import BadArgumentError
 from ..files import atomic_folder, refuse_existing
 from ..images.drawing import colours, contact_sheet, heat_on_image, overlay, with_scale
@@ -317,7 +318,7 @@ def explain(
         BadArgumentError: an unknown class or method.
     """
     single = isinstance(images, Image.Image) or (isinstance(images, (str, Path)) and Path(images).is_file())
-    single = single and not str(images).lower().endswith((".csv", ".parquet"))
+    single = single and not str(images).lower().endswith(TABLE_SUFFIXES)
     if isinstance(images, Image.Image):
         images = [images]
     asked = {

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig
 
 from ..data.image_cache import prepare_image
-from ..data.image_sources import BATCH, ImageRef, open_files
+from ..data.image_sources import BATCH, ImageRef
 from ..data.labelled import read_labelled
 from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, require_range
 from ..images.drawing import INK, PAPER, contact_sheet
@@ -148,14 +148,16 @@ class Collator:
         return self.to_pixels([item.prepared for item in items]), items
 
 
-def find_sources(arguments: ExplainArguments, config: PreTrainedConfig) -> Iterator[list[ImageRef]]:
+def find_sources(
+    arguments: ExplainArguments, options: ForwardArguments, config: PreTrainedConfig
+) -> Iterator[list[ImageRef]]:
     """Images of `arguments.data` in a fixed order, in groups, so that only one shard is in memory at a time.
 
     Raises:
         BadDataError: no image, or labels that are asked for and missing.
     """
     labelled = arguments.target == LABEL or arguments.split is not None
-    groups = _labelled(arguments, config) if labelled else _unlabelled(arguments.data)
+    groups = _labelled(arguments, options, config) if labelled else _unlabelled(arguments.data, options)
     left = arguments.max_images or None
     for group in groups:
         yield group[:left]
@@ -164,11 +166,13 @@ def find_sources(arguments: ExplainArguments, config: PreTrainedConfig) -> Itera
             return
 
 
-def _unlabelled(data: Any) -> Iterator[list[ImageRef]]:
-    yield from (list(part.refs) for part in open_files(data).parts(BATCH))
+def _unlabelled(data: Any, options: ForwardArguments) -> Iterator[list[ImageRef]]:
+    yield from (list(part.refs) for part in options.source(data).parts(BATCH))
 
 
-def _labelled(arguments: ExplainArguments, config: PreTrainedConfig) -> Iterator[list[ImageRef]]:
+def _labelled(
+    arguments: ExplainArguments, options: ForwardArguments, config: PreTrainedConfig
+) -> Iterator[list[ImageRef]]:
     kind = problem_type_of(config)
     is_single = kind == SINGLE_LABEL
     names = [str(config.id2label[index]) for index in range(config.num_labels)]
@@ -180,6 +184,8 @@ def _labelled(arguments: ExplainArguments, config: PreTrainedConfig) -> Iterator
         label_columns=[arguments.label_column] if is_single else None,
         problem_type=kind,
         class_names=names,
+        image_column=options.image_column,
+        image_root=options.image_root,
         **split_of_training(arguments.model_name_or_path, 0, arguments.data),
         need_splits=() if arguments.split in (None, "all") else (arguments.split,),
     )
@@ -216,7 +222,7 @@ class ReadableBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, list[OpenedImage]]]:
         any_good = False
         with tqdm(desc="explain", unit="image") as bar:
-            for sources in find_sources(self.arguments, self.config):
+            for sources in find_sources(self.arguments, self.options, self.config):
                 bar.total = (bar.total or 0) + len(sources)
                 for pixels, items in self._loader(sources):
                     self._reject([item for item in items if item.reason])

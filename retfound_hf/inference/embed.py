@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ..data.image_sources import Part, ShardPart, identities, open_files
+from ..data.image_sources import Part, ShardPart, identities
 from ..errors import OutputError
 from ..files import atomic_file, refuse_existing, write_json
 from ..models.loading import accepted_weights, load_encoder, load_processor
@@ -68,7 +68,7 @@ def embed(
         encoder, processor = load_encoder(str(model)), load_processor(str(model))
         found = [
             forward_part(encoder, part, processor, pooled, forward_arguments.on_bad_image, **forward_arguments.options)
-            for part in open_files(images).parts(arguments.part_size)
+            for part in forward_arguments.source(images).parts(arguments.part_size)
         ]
         ids, parts, reasons = zip(*found, strict=True)
         return Embeddings(np.concatenate(ids).astype(object), np.concatenate(parts), list(chain(*reasons)))
@@ -100,7 +100,7 @@ def run(arguments: EmbedArguments, forward_arguments: ForwardArguments) -> tuple
         refuse_existing(output_dir, forward_arguments.overwrite_output_dir)
     encoder, processor = load_encoder(model_name), load_processor(model_name)
     options = forward_arguments.options
-    parts = list(open_files(arguments.data).parts(arguments.part_size))
+    parts = list(forward_arguments.source(arguments.data).parts(arguments.part_size))
     files = [_part_file(folder, part) for part in parts]  # before any image can change
     plan = {"model": [model_name, identities(model_name)], "processor": processor.to_dict()}
     # As it comes back from the file.

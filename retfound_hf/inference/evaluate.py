@@ -50,10 +50,6 @@ class EvaluateArguments:
     label_columns: list[str] | None = field(
         default=None, metadata={"help": "columns of the targets in a table; default: the model's"}
     )
-    image_column: str = field(default="image", metadata={"help": "column of the image paths in a table"})
-    image_root: str | None = field(
-        default=None, metadata={"help": "folder that image paths are relative to; default: the table's"}
-    )
     patient_column: str | None = field(
         default=None,
         metadata={"help": "column of the patients, image or none; default: that of training on these data"},
@@ -107,7 +103,8 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
     classifier = load_classifier(name)
     labelled = read_labelled(
         data, label_columns=arguments.label_columns, problem_type=classifier.problem_type,
-        class_names=classifier.class_names, image_column=arguments.image_column, image_root=arguments.image_root,
+        class_names=classifier.class_names, image_column=forward_arguments.image_column,
+        image_root=forward_arguments.image_root,
         need_splits=() if split == "all" else (split,),
         **split_of_training(name, forward_arguments.seed, data, arguments.patient_column),
     )  # fmt: skip

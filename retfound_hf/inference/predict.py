@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..data.image_cache import OnBadImage, cache_images, prepare_image
-from ..data.image_sources import Part, ShardPart, open_files
+from ..data.image_sources import ImageSource, Part, ShardPart, open_files
 from ..data.labelled import LabelledSet
 from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, require, require_range
 from ..evaluation.predictions import Predictions
@@ -50,6 +50,10 @@ class ForwardArguments:
         default="error", metadata={"help": "unreadable images: stop and name them, or skip and count them"}
     )
     seed: int = field(default=0, metadata={"help": "seed of a split by patient, where nothing else tells it"})
+    image_column: str = field(default="image", metadata={"help": "column of the images in a table"})
+    image_root: str | None = field(
+        default=None, metadata={"help": "folder that image paths are relative to; default: the table's"}
+    )
 
     def __post_init__(self) -> None:
         if self.fp16 and self.bf16:
@@ -62,6 +66,10 @@ class ForwardArguments:
     def options(self) -> dict[str, Any]:
         """Options of `forward_here`."""
         return forward_options(self)
+
+    def source(self, data: Any) -> ImageSource:
+        """The images of `data`, see `open_files`."""
+        return open_files(data, self.image_column, self.image_root)
 
 
 def forward_options(args: Any) -> dict[str, Any]:

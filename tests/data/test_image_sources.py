@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 from tiny import save_noise
 
-from retfound_hf.data.image_sources import DatasetSource, FolderSource, identities, open_files, open_source
+from retfound_hf.data.image_sources import FolderSource, identities, open_files
+from retfound_hf.data.labelled import _read_source
+from retfound_hf.data.stored_images import DatasetSource, open_source
 from retfound_hf.errors import BadArgumentError, BadDataError, UnreadableImageError
 from retfound_hf.images.reading import find_images
 
@@ -24,6 +26,11 @@ def read(source, ref) -> bytes:
 
 def ids(source) -> list[str]:
     return [ref.id for ref in source]
+
+
+def ids_as_labelled(data) -> list[str]:
+    """Ids that a labelled set of the same images has."""
+    return _read_source(str(data), ("label",), "image", None, False)["id"].tolist()
 
 
 def digests(source, size: int = 3) -> list[str]:
@@ -94,12 +101,65 @@ def test_a_table_keeps_its_order(folder, save_table, tmp_path, suffix, opened):
     written = ["./images/b/3.png", "images/a/0.png", str(folder / "a/2.png")]
     data = save_table(pd.DataFrame({"image": written, "age": [61, 50, 7]}), f"table{suffix}")
     source = opened(data)
-    # `embed` and `explain` name images as the table does, `prepare_images` by their paths from the table.
-    assert ids(source) == (written if opened is open_files else ["images/b/3.png", "images/a/0.png", "images/a/2.png"])
+    assert ids(source) == ["images/b/3.png", "images/a/0.png", "images/a/2.png"]
     assert [read(source, ref) for ref in source] == [(tmp_path / path).read_bytes() for path in written]
     assert len(source) == 3 and [ref.facts for ref in source] == [{}] * 3
     named = save_table(pd.DataFrame({"image": written, "id": ["second", 1, "x"]}))
-    assert ids(opened(named)) == ["second", "1", "x"]
+    # `prepare_images` takes the names; elsewhere such a column may name the patients.
+    assert ids(opened(named)) == (["second", "1", "x"] if opened is open_source else ids(source))
+
+
+@pytest.mark.parametrize("written", ["{}", "./{}", ".\\{}"])
+def test_a_table_is_read_as_a_labelled_one(folder, save_table, tmp_path, written):
+    (tmp_path / "tables").mkdir()
+    shutil.move(folder, tmp_path / "tables/images")
+    names = [f"images/{name}" for name in NAMES]
+    table = pd.DataFrame({"file": map(written.format, names), "label": "x", "id": 5, "patient_id": list("aabbccd")})
+    for name in ("table.csv", "table.parquet", "table.tsv"):
+        data = save_table(table, f"tables/{name}")
+        source = open_files(data, "file")
+        assert ids(source) == names == _read_source(data, ("label",), "file", None, False)["id"].tolist()
+        assert all(os.path.isfile(ref.image) for ref in source)
+        assert source.columns()[["id", "patient_id"]].to_numpy().tolist() == [
+            *map(list, zip(names, "aabbccd", strict=True))
+        ]
+    moved = save_table(table.assign(file=table["file"]), "elsewhere.csv")
+    assert ids(open_files(moved, "file", str(tmp_path / "tables"))) == names
+
+
+@pytest.mark.parametrize("kind", ["bytes", "paths", "relative", "named"])
+@pytest.mark.parametrize("column", ["image", "photo"])
+def test_parquet_of_bytes_and_paths_as_a_labelled_set(folder, tmp_path, kind, column, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    contents = [path.read_bytes() for path in find_images(folder)]
+    cells = {
+        "bytes": contents,
+        "paths": [{"bytes": None, "path": str(folder / name)} for name in NAMES],
+        "relative": [{"bytes": None, "path": f"../images/{name}"} for name in NAMES],
+        "named": [
+            {"bytes": content, "path": name.split("/")[1]} for content, name in zip(contents, NAMES, strict=True)
+        ],
+    }[kind]
+    (tmp_path / "set").mkdir()
+    table = pd.DataFrame({column: cells, "label": "x", "patient_id": list("aabbccd")})
+    for name, some in (("train-00000-of-00001", table[:4]), ("test-00000-of-00001", table[4:])):
+        some.to_parquet(tmp_path / f"set/{name}.parquet")
+    for data in (tmp_path / "set", tmp_path / "set/train-00000-of-00001.parquet"):
+        source, expected = open_files(data), ids_as_labelled(data)
+        assert sorted(ids(source)) == sorted(expected) and len(set(expected)) == len(expected) == len(source)
+        patients = dict(zip(source.columns()["id"], source.columns()["patient_id"], strict=True))
+        assert all(patients[ref.id] == "aabbccd"[contents.index(read(source, ref))] for ref in source)
+        stored = open_source(str(data))
+        assert sorted(read(stored, ref) for ref in stored) == sorted(read(source, ref) for ref in source)
+
+
+def test_files_that_are_passed_over_are_named_once(folder, caplog):
+    (folder / "b/scan.heic").write_bytes(b"x")
+    for opened in (open_files, open_source):
+        caplog.clear()
+        source = opened(str(folder))
+        assert len(source) == len(ids(source)) == len(ids(source)) == 7
+        assert len(caplog.records) == 1 and "2 files" in caplog.text and "b/scan.heic" in caplog.text
 
 
 def test_carried_columns_are_part_of_the_identity(folder, save_table):
@@ -123,17 +183,18 @@ def test_a_shard_is_a_part_of_its_own(folder, tmp_path, with_ids):
             {"image": [{"bytes": image, "path": None} for image in some]},
             features=datasets.Features({"image": datasets.Image()}),
         )
-        part = part.add_column("id", [f"eye-{index}" for index in range(len(some))]) if with_ids else part
+        part = part.add_column("id", [f"eye-{number}-{index}" for index in range(len(some))]) if with_ids else part
         part.to_parquet(str(shards / f"part-{number}.parquet"))
     source = open_files(str(shards))
     parts = list(source.parts(1))
     assert [part.name for part in parts] == ["00000-part-0", "00001-part-1"] and len(source) == 7
     assert [ref.id for ref in parts[0].refs] == [
-        f"eye-{index}" if with_ids else f"00000-part-0/{index}" for index in range(4)
+        f"eye-0-{index}" if with_ids else f"train/{index}" for index in range(4)
     ]
     assert [ref.image for ref in source] == contents
     (shards / ".part-2-half.parquet").write_bytes(b"PAR1")  # of a writer that was killed
     assert list(open_files(str(shards)).parts(1)) == parts
+    assert ids(source) == ids_as_labelled(shards)
     (alone,) = open_files(str(shards / "part-1.parquet")).parts(1)
     assert [ref.image for ref in alone.refs] == contents[4:] and alone.identity == parts[1].identity
     before = parts[0].identity
