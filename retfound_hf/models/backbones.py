@@ -32,13 +32,14 @@ from .compat import initialization as init
 from .configuration_retfound import HeadOptions, RetFoundConfig
 from .image_processing_retfound import RetFoundImageProcessor, RetFoundImageProcessorPil
 from .modeling_retfound import (
-    HeadRecord,
+    FolderModel,
     RetFoundForImageClassification,
     RetFoundForPreTraining,
     RetFoundHead,
     RetFoundModel,
     RetFoundModelOutput,
     classify,
+    feature_vector,
 )
 
 HEAD_NORM_EPS = 1e-6
@@ -197,13 +198,14 @@ class StockEncoderConfig(HeadOptions, PreTrainedConfig):
         return backbone_of(self).prefix_tokens(self.encoder_config)
 
 
-class StockEncoderPreTrainedModel(HeadRecord, PreTrainedModel):
+class StockEncoderPreTrainedModel(FolderModel, PreTrainedModel):
     config_class = StockEncoderConfig
     config: StockEncoderConfig
     base_model_prefix = "vit"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the losses are plain batch means
+    _fixed_parameters = ("mask_token",)  # of objectives that hide patches
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -228,18 +230,23 @@ class StockEncoderModel(StockEncoderPreTrainedModel):
     Args:
         config: with the encoder's own configuration.
         encoder: with its weights; random ones when None.
+        add_pooling_layer: give the feature vector `pooler_output`.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^fc_norm\.", r"^classifier\."]
 
-    def __init__(self, config: StockEncoderConfig, encoder: PreTrainedModel | None = None):
+    def __init__(
+        self, config: StockEncoderConfig, encoder: PreTrainedModel | None = None, add_pooling_layer: bool = True
+    ):
         super().__init__(config)
+        self.add_pooling_layer = add_pooling_layer
         self.encoder = AutoModel.from_config(config.encoder_config) if encoder is None else encoder
         blocks = [module for module in self.encoder.modules() if hasattr(module, "drop_path")]
         for index, block in enumerate(blocks):
             # The stock classes give all blocks one rate; the recipe's rises from none to the full one.
             rate = config.drop_path_rate * index / max(len(blocks) - 1, 1)
             block.drop_path = StochasticDepth(rate, mode="row") if rate else nn.Identity()
+        self.freeze_fixed_parameters()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -257,7 +264,7 @@ class StockEncoderModel(StockEncoderPreTrainedModel):
         patch_mean = patches.mean(dim=1)
         return RetFoundModelOutput(
             last_hidden_state=tokens,
-            pooler_output=nn.functional.layer_norm(patch_mean, patch_mean.shape[-1:], eps=HEAD_NORM_EPS),
+            pooler_output=feature_vector(patch_mean, HEAD_NORM_EPS) if self.add_pooling_layer else None,
             patch_mean=patch_mean,
             hidden_states=outputs.hidden_states,
             attentions=getattr(outputs, "attentions", None),

@@ -50,10 +50,11 @@ def positions_for_grid(table: Tensor, grid: int) -> Tensor:
     """Position table (1, 1 + n * n, width) bicubically interpolated to `grid` x `grid` patches.
 
     The class token's row is kept. Interpolation runs in float32, since bicubic weights in half precision shift the
-    positions; the result has the table's dtype and shape (1, 1 + grid * grid, width).
+    positions; the result has the table's dtype and shape (1, 1 + grid * grid, width). While `torch.jit.trace` runs it
+    interpolates always, as stock models do, so that the traced model takes other sizes too.
     """
-    own = round((table.shape[1] - 1) ** 0.5)
-    if own == grid:
+    own = math.isqrt(table.shape[1] - 1)
+    if own == grid and not torch.jit.is_tracing():
         return table
     patches = table[:, 1:].float().unflatten(1, (own, own)).permute(0, 3, 1, 2)
     resized = nn.functional.interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
@@ -116,7 +117,10 @@ class RetFoundPatchEmbeddings(nn.Module):
 
 
 class RetFoundEmbeddings(nn.Module):
-    """Patch embeddings plus positions; the class token is added by `with_class_token`, after any masking."""
+    """Patch embeddings plus positions, behind the class token.
+
+    All its parameters are read in its own forward: FSDP, DeepSpeed and offloading bring them for that call alone.
+    """
 
     def __init__(self, config: RetFoundConfig):
         super().__init__()
@@ -127,20 +131,22 @@ class RetFoundEmbeddings(nn.Module):
         self.position_embeddings = nn.Parameter(positions, requires_grad=False)
         self.patch_embeddings = RetFoundPatchEmbeddings(config)
 
-    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None) -> Tensor:
+    def forward(
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, kept: Tensor | None = None
+    ) -> Tensor:
+        """(batch, channels, size, size) -> (batch, 1 + patches, width); of the patches only `kept` (batch, some)."""
         grid = check_image(pixel_values, self.config, interpolate_pos_encoding)
-        patches = self.patch_embeddings(pixel_values.to(self.patch_embeddings.projection.weight.dtype))
-        return patches + positions_for_grid(self.position_embeddings, grid)[:, 1:]
-
-    def with_class_token(self, patches: Tensor) -> Tensor:
-        cls_token = self.cls_token + self.position_embeddings[:, :1]
-        return torch.cat([cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+        patches = self.patch_embeddings(pixel_values.to(self.cls_token.dtype))
+        table = self.position_embeddings
+        patches = patches + (positions_for_grid(table, grid) if interpolate_pos_encoding else table)[:, 1:]
+        if kept is not None:
+            patches = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[-1]))
+        cls_token = (self.cls_token + table[:, :1]).expand(patches.shape[0], -1, -1)
+        return torch.cat([cls_token, patches], dim=1)
 
 
 def check_image(pixel_values: Tensor, config: RetFoundConfig, interpolate_pos_encoding: bool | None) -> int:
-    """Number of patches on a side.
-
-    `interpolate_pos_encoding`: None interpolates positions where the size asks for it, False refuses other sizes.
+    """Number of patches on a side; unless positions are interpolated, the size must be the configuration's.
 
     Raises:
         BadDataError: images of a shape that the model does not take.
@@ -154,10 +160,10 @@ def check_image(pixel_values: Tensor, config: RetFoundConfig, interpolate_pos_en
             f"image size {height} x {width} is not accepted: it must be square and a multiple of the patch size "
             f"{config.patch_size}, such as {config.image_size} x {config.image_size}"
         )
-    if interpolate_pos_encoding is False and height != config.image_size:
+    if not interpolate_pos_encoding and height != config.image_size:
         raise BadDataError(
-            f"image size {height} differs from the model's {config.image_size}; "
-            "leave interpolate_pos_encoding unset to interpolate the positions"
+            f"image size {height} x {width} differs from the model's {config.image_size} x {config.image_size}; pass "
+            f"interpolate_pos_encoding=True, or load the model with image_size={height}"
         )
     return height // config.patch_size
 
@@ -254,6 +260,11 @@ class RetFoundModelOutput(BaseModelOutputWithPooling):
     patch_mean: torch.FloatTensor | None = None
 
 
+def feature_vector(patch_mean: Tensor, eps: float) -> Tensor:
+    """`pooler_output` (batch, width) of the mean of the patch tokens."""
+    return nn.functional.layer_norm(patch_mean, patch_mean.shape[-1:], eps=eps)
+
+
 class RetFoundHead(nn.Linear):
     """A linear layer that starts near zero, so that fine-tuning begins from even predictions."""
 
@@ -299,18 +310,32 @@ def _classifier_logits(classifier: nn.Module, features: Tensor) -> Tensor:
         return classifier(features.to(next(dtypes, features.dtype)))
 
 
-class HeadRecord:
-    """Part of a model class: what the folder says of a head goes when that head does."""
+class FolderModel:
+    """Part of every model class: parameters that no training changes, and a head's record, which goes with the head.
 
-    _head_changed = False  # since it was loaded
+    Attributes:
+        _fixed_parameters: endings of the names of the former: sin-cos positions, and a norm that no output uses.
+        _head_changed: whether the head has been trained or made anew since it was loaded.
+    """
+
+    _fixed_parameters: tuple[str, ...] = ()
+    _head_changed = False
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        # transformers 5 loads every tensor into a parameter that trains, whatever the model was built with.
+        model.freeze_fixed_parameters()
         anew = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
         if any(name.startswith("classifier.") for name in anew):
             model.forget_head()
         return (model, info) if output_loading_info else model
+
+    def freeze_fixed_parameters(self) -> None:
+        """Turn off the gradients of `_fixed_parameters`."""
+        for name, parameter in self.named_parameters():
+            if name.endswith(self._fixed_parameters):
+                parameter.requires_grad_(False)
 
     def forget_head(self) -> None:
         """Take back the calibration of a head that was made anew or is being trained."""
@@ -389,7 +414,10 @@ class RetFoundDecoder(nn.Module):
         return self.decoder_pred(self.decoder_norm(hidden_states))[:, 1:]
 
 
-class RetFoundPreTrainedModel(HeadRecord, ViTMAEPreTrainedModel):
+FINAL_NORM = ("layernorm.weight", "layernorm.bias")
+
+
+class RetFoundPreTrainedModel(FolderModel, ViTMAEPreTrainedModel):
     config_class = RetFoundConfig
     config: RetFoundConfig
     base_model_prefix = "vit"
@@ -404,26 +432,12 @@ class RetFoundPreTrainedModel(HeadRecord, ViTMAEPreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {}
-    # Endings of the names of parameters that no training changes.
-    _fixed_parameters: tuple[str, ...] = ("position_embeddings", "decoder_pos_embed")
+    _fixed_parameters = ("position_embeddings", "decoder_pos_embed")
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         # transformers searches the module's text for one spelling of the interface, which differs between versions.
         return True
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        loaded = super().from_pretrained(*args, **kwargs)
-        # transformers 5 loads every tensor into a parameter that trains, whatever the model was built with.
-        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_fixed_parameters()
-        return loaded
-
-    def freeze_fixed_parameters(self) -> None:
-        """Turn off the gradients of sin-cos positions, or of the norm that a classifier skips."""
-        for name, parameter in self.named_parameters():
-            if name.endswith(self._fixed_parameters):
-                parameter.requires_grad_(False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -456,15 +470,25 @@ class RetFoundPreTrainedModel(HeadRecord, ViTMAEPreTrainedModel):
 
 
 class RetFoundModel(RetFoundPreTrainedModel):
-    """The encoder. It never masks: every patch in raster order, the same output on every call."""
+    """The encoder. It never masks: every patch in raster order, the same output on every call.
+
+    Args:
+        config: of the model.
+        add_pooling_layer: give the feature vector `pooler_output`. The final norm is not on the way to it and stays
+            as it is in training. Without the vector heads are put on `last_hidden_state`, and the norm trains.
+    """
 
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^fc_norm\.", r"^classifier\."]
 
-    def __init__(self, config: RetFoundConfig):
+    def __init__(self, config: RetFoundConfig, add_pooling_layer: bool = True):
         super().__init__(config)
         self.embeddings = RetFoundEmbeddings(config)
         self.encoder = RetFoundEncoder(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.add_pooling_layer = add_pooling_layer
+        if add_pooling_layer:
+            self._fixed_parameters = (*self._fixed_parameters, *FINAL_NORM)
+        self.freeze_fixed_parameters()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -483,20 +507,19 @@ class RetFoundModel(RetFoundPreTrainedModel):
 
         Args:
             pixel_values: (batch, 3, size, size), ImageNet-normalised.
-            interpolate_pos_encoding: None interpolates the positions when size differs from `config.image_size`;
-                False makes such a size an error.
+            interpolate_pos_encoding: interpolate the positions for a size that is not `config.image_size`, which is
+                an error otherwise.
             output_attentions: return the attention matrices too, computed by the eager path.
             output_hidden_states: return the input of the first block and the output of every block too.
         """
-        patches = self.embeddings(pixel_values, interpolate_pos_encoding)
         encoded = self.encoder(
-            self.embeddings.with_class_token(patches),
+            self.embeddings(pixel_values, interpolate_pos_encoding),
             *requested_outputs(self.config, output_attentions, output_hidden_states),
         )
         patch_mean = encoded.last_hidden_state[:, 1:].mean(dim=1)
         return RetFoundModelOutput(
             last_hidden_state=self.layernorm(encoded.last_hidden_state),
-            pooler_output=nn.functional.layer_norm(patch_mean, patch_mean.shape[-1:], eps=self.config.layer_norm_eps),
+            pooler_output=feature_vector(patch_mean, self.config.layer_norm_eps) if self.add_pooling_layer else None,
             patch_mean=patch_mean,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
@@ -528,23 +551,21 @@ class RetFoundForPreTraining(RetFoundPreTrainedModel, ViTMAEForPreTraining):
                 model=config.name_or_path,
             )
         self.vit = RetFoundModel(config)
+        self.vit.layernorm.requires_grad_(True)  # it is on the way to the decoder
         self.decoder = RetFoundDecoder(config)
         self.post_init()
 
-    def random_masking(self, patches: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Keep the int(patches * (1 - mask_ratio)) patches of lowest noise, drawn uniformly unless given.
+    def random_masking(self, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keep the int(patches * (1 - mask_ratio)) patches of lowest noise (batch, patches).
 
         Returns:
-            visible patches (batch, kept, width); mask (batch, patches), 1 where hidden; ids_restore (batch, patches).
+            numbers of the visible patches (batch, kept); mask (batch, patches), 1 where hidden; ids_restore (batch,
+            patches).
         """
-        batch, count, width = patches.shape
-        kept = int(count * (1 - self.config.mask_ratio))
-        if noise is None:
-            noise = torch.rand(batch, count, device=patches.device)
-        shuffle = noise.to(patches.device).argsort(dim=1)
+        kept = int(noise.shape[1] * (1 - self.config.mask_ratio))
+        shuffle = noise.argsort(dim=1)
         restore = shuffle.argsort(dim=1)
-        visible = patches.gather(1, shuffle[:, :kept, None].expand(-1, -1, width))
-        return visible, (restore >= kept).to(torch.float32), restore
+        return shuffle[:, :kept], (restore >= kept).to(torch.float32), restore
 
     @can_return_tuple
     def forward(
@@ -557,10 +578,11 @@ class RetFoundForPreTraining(RetFoundPreTrainedModel, ViTMAEForPreTraining):
         **kwargs,
     ) -> ViTMAEForPreTrainingOutput:
         """Mask, encode what is visible, reconstruct; arguments and outputs as in `ViTMAEForPreTraining`."""
-        patches = self.vit.embeddings(pixel_values, interpolate_pos_encoding)
-        visible, mask, ids_restore = self.random_masking(patches, noise)
+        grid, device = check_image(pixel_values, self.config, interpolate_pos_encoding), pixel_values.device
+        noise = torch.rand(len(pixel_values), grid**2, device=device) if noise is None else noise.to(device)
+        visible, mask, ids_restore = self.random_masking(noise)
         encoded = self.vit.encoder(
-            self.vit.embeddings.with_class_token(visible),
+            self.vit.embeddings(pixel_values, interpolate_pos_encoding, visible),
             *requested_outputs(self.config, output_attentions, output_hidden_states),
         )
         logits = self.decoder(self.vit.layernorm(encoded.last_hidden_state), ids_restore)
@@ -585,7 +607,7 @@ class RetFoundForImageClassification(RetFoundPreTrainedModel):
     stays as it is, in the folder for `AutoModel`.
     """
 
-    _fixed_parameters = ("vit.layernorm.weight", "vit.layernorm.bias")
+    _fixed_parameters = FINAL_NORM
     _keys_to_ignore_on_load_unexpected = [r"^decoder\."]
 
     def __init__(self, config: RetFoundConfig):

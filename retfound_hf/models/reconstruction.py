@@ -66,7 +66,7 @@ def reconstruct(
             f"{type(model).__name__} has no decoder to paint hidden patches with; load a folder of pretraining with "
             "AutoModelForPreTraining"
         )
-    grid = check_image(pixel_values, model.config, None)
+    grid = check_image(pixel_values, model.config, interpolate_pos_encoding=True)
     count, size = len(pixel_values), pixel_values.shape[-1]
     if noise is not None and tuple(noise.shape) != (count, grid**2):
         message = f"`noise` has shape {tuple(noise.shape)}; give ({count}, {grid**2}), a number per patch"

@@ -29,7 +29,8 @@ def plain_attention(model, pixels: Tensor, target: int) -> tuple[list[Tensor], l
 
     torch.nn.functional.softmax = recording
     try:
-        logits = model(pixels[None].clone().requires_grad_()).logits
+        other = {"interpolate_pos_encoding": True} if pixels.shape[-1] != model.config.image_size else {}
+        logits = model(pixels[None].clone().requires_grad_(), **other).logits
     finally:
         torch.nn.functional.softmax = softmax
     logits[0, target].backward()

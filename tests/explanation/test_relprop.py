@@ -48,7 +48,8 @@ def plain_relprop(model, pixels: Tensor, target: int) -> Tensor:
     """The map of one image in float64, with whole matrices; and the sums of relevance before every block."""
     model = model.double().eval()
     with torch.enable_grad():
-        outputs = model(pixels[None].double().requires_grad_(), output_attentions=True, output_hidden_states=True)
+        asked = {"output_attentions": True, "output_hidden_states": True, "interpolate_pos_encoding": True}
+        outputs = model(pixels[None].double().requires_grad_(), **asked)
         gradients = torch.autograd.grad(outputs.logits[0, target], outputs.attentions)
     states = [state[0] for state in outputs.hidden_states]
     mean = states[-1][1:].mean(dim=0)

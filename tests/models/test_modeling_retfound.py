@@ -202,7 +202,7 @@ def test_other_size_equals_interpolation_by_hand(small_config, randomise, images
     resized = functional.interpolate(grid, size=(6, 6), mode="bicubic", align_corners=False)
     weights["embeddings.position_embeddings"] = torch.cat([table[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
     native.load_state_dict(weights)
-    out = model(images(size=96))
+    out = model(images(size=96), interpolate_pos_encoding=True)
     assert out.last_hidden_state.shape == (2, 37, 64)
     torch.testing.assert_close(out.last_hidden_state, native(images(size=96)).last_hidden_state, atol=1e-5, rtol=1e-5)
 
@@ -216,7 +216,7 @@ def test_autoencoder_interpolates_both_tables(small_config, randomise, images):
     native.load_state_dict(weights)
     noise = torch.rand(2, 36)
     expected = native(images(size=96), noise=noise)
-    out = model(images(size=96), noise=noise)
+    out = model(images(size=96), noise=noise, interpolate_pos_encoding=True)
     torch.testing.assert_close(out.loss, expected.loss)
     torch.testing.assert_close(out.logits, expected.logits, atol=1e-5, rtol=1e-5)
 
@@ -230,23 +230,27 @@ def test_images_that_no_model_takes_are_refused(cls, shape, small_config):
 
 
 @pytest.mark.parametrize("cls", [RetFoundModel, RetFoundForPreTraining, RetFoundForImageClassification])
-def test_strict_about_the_size_when_asked(cls, small_config, images):
+@pytest.mark.parametrize("interpolate", [None, False])
+def test_other_sizes_are_refused_unless_asked_for(cls, interpolate, small_config, images):
+    """As stock ViT does."""
     model = cls(small_config())
-    model(images(), interpolate_pos_encoding=False)
-    with pytest.raises(BadDataError):
-        model(images(size=96), interpolate_pos_encoding=False)
+    model(images(), interpolate_pos_encoding=interpolate)
+    model(images(size=96), interpolate_pos_encoding=True)
+    with pytest.raises(BadDataError) as error:
+        model(images(size=96), interpolate_pos_encoding=interpolate)
+    assert "96" in str(error.value) and "64" in str(error.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", [64, 96])
 def test_half_precision_weights_take_float32_pixels(dtype, size, small_config, randomise, images):
     classifier = randomise(RetFoundForImageClassification(small_config()))
-    exact = classifier(images(size=size)).logits
-    half = classifier.to(dtype)(images(size=size)).logits
+    exact = classifier(images(size=size), interpolate_pos_encoding=True).logits
+    half = classifier.to(dtype)(images(size=size), interpolate_pos_encoding=True).logits
     assert half.dtype == dtype
     assert torch.nn.functional.cosine_similarity(half.float().flatten(), exact.flatten(), dim=0) > 0.995
     autoencoder = randomise(RetFoundForPreTraining(small_config())).to(dtype)
-    assert autoencoder(images(size=size)).loss.isfinite()
+    assert autoencoder(images(size=size), interpolate_pos_encoding=True).loss.isfinite()
 
 
 # One parameter of every part: our name, and how stock transformers 5 calls it in memory.

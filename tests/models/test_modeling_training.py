@@ -1,14 +1,18 @@
 """Training: gradients, stochastic depth, checkpointing, compilation, a bare `Trainer`, and LoRA."""
 
+import accelerate
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tiny import save_stock
 from torch.utils.data import Dataset
 from torchvision.ops import StochasticDepth
-from transformers import Trainer, TrainingArguments
+from transformers import AutoModel, Trainer, TrainingArguments
 from transformers.utils import logging
+from two_processes import run_in_two
 
-from retfound_hf import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundModel
+from retfound_hf import RetFoundConfig, RetFoundForImageClassification, RetFoundForPreTraining, RetFoundModel
+from retfound_hf.models.loading import load_network, network_config, read_config
 
 
 class Patterns(Dataset):
@@ -40,6 +44,177 @@ def test_every_trainable_parameter_gets_a_gradient(small_config, randomise, imag
     without = {name for name, parameter in model.named_parameters()} - set(gradients(model))
     assert without == {"vit.layernorm.weight", "vit.layernorm.bias"}
     assert not any(model.get_parameter(name).requires_grad for name in without)
+
+
+@pytest.mark.parametrize(
+    ("options", "output", "unused"),
+    [({}, "pooler_output", {"layernorm.weight", "layernorm.bias"}),
+     ({"add_pooling_layer": False}, "last_hidden_state", set())],
+)  # fmt: skip
+def test_what_the_output_of_an_encoder_does_not_use_is_not_trained(
+    pretraining_folder, images, options, output, unused
+):
+    for model in (
+        AutoModel.from_pretrained(pretraining_folder(), **options).train(),
+        RetFoundModel(RetFoundConfig.from_pretrained(pretraining_folder()), **options),
+    ):
+        model(images())[output].square().sum().backward()
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        assert frozen == {"embeddings.position_embeddings"} | unused
+        assert {name for name, parameter in model.named_parameters() if parameter.grad is None} == frozen
+        assert (model(images()).pooler_output is None) is ("add_pooling_layer" in options)
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov3_vit"])
+def test_a_wrapped_encoder_trains_what_its_outputs_use(kind, tmp_path):
+    stored = read_config(str(save_stock(tmp_path, kind)))
+    for classifier in (False, True):
+        model, _ = load_network(str(tmp_path), stored, network_config(stored, num_labels=2), classifier)
+        out = model.train()(torch.randn(2, 3, 32, 32))
+        (out.logits if classifier else out.pooler_output).square().sum().backward()
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        assert [name for name, parameter in trained if parameter.grad is None] == []
+
+
+def inputs_of(cls, images) -> dict[str, torch.Tensor]:
+    """Inputs of a model of `cls` that leave nothing to chance."""
+    noise = torch.rand(2, 16, generator=torch.Generator().manual_seed(1))
+    return {"pixel_values": images(), **({"noise": noise} if cls is RetFoundForPreTraining else {})}
+
+
+CLASSES = [RetFoundModel, RetFoundForPreTraining, RetFoundForImageClassification]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_weights_may_wait_in_another_place(cls, small_config, randomise, images, tmp_path):
+    """Every module brings its weights for its own forward alone, as FSDP and DeepSpeed do too."""
+    randomise(cls(small_config())).save_pretrained(tmp_path)
+    given = inputs_of(cls, images)
+    expected = cls.from_pretrained(tmp_path)(**given)[0]
+    on_cpu = accelerate.cpu_offload(cls.from_pretrained(tmp_path), execution_device="cpu")
+    on_disk = cls.from_pretrained(tmp_path, device_map={"": "disk"}, offload_folder=tmp_path / "offload")
+    for model in (on_cpu, on_disk):
+        assert next(model.parameters()).is_meta
+        torch.testing.assert_close(model(**given)[0], expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_traced_model_gives_the_same_numbers(cls, small_config, randomise, images):
+    model = randomise(cls(small_config())).requires_grad_(False)  # a closure traces nothing that requires gradients
+    given = tuple(inputs_of(cls, images).values())
+    traced = torch.jit.trace(lambda *inputs: model(*inputs)[0], given)
+    torch.testing.assert_close(traced(*given), model(*given)[0], atol=0, rtol=0)
+    if cls is not RetFoundForPreTraining:
+        torch.testing.assert_close(traced(images(5)), model(images(5))[0], atol=1e-5, rtol=1e-5)
+        interpolated = lambda pixels: model(pixels, interpolate_pos_encoding=True)[0]  # noqa: E731
+        traced = torch.jit.trace(interpolated, (images(),))
+        for size in (64, 96):
+            found = traced(images(size=size))
+            torch.testing.assert_close(found, interpolated(images(size=size)), atol=1e-5, rtol=1e-5)
+
+
+def test_onnx_without_dynamo_and_graphs_of_tensorboard(small_config, randomise, images, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = randomise(RetFoundForImageClassification(small_config()))
+    torch.onnx.export(
+        model, (images(),), tmp_path / "model.onnx", dynamo=False, opset_version=17, input_names=["pixel_values"],
+        output_names=["logits"], dynamic_axes={"pixel_values": {0: "batch"}, "logits": {0: "batch"}},
+    )  # fmt: skip
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    found = torch.from_numpy(session.run(["logits"], {"pixel_values": images(3).numpy()})[0])
+    torch.testing.assert_close(found, model(images(3)).logits, atol=1e-5, rtol=1e-5)
+    with pytest.importorskip("torch.utils.tensorboard").SummaryWriter(str(tmp_path / "board")) as writer:
+        writer.add_graph(model, images(), use_strict_trace=False)
+    assert any(file.stat().st_size > 10_000 for file in (tmp_path / "board").iterdir())
+
+
+SHARDED = """
+import sys
+import torch
+import torch.distributed as dist
+from accelerate.utils import FullyShardedDataParallelPlugin
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+import retfound_hf
+
+folder, output = sys.argv[1:]
+dist.init_process_group("gloo")
+generator = torch.Generator().manual_seed(0)
+pixels, noise = (torch.randn(2, *shape, generator=generator) for shape in ((3, 64, 64), (16,)))
+labels = torch.tensor([0, 1])
+
+class OnVectors(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = AutoModel.from_pretrained(folder)
+        torch.manual_seed(0)
+        self.head = torch.nn.Linear(64, 3)
+
+    def forward(self, pixel_values):
+        return self.head(self.encoder(pixel_values).pooler_output)
+
+def shard(model, version):
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=version, auto_wrap_policy="transformer_based_wrap")
+    plugin.set_auto_wrap_policy(model)
+    if version == 1:
+        return FullyShardedDataParallel(
+            model, auto_wrap_policy=plugin.auto_wrap_policy, use_orig_params=True, device_id=torch.device("cpu")
+        )
+    mesh = init_device_mesh("cpu", (2,))
+    for module in list(model.modules()):
+        if isinstance(module, tuple(plugin.auto_wrap_policy.keywords["transformer_layer_cls"])):
+            fully_shard(module, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+def two_steps(model, loss):
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    losses = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        losses.append(loss(model))
+        losses[-1].backward()
+        optimizer.step()
+    return [float(value) for value in losses]
+
+def classified(model):
+    return model(pixel_values=pixels, labels=labels).loss
+
+def painted(model):
+    return model(pixel_values=pixels, noise=noise).loss
+
+def on_vectors(model):
+    return torch.nn.functional.cross_entropy(model(pixels), labels)
+
+found = {}
+for name, make, loss in (
+    ("classifier", lambda: AutoModelForImageClassification.from_pretrained(folder, num_labels=3), classified),
+    ("autoencoder", lambda: AutoModelForPreTraining.from_pretrained(folder), painted),
+    ("vectors", OnVectors, on_vectors),
+):
+    def seeded():
+        torch.manual_seed(0)
+        return make().train()
+    found[name] = {"one": two_steps(seeded(), loss), "ddp": two_steps(DistributedDataParallel(seeded()), loss)}
+    if name != "vectors":
+        found[name] |= {f"fsdp{version}": two_steps(shard(seeded(), version), loss) for version in (1, 2)}
+if dist.get_rank() == 0:
+    torch.save(found, output)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(pretraining_folder, tmp_path):
+    """DDP, and FSDP 1 and 2 with accelerate's own choice of modules, on the same images in both processes."""
+    run_in_two(SHARDED, [str(pretraining_folder()), str(tmp_path / "found.pt")], tmp_path)
+    for name, losses in torch.load(tmp_path / "found.pt").items():
+        one = losses.pop("one")
+        assert one[1] != pytest.approx(one[0], rel=1e-3), name
+        for how, found in losses.items():
+            assert found == pytest.approx(one, rel=1e-5), (name, how)
 
 
 @pytest.mark.parametrize("head_norm", ["single", "double"])

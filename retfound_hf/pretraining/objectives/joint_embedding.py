@@ -15,6 +15,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from ...errors import require
 from ...images import batch_transforms as transforms
 from ...inference.predict import pooled
+from ...models.modeling_retfound import RetFoundModel
 from ...options import option
 from .base import Objective, ObjectiveOptions
 
@@ -212,8 +213,6 @@ class JointEmbedding(Objective):
     def __init__(self, model: PreTrainedModel, side: int, views: tuple[View, ...], options: Any):
         super().__init__()
         self.model = model
-        if hasattr(model, "layernorm"):
-            model.layernorm.requires_grad_(False)
         # On the device with the network: a copy from the host at every step would make the two wait for each other.
         self.register_buffer("mean", torch.tensor(IMAGENET_DEFAULT_MEAN), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_DEFAULT_STD), persistent=False)
@@ -250,7 +249,9 @@ class JointEmbedding(Objective):
 
 def encode(encoder: PreTrainedModel, pixels: Tensor) -> Tensor:
     """Feature vectors (batch, width) of views."""
-    return pooled(encoder(pixel_values=pixels))
+    # Views are smaller than the network's own size; a ResNet has no positions.
+    options = {"interpolate_pos_encoding": True} if isinstance(encoder, RetFoundModel) else {}
+    return pooled(encoder(pixel_values=pixels, **options))
 
 
 def encode_views(encoder: PreTrainedModel, views: dict[str, Tensor]) -> Tensor:

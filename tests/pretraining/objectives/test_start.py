@@ -144,7 +144,7 @@ def test_a_stock_vit_such_as_dinos_on_imagenet_is_taken_over_whole(tmp_path, sto
     assert isinstance(model, RetFoundModel) and model.training and model.dtype == torch.float32
     assert model.config.modality == "oct" and model.config.drop_path_rate == 0
     fixed = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    assert fixed == ["embeddings.position_embeddings"]
+    assert fixed == ["embeddings.position_embeddings", "layernorm.weight", "layernorm.bias"]
     pixels = torch.randn(2, 3, 32, 32)
     expected = reference.base_model(pixels).last_hidden_state
     torch.testing.assert_close(model.eval()(pixels).last_hidden_state, expected, atol=1e-5, rtol=1e-5)

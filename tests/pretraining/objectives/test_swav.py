@@ -96,7 +96,9 @@ def stepped(make_objective, images):
 
 def test_the_objective_is_lightlys_loss_of_the_networks_outputs(stepped):
     objective, views, loss, logs = stepped
-    features = torch.cat([objective.model(pixels).pooler_output for pixels in views.values()])
+    features = torch.cat(
+        [objective.model(pixels, interpolate_pos_encoding=True).pooler_output for pixels in views.values()]
+    )
     units = torch.nn.functional.normalize(objective.projector(features), dim=1)
     scores = (units @ objective.prototypes.T).split(16)
     assert loss.item() == pytest.approx(SwaVLoss(0.1)(scores[:2], scores[2:]).item(), rel=1e-4)
