@@ -24,7 +24,7 @@ from ..files import move_into, refuse_existing, write_json
 from ..inference.evaluate import about_page, write_splits
 from ..inference.predict import Classifier, PreparedSplit, prepare_split, process_state, warn_of_modality
 from ..models import cards
-from ..models.loading import is_adapter
+from ..models.loading import fit_input, is_adapter
 from ..options import parse_arguments
 from ..record import hardware, write_run_record
 from ..vocabulary import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
@@ -207,7 +207,8 @@ def prepare(args: FinetuneArguments, method: Method) -> Prepared:
     scale = TargetScale.of(targets) if kind == REGRESSION else None
     name = args.model_name_or_path
     model = build_classifier(name, args.config_name, labels, method.drop_path, args.image_size, scale)
-    classifier = Classifier(model, build_processor(name, model, args.image_size, args.crop_fundus))
+    processor = build_processor(name, model, args.image_size, args.crop_fundus)
+    classifier = Classifier(fit_input(model, processor), processor)
     splits = {
         split: prepare_split(
             everything, split, classifier.processor, on_bad_image=args.on_bad_image,

@@ -81,7 +81,7 @@ def build_classifier(
         name_or_path: folder, Hub id or starting point; None with `config_name`, a preset.
         labels: as `label_options` gives them.
         drop_path: stochastic depth of the last block.
-        image_size: of a preset that is trained from scratch; trained positions are interpolated instead.
+        image_size: of a preset that is trained from scratch; `fit_input` interpolates trained positions.
         target_scale: of a regression: a fresh head predicts the mean.
 
     Raises:

@@ -124,6 +124,7 @@ class RetFoundConfig(HeadOptions, ViTMAEConfig):
         head_norm: `"single"` for `classifier(fc_norm(mean))`, `"double"` when `fc_norm` is applied twice, as the
             official fine-tuning code has done since 2025.
         encoder_only: the weights have no decoder, so that pretraining cannot continue from them.
+        interpolated_from: `image_size` of the weights whose position table was interpolated to the present one.
         weights_license: licence that the weights carry on to whatever is made from them; conversion sets it, and it
             travels with the configuration.
         kwargs: of `HeadOptions` and `ViTMAEConfig`.
@@ -146,11 +147,13 @@ class RetFoundConfig(HeadOptions, ViTMAEConfig):
         norm_pix_loss: bool = True,
         head_norm: str = "single",
         encoder_only: bool = False,
+        interpolated_from: int | None = None,
         weights_license: str | None = None,
         **kwargs: Any,
     ):
         self.head_norm = head_norm
         self.encoder_only = encoder_only
+        self.interpolated_from = interpolated_from
         self.weights_license = weights_license
         super().__init__(
             hidden_size=hidden_size,

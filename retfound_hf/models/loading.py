@@ -22,7 +22,7 @@ from ..errors import BadModelError, nearest, one_line
 from .backbones import AUTO_CLASSES, BACKBONES, StockEncoderConfig, accepted_models, backbone_of, stored_processor
 from .configuration_retfound import RetFoundConfig
 from .image_processing_retfound import RetFoundImageProcessor
-from .modeling_retfound import RetFoundForPreTraining
+from .modeling_retfound import RetFoundForPreTraining, RetFoundPreTrainedModel
 
 OFFICIAL_LICENSE = "cc-by-nc-4.0"  # of the official weights, and of whatever is derived from them
 OFFICIAL_ORGANISATION = "YukunZhou"
@@ -311,7 +311,8 @@ def load_classifier(name_or_path: str) -> PreTrainedModel:
         base = PeftConfig.from_pretrained(name_or_path).base_model_name_or_path
         # The adapter brings its own head; that of the base is not needed.
         model, _ = load_network(base, read_config(base), config, classifier=True)
-        return PeftModel.from_pretrained(model, name_or_path).merge_and_unload().eval()
+        merged = PeftModel.from_pretrained(model, name_or_path).merge_and_unload().eval()
+        return fit_input(merged, load_processor(name_or_path))
     model, missing, _ = read_weights(AutoModelForImageClassification, name_or_path, config=config)
     if missing:
         raise BadModelError(
@@ -319,7 +320,7 @@ def load_classifier(name_or_path: str) -> PreTrainedModel:
             "command finetune",
             model=name_or_path,
         )
-    return model
+    return fit_input(model, load_processor(name_or_path))
 
 
 def load_encoder(name_or_path: str) -> PreTrainedModel:
@@ -331,7 +332,19 @@ def load_encoder(name_or_path: str) -> PreTrainedModel:
     if is_adapter(name_or_path):
         return load_classifier(name_or_path).base_model
     stored = read_config(name_or_path)
-    return load_network(name_or_path, stored, network_config(stored), classifier=False)[0]
+    model, _ = load_network(name_or_path, stored, network_config(stored), classifier=False)
+    return fit_input(model, load_processor(name_or_path))
+
+
+def fit_input(model: PreTrainedModel, processor: RetFoundImageProcessor) -> PreTrainedModel:
+    """Make a RetFound model take what `processor` gives, with interpolated positions where that is another size.
+
+    Folders that fine-tuning wrote before kept the configuration of the pretraining beside a processor of another size.
+    """
+    side = processor.size.height
+    if isinstance(model, RetFoundPreTrainedModel) and side != model.config.image_size:
+        model.resize_positions(side)
+    return model
 
 
 def check_has_decoder(name_or_path: str) -> PreTrainedConfig:

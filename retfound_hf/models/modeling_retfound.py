@@ -1,7 +1,8 @@
 """RetFound models: one deterministic encoder, and around it the masked autoencoder and the classifier."""
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,12 @@ def positions_for_grid(table: Tensor, grid: int) -> Tensor:
     patches = table[:, 1:].float().unflatten(1, (own, own)).permute(0, 3, 1, 2)
     resized = nn.functional.interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
     return torch.cat([table[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
+
+
+def is_sincos(table: Tensor) -> bool:
+    """Whether a position table (1, 1 + n * n, width) is the formula's, up to the digits of its precision."""
+    formula = sincos_positions(table.shape[2], math.isqrt(table.shape[1] - 1), table.device)
+    return torch.allclose(table.float(), formula, rtol=0, atol=max(torch.finfo(table.dtype).eps, 1e-5))
 
 
 def classification_loss(
@@ -417,6 +424,14 @@ class RetFoundDecoder(nn.Module):
 FINAL_NORM = ("layernorm.weight", "layernorm.bias")
 
 
+TABLES = ("position_embeddings", "decoder_pos_embed")
+# Options of `from_pretrained` that say where tensors are.
+SOURCE = (
+    "pretrained_model_name_or_path", "cache_dir", "force_download", "local_files_only", "token", "revision",
+    "subfolder", "variant", "use_safetensors", "state_dict", "key_mapping", "weights_only",
+)  # fmt: skip
+
+
 class RetFoundPreTrainedModel(FolderModel, ViTMAEPreTrainedModel):
     config_class = RetFoundConfig
     config: RetFoundConfig
@@ -432,12 +447,72 @@ class RetFoundPreTrainedModel(FolderModel, ViTMAEPreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {}
-    _fixed_parameters = ("position_embeddings", "decoder_pos_embed")
+    _fixed_parameters = TABLES
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         # transformers searches the module's text for one spelling of the interface, which differs between versions.
         return True
+
+    @classmethod
+    def from_pretrained(
+        cls, *args, ignore_mismatched_sizes: bool = False, output_loading_info: bool = False, **kwargs
+    ):
+        """As everywhere in transformers, and with `image_size`: position tables of another size are fitted to it.
+
+        Sin-cos positions, which pretraining keeps, are computed anew; trained ones are interpolated bicubically.
+        """
+        options = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, info = super().from_pretrained(*args, **options)
+        tables = {name: shape for name, shape, own in info["mismatched_keys"]
+                  if name.endswith(TABLES) and shape[-1] == own[-1]}  # fmt: skip
+        others = {mismatch for mismatch in info["mismatched_keys"] if mismatch[0] not in tables}
+        if others and not ignore_mismatched_sizes:
+            named = "; ".join(f"{name} {tuple(shape)} for {tuple(own)}" for name, shape, own in sorted(others))
+            raise RuntimeError(
+                f"size mismatch between the weights and {cls.__name__}: {named}. You may consider adding "
+                "`ignore_mismatched_sizes=True` to `from_pretrained(...)` if appropriate."
+            )
+        if tables:
+            config = copy.deepcopy(model.config)
+            config.image_size = math.isqrt(next(iter(tables.values()))[1] - 1) * config.patch_size
+            source = {name: value for name, value in kwargs.items() if name in SOURCE}
+            stored = cls.from_pretrained(*args, config=config, ignore_mismatched_sizes=True, **source)
+            model._fit_tables(tables, stored)
+            info["mismatched_keys"] = others
+        return (model, info) if output_loading_info else model
+
+    @torch.no_grad()
+    def _fit_tables(self, names: Iterable[str], stored: "RetFoundPreTrainedModel") -> None:
+        """Take position tables of another size from `stored`, a model of that size."""
+        before, size = stored.config.image_size, self.config.image_size
+        for name in names:
+            part, _, table = name.rpartition(".")
+            module = self.get_submodule(part)
+            for own, value in stored.get_submodule(part).named_parameters(recurse=False):
+                # transformers 4.57 has drawn anew what stands beside the table, too.
+                if own == table:
+                    anew = before != self.config.interpolated_from and is_sincos(value)
+                    shape = value.shape[2], module.grid, value.device
+                    value = sincos_positions(*shape) if anew else positions_for_grid(value, module.grid)
+                    how = "computed by their formula" if anew else "interpolated"
+                    logger.warning(f"{name} of {before} x {before} px images: {how} for {size} x {size} px")
+                getattr(module, own).copy_(value)
+
+    def resize_positions(self, image_size: int) -> None:
+        """Take images of another size from now on, with interpolated positions, as the official fine-tuning does."""
+        if image_size % self.config.patch_size:
+            raise BadArgumentError(
+                f"`image_size={image_size}` is not a multiple of the model's patch size {self.config.patch_size}",
+                field="image_size", value=image_size,
+            )  # fmt: skip
+        self.config.interpolated_from, self.config.image_size = self.config.image_size, image_size
+        for module in self.modules():
+            for name, table in list(module.named_parameters(recurse=False)):
+                if name in TABLES:
+                    module.grid = image_size // self.config.patch_size
+                    resized = positions_for_grid(table.detach(), module.grid)
+                    setattr(module, name, nn.Parameter(resized, requires_grad=table.requires_grad))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

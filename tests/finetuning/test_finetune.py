@@ -146,6 +146,7 @@ def test_from_scratch_and_another_image_size(run, planted, cache_dir, tmp_path):
     assert "preset `retfound-tiny`" in (tmp_path / "tiny" / "README.md").read_text()
     done = run(image_size=48, method="linear")
     assert AutoImageProcessor.from_pretrained(done.folder).size["height"] == 48
+    assert AutoConfig.from_pretrained(done.folder).image_size == 48
 
 
 def test_same_seed_same_predictions_other_seed_others(job, tmp_path):

@@ -1,7 +1,10 @@
 """Folders in: what is missing is never filled with random weights in silence."""
 
+import shutil
+
 import pytest
 import torch
+from transformers import AutoModel
 
 from retfound_hf import RetFoundImageProcessor
 from retfound_hf.errors import BadModelError
@@ -80,6 +83,16 @@ def test_processor_of_a_folder(encoder_folder):
     assert not load_processor(str(encoder_folder), crop=False).do_fundus_crop
     larger = load_processor(str(encoder_folder), image_size=64)
     assert (larger.size["height"], larger.resized_size["height"]) == (64, 73)
+
+
+def test_folders_of_before_keep_the_numbers_of_another_size(encoder_folder, tmp_path):
+    """Their configuration names the size of the positions, and the processor beside it that of the images."""
+    folder = shutil.copytree(encoder_folder, tmp_path / "folder")
+    RetFoundImageProcessor.for_image_size(48).save_pretrained(folder)
+    pixels = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(folder)(pixels, interpolate_pos_encoding=True).pooler_output
+        assert torch.equal(load_encoder(str(folder))(pixels).pooler_output, expected)
 
 
 def test_of_a_stock_processor_the_normalisation_and_the_size_are_kept(stock_vit):

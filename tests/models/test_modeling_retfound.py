@@ -221,6 +221,58 @@ def test_autoencoder_interpolates_both_tables(small_config, randomise, images):
     torch.testing.assert_close(out.logits, expected.logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cls", [RetFoundModel, RetFoundForPreTraining, RetFoundForImageClassification])
+def test_positions_by_formula_are_computed_for_another_size(small_config, images, tmp_path, cls, dtype):
+    torch.manual_seed(0)
+    cls(small_config()).to(dtype).save_pretrained(tmp_path)
+    before = cls.from_pretrained(tmp_path, dtype=dtype)
+    model, report = cls.from_pretrained(tmp_path, image_size=96, dtype=dtype, output_loading_info=True)
+    assert not report["mismatched_keys"] and not report["missing_keys"]
+    for name, value in model.state_dict().items():
+        expected = before.state_dict()[name]
+        if "pos" in name.rsplit(".", 1)[-1]:
+            expected = sincos_positions(expected.shape[-1], 6).to(dtype)
+        assert torch.equal(value, expected), name
+    model(images(size=96))
+    model.save_pretrained(tmp_path / "larger")
+    assert cls.from_pretrained(tmp_path / "larger").config.image_size == 96
+
+
+@pytest.mark.parametrize("config", [False, True])
+def test_trained_positions_are_interpolated_for_another_size(small_config, randomise, images, tmp_path, config):
+    model = randomise(RetFoundForImageClassification(small_config(num_labels=3)))
+    model.save_pretrained(tmp_path)
+    options = {"image_size": 96}
+    if config:
+        options = {"config": transformers.AutoConfig.from_pretrained(tmp_path, **options)}
+    larger = AutoModelForImageClassification.from_pretrained(tmp_path, **options)
+    expected = model(images(size=96), interpolate_pos_encoding=True).logits
+    torch.testing.assert_close(larger(images(size=96)).logits, expected, atol=1e-6, rtol=1e-6)
+    assert all(p.requires_grad for name, p in larger.named_parameters() if not name.startswith("vit.layernorm"))
+    model.resize_positions(96)
+    torch.testing.assert_close(model(images(size=96)).logits, expected, atol=0, rtol=0)
+
+
+def test_a_size_that_training_interpolated_to_is_interpolated_to_again(small_config, images, tmp_path):
+    """A configuration beside an adapter, whose base has the table of the other size."""
+    model = RetFoundForImageClassification(small_config())
+    model.save_pretrained(tmp_path)
+    model.resize_positions(96)
+    again = RetFoundForImageClassification.from_pretrained(tmp_path, config=model.config)
+    torch.testing.assert_close(again(images(size=96)).logits, model.eval()(images(size=96)).logits, atol=0, rtol=0)
+    with pytest.raises(BadArgumentError) as error:
+        model.resize_positions(100)
+    assert (error.value.field, error.value.value) == ("image_size", 100)
+
+
+def test_other_sizes_than_of_positions_stay_an_error(small_config, tmp_path):
+    RetFoundForImageClassification(small_config(num_labels=3)).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError) as error:
+        RetFoundForImageClassification.from_pretrained(tmp_path, num_labels=2, image_size=96)
+    assert "classifier.weight" in str(error.value) and "position" not in str(error.value)
+
+
 @pytest.mark.parametrize("cls", [RetFoundModel, RetFoundForPreTraining, RetFoundForImageClassification])
 @pytest.mark.parametrize("shape", [(2, 3, 64, 96), (2, 3, 70, 70), (2, 1, 64, 64), (3, 64, 64)])
 def test_images_that_no_model_takes_are_refused(cls, shape, small_config):
