@@ -18,12 +18,12 @@ from ..errors import RetFoundError, UnreadableImageError
 from ..evaluation.predictions import Predictions
 from ..images.quality import assess_quality
 from ..images.reading import ImageRegion, read_image
+from ..processes import release_memory
 from ..vocabulary import MODALITIES, PROBLEM_TYPES
 from .markup import data_uri, describe, draw_examples, html_block, intended_use, message, reduced, render
 from .predictor import Reader, Reconstructor
 from .uploads import Batch, Limits, Upload, claimed, drop_zone, session_state
 
-SWEPT_EVERY, SWEPT_AFTER = 60, 600  # seconds; uploads for which no answer was asked
 CHUNK = 4  # images from one sign of progress to the next, and what a single image may have to wait for
 LINE = 16  # batches that may run or wait; single images need the rest of gradio's forty threads
 LOOKS_EVERY = 0.5  # seconds, in a batch that waits
@@ -75,7 +75,7 @@ def build_page(reader: Reader | None, reconstructor: Reconstructor | None, limit
     """
     name = (reader or reconstructor).name_or_path
     title = Path(name).resolve().name if Path(name).is_dir() else name
-    with gradio.Blocks(title=f"RETFound: {title}", delete_cache=(SWEPT_EVERY, SWEPT_AFTER)) as page:
+    with gradio.Blocks(title=f"RETFound: {title}") as page:
         html_block("header", title=title, description=_description(reader))
         with gradio.Tabs():
             if reader is not None:
@@ -135,6 +135,7 @@ def one_image_tab(reader: Reader, limits: Limits) -> None:
         try:
             return show(read_image(uploads[0].take(), max_pixels=limits.pixels), uploads[0].name)
         except RetFoundError as error:
+            release_memory()
             html, waiting = message(error, uploads[0].name), render("waiting", text=NO_PICTURE)
             return html, waiting, None, gradio.Dropdown(visible=False), None
 
@@ -159,6 +160,7 @@ def one_image_tab(reader: Reader, limits: Limits) -> None:
 def look(reader: Reader, image: Image.Image, name: str) -> tuple[str, Seen, str]:
     """The answer as HTML, what is kept for maps, and the class of the first map."""
     answer, small = reader.answer(image), reduced(image)
+    release_memory()
     kept = Seen(data_uri(small), small.size, reader.input_window(image, small.size), answer.pixel_values)
     return describe(reader, answer, name, image.size), kept, reader.class_names[int(answer.scores.argmax())]
 
@@ -270,6 +272,8 @@ def classify(reader: Reader, batch: Batch, limits: Limits) -> Iterator[str]:
                     problems[quality.verdict].append((name, "; ".join(quality.reasons)))
         if images:
             scores.append(reader.scores(images)[0])
+            images.clear()
+            release_memory()
         done += len(chunk)
         if done < total:
             yield render("batch", done=done, total=total, table=None)
@@ -306,6 +310,8 @@ def reconstruction_tab(reconstructor: Reconstructor, limits: Limits) -> None:
             pixel_values = reconstructor.network_input(read_image(uploads[0].take(), max_pixels=limits.pixels))
         except RetFoundError as error:
             return message(error, uploads[0].name), None, None
+        finally:
+            release_memory()
         return show(pixel_values, share, number), pixel_values, None
 
     def show(pixel_values: Tensor | None, share: float, number: float) -> str:

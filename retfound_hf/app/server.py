@@ -1,18 +1,22 @@
 """Server of the page: offline, on loopback unless told otherwise, with strict headers; the command `app`."""
 
 import importlib.util
+import ipaddress
 import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..errors import BadArgumentError, missing_extra, require_range
 from ..options import parse_arguments
-from .uploads import Limits, patch_gradio, private_folder
+from .uploads import Limits, patch_gradio, private_folder, sweep
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Gradio compiles its templates in the browser, hence the two `unsafe`; everything comes from this server alone.
@@ -26,26 +30,67 @@ HEADERS = {b"content-security-policy": POLICY.encode(), b"referrer-policy": b"no
 # Before gradio is imported: no telemetry, no check for a newer version.
 OFFLINE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 PASSWORD = "RETFOUND_APP_PASSWORD"
+SWEPT_EVERY, SWEPT_AFTER = 60, 600  # seconds; uploads for which no answer was asked
+LOGINS, LOGIN_SECONDS = 10, 60  # tries of one address within so many seconds
 
 
-class SafeHeaders:
-    """ASGI middleware that adds `HEADERS` to every answer."""
+class Guard:
+    """ASGI middleware: `HEADERS` on every answer, no foreign names of this server, few tries to log in.
 
-    def __init__(self, app: Callable[..., Awaitable[None]]):
-        self.app = app
+    A page elsewhere whose name its owner lets point to this machine (DNS rebinding) could read what is served here;
+    its requests bear that name. An address of numbers cannot be made to point elsewhere.
+
+    Args:
+        app: the application.
+        hosts: names by which the page may be asked for, beside addresses of numbers.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], hosts: Collection[str] = ()):
+        self.app, self.hosts = app, {name.lower() for name in hosts}
+        self.logins: dict[str, deque[float]] = {}  # times of tries by address
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        from starlette.responses import PlainTextResponse
+
         async def send_with_headers(event: dict[str, Any]) -> None:
             if event["type"] == "http.response.start":
                 event["headers"] = [*event["headers"], *HEADERS.items()]
             await send(event)
 
-        await self.app(scope, receive, send_with_headers)
+        answer: Any = self.app
+        if scope["type"] == "http":
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            if not self._known(host):
+                text = f"This page is not served as {host[:100]!r}; its owner can allow the name with --allowed_hosts."
+                answer = PlainTextResponse(text, 400)
+            elif scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/login") and self._too_many(scope):
+                answer = PlainTextResponse("Too many tries; wait a minute.", 429, {"Retry-After": str(LOGIN_SECONDS)})
+        await answer(scope, receive, send_with_headers)
+
+    def _known(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname
+            return bool(name) and (name in self.hosts or bool(ipaddress.ip_address(name)))
+        except ValueError:
+            return False
+
+    def _too_many(self, scope: dict[str, Any]) -> bool:
+        now, address = time.monotonic(), (scope.get("client") or ("",))[0]
+        for known, times in list(self.logins.items()):
+            while times and times[0] < now - LOGIN_SECONDS:
+                times.popleft()
+            if not times:
+                del self.logins[known]
+        times = self.logins.setdefault(address, deque())
+        if len(times) >= LOGINS:
+            return True
+        times.append(now)
+        return False
 
 
 def serve(
     model: str, reconstruction_model: str | None = None, host: str = LOOPBACK[0], port: int = 7860,
-    credentials: tuple[str, str] | None = None, limits: Limits | None = None,
+    credentials: tuple[str, str] | None = None, limits: Limits | None = None, allowed_hosts: Sequence[str] = (),
 ) -> Any:  # fmt: skip
     """Load the model, answer once to warm up, and serve the page from threads of its own.
 
@@ -56,6 +101,8 @@ def serve(
         port: port to listen on.
         credentials: user and password that a visitor has to give.
         limits: for uploads.
+        allowed_hosts: names by which visitors may ask for the page, beside addresses of numbers, the name of this
+            machine, and that of the Space in which it runs.
 
     Returns:
         The gradio `Blocks`: `block_thread()` serves until interrupted, `close()` stops.
@@ -79,7 +126,9 @@ def serve(
     from .predictor import Reader, Reconstructor
 
     patch_gradio()
+    sweep(SWEPT_EVERY, SWEPT_AFTER)
     limits = limits or Limits()
+    own = ("localhost", host, socket.gethostname(), socket.getfqdn(), *os.environ.get("SPACE_HOST", "").split(","))
     is_autoencoder = "ForPreTraining" in str(read_config(model).architectures)
     reader = None if is_autoencoder else Reader(model)
     decoder = model if is_autoencoder else reconstruction_model
@@ -91,7 +140,8 @@ def serve(
     style = f"<style>{(HERE / 'style.css').read_text(encoding='utf-8')}</style>"
     page.launch(
         server_name=host, server_port=port, auth=credentials, max_file_size=limits.upload_bytes, theme=theme(),
-        head=style, app_kwargs={"middleware": [Middleware(SafeHeaders)]}, prevent_thread_lock=True,
+        head=style, app_kwargs={"middleware": [Middleware(Guard, {*own, *allowed_hosts} - {""})]},
+        prevent_thread_lock=True,
         quiet=True, share=False, ssr_mode=False, pwa=False, mcp_server=False, footer_links=[], run_history=False,
         enable_monitoring=False, show_error=False, inbrowser=False,
     )  # fmt: skip
@@ -123,6 +173,10 @@ class AppArguments:
         metadata={"help": f"ask visitors for this name and a password, from --password_file or {PASSWORD}"},
     )
     password_file: str | None = field(default=None, metadata={"help": "file whose first line is the password"})
+    allowed_hosts: list[str] = field(
+        default_factory=list,
+        metadata={"help": "names by which visitors may ask for the page, such as that of a proxy before it"},
+    )
     max_upload_mb: int = field(default=200, metadata={"help": "largest file that may be uploaded"})
     max_megapixels: int = field(default=100, metadata={"help": "largest image, in millions of pixels"})
     max_images: int = field(default=5000, metadata={"help": "most images of one batch"})
@@ -160,10 +214,16 @@ class AppArguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments and serve until interrupted."""
     (asked,) = parse_arguments(AppArguments, argv=argv, description="A fine-tuned folder in a browser.")
-    page = serve(asked.model, asked.reconstruction_model, asked.host, asked.port, asked.credentials, asked.limits)
+    # A service is stopped by SIGTERM, a closed terminal sends SIGHUP; only an orderly end removes the uploads.
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as of nohup
+            signal.signal(number, lambda *_: sys.exit(0))
+    page = serve(
+        asked.model, asked.reconstruction_model, asked.host, asked.port, asked.credentials, asked.limits,
+        asked.allowed_hosts,
+    )  # fmt: skip
     print(f"{asked.model}: http://{asked.host}:{asked.port}  (stop with Ctrl+C)", flush=True)
     if asked.host not in LOOPBACK and asked.user is None:
         print("Everybody who reaches this machine can use the page; ask for a password with --user.", flush=True)
-    # A service is stopped by SIGTERM; only an orderly end removes the uploads that are still there.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     page.block_thread()

@@ -8,6 +8,8 @@ import secrets
 import shutil
 import struct
 import tempfile
+import threading
+import time
 import unicodedata
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -85,6 +87,8 @@ class Archive:
         self.file, self.entries, self.passed_over = file, [], []
         try:
             archive = zipfile.ZipFile(file)
+        except NotImplementedError as error:  # of a later version of the format
+            raise BadDataError(f"the zip cannot be read ({error}); pack it again with another program") from error
         except (zipfile.BadZipFile, ValueError) as error:
             raise BadDataError("the zip cannot be read: it is damaged, or not a zip") from error
         with archive:
@@ -257,11 +261,57 @@ class Batch:
                 upload.discard()
 
 
-def private_folder() -> None:
-    """Let gradio put uploads into a folder that only this user can read, removed when the process ends."""
+def private_folder() -> Path:
+    """Folder that only this user can read, in which gradio puts uploads; removed when the process ends.
+
+    Those of processes that were killed are removed: a process that runs has its folder locked.
+    """
+    for left in Path(tempfile.gettempdir()).glob("retfound-app-*"):
+        if (handle := _lock(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(handle)
     folder = Path(tempfile.mkdtemp(prefix="retfound-app-"))
+    _lock(folder)  # as long as this process lives
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "arrivals")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _lock(folder: Path) -> int | None:
+    """Handle that locks the folder until it is closed; None where another process has it, or there are no locks."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def sweep(every: float, after: float) -> None:
+    """Start a thread that looks every so many seconds, and removes uploads that have not grown for `after` seconds.
+
+    Gradio sweeps only what it has answered for, and not the part of an upload that a visitor broke off.
+    """
+    folder = Path(os.environ["GRADIO_TEMP_DIR"])
+
+    def run() -> None:
+        while folder.parent.exists():
+            paths: list[Path] = []
+            with suppress(OSError):
+                paths = list(folder.rglob("*"))
+            for path in paths:
+                with suppress(OSError):
+                    if path.stat().st_mtime < time.time() - after:
+                        path.rmdir() if path.is_dir() else path.unlink()
+            time.sleep(every)
+
+    threading.Thread(target=run, name="sweep of uploads", daemon=True).start()
 
 
 @contextmanager

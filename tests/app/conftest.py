@@ -1,6 +1,7 @@
 """Small model folders, images, and the page in this process or in one of its own."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -163,8 +164,8 @@ def run_page(tmp_path_factory) -> Iterator[Callable[..., Served]]:
         raise AssertionError(f"the page did not start:\n{log.read_text()[-3000:]}")
 
     yield start
-    for process, _ in running:
-        process.terminate()
+    for number, (process, _) in enumerate(running):
+        process.send_signal((signal.SIGTERM, signal.SIGHUP)[number % 2])
     for process, temporary in running:
         process.wait(timeout=60)
         assert not list(temporary.glob("retfound-app-*")), "the folder of uploads outlived the page"

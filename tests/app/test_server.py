@@ -3,8 +3,10 @@
 import gc
 import re
 import socket
+import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +19,8 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from retfound_hf.app.predictor import Reader
-from retfound_hf.app.server import PASSWORD, AppArguments, main, serve
+from retfound_hf.app.server import LOGINS, PASSWORD, AppArguments, main, serve
+from retfound_hf.app.uploads import private_folder
 from retfound_hf.cli import main as retfound
 from retfound_hf.errors import BadArgumentError, MissingPackageError
 
@@ -29,6 +32,13 @@ FETCHES = re.compile(
 def numbers(html: str) -> dict[str, float]:
     found = re.findall(r'rf-name">(.*?)</span>.*?rf-value">(.*?)%', html, re.S)
     return {name: float(value) for name, value in found}
+
+
+def wait_for(met: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def client_of(address: str, **options) -> Client:
@@ -123,10 +133,58 @@ def test_a_password_is_asked_for(serve_here):
     client_of(url, auth=("eye", "open sesame"))
 
 
+def test_few_tries_to_log_in(serve_here):
+    url = serve_here(credentials=("eye", "open sesame")).local_url
+    for path in ("login", "login/") * LOGINS:
+        last = httpx.post(f"{url}{path}", data={"username": "eye", "password": "wrong"}).status_code
+    assert last == 429
+    assert httpx.post(f"{url}login", data={"username": "eye", "password": "open sesame"}).status_code == 429
+
+
+def test_names_that_lead_here_from_elsewhere_are_refused(serve_here):
+    url = serve_here(allowed_hosts=["eyes.clinic.example"]).local_url
+    for host in (
+        "evil.example",
+        "evil.example:80",
+        "127.0.0.1.evil.example",
+        "",
+        "[::1",
+        "::1",
+        "localhost.evil.example",
+    ):
+        assert httpx.get(f"{url}config", headers={"Host": host}).status_code == 400, host
+    for host in ("localhost", "LOCALHOST:7860", "192.168.0.7:7860", "[::1]:7860", "eyes.clinic.example"):
+        assert httpx.get(f"{url}config", headers={"Host": host}).status_code == 200, host
+
+
+def test_a_broken_off_upload_is_removed(serve_here, monkeypatch, tmp_path):
+    monkeypatch.setattr("retfound_hf.app.server.SWEPT_EVERY", 0.2)
+    monkeypatch.setattr("retfound_hf.app.server.SWEPT_AFTER", 1)
+    url = httpx.URL(serve_here().local_url)
+    part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + b"PIXELS" * 300_000
+    head = f"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: {2 * len(part)}\r\n\r\n"
+    with socket.create_connection((url.host, url.port)) as visitor:
+        visitor.sendall(f"POST /gradio_api/upload HTTP/1.1\r\nHost: {url.host}\r\n{head}".encode() + part)
+        found = lambda: [path for path in tmp_path.glob("retfound-app-*/**/*") if path.is_file()]  # noqa: E731
+        wait_for(found)
+    wait_for(lambda: not found())
+
+
+def test_what_a_killed_page_left_is_removed_and_what_a_running_one_has_is_not(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    running = private_folder()
+    killed = tmp_path / "retfound-app-killed"
+    killed.mkdir()
+    (killed / "eye.png").write_bytes(b"PATIENT")
+    (tmp_path / "retfound-app-killed.lock").touch()
+    assert private_folder() != running and running.exists() and not killed.exists()
+
+
 def test_the_sweep_takes_orphans_and_no_batch(serve_here, photographs, monkeypatch, tmp_path):
     """Uploads are swept after three seconds: a batch that runs for four and one that waits for it lose none."""
-    monkeypatch.setattr("retfound_hf.app.page.SWEPT_EVERY", 0.2)
-    monkeypatch.setattr("retfound_hf.app.page.SWEPT_AFTER", 3)
+    monkeypatch.setattr("retfound_hf.app.server.SWEPT_EVERY", 0.2)
+    monkeypatch.setattr("retfound_hf.app.server.SWEPT_AFTER", 3)
     scores = Reader.scores
     monkeypatch.setattr(Reader, "scores", lambda *words: time.sleep(1.2) or scores(*words))
     url = serve_here().local_url

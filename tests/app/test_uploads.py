@@ -4,6 +4,7 @@ import struct
 import zipfile
 from io import BytesIO
 
+import numpy as np
 import pytest
 
 from retfound_hf.app.uploads import ACCEPTED, Archive, Batch, Limits
@@ -77,11 +78,22 @@ def test_a_table_of_contents_that_lies_gives_nothing():
     assert len(dict(Archive(BytesIO(lie), Limits()))["a.png"]) <= 10
 
 
-def test_a_damaged_member_spoils_no_other():
-    file = zipped({"a.png": b"a" * 500, "b.png": b"b" * 500}, zipfile.ZIP_STORED)
-    content = bytearray(file.getvalue())
-    content[content.index(b"aaaa") + 5] = 0
-    assert dict(Archive(BytesIO(bytes(content)), Limits())) == {"a.png": b"", "b.png": b"b" * 500}
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_spoils_no_other(kind):
+    """Also one without a suffix, whose content says whether it is an image."""
+    one, other = np.random.default_rng(0).bytes(5000), SCAN
+    content = bytearray(zipped({"a.png": one, "b": one, "scan": other}, kind).getvalue())
+    with zipfile.ZipFile(BytesIO(content)) as archive:
+        for entry in archive.infolist()[:2]:
+            start = entry.header_offset + 30 + len(entry.filename)
+            content[start + 9 : start + 60] = bytes(51)
+    assert dict(Archive(BytesIO(bytes(content)), Limits())) == {"a.png": b"", "scan": other}
+
+
+def test_a_zip_of_a_later_version_is_refused():
+    content = bytearray(zipped({"a.png": b"x"}).getvalue())
+    content[content.index(b"PK\x01\x02") + 6] = 99
+    assert "9.9" in str(refused(BytesIO(bytes(content))))
 
 
 def test_damaged_and_encrypted_zips_are_refused():
