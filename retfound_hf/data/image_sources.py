@@ -1,7 +1,6 @@
 """Images from anywhere: folders, tables, parquet shards and data sets as lazy lists of references to images."""
 
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,22 +14,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ..errors import BadDataError, join_names
+from ..errors import BadDataError
 from ..images.reading import is_image_file, walk_images
 from . import tables
-from .tables import TABLE_SUFFIXES, check_columns, check_filled, read_table, splits_of, table_images
+from .tables import (
+    METADATA,
+    TABLE_SUFFIXES,
+    check_columns,
+    check_filled,
+    read_metadata,
+    read_table,
+    splits_of,
+    table_images,
+    warn_of_passed_over,
+)
 
 if TYPE_CHECKING:
     pass
 
-logger = logging.getLogger(__name__)
 ACCEPTED_FILES = "an image, a folder of images or of parquet shards, or a CSV or parquet table with a column image"
 ACCEPTED = (
     "a folder of images, a CSV or parquet table with a column image, a folder of parquet shards, a folder that "
     "save_to_disk wrote, or the id of a data set on the Hugging Face Hub"
 )
 BATCH = 1000  # rows that are listed at once
-METADATA = "metadata.csv"  # beside images
 SHARD = "shard "  # a column of our own: those of files have no blank at the end
 
 
@@ -334,34 +341,6 @@ def placed(path: str, root: str) -> str:
 def folder_of(data: str) -> str:
     """Folder in which a data set lies, or the file of one."""
     return os.path.dirname(os.path.abspath(data)) if os.path.isfile(data) else data
-
-
-def read_metadata(path: Path) -> pd.DataFrame:
-    """The table beside a folder's images: `image` is the path within the folder.
-
-    Raises:
-        BadDataError: no such column, or an image that is listed twice (`rows`).
-    """
-    table = read_table(path).rename(columns={"file_name": "image"})
-    check_columns(table, ["image"], path)
-    table["image"] = table["image"].str.replace("\\", "/").str.removeprefix("./")
-    if table["image"].duplicated().any():
-        repeated = table.loc[table["image"].duplicated(), "image"].unique()
-        message = f"{path} lists {len(repeated)} image(s) more than once ({join_names(repeated)})"
-        raise BadDataError(message, rows=repeated, source=path)
-    return table
-
-
-def warn_of_passed_over(root: str | Path, others: Sequence[str], images: Sequence[str] = ()) -> None:
-    """Name files under `root` that are not taken, by their suffixes, and images outside its class folders."""
-    kinds: dict[str, list[str]] = {"images outside the class folders": list(images)} if images else {}
-    for name in others:
-        if name not in (METADATA, "run.json", "README.md"):
-            kinds.setdefault(f"files with suffix {os.path.splitext(name)[1].lower() or 'none'}", []).append(name)
-    if kinds:
-        named = "; ".join(f"{len(names)} {kind} ({join_names(names, 3)})" for kind, names in kinds.items())
-        total = sum(map(len, kinds.values()))
-        logger.warning("%s: %d files are passed over: %s", root, total, named)
 
 
 def open_files(

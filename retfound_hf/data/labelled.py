@@ -16,11 +16,20 @@ from ..errors import BadArgumentError, BadDataError, join_names
 from ..images.reading import find_images, walk_images
 from ..vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from . import tables
-from .image_sources import METADATA, folder_of, placed, read_metadata, stored_ids, warn_of_passed_over
+from .image_sources import folder_of, placed, stored_ids
 from .labels import OWN_ID, clean_labels, find_patients, infer_problem_type, unfold_lists
 from .splits import PAPER_FRACTIONS, SPLITS, assign_splits, fraction_of_patients, patient_groups
 from .stored_images import find_image_column, load_splits
-from .tables import TABLE_SUFFIXES, check_no_patient_leak, name_splits, normalise_split, splits_of
+from .tables import (
+    METADATA,
+    TABLE_SUFFIXES,
+    check_no_patient_leak,
+    name_splits,
+    normalise_split,
+    read_metadata,
+    splits_of,
+    warn_of_passed_over,
+)
 
 if TYPE_CHECKING:
     import datasets

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers", ".sav", ".dta", ".sas7bdat", ".rds", ".json")
 SAVE_AS_CSV = "save it as CSV (in Excel: Save As, CSV UTF-8)"
+METADATA = "metadata.csv"  # beside images
 TEXT_COLUMNS = ("id", "patient_id", "image", "eye", "split")
 HASHED_BYTES_LIMIT = 256 * 2**20
 
@@ -344,6 +345,34 @@ def check_images_exist(table: pd.DataFrame, data: object) -> None:
             "start at the table's folder, or at `image_root`",
             rows=missing, source=data,
         )  # fmt: skip
+
+
+def read_metadata(path: Path) -> pd.DataFrame:
+    """The table beside a folder's images: `image` is the path within the folder.
+
+    Raises:
+        BadDataError: no such column, or an image that is listed twice (`rows`).
+    """
+    table = read_table(path).rename(columns={"file_name": "image"})
+    check_columns(table, ["image"], path)
+    table["image"] = table["image"].str.replace("\\", "/").str.removeprefix("./")
+    if table["image"].duplicated().any():
+        repeated = table.loc[table["image"].duplicated(), "image"].unique()
+        message = f"{path} lists {len(repeated)} image(s) more than once ({join_names(repeated)})"
+        raise BadDataError(message, rows=repeated, source=path)
+    return table
+
+
+def warn_of_passed_over(root: str | Path, others: Sequence[str], images: Sequence[str] = ()) -> None:
+    """Name files under `root` that are not taken, by their suffixes, and images outside its class folders."""
+    kinds: dict[str, list[str]] = {"images outside the class folders": list(images)} if images else {}
+    for name in others:
+        if name not in (METADATA, "run.json", "README.md"):
+            kinds.setdefault(f"files with suffix {os.path.splitext(name)[1].lower() or 'none'}", []).append(name)
+    if kinds:
+        named = "; ".join(f"{len(names)} {kind} ({join_names(names, 3)})" for kind, names in kinds.items())
+        total = sum(map(len, kinds.values()))
+        logger.warning("%s: %d files are passed over: %s", root, total, named)
 
 
 def check_spelling(names: Iterable[str], data: object) -> None:
