@@ -111,6 +111,8 @@ def clean_labels(
     if problem_type == SINGLE_LABEL:
         labels, kind = as_text(table[columns[0]]), table[columns[0]].dtype
         stated = as_text(pd.Series(kind.categories)) if getattr(kind, "ordered", False) else None
+        if class_names and all(re.fullmatch(r"LABEL_\d+", name) for name in class_names):
+            class_names = names_for_unnamed(class_names, tuple(labels.unique()), data)
         names = tuple(class_names or (in_order(labels.unique()) if stated is None else stated[stated.isin(labels)]))
         if class_names is None:
             check_spelling(names, data)
@@ -136,6 +138,34 @@ def clean_labels(
             )  # fmt: skip
     kind = float if problem_type == REGRESSION else int
     return table.assign(**{column: values.astype(kind) for column, values in numbers.items()}), tuple(columns)
+
+
+def names_for_unnamed(given: Sequence[str], labels: Sequence[str], data: object) -> tuple[str, ...]:
+    """Names of the classes of a model that only counts them, `LABEL_0` and so on, as transformers and PEFT do.
+
+    Numbers from 0 are the places themselves. Other labels, if there are as many, are taken to have been sorted, as
+    torchvision and datasets sort folders, with a warning.
+
+    Raises:
+        BadDataError: other labels than that, or names of which it is not clear how they were sorted.
+    """
+    places = tuple(str(place) for place in range(len(given)))
+    if set(labels) <= set(given):
+        return tuple(given)
+    if set(labels) <= set(places):
+        return places
+    names = in_order(labels)
+    if len(names) == len(given) and list(names) == sorted(names):
+        logger.warning(
+            "%s: the model has no names of classes; its outputs are taken for %s, in this order: write them into its "
+            "config.json as id2label and label2id to be sure", data, join_names(names, 50),
+        )  # fmt: skip
+        return names
+    raise BadDataError(
+        f"{data}: label(s) {join_names(names)} do not fit the {len(given)} classes of the model, which has no names "
+        "for them; give numbers from 0, or write the names into its config.json as id2label and label2id",
+        source=data,
+    )
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:

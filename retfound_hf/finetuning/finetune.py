@@ -24,7 +24,8 @@ from ..files import move_into, refuse_existing, write_json
 from ..inference.evaluate import about_page, write_splits
 from ..inference.predict import Classifier, PreparedSplit, prepare_split, process_state, warn_of_modality
 from ..models import cards
-from ..models.loading import fit_input, is_adapter
+from ..models.configuration_retfound import is_adapter
+from ..models.loading import fit_input
 from ..options import parse_arguments
 from ..record import hardware, write_run_record
 from ..vocabulary import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL

@@ -18,9 +18,9 @@ from ..errors import BadArgumentError, BadModelError, require, require_range
 from ..evaluation.linear_probe import fit_linear_probe
 from ..inference.predict import Classifier, PreparedSplit, head_inputs
 from ..models.backbones import backbone_of
-from ..models.configuration_retfound import UNCALIBRATED, RetFoundConfig
+from ..models.configuration_retfound import UNCALIBRATED, RetFoundConfig, is_adapter
 from ..models.image_processing_retfound import RetFoundImageProcessor
-from ..models.loading import is_adapter, load_network, load_processor, network_config, read_config, resolve
+from ..models.loading import load_network, load_processor, network_config, read_config, resolve
 from ..models.modeling_retfound import RetFoundForImageClassification
 from ..vocabulary import MULTI_LABEL, REGRESSION
 from .trainer import BalancedSampler, FinetuneTrainer, Mix, TargetScale, TrainingPixels

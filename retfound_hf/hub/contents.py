@@ -15,9 +15,11 @@ from ..errors import BadDataError, BadModelError, one_line
 from ..evaluation.subgroups import FEWEST
 from ..files import atomic_file
 from ..models.cards import evaluation_tables, read_metrics, title
-from ..models.loading import OFFICIAL_LICENSE, OFFICIAL_ORGANISATION
+from ..models.configuration_retfound import is_adapter
+from ..models.loading import OFFICIAL_LICENSE, OFFICIAL_ORGANISATION, read_config
 
 MODEL_FILES = ("config.json", "preprocessor_config.json", "README.md")
+FROM_BASE = MODEL_FILES[:2]  # that PEFT does not write beside an adapter
 WEIGHTS = {"model": "model.safetensors", "adapter": "adapter_model.safetensors"}
 INDEX = "model.safetensors.index.json"
 SUBGROUPS = "subgroups.csv"
@@ -92,9 +94,10 @@ def read_contents(folder: str | Path) -> Contents:
             "safetensors are published: convert or remove them",
             model=folder,
         )
-    kind = "adapter" if "adapter_config.json" in top else "model"
+    kind = "adapter" if is_adapter(folder) else "model"
     weights = INDEX if kind == "model" and INDEX in top else WEIGHTS[kind]
-    if missing := sorted({*MODEL_FILES, weights} - top):
+    of_base = FROM_BASE if kind == "adapter" else ()
+    if missing := sorted({*MODEL_FILES, weights} - top - set(of_base)):
         raise BadModelError(
             f"{folder} lacks {', '.join(missing)}; expected a folder written by convert_checkpoint, pretrain or "
             "finetune",
@@ -106,7 +109,9 @@ def read_contents(folder: str | Path) -> Contents:
         if path.endswith(".safetensors"):
             _check_weights(folder / path)
     left_out = {path: _reason(path) for path in paths if path not in files and not path.endswith(".py")}
-    return Contents(folder, kind, read_json(folder / "config.json"), tuple(files), left_out)
+    own = "config.json" in top
+    config = read_json(folder / "config.json") if own else read_config(str(folder)).to_dict()
+    return Contents(folder, kind, config, tuple(files), left_out)
 
 
 def read_json(path: Path) -> dict[str, Any]:

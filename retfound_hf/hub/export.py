@@ -15,9 +15,10 @@ from transformers.image_utils import PILImageResampling
 from ..errors import BadModelError, RetFoundError, missing_extra, require
 from ..files import atomic_folder, write_json
 from ..models.cards import describe_preprocessing, license_of, write_card
+from ..models.configuration_retfound import is_adapter
 from ..models.image_processing_retfound import RetFoundImageProcessor
 from ..models.key_tables import encoder_rows, pair
-from ..models.loading import is_adapter, load_classifier, load_encoder, load_processor, read_config, resolve
+from ..models.loading import load_classifier, load_encoder, load_processor, read_config, resolve
 from ..options import parse_arguments
 from ..record import write_run_record
 from ..vocabulary import MULTI_LABEL, SINGLE_LABEL, problem_type_of

@@ -15,6 +15,8 @@ from typing import Any
 from ..errors import BadArgumentError, BadModelError, join_names
 from ..files import write_json
 from ..hub_access import translate_hub_errors
+from ..models.adapters import adapter_base
+from ..models.loading import load_processor
 from ..options import parse_arguments
 from .contents import (
     SUBGROUPS,
@@ -89,6 +91,10 @@ def staged(contents: Contents, repo_id: str, base_model: str | None = None) -> I
             _link_or_copy(contents.folder / path, stage / path)
             if Path(path).name == SUBGROUPS:
                 hide_small_groups(stage / path)
+        if contents.kind == "adapter" and not (stage / "config.json").exists():
+            write_json(stage / "config.json", contents.config)
+        if contents.kind == "adapter" and not (stage / "preprocessor_config.json").exists():
+            load_processor(str(contents.folder)).save_pretrained(stage)
         for config in stage.glob("*config.json"):
             write_json(config, _without_paths(read_json(config)))
         _add_code(stage)
@@ -137,6 +143,23 @@ def _name_base(stage: Path, base_model: str | None) -> None:
             model=base,
         )
     write_json(stage / "adapter_config.json", config | {"base_model_name_or_path": base})
+
+
+def _check_base(contents: Contents) -> None:
+    """Raise for an adapter that Auto classes would load from the Hub into another class, that of its base."""
+    from huggingface_hub import try_to_load_from_cache
+
+    base = adapter_base(contents.folder)
+    file = Path(base) / "config.json"
+    if not file.is_file() and is_hub_id(base):
+        cached = try_to_load_from_cache(base, "config.json")
+        file = Path(cached) if isinstance(cached, str) else file
+    if file.is_file() and read_json(file).get("model_type") != contents.config["model_type"]:
+        raise BadModelError(
+            f"the adapter was made on {base}, weights of another class: from the Hub, transformers would load it into "
+            "that class, with other scores; publish the merged model (`merge` in fine-tuning)",
+            model=base,
+        )
 
 
 def _rewrite_card(contents: Contents, stage: Path, repo_id: str, base_model: str | None) -> None:
@@ -200,6 +223,8 @@ def publish(
     metadata, text = read_card(contents.folder)
     licence = check_licence(contents, metadata, base_model)
     check_card(contents, metadata, text)
+    if contents.kind == "adapter":
+        _check_base(contents)
     with staged(contents, repo_id, base_model) as stage, TemporaryDirectory() as page:
         read_card(stage)
         if space:

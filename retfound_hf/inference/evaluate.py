@@ -23,7 +23,7 @@ from ..evaluation.report import ReportArguments, format_table, measure, read_poi
 from ..files import refuse_existing
 from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
-from ..vocabulary import REGRESSION
+from ..vocabulary import REGRESSION, SINGLE_LABEL
 from .predict import (
     Classifier,
     ForwardArguments,
@@ -108,6 +108,8 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
         need_splits=() if split == "all" else (split,),
         **split_of_training(name, forward_arguments.seed, data, arguments.patient_column),
     )  # fmt: skip
+    if classifier.problem_type == SINGLE_LABEL:  # of a model that had no names for its classes
+        classifier.model.config.id2label = dict(enumerate(labelled.class_names))
     if split == "test" and (labelled.table["split"] == "all").all():
         split = "all"  # neither it nor the training has splits for these images
     labelled, what = _leave_out_trained(labelled, split, name, data)

@@ -211,6 +211,13 @@ class StockEncoderPreTrainedModel(FolderModel, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    @classmethod
+    def from_base(cls, base: str, *args: Any, config: PreTrainedConfig, **kwargs: Any) -> Any:
+        if AutoConfig.from_pretrained(base).model_type == config.model_type:
+            return super().from_base(base, *args, config=config, **kwargs)
+        encoder, info = AutoModel.from_pretrained(base, *args, **kwargs)
+        return cls(config, encoder).to(encoder.dtype).eval(), info
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise the head alone; the encoder has its own initialisation."""

@@ -1,13 +1,18 @@
 """`RetFoundConfig`: a ViT-MAE configuration with RETFound's values, the classifier's options and named presets."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from transformers import ViTMAEConfig
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..errors import BadArgumentError, require
 from ..vocabulary import MODALITIES
 
+ADAPTER_FILE = "adapter_config.json"
+WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 HEAD_NORMS = ("single", "double")
 SHARE = "must be at least 0 and below 1"
 # What the configuration says of a head to which nothing was fitted.
@@ -189,3 +194,14 @@ class RetFoundConfig(HeadOptions, ViTMAEConfig):
         if not 0 <= self.mask_ratio < 1:
             self._refuse("mask_ratio", SHARE)
         require("head_norm", self.head_norm, HEAD_NORMS)
+
+
+def is_adapter(name_or_path: str | Path, **hub_options: Any) -> bool:
+    """Whether a folder or Hub repository holds the configuration of a PEFT adapter instead of whole weights."""
+    path = Path(name_or_path)
+    if path.exists():
+        return (path / ADAPTER_FILE).is_file() and not any(any(path.glob(pattern)) for pattern in WEIGHTS)
+    try:
+        return find_adapter_config_file(str(name_or_path), **hub_options) is not None
+    except OSError:
+        return False

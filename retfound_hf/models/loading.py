@@ -19,8 +19,9 @@ from transformers import (
 )
 
 from ..errors import BadModelError, nearest, one_line
+from .adapters import HEAD, adapter_base, describe_adapted, has_config, head_size, merge_adapter
 from .backbones import AUTO_CLASSES, BACKBONES, StockEncoderConfig, accepted_models, backbone_of, stored_processor
-from .configuration_retfound import RetFoundConfig
+from .configuration_retfound import UNCALIBRATED, RetFoundConfig, is_adapter
 from .image_processing_retfound import RetFoundImageProcessor
 from .modeling_retfound import RetFoundForPreTraining, RetFoundPreTrainedModel
 
@@ -153,8 +154,6 @@ def how_to_bring(name_or_path: str) -> str:
     )
 
 
-ADAPTER_FILE = "adapter_config.json"
-HEAD = ("fc_norm.", "classifier.")
 # The only tensors that an encoder or a classifier may leave out, by their names without the encoder's prefix.
 LEFT_OUT = (*HEAD, "decoder.", "pooler.", "embeddings.mask_token", "mask_token")
 # transformers 5 stores the decoder of the stock class under another name than 4.x and this package.
@@ -162,12 +161,14 @@ STOCK_NAMES = {r"^decoder\.decoder_encoder\.layer\.": "decoder.decoder_layers."}
 
 
 def read_config(name_or_path: str) -> PreTrainedConfig:
-    """Configuration of a model folder, Hub id or starting point.
+    """Configuration of a model folder, adapter, Hub id or starting point.
 
     Raises:
         BadModelError: there is none, or it cannot be read.
     """
     name_or_path = resolve(name_or_path)
+    if is_adapter(name_or_path) and not has_config(name_or_path):
+        return describe_adapted(read_config(adapter_base(name_or_path)), name_or_path)
     if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
         raise BadModelError(
             f"model folder {name_or_path} has no config.json; expected a folder written by convert_checkpoint, "
@@ -184,18 +185,6 @@ def read_config(name_or_path: str) -> PreTrainedConfig:
                 f"({one_line(error)})"
             )
         raise BadModelError(f"model {name_or_path} {reason}", model=name_or_path) from error
-
-
-def is_adapter(name_or_path: str) -> bool:
-    """Whether a folder or Hub repository holds a peft adapter instead of whole weights."""
-    if Path(name_or_path).exists():
-        return (Path(name_or_path) / ADAPTER_FILE).is_file()
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    try:
-        return find_adapter_config_file(name_or_path) is not None
-    except OSError:
-        return False
 
 
 def read_weights(model_class: Any, name_or_path: str, **options: Any) -> tuple[PreTrainedModel, list[str], list[str]]:
@@ -306,12 +295,24 @@ def load_classifier(name_or_path: str) -> PreTrainedModel:
     name_or_path = resolve(name_or_path)
     config = read_config(name_or_path)
     if is_adapter(name_or_path):
-        from peft import PeftConfig, PeftModel
-
-        base = PeftConfig.from_pretrained(name_or_path).base_model_name_or_path
-        # The adapter brings its own head; that of the base is not needed.
-        model, _ = load_network(base, read_config(base), config, classifier=True)
-        merged = PeftModel.from_pretrained(model, name_or_path).merge_and_unload().eval()
+        base = adapter_base(name_or_path)
+        if type(config) in AUTO_CLASSES:
+            kept = {name: getattr(config, name) for name in UNCALIBRATED}
+            model, has_head = load_network(base, read_config(base), config, classifier=True)
+            # The base lacks the head; the adapter's own is as its configuration says.
+            model._head_changed = False
+            model.config.update(kept)
+        else:
+            options = {"config": config, "ignore_mismatched_sizes": True}
+            model, missing, _ = read_weights(AutoModelForImageClassification, resolve(base), **options)
+            has_head = not missing
+        if not has_head and head_size(name_or_path) is None:
+            raise BadModelError(
+                f"adapter {name_or_path} brings no trained head, and its base {base} has none; train it with "
+                "`modules_to_save=['fc_norm', 'classifier']` in its LoraConfig",
+                model=name_or_path,
+            )
+        merged = merge_adapter(model, name_or_path)
         return fit_input(merged, load_processor(name_or_path))
     model, missing, _ = read_weights(AutoModelForImageClassification, name_or_path, config=config)
     if missing:
@@ -330,7 +331,14 @@ def load_encoder(name_or_path: str) -> PreTrainedModel:
     """
     name_or_path = resolve(name_or_path)
     if is_adapter(name_or_path):
-        return load_classifier(name_or_path).base_model
+        model = load_classifier(name_or_path)
+        if type(model.config) not in AUTO_CLASSES:
+            raise BadModelError(
+                f"adapter {name_or_path} belongs onto a {type(model).__name__} of transformers, whose features are "
+                "others; adapt a model that was loaded from a folder of this package",
+                model=name_or_path,
+            )
+        return model.base_model
     stored = read_config(name_or_path)
     model, _ = load_network(name_or_path, stored, network_config(stored), classifier=False)
     return fit_input(model, load_processor(name_or_path))
@@ -411,6 +419,8 @@ def load_processor(
     name_or_path = resolve(name_or_path)
     stored = stored_processor(name_or_path)
     if stored is None:
+        if is_adapter(name_or_path):
+            return load_processor(adapter_base(name_or_path), image_size, crop)
         config = read_config(name_or_path)
         row = BACKBONES.get(getattr(config, "encoder_config", config).model_type, BACKBONES["retfound"])
         stored = RetFoundImageProcessor.for_image_size(

@@ -24,9 +24,10 @@ from transformers.utils.generic import can_return_tuple
 
 from ..errors import BadArgumentError, BadDataError, BadModelError, require
 from ..vocabulary import MULTI_LABEL, POINTS_FILE, PROBLEM_TYPES, SINGLE_LABEL, problem_type_of
+from .adapters import load_adapted
 from .compat import PreTrainedConfig
 from .compat import initialization as init
-from .configuration_retfound import RetFoundConfig
+from .configuration_retfound import HUB_OPTIONS, RetFoundConfig, is_adapter
 
 
 def sincos_positions(width: int, grid: int, device: torch.device | None = None) -> Tensor:
@@ -329,8 +330,16 @@ class FolderModel:
     _head_changed = False
 
     @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+    def from_pretrained(cls, name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        # An Auto class has looked for an adapter already, and then gives options for one in any case.
+        adapter_kwargs = kwargs.get("adapter_kwargs")
+        adapter = name_or_path if adapter_kwargs is None else adapter_kwargs.get("_adapter_model_path")
+        given = kwargs if adapter_kwargs is None else {**kwargs, "revision": None, **adapter_kwargs}
+        hub = {name: given[name] for name in HUB_OPTIONS if given.get(name) is not None}
+        if adapter is not None and is_adapter(adapter, **hub):
+            model, info = load_adapted(cls, adapter, hub, *args, **kwargs)
+        else:
+            model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
         # transformers 5 loads every tensor into a parameter that trains, whatever the model was built with.
         model.freeze_fixed_parameters()
         anew = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
@@ -343,6 +352,11 @@ class FolderModel:
         for name, parameter in self.named_parameters():
             if name.endswith(self._fixed_parameters):
                 parameter.requires_grad_(False)
+
+    @classmethod
+    def from_base(cls, *args, **kwargs):
+        """`from_pretrained` of the weights that an adapter is put on."""
+        return super().from_pretrained(*args, **kwargs)
 
     def forget_head(self) -> None:
         """Take back the calibration of a head that was made anew or is being trained."""

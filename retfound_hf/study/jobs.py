@@ -21,7 +21,8 @@ from ..errors import BadArgumentError, BadDataError, BadModelError, RetFoundErro
 from ..evaluation.metrics import metrics_for
 from ..evaluation.predictions import Predictions
 from ..finetuning.methods import METHODS
-from ..models.loading import is_adapter, read_config
+from ..models.configuration_retfound import is_adapter
+from ..models.loading import read_config
 from ..vocabulary import MULTI_LABEL
 from .config import NEUTRAL, DataSet, ExternalSet, Study, job_options, parse_options
 

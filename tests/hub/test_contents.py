@@ -115,6 +115,12 @@ def test_an_adapter_names_a_base_that_others_can_load(workshop):
     assert "adapter_model.safetensors" in published.files
 
 
+def test_an_adapter_on_another_class_of_weights_is_refused(stock_workshop):
+    """Auto classes would load it from the Hub into the class of its base, under another head."""
+    base = str(stock_workshop / "base")
+    assert base in refused(stock_workshop / "adapter", base_model="org/base")
+
+
 @pytest.mark.parametrize("name", ["name", "a/b/c", "https://hub/org/name", "org/na me"])
 def test_a_bad_name_is_refused(workshop, name):
     with pytest.raises(BadArgumentError) as error:

@@ -9,12 +9,14 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModelForImageClassification
 
 from retfound_hf import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundImageProcessor
 from retfound_hf.cli import command
 from retfound_hf.errors import BadArgumentError, HubAccessError
 from retfound_hf.evaluation.report import ReportArguments, read_points
 from retfound_hf.hub.publish import main, publish
+from retfound_hf.models.loading import load_classifier
 from retfound_hf.options import run_command
 
 # Without the package: every class by name, from what the Hub gives.
@@ -220,22 +222,50 @@ def test_private_is_not_published_into_a_public_repository(hub_here, workshop):
     assert hub_here.repo("org/mine").at("main").files == {}
 
 
-def test_an_adapter_loads_onto_its_published_base(published, workshop, image):
-    from retfound_hf.models.loading import load_classifier
+# Without the package: code of the base, names of classes of the adapter.
+ADAPTED = """
+import json, sys
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+remote = {"trust_remote_code": True}
+model = AutoModelForImageClassification.from_pretrained("org/adapter", **remote)
+processor = AutoImageProcessor.from_pretrained("org/adapter", **remote)
+with torch.no_grad():
+    logits = model(**processor(Image.open(sys.argv[1]), return_tensors="pt")).logits.tolist()
+names, package = list(model.config.id2label.values()), "retfound_hf" in sys.modules
+print(json.dumps({"logits": logits, "names": names, "package": package}))
+"""
 
-    publish(workshop / "adapter", "org/adapter", base_model="org/base")
+
+@pytest.mark.parametrize("written_by", ["finetune", "peft"])
+def test_an_adapter_loads_onto_its_published_base(published, workshop, folder, image, tmp_path, written_by):
+    place = folder("adapter")
+    names = ["normal", "stage 3"]
+    if written_by == "peft":  # which leaves the configurations to the base
+        names = ["LABEL_0", "LABEL_1"]
+        for name in ("config.json", "preprocessor_config.json"):
+            (place / name).unlink()
+    publish(place, "org/adapter", base_model="org/base")
     pixels = RetFoundImageProcessor.from_pretrained(workshop / "adapter")(Image.open(image), return_tensors="pt")
     with torch.no_grad():
         expected = load_classifier(str(workshop / "adapter"))(**pixels).logits
         found = load_classifier("org/adapter")(**pixels).logits
+        by_auto_class = AutoModelForImageClassification.from_pretrained("org/adapter")
+        logits = by_auto_class(**pixels).logits
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(logits, expected, atol=1e-6, rtol=0)
+    assert list(by_auto_class.config.id2label.values()) == names
+    home = tmp_path / "elsewhere"
+    found = run(ADAPTED, published.env(home, token=None), str(image))
+    assert (found["names"], found["package"]) == (names, False)
+    torch.testing.assert_close(torch.tensor(found["logits"]), expected, atol=1e-6, rtol=0)
+    assert run(ADAPTED, published.env(home, token=None, offline=True), str(image)) == found
     card = published.repo("org/adapter").at("main").files["README.md"].content.decode()
     assert "base_model: org/base\n" in card and "base_model_relation: adapter\n" in card
 
 
 def test_a_merged_adapter_is_a_model_whose_card_says_so(published, workshop, tmp_path):
-    from transformers import AutoModelForImageClassification
-
     from retfound_hf.finetuning.finetune import main as finetune
 
     words = ["--model_name_or_path", str(workshop / "base"), "--data", str(workshop / "images"), "--method", "lora"]

@@ -10,7 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from noise import with_noise
+from peft import LoraConfig, get_peft_model
 from sklearn.metrics import roc_auc_score
+from tiny import named
 from transformers import AutoModelForImageClassification
 from two_processes import run_in_two
 
@@ -19,6 +22,8 @@ from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError, Ou
 from retfound_hf.evaluation.report import ReportArguments, write_points
 from retfound_hf.evaluation.thresholds import OperatingPoint
 from retfound_hf.inference.evaluate import evaluate, main, split_of_training, splits_in_training, write_splits
+from retfound_hf.inference.predict import Classifier
+from retfound_hf.models.loading import load_processor
 
 CLASSES = ("mild", "none", "severe")
 COLUMNS = [f"prob/{name}" for name in CLASSES]
@@ -290,3 +295,34 @@ def test_two_processes_write_what_one_writes(classifier_folder, labelled_table, 
     main(words("one"))
     for name in ("metrics.json", "predictions.csv"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+
+
+def test_an_adapter_of_peft_is_evaluated(encoder_folder, labelled_table, evaluated, caplog, tmp_path):
+    """It has no names of classes: the outputs are taken in the order of the data's, and that is said."""
+    network = AutoModelForImageClassification.from_pretrained(encoder_folder, num_labels=3)
+    adapted = get_peft_model(network, LoraConfig(target_modules=["query"], modules_to_save=["classifier"]))
+    with_noise(adapted.base_model.model.classifier, 0.5)
+    adapted.save_pretrained(tmp_path / "adapter")
+    found = evaluated(labelled_table, tmp_path / "adapter")
+    assert "mild, none, severe" in caplog.text
+    adapted.eval().get_base_model().config.update(named(CLASSES))
+    expected = Classifier(adapted, load_processor(str(encoder_folder)))
+    files = [labelled_table.parent / name for name in found.predictions["id"]]
+    assert np.allclose(found.predictions[COLUMNS], expected.predict(files).scores, atol=1e-5)
+
+
+def test_a_model_without_names_of_classes(labelled_table, absolute, classifier_folder, evaluated, tmp_path):
+    """Numbers are the places of its outputs; names that are sorted in two ways are not guessed."""
+    folder = Path(shutil.copytree(classifier_folder, tmp_path / "unnamed"))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": {str(place): f"LABEL_{place}" for place in range(3)}}
+    config |= {"label2id": {f"LABEL_{place}": place for place in range(3)}}
+    (folder / "config.json").write_text(json.dumps(config))
+    expected = evaluated(labelled_table, output_dir=tmp_path / "named").metrics
+    absolute.assign(label=[CLASSES.index(name) for name in absolute["label"]]).to_csv(tmp_path / "n.csv", index=False)
+    found = evaluated(tmp_path / "n.csv", folder, output_dir=tmp_path / "numbers").metrics
+    assert (found["auroc"], found["accuracy"]) == (expected["auroc"], expected["accuracy"])
+    stages = absolute["label"].map({"mild": "stage 2", "none": "stage 1", "severe": "stage 10"})
+    absolute.assign(label=stages).to_csv(tmp_path / "stages.csv", index=False)
+    with pytest.raises(BadDataError):
+        evaluated(tmp_path / "stages.csv", folder, output_dir=tmp_path / "refused")

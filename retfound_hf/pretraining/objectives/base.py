@@ -10,8 +10,8 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, ResNetCon
 
 from ...errors import BadArgumentError, BadModelError, require
 from ...models.backbones import BACKBONES
-from ...models.configuration_retfound import PRESETS, RetFoundConfig
-from ...models.loading import is_adapter, load_network, network_config, read_config, resolve
+from ...models.configuration_retfound import PRESETS, RetFoundConfig, is_adapter
+from ...models.loading import load_network, network_config, read_config, resolve
 from ...models.modeling_retfound import RetFoundModel
 from ...options import check_ranges
 

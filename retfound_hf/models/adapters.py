@@ -1,0 +1,156 @@
+"""Adapters of PEFT: their folders, the base that they name, and models that are made of both.
+
+A folder of an adapter holds `adapter_config.json`, `adapter_model.safetensors` and, from `finetune`, the `config.json`
+of the adapted network: names of the classes and problem type, which PEFT does not write. transformers takes a local
+folder with a `config.json` for a whole model, and every other one for its base with the base's own configuration;
+therefore `from_pretrained` of this package's classes looks for itself.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from ..errors import BadModelError, one_line
+from .compat import PreTrainedConfig
+from .configuration_retfound import ADAPTER_FILE
+
+HEAD = ("fc_norm.", "classifier.")
+
+
+def adapter_base(name_or_path: str | Path, **hub_options: Any) -> str:
+    """Folder or Hub id of the model that an adapter belongs onto.
+
+    Raises:
+        BadModelError: the adapter names none.
+    """
+    file = find_adapter_config_file(str(name_or_path), **hub_options)
+    base = json.loads(Path(str(file)).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise BadModelError(
+            f"adapter {name_or_path} names no base model; put its folder or Hub id into {ADAPTER_FILE} as "
+            "base_model_name_or_path",
+            model=name_or_path,
+        )
+    return base
+
+
+def has_config(name_or_path: str | Path, **hub_options: Any) -> bool:
+    """Whether an adapter brings the configuration of the adapted network."""
+    quiet = [f"_raise_exceptions_for_{what}" for what in ("gated_repo", "missing_entries", "connection_errors")]
+    return cached_file(str(name_or_path), "config.json", **dict.fromkeys(quiet, False), **hub_options) is not None
+
+
+def head_size(name_or_path: str | Path, **hub_options: Any) -> int | None:
+    """Number of labels of the head that an adapter brings along; None where it brings none."""
+    from peft import load_peft_weights
+
+    tensors = load_peft_weights(str(name_or_path), device="cpu", **hub_options)
+    return next((len(tensor) for name, tensor in tensors.items() if name.endswith("classifier.weight")), None)
+
+
+def describe_adapted(config: PreTrainedConfig, name_or_path: str | Path, **hub_options: Any) -> PreTrainedConfig:
+    """Make the configuration of a base that of the network with an adapter that brings no configuration."""
+    labels = head_size(name_or_path, **hub_options)
+    if labels not in (None, config.num_labels):
+        config.num_labels = labels  # with the names LABEL_0...
+    if hasattr(config, "encoder_only"):
+        config.encoder_only = True
+    config.architectures = None
+    return config
+
+
+def merge_adapter(model: Any, name_or_path: str) -> Any:
+    """Base `model` with the weights of an adapter in its own layers, in evaluation mode.
+
+    Raises:
+        BadModelError: an adapter of another network, or of a kind that cannot be merged.
+    """
+    from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
+
+    try:
+        adapted = PeftModel.from_pretrained(model, name_or_path)
+        given = load_peft_weights(name_or_path, device="cpu")
+        _check_taken(given, get_peft_model_state_dict(adapted), name_or_path, model)
+        return adapted.merge_and_unload().eval()
+    except (ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
+        raise BadModelError(
+            f"adapter {name_or_path} cannot be merged into {type(model).__name__}: {one_line(error)}",
+            model=name_or_path,
+        ) from error
+
+
+def attach_adapter(model: Any, name_or_path: str, adapter_name: str = "default", **hub_options: Any) -> set[str]:
+    """Put an adapter into the layers of a classifier, or of its encoder, as `load_adapter` of transformers does.
+
+    That of transformers 5.24 loses the magnitudes of DoRA, without a word.
+
+    Returns:
+        Names of the tensors that it brings along, as in the model without adapter.
+
+    Raises:
+        BadModelError: an adapter of another network.
+    """
+    from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, load_peft_weights
+    from peft.utils import set_peft_model_state_dict
+
+    config = PeftConfig.from_pretrained(name_or_path, **hub_options)
+    config.inference_mode = True
+    given = load_peft_weights(name_or_path, device="cpu", **hub_options)
+    given = {name.removeprefix("base_model.model."): tensor for name, tensor in given.items()}
+    if model.base_model is model:  # an encoder alone
+        own = {name.removeprefix(f"{model.base_model_prefix}."): tensor for name, tensor in given.items()}
+        given = {name: tensor for name, tensor in own.items() if not name.startswith(HEAD)}
+    inject_adapter_in_model(config, model, adapter_name)
+    set_peft_model_state_dict(model, dict(given), adapter_name)
+    model._hf_peft_config_loaded = True
+    _check_taken(given, get_peft_model_state_dict(model, adapter_name=adapter_name), name_or_path, model)
+    model.eval()
+    return set(given)
+
+
+def _check_taken(given: Iterable[str], taken: Iterable[str], adapter: str, model: Any) -> None:
+    if apart := sorted(set(given) ^ set(taken)):
+        raise BadModelError(
+            f"adapter {adapter} does not fit {type(model).__name__}: {len(apart)} tensors, such as {apart[0]}, are in "
+            "one of the two alone",
+            model=adapter,
+        )
+
+
+def load_adapted(
+    model_class: Any, adapter: str | Path, hub: dict[str, Any], *args: Any, config: Any = None, **kwargs: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Model of the base that an adapter names, with the adapter in its layers.
+
+    Args:
+        model_class: with `from_base`.
+        adapter: folder or Hub id.
+        hub: token, revision and the like for the adapter; those of the base are in `kwargs`.
+        args, kwargs: of `from_pretrained`.
+        config: the adapter's or, from an Auto class that has followed the adapter to its base, that of the base.
+
+    Returns:
+        The model, and the report of the loading.
+    """
+    if kwargs.pop("adapter_kwargs", None) is None:
+        kwargs.pop("revision", None)  # the adapter's, where no Auto class has told the two apart
+    adapter_name, base = kwargs.pop("adapter_name", "default"), adapter_base(adapter, **hub)
+    if has_config(adapter, **hub):
+        if config is None or config.name_or_path != str(adapter):
+            config = model_class.config_class.from_pretrained(adapter, **hub)
+    else:
+        config = describe_adapted(config or model_class.config_class.from_pretrained(base), adapter, **hub)
+    options = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    model, info = model_class.from_base(base, *args, config=config, **options)
+    misfits = [name for name, *_ in info["mismatched_keys"] if not name.startswith(HEAD)]
+    if misfits:
+        message = f"adapter {adapter} and its base {base} differ in the size of {misfits[0]}"
+        raise BadModelError(message, model=adapter)
+    brought = attach_adapter(model, str(adapter), adapter_name, **hub)
+    info["missing_keys"] = set(info["missing_keys"]) - brought
+    info["mismatched_keys"] = {found for found in info["mismatched_keys"] if found[0] not in brought}
+    return model, info
