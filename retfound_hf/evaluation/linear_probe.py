@@ -13,6 +13,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 
 from ..errors import BadArgumentError, BadDataError, join_names, require
 from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
+from .bootstrap import patient_numbers
 from .metrics import class_areas, defined_classes
 from .predictions import Predictions
 
@@ -69,26 +70,42 @@ def check_present(targets: np.ndarray, problem_type: str, names: Sequence[str]) 
         )
 
 
-def folds(targets: np.ndarray, problem_type: str, names: Sequence[str], seed: int) -> list[tuple[Any, Any]]:
-    """Row indices (train, held out) of each fold, stratified by class, for multi-label by each row's rarest label."""
+def folds(
+    targets: np.ndarray, problem_type: str, names: Sequence[str], seed: int, patients: Any = None
+) -> list[tuple[Any, Any]]:
+    """Row indices (train, held out) of each fold, all rows of a patient in one.
+
+    They are stratified by class, for multi-label by each row's rarest label.
+    """
+    units = patient_numbers(patients, len(targets))
+    patient = np.arange(int(units.max()) + 1)
     if problem_type == REGRESSION:
-        if len(targets) < 2:
-            raise BadDataError("cross-validation needs 2 rows; give val_features and val_targets")
-        return list(KFold(min(FOLDS, len(targets)), shuffle=True, random_state=seed).split(targets))
+        if len(patient) < 2:
+            raise BadDataError("cross-validation needs 2 patients; give val_features and val_targets")
+        splits = KFold(min(FOLDS, len(patient)), shuffle=True, random_state=seed).split(patient)
+        return [(np.flatnonzero(np.isin(units, one)), np.flatnonzero(np.isin(units, other))) for one, other in splits]
     if problem_type == MULTI_LABEL:
-        counts = targets.sum(axis=0)
-        groups = np.where(targets.any(axis=1), np.where(targets > 0, counts, len(targets) + 1).argmin(axis=1), -1)
+        rarest = np.where(targets > 0, targets.sum(axis=0), len(targets) + 1).argmin(axis=1)
+        groups, truth = np.where(targets.any(axis=1), rarest, -1), targets > 0
     else:
-        counts = np.bincount(targets, minlength=len(names))
-        groups = targets
+        groups, truth = targets, targets[:, None] == np.arange(len(names))
+    counts = [len(np.unique(units[column])) for column in truth.T]
     few = [f"{names[index]} ({count})" for index, count in enumerate(counts) if count < 2]
     if few:
-        raise BadDataError(f"cross-validation needs 2 rows of {join_names(few)}; give val_features and val_targets")
-    number = min(FOLDS, int(counts.min()))
-    # A group smaller than the number of folds is spread as far as it goes, without scikit-learn's remark on it.
+        raise BadDataError(
+            f"cross-validation needs 2 patients of {join_names(few)}; give val_features and val_targets"
+        )
+    number = min(FOLDS, *counts)
+    # A patient is of the rarest group among the rows. A group smaller than the number of folds is spread as far as it
+    # goes, without scikit-learn's remark on it.
     _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    groups[np.isin(groups, np.flatnonzero(sizes < number))] = sizes.argmax()
-    return list(StratifiedKFold(number, shuffle=True, random_state=seed).split(targets, groups))
+    rank = np.argsort(np.argsort(sizes, kind="stable"), kind="stable")
+    own = np.full(len(patient), len(sizes))
+    np.minimum.at(own, units, rank[groups])
+    _, own, sizes = np.unique(own, return_inverse=True, return_counts=True)
+    own[np.isin(own, np.flatnonzero(sizes < number))] = sizes.argmax()
+    splits = StratifiedKFold(number, shuffle=True, random_state=seed).split(patient, own)
+    return [(np.flatnonzero(np.isin(units, one)), np.flatnonzero(np.isin(units, other))) for one, other in splits]
 
 
 # On standardised features a well-posed fit takes tens to hundreds of steps.
@@ -248,6 +265,7 @@ def fit_linear_probe(
     class_weights: Sequence[float] | None = None,
     seed: int = 0,
     class_names: Sequence[str] | None = None,
+    patients: Any = None,
 ) -> LinearProbe:
     """Fit multinomial logistic regression, one logistic regression per label, or ridge regression.
 
@@ -266,6 +284,7 @@ def fit_linear_probe(
         class_weights: C weights of the classes' examples; for multi-label of each label's positive examples.
         seed: of the folds; the fits themselves have no randomness.
         class_names: C names for messages; also fixes C, otherwise read from the labels.
+        patients: (N,) names whose rows lie in one fold together; None or NaN where unknown.
 
     Raises:
         BadDataError: shapes that do not fit, values that are not finite, a class without training examples.
@@ -289,7 +308,7 @@ def fit_linear_probe(
     check_present(targets, problem_type, names)
     options = (problem_type, names, class_weights)
     if val_features is None:
-        splits = folds(targets, problem_type, names, seed)
+        splits = folds(targets, problem_type, names, seed, patients)
         outputs = np.empty((len(grid), len(features), len(names)))
         for train, held_out in splits:
             fits = fit_path(features[train], targets[train], grid, *options)

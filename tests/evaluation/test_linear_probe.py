@@ -7,7 +7,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from retfound_hf.errors import BadArgumentError, BadDataError
-from retfound_hf.evaluation.linear_probe import fit_linear_probe
+from retfound_hf.evaluation.linear_probe import fit_linear_probe, folds
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 
@@ -135,6 +135,28 @@ def test_cross_validation_of_labels_and_numbers():
     targets = (features[:, :2] > [[0.0, 1.2]]).astype(int)
     assert fit_linear_probe(features, targets, None, None, MULTI).val_score > 0.9
     assert fit_linear_probe(features, features[:, :1] * 3, None, None, "regression").val_score > -0.01
+
+
+@pytest.mark.parametrize("kind", [SINGLE, MULTI, "regression"])
+def test_folds_keep_patients_together(kind):
+    """Copies of a patient's image tell nothing of others: noise that each patient's images share is not learnt."""
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(40), 4)
+    targets = {
+        SINGLE: rng.integers(3, size=40),
+        MULTI: rng.integers(2, size=(40, 2)),
+        "regression": rng.normal(size=(40, 1)),
+    }
+    targets = targets[kind][patients]
+    for train, held_out in folds(targets, kind, ["a", "b", "c"][: 3 if kind == SINGLE else 2], 0, patients):
+        assert not set(patients[train]) & set(patients[held_out]) and len(train) + len(held_out) == 160
+    noise = rng.normal(size=(40, 20))[patients] + 0.1 * rng.normal(size=(160, 20))
+    apart, together = (
+        fit_linear_probe(noise, targets, None, None, kind, [1.0], patients=names).val_score
+        for names in (None, patients)
+    )
+    assert together < apart - 0.2
+    assert together < (0.0 if kind == "regression" else 0.7)
 
 
 def test_constant_and_repeated_features_do_no_harm():
