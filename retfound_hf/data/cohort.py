@@ -10,7 +10,7 @@ import pandas as pd
 from ..errors import BadArgumentError, BadDataError, join_names, require, require_range
 from ..evaluation.bootstrap import Estimate
 from ..evaluation.comparisons import auroc_interval
-from ..evaluation.thresholds import share_interval
+from ..evaluation.intervals import share_interval
 from .flow import Flow
 from .registry import DEATH, LAST_FOLLOW_UP, Registry, find_events
 from .splits import PAPER_FRACTIONS, assign_splits

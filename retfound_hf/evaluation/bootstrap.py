@@ -1,10 +1,10 @@
-"""Estimates with 95% confidence intervals: bootstrap over patients (BCa), and the jackknife on the logit scale.
+"""Estimates with 95% confidence intervals: bootstrap over patients (BCa), and values without each patient.
 
 `scipy.stats.bootstrap` draws rows, not patients with all their rows, and calls a function of rows for each resample;
 here a statistic takes many sets of weights at once.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +22,6 @@ RESAMPLES = 2000  # below, the ends of a BCa interval move visibly with the seed
 MIN_DEFINED = 100  # with fewer defined resamples in a tail the ends of an interval are noise
 BLOCK = 4_000_000  # elements of one block of weights: 32 MB, which keeps temporaries in the processor's reach
 JACKKNIFE = 400  # patients left out one by one; above that in as many groups
-LOGIT = "jackknife over patients, logit scale"
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,6 @@ def patients_of(patients: Any, rows: int, classes: np.ndarray | None = None) -> 
     Raises:
         BadDataError: a number of names other than N, or a single patient.
     """
-    from .thresholds import patient_numbers  # which needs the estimates of this module
-
     row = patient_numbers(patients, rows)
     count = int(row.max()) + 1
     if count < 2:
@@ -167,6 +164,19 @@ def patients_of(patients: Any, rows: int, classes: np.ndarray | None = None) -> 
     return Patients(row, count, stratum)
 
 
+def patient_numbers(patients: Any, rows: int) -> np.ndarray:
+    """Patient of each row as a number from 0 on, (N,); an unknown one (None, NaN) is a patient of its own."""
+    if patients is None:
+        return np.arange(rows)
+    import pandas as pd
+
+    names = pd.Series(np.asarray(patients, dtype=object))
+    if len(names) != rows:
+        raise BadDataError(f"{len(names)} patients were given for {rows} rows; give one per row")
+    row, known = pd.factorize(names)
+    return np.where(row < 0, len(known) + np.cumsum(row < 0) - 1, row)
+
+
 @dataclass(frozen=True)
 class Draws:
     """Values of a statistic on bootstrap samples and, for BCa, without each group of patients.
@@ -183,10 +193,10 @@ class Draws:
     strata: np.ndarray | None
     patients: int
 
-    def interval(self, name: Any, value: float | None, skewed: bool = False) -> Estimate:
+    def interval(self, name: Any, value: float | None) -> Estimate:
         """The estimate of a name; arguments as `interval`."""
-        jackknife = None if self.strata is None else (self.left_out[name], self.strata)
-        return interval(value, self.samples[name], self.patients, jackknife, skewed)
+        left_out = None if self.strata is None else (self.left_out[name], self.strata)
+        return interval(value, self.samples[name], self.patients, left_out)
 
 
 def draw(
@@ -208,7 +218,6 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
     method: Method = "bca",
-    skewed: Collection[str] = (),
 ) -> dict[str, Estimate]:
     """Intervals of whatever can be computed from weighted rows.
 
@@ -220,10 +229,14 @@ def bootstrap(
         seed: another one draws other patients.
         method: `bca`, bias-corrected and accelerated (Efron 1987; acceleration by the jackknife within strata, Davison
             and Hinkley 1997, section 5.3), or the plain percentiles.
-        skewed: names whose interval `logit_interval` gives in the place of BCa.
     """
     found = draw(statistic, patients, resamples, seed, method)
-    return {name: found.interval(name, value, name in skewed) for name, value in values.items()}
+    return {name: found.interval(name, value) for name, value in values.items()}
+
+
+def jackknife(statistic: Statistic, patients: Patients) -> Values:
+    """Values of a statistic without each patient, or each group of many patients, by name (groups,)."""
+    return _evaluate(statistic, patients.left_out()[1])
 
 
 def _evaluate(statistic: Statistic, blocks: Iterable[np.ndarray]) -> Values:
@@ -235,59 +248,32 @@ def interval(
     value: float | None,
     drawn: np.ndarray,
     patients: int,
-    jackknife: tuple[np.ndarray, np.ndarray] | None = None,
-    skewed: bool = False,
+    left_out: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Estimate:
-    """The interval that bootstrap values leave, and the jackknife's.
+    """The interval that bootstrap values leave.
 
     Args:
         value: of the whole set; None where undefined.
         drawn: values of the resamples, NaN where undefined.
         patients: number of independent units.
-        jackknife: values without each group of patients, and the groups' strata, for BCa; None: percentiles.
-        skewed: take the interval of `logit_interval` where there is one.
+        left_out: values without each group of patients, and the groups' strata, for BCa; None: percentiles.
     """
     from scipy.stats import norm
 
     defined = drawn[~np.isnan(drawn)]
     undefined = 1 - len(defined) / len(drawn)
-    name = f"bootstrap over patients, {'percentile' if jackknife is None else 'BCa'}"
+    name = f"bootstrap over patients, {'percentile' if left_out is None else 'BCa'}"
     if value is None or len(defined) < MIN_DEFINED or np.ptp(defined) < 1e-12:
         return Estimate(value, None, None, patients, name, undefined)
-    if skewed and jackknife is not None and (ends := logit_interval(value, jackknife[0])) is not None:
-        return Estimate(float(value), *ends, patients, LOGIT, undefined)
     tails = np.array([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    if jackknife is not None:
+    if left_out is not None:
         below = (np.mean(defined < value - 1e-12) + np.mean(defined <= value + 1e-12)) / 2
         edge = 1 / (2 * len(defined))
         bias = norm.ppf(np.clip(below, edge, 1 - edge))
         shifted = bias + norm.ppf(tails)
-        tails = norm.cdf(bias + shifted / (1 - _acceleration(*jackknife) * shifted))
+        tails = norm.cdf(bias + shifted / (1 - _acceleration(*left_out) * shifted))
     low, high = np.quantile(defined, tails)
     return Estimate(float(value), float(low), float(high), patients, name, undefined)
-
-
-def logit_interval(value: float, left_out: np.ndarray) -> tuple[float, float] | None:
-    """Normal interval of log(value / (1 - value)), carried back (Boyd, Eng and Page 2013, with another variance).
-
-    For the average precision, which with few positives is skewed beyond what BCa mends. The variance is the
-    jackknife's over patients, in the place of the binomial one, which takes images for patients.
-
-    Args:
-        value: in [0, 1].
-        left_out: (groups,) the value without each group of patients.
-
-    Returns:
-        low, high; None where a number is 0, 1 or undefined, which has no logit, or where nothing varies.
-    """
-    numbers = np.r_[value, left_out]
-    if not ((numbers > 0) & (numbers < 1)).all() or np.ptp(left_out) < 1e-12:
-        return None
-    logits = np.log(numbers / (1 - numbers))
-    groups = len(left_out)
-    error = ((groups - 1) / groups * ((logits[1:] - logits[1:].mean()) ** 2).sum()) ** 0.5
-    low, high = 1 / (1 + np.exp(-(logits[0] + Z * error * np.array([-1, 1]))))
-    return float(low), float(high)
 
 
 def _acceleration(values: np.ndarray, strata: np.ndarray) -> float:

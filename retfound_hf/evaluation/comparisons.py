@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import BadDataError
-from .bootstrap import CONFIDENCE, MIN_DEFINED, RESAMPLES, Comparison, Estimate, Z, draw, patients_of
-from .metrics import weighted_metrics
+from .bootstrap import CONFIDENCE, MIN_DEFINED, RESAMPLES, Comparison, Estimate, Z, draw, patient_numbers, patients_of
+from .intervals import Area, area_interval, area_of, student, too_few
+from .metrics import metric_of, weighted_metrics
 
 if TYPE_CHECKING:
     from .predictions import Predictions
 
 
 def auroc_interval(truth: Any, scores: Any, patients: Any = None) -> Estimate:
-    """AUROC of one classifier with DeLong's 95% interval, on the logit scale, which keeps it between 0 and 1.
+    """AUROC of one classifier with the 95% interval of `intervals.area_interval`, which stays between 0 and 1.
 
     Args:
         truth: bool (N,).
@@ -24,43 +25,44 @@ def auroc_interval(truth: Any, scores: Any, patients: Any = None) -> Estimate:
         patients: (N,) names whose rows are correlated (both eyes, repeat images); None or NaN: independent.
 
     Returns:
-        Undefined where one outcome is absent; without interval at an AUROC of 0 or 1, where the variance is 0.
+        Undefined where one outcome is absent; without interval where one patient alone has an outcome.
     """
-    areas, covariance, count = _areas(truth, [scores], patients)
-    name = _name("DeLong", patients)
-    if areas is None:
-        return Estimate(None, None, None, count, name)
-    area, variance = float(areas[0]), float(covariance[0, 0])
-    if not 0 < area < 1 or variance <= 0:
-        return Estimate(area, None, None, count, name)
-    logit, half = np.log(area / (1 - area)), Z * variance**0.5 / (area * (1 - area))
-    low, high = 1 / (1 + np.exp(-(logit + np.array([-half, half]))))
-    return Estimate(area, float(low), float(high), count, name)
+    (area,), count = _areas(truth, [scores], patients)
+    return area_interval(area, count)
 
 
 def compare_aurocs(truth: Any, first: Any, second: Any, patients: Any = None) -> Comparison:
-    """DeLong's test of two classifiers' AUROCs on the same rows; arguments as `auroc_interval`.
+    """DeLong's test of two classifiers' AUROCs on the same rows, by Student's t; arguments as `auroc_interval`.
+
+    The degrees of freedom are the patients of the rarer outcome less one: with few of them DeLong's variance is itself
+    uncertain, and the normal quantile finds differences that are not there.
 
     Returns:
         first - second. Without interval and p value where the difference has no variance, as between equal rankings.
     """
-    from scipy.stats import norm
-
-    areas, covariance, count = _areas(truth, [first, second], patients)
-    name = _name("DeLong", patients)
-    if areas is None:
-        return _untested(None, count, name)
-    difference = float(areas[0] - areas[1])
-    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    if variance < 1e-15:
-        return _untested(difference, count, name)
-    error = variance**0.5
-    estimate = Estimate(difference, difference - Z * error, difference + Z * error, count, name)
-    return Comparison(estimate, float(2 * norm.sf(abs(difference) / error)), name)
+    areas, count = _areas(truth, [first, second], patients)
+    return _compare_areas([areas], count)
 
 
-def _areas(truth: Any, scores: list[Any], patients: Any) -> tuple[np.ndarray | None, np.ndarray, int]:
-    """AUROCs (K,), their covariance (K, K) and the number of patients; None for AUROCs that are undefined."""
+def _compare_areas(pairs: Sequence[Sequence[Area | None]], count: int) -> Comparison:
+    """The mean over classes of the first area less the second; classes without areas are left out."""
+    from scipy.stats import t
+
+    known = [(one, other) for one, other in pairs if one is not None and other is not None]
+    if not known:
+        return _untested(None, count, DELONG)
+    difference = float(np.mean([one.value - other.value for one, other in known]))
+    influence = np.mean([one.influence - other.influence for one, other in known], axis=0)
+    variance, rarer = float(influence @ influence), min(min(one.patients) for one, _ in known)
+    if variance < 1e-15 or rarer < 2:
+        return _untested(difference, count, DELONG)
+    error, half = variance**0.5, student(rarer) * variance**0.5
+    estimate = Estimate(difference, difference - half, difference + half, count, DELONG)
+    return Comparison(estimate, float(2 * t.sf(abs(difference) / error, rarer - 1)), DELONG)
+
+
+def _areas(truth: Any, scores: list[Any], patients: Any) -> tuple[list[Area | None], int]:
+    """AUROCs of several classifiers, None where they are undefined, and the number of patients."""
     truth = np.asarray(truth, dtype=bool)
     table = np.asarray(scores, dtype=np.float64)
     if truth.ndim != 1 or table.shape[1:] != truth.shape or not len(truth):
@@ -68,46 +70,16 @@ def _areas(truth: Any, scores: list[Any], patients: Any) -> tuple[np.ndarray | N
     if not np.isfinite(table).all():
         raise BadDataError("scores hold values that are NaN or infinite; only finite numbers are accepted")
     units = patients_of(patients, len(truth))
-    positives, negatives = int(truth.sum()), int((~truth).sum())
-    if not positives or not negatives:
-        return None, np.empty((0, 0)), units.count
-    placements = np.array([_placements(truth, row) for row in table])
-    areas = placements[:, truth].mean(axis=1)
-    deviations = placements - areas[:, None]
-    # Sums over each patient's rows; alone, each row is a patient, and DeLong's variance is what comes out.
-    with_positive = len(np.unique(units.row[truth]))
-    with_negative = len(np.unique(units.row[~truth]))
-    if min(with_positive, with_negative) < 2:
-        return areas, np.zeros((len(table), len(table))), units.count
-    sums = np.array([
-        [np.bincount(units.row[side], row[side], units.count) for row in deviations] for side in (truth, ~truth)
-    ])  # fmt: skip
-    own = sums[0] @ sums[0].T * with_positive / (with_positive - 1) / positives**2
-    other = sums[1] @ sums[1].T * with_negative / (with_negative - 1) / negatives**2
-    shared = sums[0] @ sums[1].T * units.count / (units.count - 1) / (positives * negatives)
-    return areas, own + other + shared + shared.T, units.count
-
-
-def _placements(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """For each row the share of rows of the other outcome that it is ranked rightly against; ties count half."""
-    from scipy.stats import rankdata
-
-    everyone = rankdata(scores)
-    below = np.empty(len(scores))  # rows of the other outcome with a lower score, ties half
-    for side in (truth, ~truth):
-        below[side] = (everyone[side] - rankdata(scores[side])) / (~side).sum()
-    return np.where(truth, below, 1 - below)
+    return [area_of(truth, row, units.row, units.count) for row in table], units.count
 
 
 def _untested(difference: float | None, units: int, test: str) -> Comparison:
     return Comparison(Estimate(difference, None, None, units, test), None, test)
 
 
-def _name(test: str, patients: Any) -> str:
-    return test if patients is None else f"{test}, clustered by patient (Obuchowski)"
-
-
 TEST = "paired bootstrap over patients"
+FEWEST = 10  # patients of the rarer class
+DELONG = "DeLong's test over patients (Obuchowski), t"
 
 
 def compare_metrics(
@@ -115,9 +87,10 @@ def compare_metrics(
 ) -> dict[str, Comparison]:
     """Every metric of `first` minus that of `second`, with 95% interval and two-sided p value, over patients.
 
-    Both models are measured on the same draws, so that what makes a draw easy for both cancels. Patients are drawn
-    as in `Predictions.intervals`, intervals are percentiles, and p values those of Davison and Hinkley (1997, section
-    4.2). For a single AUROC `compare_aurocs` needs no resampling.
+    AUROCs are compared as by `compare_aurocs`. For all others both models are measured on the same draws of patients,
+    so that what makes a draw easy for both cancels; intervals are percentiles, and p values those of Davison and
+    Hinkley (1997, section 4.2). With fewer than 10 patients of the rarer class the bootstrap finds too many
+    differences: these metrics then have no interval and no p value, and `method` says so.
 
     Args:
         first, second: of two models for the same images, in one order.
@@ -132,7 +105,19 @@ def compare_metrics(
     measured = first.metrics(), second.metrics()
     values = {name: _minus(value, measured[1][name]) for name, value in measured[0].items()}
     found: dict[str, Comparison] = {}
-    for names, units in first.resampling(values):
+    if first.truth is not None:
+        row = patient_numbers(first.patients, len(first))
+        count = int(row.max()) + 1
+        areas = [[area_of(first.truth[:, c], side.scores[:, c], row, count) for side in (first, second)]
+                 for c in range(len(first.class_names))]  # fmt: skip
+        found["auroc"] = _compare_areas(areas, count)
+        named = zip(first.class_names, areas, strict=True)
+        found |= {f"auroc/{name}": _compare_areas([pair], count) for name, pair in named}
+        rarer = min((min(one.patients) for one, _ in areas if one is not None), default=0)
+        if rarer < FEWEST:
+            others = [name for name in values if name not in found and metric_of(name).interval]
+            found |= {name: Comparison(too_few(values[name], count, rarer, FEWEST), None, TEST) for name in others}
+    for names, units in first.resampling([name for name in values if name not in found]):
         statistic = partial(_differences, first, second, names)
         drawn = draw(statistic, units, resamples, seed, "percentile")
         for name in names:

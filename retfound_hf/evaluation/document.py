@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from ..vocabulary import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
-from .bootstrap import Estimate
+from .bootstrap import Estimate, patient_numbers
 from .metrics import metric_title
 from .predictions import Predictions
-from .thresholds import class_counts, finding_of, patient_numbers
+from .thresholds import class_counts, finding_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -54,8 +54,10 @@ class Metric:
         per_class: also reported for each class as `<name>/<class>`; the value itself is the mean of the defined ones.
         of_class: reported for each class in their place.
         within_class: independent of class frequencies, so that resamples are drawn within classes.
-        has_interval: False where resamples are biased, as for the ECE.
-        skewed: the interval is the jackknife's on the logit scale; BCa does not mend the skewness.
+        interval: its way, see `intervals.find_intervals`: "area", "share", "recall", the jackknife on the scale
+            "logit", "log" or "atanh", or "bootstrap" (BCa); None where resamples are biased, as for the ECE.
+        fewest: patients of the rarest side of the classes below which the jackknife's interval does not hold.
+        of_predictions: the classes count in the predictions too, as a class that is never predicted has no precision.
         by_group: among the metrics of subgroups, unless others are asked for.
         indexed: in the model index of cards.
     """
@@ -68,8 +70,9 @@ class Metric:
     per_class: bool = False
     of_class: ClassValue | None = None
     within_class: bool = False
-    has_interval: bool = True
-    skewed: bool = False
+    interval: str | None = "bootstrap"
+    fewest: int = 2
+    of_predictions: bool = False
     by_group: bool = True
     indexed: bool = True
 
@@ -450,33 +453,38 @@ def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return ranks
 
 
+COUNTED: dict[str, Any] = {"fewest": 10, "of_predictions": True, "by_group": False}  # rates of what is predicted
 # `auroc`, `auprc`: each class against the rest, then averaged (RETFound, Zhou et al. 2023, Methods); both classes of a
 # two-class task count, which for AUROC equals the usual figure.
 METRICS = {
     metric.name: metric
     for metric in (
         Metric("auroc", "AUROC", True, CLASSIFICATION, lambda drawn: drawn.areas(precision=False), per_class=True,
-               within_class=True),
+               within_class=True, interval="area"),
         Metric("auprc", "AUPRC", True, CLASSIFICATION, lambda drawn: drawn.areas(precision=True), per_class=True,
-               skewed=True, by_group=False),
-        Metric("accuracy", "Accuracy", True, CLASSIFICATION, accuracy, by_group=False),
-        Metric("balanced_accuracy", "Balanced accuracy", True, CLASSIFICATION, balanced_accuracy, within_class=True),
-        Metric("f1_macro", "F1, mean of classes", True, CLASSIFICATION, macro(F1), of_class=F1, by_group=False),
+               interval="logit", by_group=False),
+        Metric("accuracy", "Accuracy", True, CLASSIFICATION, accuracy, interval="share", by_group=False),
+        Metric("balanced_accuracy", "Balanced accuracy", True, CLASSIFICATION, balanced_accuracy, within_class=True,
+               interval="recall"),
+        Metric("f1_macro", "F1, mean of classes", True, CLASSIFICATION, macro(F1), of_class=F1, interval="logit",
+               **COUNTED),
         Metric("precision_macro", "Precision, mean of classes", True, CLASSIFICATION, macro(PRECISION),
-               of_class=PRECISION, by_group=False, indexed=False),
+               of_class=PRECISION, interval="logit", fewest=20, of_predictions=True, by_group=False, indexed=False),
         Metric("recall_macro", "Recall, mean of classes", True, CLASSIFICATION, macro(RECALL), of_class=RECALL,
-               within_class=True, by_group=False, indexed=False),
-        Metric("jaccard", "Jaccard index, mean of classes", True, CLASSIFICATION, macro(JACCARD), by_group=False,
+               within_class=True, interval="recall", by_group=False, indexed=False),
+        Metric("jaccard", "Jaccard index, mean of classes", True, CLASSIFICATION, macro(JACCARD), interval="logit",
+               **COUNTED,
                indexed=False),
-        Metric("kappa", "Cohen's kappa", True, CLASSIFICATION, kappa, by_group=False),
-        Metric("quadratic_kappa", "Quadratic kappa", True, CLASSIFICATION, quadratic_kappa, by_group=False),
-        Metric("mcc", "Matthews correlation", True, CLASSIFICATION, matthews_correlation, by_group=False,
+        Metric("kappa", "Cohen's kappa", True, CLASSIFICATION, kappa, interval="atanh", **COUNTED),
+        Metric("quadratic_kappa", "Quadratic kappa", True, CLASSIFICATION, quadratic_kappa, interval="atanh",
+               **COUNTED),
+        Metric("mcc", "Matthews correlation", True, CLASSIFICATION, matthews_correlation, interval="atanh",
+               **COUNTED, indexed=False),
+        Metric("hamming", "Hamming loss", False, CLASSIFICATION, hamming, interval="share", by_group=False,
                indexed=False),
-        Metric("hamming", "Hamming loss", False, CLASSIFICATION, hamming, by_group=False, indexed=False),
-        Metric("ece", "ECE", False, CLASSIFICATION, calibration_error, has_interval=False, by_group=False,
-               indexed=False),
+        Metric("ece", "ECE", False, CLASSIFICATION, calibration_error, interval=None, by_group=False, indexed=False),
         Metric("brier", "Brier score", False, CLASSIFICATION, lambda drawn: drawn.mean(drawn.rows.squares),
-               indexed=False),
+               interval="log", fewest=3, indexed=False),
         Metric("mae", "MAE", False, (REGRESSION,), per_target(_mean_absolute_error), per_class=True),
         Metric("mse", "MSE", False, (REGRESSION,), per_target(_mean_squared_error), per_class=True, by_group=False,
                indexed=False),
@@ -487,7 +495,8 @@ METRICS = {
                indexed=False),
         Metric("spearman", "Spearman's ρ", True, (REGRESSION,), per_target(_spearman), per_class=True, by_group=False,
                indexed=False),
-        Metric("loss", "Loss", False, (*CLASSIFICATION, REGRESSION), loss, by_group=False, indexed=False),
+        Metric("loss", "Loss", False, (*CLASSIFICATION, REGRESSION), loss, interval="log", fewest=3, by_group=False,
+               indexed=False),
     )
 }  # fmt: skip
 

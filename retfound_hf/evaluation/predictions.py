@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from ..errors import BadArgumentError, BadDataError, join_names, require
+from ..errors import BadArgumentError, BadDataError, join_names, require, require_range
 from ..files import atomic_file
 from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
-from .bootstrap import RESAMPLES, Estimate, Patients, bootstrap, patients_of
+from .bootstrap import MIN_DEFINED, RESAMPLES, Estimate, Patients, patient_numbers, patients_of
 from .metrics import THRESHOLD, Rows, metric_of, metrics_for, weighted_metrics
-from .thresholds import patient_numbers, share_interval
 
 if TYPE_CHECKING:
     from .thresholds import OperatingPoint
@@ -221,10 +220,14 @@ class Predictions:
     def intervals(self, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Estimate]:
         """Every metric with its 95% interval over patients (over rows where patients are unknown), by name.
 
-        Patients are drawn with replacement, all rows of a patient together, see `resampling`. AUPRC has the interval
-        of `logit_interval`, sensitivity and PPV of a class that of `share_interval`, all others that of `bootstrap`,
-        but for the ECE, which has none: a sample's ECE is biased upwards by more than it varies. By simulation, at
-        100 patients with two eyes each, all intervals hold the true value in 93 to 97% of samples.
+        All images of a patient count together. Each row of `METRICS` names its way, see `intervals`: a score interval
+        for AUROC, that of Agresti and Coull for shares, combined for balanced accuracy, the jackknife with Student's t
+        for F1, kappa, AUPRC and losses, the bootstrap for numbers. The ECE has none: a sample's is biased upwards.
+
+        By simulation over prevalences of 2 to 50%, 30 to 1,000 patients with two eyes each, whose scores correlate by
+        0.2 to 0.9, and AUROCs of 0.6 to 0.97, the intervals hold the true value in at least 92% of the samples that
+        have one, in most cells in 94 to 98%, and in more with five or fewer patients of the rarer class. Below
+        `Metric.fewest` of them there is none, and `method` says why.
 
         Args:
             resamples: number of bootstrap samples, at least 100.
@@ -233,16 +236,12 @@ class Predictions:
         Raises:
             BadDataError: a single patient.
         """
-        values = self.metrics()
-        found = {name: share_interval(*sides) for name, sides in self._shares(values)}
-        for names, patients in self.resampling([name for name in values if name not in found]):
-            skewed = [name for name in names if metric_of(name).skewed]
-            chosen = {name: values[name] for name in names}
-            statistic = partial(weighted_metrics, self.rows, names)
-            found |= bootstrap(statistic, chosen, patients, resamples, seed, skewed=skewed)
-        return {name: found[name] if name in found else self.without_interval(name) for name in values}
+        from .intervals import find_intervals
 
-    def _shares(self, names: Collection[str]) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
+        require_range("resamples", resamples, MIN_DEFINED)
+        return find_intervals(self, self.metrics(), resamples, seed)
+
+    def shares(self, names: Collection[str]) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
         """Names that are shares of rows, with whether each of these rows counts, and its patient."""
         for name in names:
             value, (_, _, label) = metric_of(name).of_class, name.partition("/")
@@ -259,7 +258,7 @@ class Predictions:
         """
         for within in (False, True):
             rows = {name: metric_of(name) for name in names}
-            chosen = [name for name, row in rows.items() if row.has_interval and row.within_class == within]
+            chosen = [name for name, row in rows.items() if row.interval and row.within_class == within]
             if chosen:
                 yield chosen, patients_of(self.patients, len(self), self.truth if within else None)
 

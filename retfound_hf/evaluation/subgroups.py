@@ -1,7 +1,7 @@
 """Metrics per group of patients or images (age band, sex, camera, site), and the gap between groups."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +9,20 @@ import numpy as np
 import pandas as pd
 
 from ..errors import BadArgumentError, BadDataError, require
-from .bootstrap import CONFIDENCE, MIN_DEFINED, RESAMPLES, Comparison, Draws, Estimate, Statistic, Values, draw
-from .metrics import metric_of, metrics_for, weighted_metrics
+from .bootstrap import (
+    CONFIDENCE,
+    MIN_DEFINED,
+    RESAMPLES,
+    Comparison,
+    Draws,
+    Estimate,
+    Statistic,
+    Values,
+    draw,
+    patient_numbers,
+)
+from .intervals import find_intervals
+from .metrics import defined_classes, metric_of, metrics_for, weighted_metrics
 
 if TYPE_CHECKING:
     from .predictions import Predictions
@@ -72,7 +84,7 @@ def _plain(value: Any) -> str:
 
 
 TEST = "bootstrap over patients, largest studentised difference of all pairs"
-# Of fewer patients the resamples tell too little for an interval, or for a comparison.
+# Of fewer patients, or fewer with or without a class, the resamples tell too little for a comparison.
 FEWEST = 10
 
 
@@ -125,7 +137,9 @@ def subgroup_metrics(
 
     Returns:
         Groups in the order of `in_order`, and one gap per metric that at least two groups have. Groups of fewer than
-        10 patients have values alone, as have metrics without interval, such as the ECE.
+        10 patients have values alone, as have metrics without interval, such as the ECE. Groups with fewer than 10
+        patients with a class, or without it, have intervals but are not compared: their gaps would be found by chance
+        too often.
     """
     groups = np.asarray(groups, dtype=object)
     if len(groups) != len(predictions):
@@ -136,19 +150,16 @@ def subgroup_metrics(
         require("metric", metric, predictions.metric_names)
     rows = {name: np.flatnonzero(groups == name) for name in names}
     parts = {name: predictions.select(members) for name, members in rows.items()}
-    found = {name: {metric: part.without_interval(metric) for metric in wanted if not metric_of(metric).has_interval}
+    found = {name: {metric: part.without_interval(metric) for metric in wanted if metric_of(metric).interval is None}
              for name, part in parts.items()}  # fmt: skip
+    sizes = {name: fewest_patients(part) for name, part in parts.items()}
     gaps = []
     for chosen, units in predictions.resampling(wanted):
         statistic = _statistic(predictions, rows, parts, chosen)
         whole, drawn = statistic(np.ones((1, len(groups)))), draw(statistic, units, resamples, seed)
         for (metric, name), (value,) in whole.items():
-            estimate = drawn.interval(
-                (metric, name), None if np.isnan(value) else float(value), metric_of(metric).skewed
-            )
-            own = replace(estimate, n=len(np.unique(units.row[rows[name]])))
-            found[name][metric] = own if own.n >= FEWEST else replace(own, low=None, high=None)
-        gaps += [gap for metric in chosen if (gap := _gap(metric, found, drawn)) is not None]
+            found[name][metric] = _estimate(parts[name], metric, None if np.isnan(value) else float(value), resamples)
+        gaps += [gap for metric in chosen if (gap := _gap(metric, found, drawn, sizes)) is not None]
     return (
         [Group(name, len(rows[name]), {metric: found[name][metric] for metric in wanted}) for name in names],
         sorted(gaps, key=lambda gap: wanted.index(gap.metric)),
@@ -177,15 +188,35 @@ def _statistic(
     return statistic
 
 
-def _gap(metric: str, found: dict[str, dict[str, Estimate]], draws: Draws) -> Gap | None:
+def _estimate(part: "Predictions", metric: str, value: float | None, resamples: int) -> Estimate:
+    """A group's own interval; none with fewer than 10 patients."""
+    patients = len(np.unique(patient_numbers(part.patients, len(part))))
+    if patients < FEWEST:
+        return Estimate(value, None, None, patients, f"no interval: {patients} patients, and {FEWEST} are needed")
+    return find_intervals(part, {metric: value}, resamples, 0)[metric]
+
+
+def fewest_patients(part: "Predictions") -> int:
+    """Patients with or without a class, where they are fewest; of numbers all patients."""
+    row = patient_numbers(part.patients, len(part))
+    if part.truth is None:
+        return len(np.unique(row))
+    columns = part.truth[:, defined_classes(part.truth)].T
+    return min((len(np.unique(row[column == side])) for column in columns for side in (True, False)), default=0)
+
+
+def _gap(metric: str, found: dict[str, dict[str, Estimate]], draws: Draws, sizes: Mapping[str, int]) -> Gap | None:
     drawn, patients = draws.samples, draws.patients
     names = [name for name, of in found.items() if of[metric].interval is not None]
     if len(names) < 2:
         return None
-    resamples, compared = len(drawn[metric, names[0]]), _defined_together(names, metric, drawn)
+    large = [name for name in names if sizes[name] >= FEWEST]
+    resamples, compared = len(drawn[metric, names[0]]), _defined_together(large, metric, drawn)
     left_out = tuple(name for name in names if name not in compared)
     if len(compared) < 2:
-        none = Estimate(None, None, None, patients, f"no gap: fewer than {MIN_DEFINED} resamples define two groups")
+        why = f"no gap: fewer than two groups have {FEWEST} patients with and without each class"
+        why = why if len(large) < 2 else f"no gap: fewer than {MIN_DEFINED} resamples define two groups"
+        none = Estimate(None, None, None, patients, why)
         return Gap(metric, "", "", Comparison(none, None, TEST), left_out)
     names = compared
     values = np.array([found[name][metric].value for name in names])

@@ -11,7 +11,8 @@ from scipy.special import expit
 
 from ..errors import BadArgumentError, BadDataError, require_range
 from ..vocabulary import SINGLE_LABEL
-from .bootstrap import CONFIDENCE, Estimate
+from .bootstrap import CONFIDENCE, Estimate, patient_numbers
+from .intervals import share_interval
 
 if TYPE_CHECKING:
     from .predictions import Predictions
@@ -49,47 +50,6 @@ def _is_absence(name: str) -> bool:
     if not words:
         return False
     return words[0] in DENIALS or words[0].startswith("non") or (words[0] in HEALTH and set(words[1:]) <= BESIDES)
-
-
-def patient_numbers(patients: Any, rows: int) -> np.ndarray:
-    """Patient of each row as a number from 0 on, (N,); an unknown one (None, NaN) is a patient of its own."""
-    if patients is None:
-        return np.arange(rows)
-    names = pd.Series(np.asarray(patients, dtype=object))
-    if len(names) != rows:
-        raise BadDataError(f"{len(names)} patients were given for {rows} rows; give one per row")
-    row, known = pd.factorize(names)
-    return np.where(row < 0, len(known) + np.cumsum(row < 0) - 1, row)
-
-
-def share_interval(hits: Any, patients: Any = None) -> Estimate:
-    """A share of images with Wilson's 95% interval (1927) at the effective number of images.
-
-    That is the number of independent images with the variance that the share has between patients (the ratio
-    estimator's; Kish 1965), at most the number of images; at a share of 0 or 1, which shows no variance, the number of
-    patients.
-
-    Args:
-        hits: bool (N,).
-        patients: (N,) names or numbers, None or NaN where unknown; None: every image is a patient.
-
-    Returns:
-        n is the number of patients. Undefined without images.
-    """
-    from statsmodels.stats.proportion import proportion_confint
-
-    hits = np.asarray(hits, np.float64)
-    row = patient_numbers(patients, len(hits))
-    name = "Wilson at the effective number of images"
-    if not len(hits):
-        return Estimate(None, None, None, 0, name)
-    share, count = hits.mean(), int(row.max()) + 1
-    effective = float(count)
-    deviation = np.bincount(row, hits - share)
-    if count > 1 and (spread := (deviation**2).sum() * count / (count - 1)) > 0:
-        effective = min(len(hits), share * (1 - share) * len(hits) ** 2 / spread)
-    low, high = proportion_confint(share * effective, effective, 1 - CONFIDENCE, "wilson")
-    return Estimate(float(share), float(low), float(high), count, name)
 
 
 Criterion = Literal["sensitivity", "specificity", "youden"]

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +16,10 @@ import yaml
 from tqdm import tqdm
 
 from ..errors import RetFoundError
-from ..evaluation.bootstrap import Estimate, draw, interval, patients_of
+from ..evaluation.bootstrap import Estimate, draw, patients_of
 from ..evaluation.comparisons import compare_over_both, compare_seeds, holm, over_seeds
-from ..evaluation.metrics import lower_is_better, metric_of, weighted_metrics
+from ..evaluation.intervals import find_intervals
+from ..evaluation.metrics import lower_is_better, weighted_metrics
 from ..evaluation.predictions import Predictions
 from ..files import atomic_file, write_json
 from .config import Study
@@ -46,37 +48,50 @@ COMPARISON_COLUMNS = (
 CURVE_COLUMNS = (*JOB_COLUMNS, "epoch", "seconds", "metric", "value")
 
 
+INTERVALS = "intervals of 2026"  # statistics that an earlier version kept are computed anew
+
+
 @dataclass(frozen=True)
 class Resampled:
     """A metric of one job, on the evaluated set and on sets like it; of several jobs, their mean.
 
     Attributes:
         value: NaN where undefined.
+        low, high, method: the interval over patients, as `Predictions.intervals` finds it; NaN where there is none.
         drawn: (B,) on bootstrap samples of the patients, the same samples for every job on the set; (0,) for a metric
             that has no interval.
-        left_out, strata: (groups,) without each group of patients, and the group's stratum.
         patients, cases: their numbers.
     """
 
     value: float
+    low: float
+    high: float
+    method: str
     drawn: np.ndarray
-    left_out: np.ndarray
-    strata: np.ndarray
     patients: int
     cases: int
 
-    def estimate(self, metric: str) -> Estimate:
-        """The value with its interval over patients, as `Predictions.intervals` finds that of the metric."""
-        value = None if np.isnan(self.value) else self.value
-        if not len(self.drawn):
-            return Estimate(value, None, None, self.patients, "no interval")
-        return interval(value, self.drawn, self.patients, (self.left_out, self.strata), metric_of(metric).skewed)
+    @property
+    def estimate(self) -> Estimate:
+        """The value with its interval over patients."""
+        numbers = (None if np.isnan(number) else number for number in (self.value, self.low, self.high))
+        return Estimate(*numbers, self.patients, self.method)
 
 
 def mean_of(jobs: Sequence[Resampled]) -> Resampled:
-    """The mean of a metric over jobs that differ in their seed; undefined where one of them is."""
-    means = {name: np.mean([getattr(job, name) for job in jobs], axis=0) for name in ("value", "drawn", "left_out")}
-    return dataclasses.replace(jobs[0], **{**means, "value": float(means["value"])})
+    """The mean of a metric over jobs that differ in their seed; undefined where one of them is.
+
+    The ends of its interval are as far from it as those of the jobs on average, less as much as the mean varies less
+    than the jobs between bootstrap samples: what the seeds err in differently cancels.
+    """
+    means = {name: np.mean([getattr(job, name) for job in jobs], axis=0) for name in ("value", "low", "high", "drawn")}
+    value, drawn = float(means["value"]), means["drawn"]
+    with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # no draws, or none that vary
+        share = np.nanstd(drawn) / np.mean([np.nanstd(job.drawn) for job in jobs])
+    share = float(share) if np.isfinite(share) else 1.0
+    low, high = (value + share * float(means[end] - value) for end in ("low", "high"))
+    return dataclasses.replace(jobs[0], value=value, low=low, high=high, drawn=drawn)
 
 
 def resampled(folder: Path, study: Study, job_id: str, data: str, evaluated: str) -> dict[str, Resampled]:
@@ -88,7 +103,14 @@ def resampled(folder: Path, study: Study, job_id: str, data: str, evaluated: str
         job_id, data, evaluated: a job, its data set, and which of its sets.
     """
     reporting = study.reporting
-    facts = (study.metrics, reporting.level, reporting.aggregation, reporting.label_conflicts, reporting.resamples)
+    facts = (
+        INTERVALS,
+        study.metrics,
+        reporting.level,
+        reporting.aggregation,
+        reporting.label_conflicts,
+        reporting.resamples,
+    )
     content = predictions_file(folder, job_id, evaluated).read_bytes()
     digest = hashlib.blake2b(repr(facts).encode() + content, digest_size=8).hexdigest()
     path = folder / "statistics" / job_id / f"{evaluated}-{digest}.npz"
@@ -107,16 +129,22 @@ def resample(cases: Predictions, metrics: Sequence[str], resamples: int, seed: i
         patients = patients_of(cases.patients, len(rows)).count
     except RetFoundError:  # a single patient
         patients, resamples = 1, 0
-    found = {
-        name: Resampled(float(value[0]), empty, empty, empty, patients, len(rows)) for name, value in once.items()
-    }
+    none = (np.nan, np.nan, "no interval", empty, patients, len(rows))
+    found = {name: Resampled(float(value[0]), *none) for name, value in once.items()}
+    plain = {name: None if np.isnan(one.value) else one.value for name, one in found.items()}
+    ends = find_intervals(cases, plain, resamples, seed) if resamples else {}
     for chosen, units in cases.resampling(names) if resamples else ():
-        draws = draw(partial(weighted_metrics, rows, chosen), units, resamples, seed)
+        draws = draw(partial(weighted_metrics, rows, chosen), units, resamples, seed, "percentile")
         for name in chosen:
             found[name] = dataclasses.replace(
-                found[name], drawn=draws.samples[name], left_out=draws.left_out[name], strata=draws.strata
-            )
+                found[name], drawn=draws.samples[name], low=_or_nan(ends[name].low), high=_or_nan(ends[name].high),
+                method=ends[name].method,
+            )  # fmt: skip
     return found
+
+
+def _or_nan(number: float | None) -> float:
+    return np.nan if number is None else number
 
 
 def _save(path: Path, table: dict[str, Resampled]) -> None:
@@ -168,7 +196,7 @@ def summarise(study: Study, jobs: Sequence[JobResult], table: Table) -> tuple[pd
     for cell, metric, models in _cells(study, jobs, table):
         compared = _compare(study, models, metric) if cell["set"] != "val" and metric in study.metrics else []
         pairs += [{**cell, "metric": metric, **pair} for pair in compared]
-        rows += [{**cell, "metric": metric, **_row(trained, metric)} for trained in models]
+        rows += [{**cell, "metric": metric, **_row(trained)} for trained in models]
     for metric in study.metrics:
         family = [pair for pair in pairs if pair["metric"] == metric]
         for pair, adjusted in zip(family, holm([pair["p_value"] for pair in family]), strict=True):
@@ -198,9 +226,9 @@ def _cells(
             yield dict(zip(CELL, key, strict=True)), name, trained
 
 
-def _row(trained: Trained, metric: str) -> dict[str, Any]:
+def _row(trained: Trained) -> dict[str, Any]:
     seeds, paper, mean = over_seeds(trained.values), over_seeds(trained.values, True), mean_of(trained.jobs)
-    patients = mean.estimate(metric)
+    patients = mean.estimate
     return {
         "model": trained.model, "seeds": seeds.n, "mean": seeds.value,
         "sd": float(np.std(trained.values, ddof=1)) if seeds.n > 1 else None,
@@ -287,7 +315,7 @@ def _result_rows(study: Study, job: JobResult, table: Table) -> Iterator[dict[st
         return
     for evaluated in study.data[job.data].evaluated:
         for name, found in table[job.id, evaluated].items():
-            estimate = found.estimate(name)
+            estimate = found.estimate
             yield {
                 **facts, "set": evaluated, "metric": name, "value": estimate.value, "low": estimate.low,
                 "high": estimate.high, "interval": estimate.method if estimate.interval else "",

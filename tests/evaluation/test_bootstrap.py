@@ -8,7 +8,8 @@ import pytest
 from scipy.special import expit, softmax
 
 from retfound_hf.errors import BadArgumentError, BadDataError
-from retfound_hf.evaluation.bootstrap import bootstrap, interval, logit_interval, patients_of
+from retfound_hf.evaluation.bootstrap import Estimate, bootstrap, interval, patients_of
+from retfound_hf.evaluation.intervals import Part, mean_interval, scaled_part
 from retfound_hf.evaluation.metrics import weighted_metrics
 from retfound_hf.evaluation.predictions import Predictions
 from retfound_hf.evaluation.report import compute_metrics
@@ -77,11 +78,11 @@ def test_every_metric_gets_an_interval_around_it(kind):
 
 
 def test_the_seed_decides_and_so_do_the_patients():
-    labels, scores, names = some_set(np.random.default_rng(0), SINGLE, rows=60)
-    first, again = (metric_intervals(SINGLE, labels, scores, names, resamples=200, seed=1)["auroc"] for _ in range(2))
-    other = metric_intervals(SINGLE, labels, scores, names, resamples=200, seed=2)["auroc"]
+    labels, scores, names = some_set(np.random.default_rng(0), NUMBERS, rows=60)
+    first, again = (metric_intervals(NUMBERS, labels, scores, names, resamples=200, seed=1)["mae"] for _ in range(2))
+    other = metric_intervals(NUMBERS, labels, scores, names, resamples=200, seed=2)["mae"]
     assert first == again and (first.low, first.high) != (other.low, other.high)
-    assert metric_intervals(SINGLE, labels, scores, names, np.arange(60) // 2, 200)["auroc"].n == 30
+    assert metric_intervals(NUMBERS, labels, scores, names, np.arange(60) // 2, 200)["mae"].n == 30
 
 
 def test_copies_of_a_patients_image_add_no_information():
@@ -164,7 +165,8 @@ def test_undefined_resamples_are_counted():
 @pytest.mark.filterwarnings("ignore:auroc, auprc are undefined")
 def test_where_there_is_no_interval():
     perfect = metric_intervals(SINGLE, [0, 1] * 10, np.eye(2)[[0, 1] * 10], ["a", "b"], resamples=100)
-    assert perfect["auroc"].value == 1 and perfect["auroc"].interval is None  # resamples that do not vary say nothing
+    assert perfect["auroc"].value == perfect["auroc"].high == 1 and 0.5 < perfect["auroc"].low < 1
+    assert perfect["kappa"].value == 1 and perfect["kappa"].interval is None  # without any patient it is the same
     one_class = metric_intervals(SINGLE, [0] * 9, np.full((9, 2), 0.5), ["a", "b"], resamples=100)
     assert one_class["auroc"].value is None and one_class["auroc"].interval is None
     with pytest.raises(BadArgumentError):
@@ -187,23 +189,48 @@ def test_bca_and_percentiles_equal_scipys():
         assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.012)
 
 
-def test_an_auprc_is_given_by_the_jackknife_on_the_logit_scale():
-    """By hand: logits of 0.8 and of 0.75, 0.8, 0.8, 0.85; where leaving one out makes it perfect, BCa steps in."""
+def test_the_jackknife_on_the_logit_scale_by_hand():
+    """Logits of 0.8 and of 0.75, 0.8, 0.8, 0.85, and t on as many degrees of freedom as rarer patients less one."""
     left_out = np.array([0.75, 0.8, 0.8, 0.85])
     logits = np.log(left_out / (1 - left_out))
-    error = (3 * logits.var()) ** 0.5
-    low, high = logit_interval(0.8, left_out)
-    assert (np.log([4, 4]) - 1.96 * error * np.array([1, -1])) == pytest.approx(
-        np.log([low / (1 - low), high / (1 - high)]), abs=1e-4
+    found = scaled_part(0.8, left_out, "logit", 3, 4).estimate
+    half = 4.302653 * (3 * logits.var()) ** 0.5
+    assert np.log([found.low / (1 - found.low), found.high / (1 - found.high)]) == pytest.approx(
+        np.log(4) + np.array([-half, half])
     )
-    assert logit_interval(0.8, np.r_[left_out, 1.0]) is None and logit_interval(1.0, left_out) is None
-    assert logit_interval(0.8, np.r_[left_out, np.nan]) is None and logit_interval(0.8, np.full(4, 0.8)) is None
-    labels, scores, names = some_set(np.random.default_rng(0), SINGLE, rows=80)
-    found = metric_intervals(SINGLE, labels, scores, names, resamples=200)
-    assert {name for name, one in found.items() if "logit" in one.method} == {"auprc", *(f"auprc/{n}" for n in names)}
-    assert all(0 < found[name].low < found[name].value < found[name].high < 1 for name in found if "auprc" in name)
-    few = metric_intervals(SINGLE, [0, 0, 0, 1, 1], np.c_[[0.9, 0.8, 0.4, 0.5, 0.1], [0.1, 0.2, 0.6, 0.5, 0.9]], "ab")
-    assert "BCa" in few["auprc/b"].method and few["auprc/b"].high == 1
+    for value, others in ((0.8, np.r_[left_out, 1.0]), (1.0, left_out), (0.8, np.full(4, 0.8))):
+        none = scaled_part(value, others, "logit", 3, 4).estimate
+        assert none.interval is None and none.method.startswith("no interval")
+
+
+def test_few_patients_of_a_class_bring_wide_intervals_or_none_and_why():
+    """Of 100 patients 4 are ill; one alone gives AUROC and balanced accuracy no interval."""
+    rng = np.random.default_rng(0)
+    labels, scores = (np.arange(200) // 2 < 4).astype(int), rng.random(200) * 0.7
+    scores += 0.25 * labels
+    found = metric_intervals(SINGLE, labels, np.c_[1 - scores, scores], ["no", "ill"], np.arange(200) // 2, 200)
+    for name in ("auroc", "auroc/ill", "balanced_accuracy", "accuracy", "brier", "auprc/ill"):
+        assert found[name].low < found[name].value < found[name].high, name
+    for name, needed in (("f1_macro", 10), ("kappa", 10), ("mcc", 10), ("precision_macro", 20)):
+        assert found[name].interval is None and f"{needed} are needed" in found[name].method
+    one = labels * (np.arange(200) < 2)
+    found = metric_intervals(SINGLE, one, np.c_[1 - scores, scores], ["no", "ill"], np.arange(200) // 2, 200)
+    assert all(found[name].interval is None for name in ("auroc", "auprc", "balanced_accuracy", "brier"))
+    assert found["accuracy"].interval is not None
+
+
+def test_a_mean_of_classes_is_combined_from_them():
+    """Independent halves: the distances add in squares; two classes of one task are one number."""
+    rng = np.random.default_rng(0)
+    labels, scores, names = some_set(rng, SINGLE, rows=120)
+    found = metric_intervals(SINGLE, labels, scores, names, resamples=100)
+    if len(names) == 2:
+        assert found["auroc"].interval == pytest.approx(found["auroc/class 1"].interval)
+    parts = [Part(Estimate(0.8, 0.6, 0.9, 9, "x"), np.array(u)) for u in ([1.0, 0.0], [0.0, 1.0])]
+    mean = mean_interval(0.8, parts, 2, 9)
+    assert (mean.low, mean.high) == pytest.approx((0.8 - 0.2 / 2**0.5, 0.8 + 0.1 / 2**0.5))
+    mean = mean_interval(0.8, [parts[0], parts[0]], 2, 9)
+    assert (mean.low, mean.high) == pytest.approx((0.6, 0.9))
 
 
 def test_percentiles_by_hand():

@@ -8,9 +8,9 @@ from sklearn.metrics import roc_auc_score
 from retfound_hf.evaluation.bootstrap import bootstrap, patients_of
 from retfound_hf.evaluation.calibration import calibration_line
 from retfound_hf.evaluation.comparisons import auroc_interval, compare_aurocs, compare_metrics
+from retfound_hf.evaluation.intervals import share_interval
 from retfound_hf.evaluation.metrics import weighted_area
 from retfound_hf.evaluation.predictions import Predictions
-from retfound_hf.evaluation.thresholds import share_interval
 from retfound_hf.vocabulary import SINGLE_LABEL
 
 pytestmark = pytest.mark.slow

@@ -162,7 +162,8 @@ def test_subgroups(tmp_path, predicted):
     rows, targets, scores = predicted
     written(tmp_path, predicted, subgroup_columns=["age:50,65", "camera"], resamples=200)
     table = pd.read_csv(tmp_path / "subgroups.csv")
-    groups = table[table["p_value"].isna()]
+    compared = table["p_value"].notna() | table["group"].str.startswith("no gap")
+    groups, gaps = table[~compared], table[compared]
     assert list(groups["group"].unique()) == ["<50", "50–<65", "≥65", "A", "B"]
     young = (rows["age"] < 50).to_numpy()
     row = groups[(groups["group"] == "<50") & (groups["metric"] == "auroc")].iloc[0]
@@ -170,8 +171,8 @@ def test_subgroups(tmp_path, predicted):
         compute_metrics(SINGLE_LABEL, targets[young], scores[young], CLASSES)["auroc"]
     )
     assert (row["rows"], row["n"]) == (young.sum(), rows["patient_id"][young].nunique())
-    gaps = table[table["p_value"].notna()]
-    assert set(gaps["column"]) == {"age", "camera"} and gaps["p_value"].between(0, 1).all()
+    assert set(gaps["column"]) == {"age", "camera"} and gaps["p_value"].dropna().between(0, 1).all()
+    assert (gaps["p_value"].isna() == gaps["group"].str.startswith("no gap")).all()
     assert {"age", "camera"} <= set(pd.read_csv(tmp_path / "predictions.csv").columns)
     # At the level of eyes a camera that differs between an eye's images is unknown.
     written(tmp_path, predicted, subgroup_columns=["camera"], level="eye", resamples=200)

@@ -123,23 +123,37 @@ def small_groups(count, patients):
     return two_classes(ill, probability), groups
 
 
-@pytest.mark.parametrize(("count", "patients"), [(12, 12), (40, 12)])
-def test_groups_too_often_undefined_are_left_out_of_the_gap(count, patients):
-    predictions, groups = small_groups(count, patients)
-    found, (gap,) = subgroup_metrics(predictions, groups, ["accuracy"], 400)
-    assert not gap.left_out and len(found) == count  # accuracy is defined wherever a group has a patient
-    found, (gap,) = subgroup_metrics(predictions, groups, ["kappa"], 400)
-    difference = gap.comparison.difference
-    assert 0 < len(gap.left_out) < count - 1 and not {gap.first, gap.second} & set(gap.left_out)
-    assert (1 - difference.undefined) * 400 >= 100
-    values = {group.name: group.metrics["kappa"].value for group in found}
-    assert difference.value == pytest.approx(values[gap.first] - values[gap.second])
+def test_groups_with_few_patients_of_a_class_are_not_compared():
+    """Their gaps would be found by chance too often; their own intervals stay."""
+    predictions, groups = small_groups(3, 40)
+    predictions.targets[groups == "site 00"] = np.arange(40) % 2
+    predictions.targets[groups == "site 01"] = np.arange(40) % 2
+    predictions = two_classes(predictions.targets, predictions.scores[:, 1])
+    found, (gap,) = subgroup_metrics(predictions, groups, ["auroc"], 200)
+    assert gap.left_out == ("site 02",) and {gap.first, gap.second} == {"site 00", "site 01"}
+    assert all(group.metrics["auroc"].interval is not None for group in found)
+    few, few_groups = small_groups(2, 20)
+    (gap,) = subgroup_metrics(few, few_groups, ["auroc"], 200)[1]
+    assert (gap.comparison.difference.value, gap.comparison.p_value) == (None, None)
+    assert "10 patients" in gap.comparison.difference.method
 
 
 def test_two_groups_that_are_seldom_defined_together_have_no_gap(monkeypatch):
     from retfound_hf.evaluation import subgroups
 
-    predictions, groups = small_groups(2, 20)
-    monkeypatch.setattr(subgroups, "MIN_DEFINED", 399)
-    (gap,) = subgroup_metrics(predictions, groups, ["kappa"], 400)[1]
+    predictions, groups = drawn(np.random.default_rng(0), 100, [1, 1])
+    monkeypatch.setattr(subgroups, "MIN_DEFINED", 201)
+    (gap,) = subgroup_metrics(predictions, groups, ["auroc"], 200)[1]
     assert (gap.comparison.difference.value, gap.comparison.p_value) == (None, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", ["auroc", "balanced_accuracy"])
+def test_a_group_of_a_tenth_of_the_patients_raises_few_false_alarms(metric):
+    rng, alarms = np.random.default_rng(3), []
+    for seed in range(400):
+        predictions, _ = drawn(rng, 250, [1.2, 1.2])
+        groups = np.where(np.repeat(np.arange(250), 2) < 25, "few", "many").astype(object)
+        gaps = subgroup_metrics(predictions, groups, [metric], 200, seed)[1]
+        alarms += [gap.comparison.p_value < 0.05 for gap in gaps if gap.comparison.p_value is not None]
+    assert len(alarms) > 100 and np.mean(alarms) <= 0.09
