@@ -98,7 +98,7 @@ def preprocessing(processor: RetFoundImageProcessor, config: Any, is_classifier:
     """Steps from an image to the network's input, and the meaning of its output, for those who serve it."""
     steps: list[dict[str, Any]] = [{"step": "to_rgb", "bits": 8, "exif_orientation": True}]
     resizing = {"interpolation": interpolation(processor), "antialias": True, "dtype": "uint8"}
-    done = [
+    done: list[tuple[bool, dict[str, Any]]] = [
         (processor.do_fundus_crop,
          {"step": "crop_to_field_of_view", "pad": "black, to a square", "if_none_found": "unchanged"}),
         (processor.do_resize, {"step": "resize", **processor.resized_size, **resizing}),
