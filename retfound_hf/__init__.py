@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .errors import RetFoundError
-from .models.backbones import register
+from .models.backbones import RetFoundBackbone, register
 from .models.configuration_retfound import PRESETS, RetFoundConfig
 from .models.image_processing_retfound import RetFoundImageProcessor
 from .models.modeling_retfound import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundModel
@@ -61,6 +61,7 @@ __all__ = [
     "PROBLEM_TYPES",
     "STARTING_POINTS",
     "Predictions",
+    "RetFoundBackbone",
     "RetFoundConfig",
     "RetFoundError",
     "RetFoundForImageClassification",

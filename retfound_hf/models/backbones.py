@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
@@ -21,13 +22,13 @@ from transformers import (
 )
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import cached_file
 from transformers.utils.generic import can_return_tuple
 
 from ..errors import BadModelError, one_line
-from .compat import PreTrainedConfig
+from .compat import BackboneMixin, PreTrainedConfig
 from .compat import initialization as init
 from .configuration_retfound import HeadOptions, RetFoundConfig
 from .image_processing_retfound import RetFoundImageProcessor, RetFoundImageProcessorPil
@@ -40,6 +41,7 @@ from .modeling_retfound import (
     RetFoundModelOutput,
     classify,
     feature_vector,
+    requested_outputs,
 )
 
 HEAD_NORM_EPS = 1e-6
@@ -147,6 +149,49 @@ def parameter_depths(model: PreTrainedModel) -> dict[str, int]:
             model=model.name_or_path,
         )
     return {name: blocks[name] + 1 if name in blocks else 0 if name in first else count + 1 for name in names}
+
+
+class RetFoundBackbone(BackboneMixin, RetFoundModel):
+    """RETFound's encoder under the segmentation and detection heads of transformers, by `AutoBackbone`.
+
+    Reads the folders that `RetFoundModel` reads. Images may have another size than `config.image_size`.
+    """
+
+    def __init__(self, config: RetFoundConfig):
+        super().__init__(config, add_pooling_layer=not config.apply_layernorm)  # the norm trains where it is applied
+        self.num_features = [config.hidden_size] * len(config.stage_names)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BackboneOutput:
+        """Feature maps of the blocks `config.out_features`.
+
+        Args:
+            pixel_values: (batch, 3, size, size), ImageNet-normalised; size a multiple of the patch size.
+            output_attentions, output_hidden_states: as in `RetFoundModel`.
+
+        Returns:
+            `BackboneOutput` with `feature_maps`: (batch, width, size / patch, size / patch) each, or the tokens
+            (batch, 1 + patches, width) unless `config.reshape_hidden_states`.
+        """
+        asked, wants = requested_outputs(self.config, output_attentions, output_hidden_states)
+        outputs = RetFoundModel.forward(
+            self, pixel_values, interpolate_pos_encoding=True, output_attentions=asked, output_hidden_states=True,
+            return_dict=True,
+        )  # fmt: skip
+        maps = [outputs.hidden_states[index] for index in self.out_indices]
+        if self.config.apply_layernorm:
+            maps = [self.layernorm(tokens) for tokens in maps]
+        if self.config.reshape_hidden_states:
+            rows = pixel_values.shape[2] // self.config.patch_size
+            maps = [tokens[:, 1:].transpose(1, 2).unflatten(2, (rows, -1)).contiguous() for tokens in maps]
+        states = outputs.hidden_states if wants else None
+        return BackboneOutput(feature_maps=tuple(maps), hidden_states=states, attentions=outputs.attentions)
 
 
 class StockEncoderConfig(HeadOptions, PreTrainedConfig):
@@ -298,6 +343,7 @@ class StockEncoderForImageClassification(StockEncoderPreTrainedModel):
 AUTO_CLASSES: dict[type[PreTrainedConfig], dict[Any, type[PreTrainedModel]]] = {
     RetFoundConfig: {
         AutoModel: RetFoundModel,
+        AutoBackbone: RetFoundBackbone,
         AutoModelForPreTraining: RetFoundForPreTraining,
         AutoModelForImageClassification: RetFoundForImageClassification,
     },

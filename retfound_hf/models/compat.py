@@ -7,12 +7,25 @@ import torch
 
 try:
     from transformers import PreTrainedConfig, initialization
+    from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
     from transformers.image_processing_backends import TorchvisionBackend
     from transformers.processing_utils import ImagesKwargs
 except ImportError:
     from transformers import PretrainedConfig as PreTrainedConfig
     from transformers.image_processing_utils_fast import BaseImageProcessorFast
     from transformers.image_processing_utils_fast import DefaultFastImageProcessorKwargs as ImagesKwargs
+    from transformers.utils import backbone_utils
+
+    class BackboneConfigMixin(backbone_utils.BackboneConfigMixin):  # type: ignore[no-redef]
+        def set_output_features_output_indices(self, out_features, out_indices):
+            self._out_features, self._out_indices = backbone_utils.get_aligned_output_features_output_indices(
+                out_features, out_indices, self.stage_names
+            )
+
+    class BackboneMixin(backbone_utils.BackboneMixin):  # type: ignore[no-redef]
+        def __init__(self, config, **kwargs):
+            super().__init__(config, **kwargs)
+            self._init_backbone(config)
 
     class initialization:  # type: ignore[no-redef]
         """Initialisers; 4.57 itself skips the modules whose weights were loaded."""
@@ -46,4 +59,6 @@ except ImportError:
             return super().resize(image, size, interpolation=resample, antialias=antialias)
 
 
-__all__ = ["ImagesKwargs", "PreTrainedConfig", "TorchvisionBackend", "initialization"]
+__all__ = [
+    "BackboneConfigMixin", "BackboneMixin", "ImagesKwargs", "PreTrainedConfig", "TorchvisionBackend", "initialization",
+]  # fmt: skip

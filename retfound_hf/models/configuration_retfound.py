@@ -9,6 +9,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..errors import BadArgumentError, require
 from ..vocabulary import MODALITIES
+from .compat import BackboneConfigMixin
 
 ADAPTER_FILE = "adapter_config.json"
 WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")
@@ -119,7 +120,7 @@ def _without_loss(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in LOSS_OPTIONS}
 
 
-class RetFoundConfig(HeadOptions, ViTMAEConfig):
+class RetFoundConfig(HeadOptions, BackboneConfigMixin, ViTMAEConfig):
     """Configuration of every RetFound model; the defaults are the paper's ViT-L/16 (Zhou et al. 2023, Methods).
 
     Defaults that differ from `ViTMAEConfig`: the ViT-L sizes, `layer_norm_eps` 1e-6 (1e-12 there) and
@@ -132,6 +133,10 @@ class RetFoundConfig(HeadOptions, ViTMAEConfig):
         interpolated_from: `image_size` of the weights whose position table was interpolated to the present one.
         weights_license: licence that the weights carry on to whatever is made from them; conversion sets it, and it
             travels with the configuration.
+        out_features, out_indices: blocks whose output a backbone gives, as "stage1" or 1 to the last, "stem" or 0 for
+            the input of the first; the last block by default.
+        apply_layernorm: a backbone gives them after the encoder's final norm.
+        reshape_hidden_states: a backbone gives maps (batch, width, rows, columns) of the patches, not all tokens.
         kwargs: of `HeadOptions` and `ViTMAEConfig`.
 
     Raises:
@@ -154,12 +159,18 @@ class RetFoundConfig(HeadOptions, ViTMAEConfig):
         encoder_only: bool = False,
         interpolated_from: int | None = None,
         weights_license: str | None = None,
+        out_features: list[str] | None = None,
+        out_indices: list[int] | None = None,
+        apply_layernorm: bool = True,
+        reshape_hidden_states: bool = True,
         **kwargs: Any,
     ):
         self.head_norm = head_norm
         self.encoder_only = encoder_only
         self.interpolated_from = interpolated_from
         self.weights_license = weights_license
+        self.apply_layernorm = apply_layernorm
+        self.reshape_hidden_states = reshape_hidden_states
         super().__init__(
             hidden_size=hidden_size,
             num_hidden_layers=num_hidden_layers,
@@ -172,6 +183,18 @@ class RetFoundConfig(HeadOptions, ViTMAEConfig):
             **kwargs,
         )
         self.check()
+        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the outputs that a backbone has."""
+        return ["stem", *(f"stage{block}" for block in range(1, self.num_hidden_layers + 1))]
+
+    def to_dict(self) -> dict[str, Any]:
+        stored = super().to_dict()
+        if stored["out_indices"] == [self.num_hidden_layers]:  # the default, whatever the depth is changed to
+            del stored["out_features"], stored["out_indices"]
+        return stored
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "RetFoundConfig":

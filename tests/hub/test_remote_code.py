@@ -116,7 +116,7 @@ def test_the_image_processor_gives_the_same_pixels(module, image):
 
 
 def test_the_auto_map_names_classes_of_the_files(module):
-    assert len(REFERENCES) == 4 + 1 + 3 + 1
+    assert len(REFERENCES) == 5 + 1 + 3 + 1
     for reference in REFERENCES:
         name, kind = reference.split(".")
         assert hasattr(module(name), kind)

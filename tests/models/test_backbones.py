@@ -6,12 +6,21 @@ import pytest
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
-from tiny import save_planted_set
+from tiny import save_autoencoder, save_planted_set, tiny_config
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
-from retfound_hf import RetFoundForImageClassification, RetFoundModel
+from retfound_hf import RetFoundBackbone, RetFoundConfig, RetFoundForImageClassification, RetFoundModel
 from retfound_hf.errors import BadModelError
 from retfound_hf.models import backbones
 from retfound_hf.models.backbones import BACKBONES, Backbone, accepted_models, backbone_of, parameter_depths
@@ -263,3 +272,62 @@ def test_only_the_pooler_of_a_vit_is_left_out(tmp_path):
     assert {name for name in own if name.removeprefix("vit.") not in tensors} == {
         "fc_norm.weight", "fc_norm.bias", "classifier.weight", "classifier.bias",
     }  # fmt: skip
+
+
+def test_feature_maps_of_chosen_blocks(tmp_path):
+    """Of any folder of RETFound, in raster order, and at another size than the configuration's."""
+    folder = save_autoencoder(tmp_path / "autoencoder")
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        states = AutoModel.from_pretrained(folder)(pixels, output_hidden_states=True)
+        found = RetFoundBackbone.from_pretrained(folder, out_indices=[1, 2])
+        maps = found(pixels).feature_maps
+        tokens = RetFoundBackbone.from_pretrained(
+            folder, out_features=["stem", "stage1"], reshape_hidden_states=False, apply_layernorm=False
+        )(pixels)
+        larger = found(torch.zeros(1, 3, 48, 48)).feature_maps
+    assert torch.equal(maps[1], states.last_hidden_state[:, 1:].transpose(1, 2).reshape(2, 32, 4, 4))
+    assert all(map(torch.equal, tokens.feature_maps, states.hidden_states[:2]))
+    assert found.layernorm.weight.requires_grad
+    assert (found.channels, larger[0].shape) == ([32, 32], (1, 32, 6, 6))
+    assert found.out_features == ["stage1", "stage2"] and found(pixels).hidden_states is None
+    by_auto_class = AutoBackbone.from_config(found.config)
+    assert isinstance(by_auto_class, RetFoundBackbone) and by_auto_class.out_indices == [1, 2]
+
+
+def test_the_default_of_a_backbone_is_not_stored():
+    """It names the last block, which is another one when the depth changes."""
+    stored = tiny_config().to_dict()
+    assert not {"out_features", "out_indices", "stage_names"} & set(stored)
+    assert RetFoundConfig(**{**stored, "num_hidden_layers": 1}).out_features == ["stage1"]
+    kept = RetFoundConfig.from_dict(tiny_config(out_indices=[0, 1]).to_dict())
+    assert (kept.out_features, kept.out_indices) == (["stem", "stage1"], [0, 1])
+
+
+def test_a_segmentation_head_of_transformers_trains_on_it(tmp_path):
+    """UPerNet finds bright squares; everything that it trains gets a gradient, and its folder loads again."""
+    backbone = RetFoundBackbone.from_pretrained(save_autoencoder(tmp_path / "autoencoder"), out_indices=[1, 2])
+    config = UperNetConfig(
+        backbone_config=backbone.config, num_labels=2, hidden_size=16, pool_scales=[1, 2], use_auxiliary_head=False
+    )
+    torch.manual_seed(0)
+    model = UperNetForSemanticSegmentation(config)
+    model.backbone.load_state_dict(backbone.state_dict())
+    labels = torch.zeros(4, 32, 32, dtype=torch.long)
+    for image, (row, column) in enumerate(((0, 0), (0, 16), (16, 0), (16, 16))):
+        labels[image, row : row + 16, column : column + 16] = 1
+    pixels = labels[:, None].float().expand(-1, 3, -1, -1) * 2 - 1
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2), []
+    for _ in range(40):
+        loss = model(pixels, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+    assert not [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
+    model.eval().save_pretrained(tmp_path / "segmenter")
+    with torch.no_grad():
+        logits = UperNetForSemanticSegmentation.from_pretrained(tmp_path / "segmenter")(pixels).logits
+        assert torch.allclose(logits, model(pixels).logits, atol=1e-5)
+    assert (logits.argmax(1) == labels).float().mean() > 0.9
