@@ -3,9 +3,13 @@
 Rows may be added at run time; what reads the tables takes them.
 """
 
-from collections.abc import Callable
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from .errors import BadArgumentError, join_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,3 +104,111 @@ PROBLEM_TYPES = {
 def problem_type_of(config: Any) -> str:
     """Key of `PROBLEM_TYPES` for a configuration of transformers, by the rule of its losses where it names none."""
     return config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE_LABEL)
+
+
+# Words for eyes without a finding, in small letters without accents; words that may stand beside them, or say it at
+# the end of a name (`DR negative`); words that deny a finding; and the lesser of two degrees.
+HEALTH, BESIDES, AFTER, DENIALS, LESSER = (
+    frozenset(words.split())
+    for words in (
+        """normal normals healthy health control controls ctrl ctrls ctl ctr cntrl unaffected well none absent negative
+        neg nl wnl hc nc n gradable gradeable usable good adequate acceptable sano sana sanos sanas saludable
+        saludables sain saine sains saines temoin temoins gesund gesunde gesunder kontrolle kontrollen normale
+        normales normali normaux normaal normalny normalna gezond gezonde frisk friska saudavel saudaveis negativo
+        negativa negativos negatif negatifs negativ ausente controle controles controllo controlli zdrowy zdrowe zdravy
+        zdravi zdrave saglikli kontrol terve egeszseges норма норм нормальный нормальные здоров здоровый здоровые
+        контроль سليم طبيعي""",
+        "eye eyes retina retinas fundus macula patient patients class case cases image images",
+        "negative neg absent absence free negativ negativo negatif ausente",
+        """no not non without sin sans ohne kein keine senza sem geen zonder utan ingen uden nie bez false nein nao нет
+        без не""",
+        "low mild early benign stable alive censored",
+    )
+)
+SHORT_DENIAL = re.compile(
+    r"non\w*|no(dr|dme|amd|armd|rop|glaucoma|disease|finding|patholog|retinopathy|lesion|csme|o?edema)\w*"
+)
+EAST_ASIAN_HEALTH = re.compile(
+    r"^(?!.*(不正常|非正常|비정상)).*(正常|健康|健常|阴性|陰性|정상|음성|건강)|.*(なし|없음)$|^(无|無|未|没|非)"
+)
+DENYING_PREFIXES = ("un", "non", "not", "no", "n", "in", "ir", "a")
+
+
+def known_order(names: Sequence[str]) -> tuple[str, ...] | None:
+    """Class names from the lowest to the highest where they tell it themselves, else None.
+
+    Names order themselves by the one number in each (`0` to `4`, `stage 2`), and two of them also by what they say:
+    the lower denies a finding (`normal`, `GON-`, `no_dr`, `NDR` beside `DR`, `unreferable`, `sano`, `正常`).
+
+    Args:
+        names: of exclusive classes.
+    """
+    names = list(map(str, names))
+    if len(names) == 2:
+        denied = [_absence(name) for name in names]
+        if denied[0] == denied[1]:
+            bare = ["".join(_words(name)) for name in names]
+            denied = [
+                int(bool(other) and one in {prefix + other for prefix in DENYING_PREFIXES})
+                for one, other in (bare, bare[::-1])
+            ]
+        if denied[0] != denied[1]:
+            return tuple(names if denied[0] > denied[1] else names[::-1])
+    numbers = [re.findall(r"(?<![\d.])[+-]?\d+(?:\.\d+)?", name) for name in names]
+    stems = {re.sub(r"[\W\d_]+", "", name).casefold() for name in names}
+    if any(len(found) != 1 for found in numbers) or len({float(found[0]) for found in numbers}) < len(names):
+        return None
+    # `6 weeks` and `drusen 3` have numbers too, but no common scale.
+    return tuple(sorted(names, key=lambda name: float(numbers[names.index(name)][0]))) if len(stems) == 1 else None
+
+
+def order_classes(
+    names: Sequence[str], problem_type: str, positive_class: str | None, stated: Sequence[str] | None = None
+) -> tuple[str, ...] | None:
+    """Exclusive classes from the lowest to the highest, of two the finding last; None where that is not known.
+
+    Args:
+        names: of the classes.
+        problem_type: only exclusive classes have an order.
+        positive_class: of two classes the finding, before all that names tell.
+        stated: order that the data or the user state; what names of two classes say comes before it.
+
+    Raises:
+        BadArgumentError: a `positive_class` that is none of two classes.
+    """
+    single, names = problem_type == SINGLE_LABEL, tuple(names)
+    if positive_class is not None:
+        accepted = names if single and len(names) == 2 else ()
+        if positive_class not in accepted:
+            message = f"`positive_class={positive_class}` is none of two classes; the labels are {join_names(names)}"
+            raise BadArgumentError(message, field="positive_class", value=positive_class, accepted=accepted)
+        return (*(name for name in names if name != positive_class), positive_class)
+    if not single:
+        return None
+    stated = tuple(stated) if stated else None
+    return (known_order(names) or stated) if len(names) == 2 else (stated or known_order(names))
+
+
+def _words(name: str) -> list[str]:
+    """Words of a name in small letters without accents; `nonReferable_eyes` gives non, referable, eyes."""
+    plain = "".join(sign for sign in unicodedata.normalize("NFKD", name) if not unicodedata.combining(sign))
+    plain = unicodedata.normalize("NFKC", plain)
+    parts = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", plain))
+    return [part.casefold() for part in parts]
+
+
+def _absence(name: str) -> int:
+    """How plainly a name says that there is no finding: 3 health, 2 a denial, 1 the lesser degree, 0 not at all."""
+    words = _words(name)
+    if len(words) > 1 and len(words[0]) == 1:  # a_normal, b_glaucoma: a letter for the order
+        words = words[1:]
+    if re.search(r"[\w)\s]\s*(-|−|–|\(\s*[-−–]\s*\))\s*$", name) or re.fullmatch(r"\s*(-|0+)\s*", name):
+        return 3
+    if not words:
+        return 0
+    health = set(words) & HEALTH and set(words) <= HEALTH | BESIDES  # not `normal tension glaucoma`
+    if health or (len(words) > 1 and words[-1] in AFTER) or (EAST_ASIAN_HEALTH.match(name.strip())):
+        return 3
+    if words[0] in DENIALS or SHORT_DENIAL.fullmatch(words[0]):
+        return 2
+    return int(bool(set(words) & LESSER))

@@ -5,9 +5,10 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -289,3 +290,46 @@ def fingerprint(rows: pd.DataFrame, *options: object) -> str:
             content = (image, "absent")
         digest.update(repr((name, content)).encode())
     return digest.hexdigest()
+
+
+HASHED_BYTES_LIMIT = 256 * 2**20
+
+
+def content_digests(images: Iterable[str | bytes]) -> list[str]:
+    """BLAKE2b digests (128 bits, hex) of image files, given by paths or bytes; empty where a file is absent."""
+
+    def digest(image: str | bytes) -> str:
+        if isinstance(image, str) and not os.path.isfile(image):
+            return ""
+        content = Path(image).read_bytes() if isinstance(image, str) else image
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+    with ThreadPool(4) as pool:  # reading and hashing release the interpreter
+        return pool.map(digest, images)
+
+
+def resolved_paths(images: Iterable[str | bytes]) -> list[str]:
+    """The one path of each file that tables may reach in several ways; empty for images held as bytes."""
+    return [os.path.realpath(image) if isinstance(image, str) else "" for image in images]
+
+
+def warn_identical_content(table: pd.DataFrame, label_columns: Sequence[str], data: object) -> None:
+    """Warn of files with the same content in different splits or with different labels.
+
+    Skipped where it would mean reading 256 MB or more.
+    """
+    files = table.loc[table["image"].map(lambda image: isinstance(image, str)), ["id", "image", "split"]].copy()
+    if files.empty:
+        return
+    files["labels"] = [repr(row) for row in table.loc[files.index, list(label_columns)].itertuples(index=False)]
+    files["size"] = [os.path.getsize(path) for path in files["image"]]
+    both = files["split"] + files["labels"]
+    alike = files[both.groupby(files["size"]).transform("nunique") > 1]
+    if alike.empty or alike["size"].sum() > HASHED_BYTES_LIMIT:
+        return
+    alike = alike.assign(digest=content_digests(alike["image"]))
+    for column, what in (("split", "occur in more than one split"), ("labels", "have different labels")):
+        same = [group for _, group in alike.groupby("digest", sort=False) if group[column].nunique() > 1]
+        if same:
+            named = "; ".join(" = ".join(group["id"]) for group in same[:5])
+            logger.warning("%s: %d image(s) %s under other names (%s)", data, len(same), what, named)

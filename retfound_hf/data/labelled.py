@@ -13,14 +13,17 @@ import numpy as np
 import pandas as pd
 
 from ..errors import BadArgumentError, BadDataError, join_names
+from ..evaluation.predictions import Predictions
 from ..images.reading import find_images, walk_images
 from ..vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from . import tables
+from .image_cache import warn_identical_content
 from .image_sources import folder_of, placed, stored_ids
 from .labels import OWN_ID, clean_labels, find_patients, infer_problem_type, unfold_lists
 from .splits import PAPER_FRACTIONS, SPLITS, assign_splits, fraction_of_patients, patient_groups
 from .stored_images import find_image_column, load_splits
 from .tables import (
+    ACCEPTED_SPLITS,
     METADATA,
     TABLE_SUFFIXES,
     check_no_patient_leak,
@@ -39,7 +42,6 @@ ACCEPTED_DATA = (
     "a folder laid out as {train,val,test}/<class>/*, a CSV or parquet table with the columns image and label, "
     "or the id of a data set on the Hugging Face Hub"
 )
-ACCEPTED_SPLITS = "accepted are train, val and test, and names such as Training, validation, dev, Test_Set, Test400"
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,14 @@ class LabelledSet:
         problem_type: as in transformers' configurations.
         class_names: classes in the order of the targets; for multi-label and regression the label columns.
         label_columns: columns of `table` that hold the labels.
+        class_order: exclusive classes from the lowest to the highest, of two the finding last; None if not known.
     """
 
     table: pd.DataFrame
     problem_type: str
     class_names: tuple[str, ...]
     label_columns: tuple[str, ...]
+    class_order: tuple[str, ...] | None = None
 
     @property
     def patients_known(self) -> bool:
@@ -93,6 +97,13 @@ class LabelledSet:
             return labels[self.label_columns[0]].map(index).to_numpy(dtype=np.int64)
         values = labels.to_numpy(dtype=np.float32)
         return values[:, 0] if self.problem_type == REGRESSION and values.shape[1] == 1 else values
+
+    def unpredicted(self, split: str) -> Predictions:
+        """Predictions that say nothing, to check before a computation what a report asks of the labels."""
+        rows, outputs = self.rows(split), len(self.class_names)
+        scores = np.full((len(rows), outputs), 1 / outputs)
+        targets = self.targets(split)
+        return Predictions.of_table(rows, targets, scores, self.class_names, self.problem_type, self.class_order)
 
     def counts(self) -> pd.DataFrame:
         """Images by class (multi-label: positives; regression: values) and split, integers."""
@@ -137,6 +148,7 @@ def read_labelled(
     seed: int = 0,
     need_splits: Sequence[str] = SPLITS,
     patient_column: str | None = None,
+    positive_class: str | None = None,
     divide: Callable[[pd.DataFrame], pd.Series | None] | None = None,
 ) -> LabelledSet:
     """Read and check a labelled set.
@@ -147,7 +159,7 @@ def read_labelled(
             that `datasets.load_dataset` reads.
         label_columns: "label" by default (for a multi-label or regression model its `class_names`).
         problem_type: by default single-label for one label column, multi-label for several of 0 and 1.
-        class_names: the classes, in order, of a model that is to be evaluated; images of some may then be absent.
+        class_names: the classes, in order; images of some may then be absent.
         image_column: of a table or a Hub data set.
         image_root: folder at which a table's relative paths start; by default the table's own.
         split_fractions: shares of patients for data without splits; `seed` deals them.
@@ -155,6 +167,7 @@ def read_labelled(
         need_splits: splits that must exist and are checked; () reads any set for use as a whole ("all").
         patient_column: column that names the patients, by default `patient_id`; "image" takes the images' names
             without left or right, "none" takes each image for a patient of its own.
+        positive_class: of two classes the finding; by default as the names tell, or the order of the classes.
         divide: splits of a table without them ("all": it is used as a whole), or None for `split_fractions`.
 
     Raises:
@@ -177,14 +190,14 @@ def read_labelled(
         label_columns = _in_order_of_model(label_columns, class_names, kind, data)
     has_splits = "split" in table
     if has_splits:
-        table["split"] = _normalised_splits(table, data)
+        table["split"] = tables.normalised_splits(table, data)
     elif need_splits:
         tables.check_split_column(table, label_columns, data)
     patients = find_patients(table, label_columns, patient_column, data, check=bool(need_splits))
     table = table.drop(columns=OWN_ID, errors="ignore").assign(patient_id=patients)
     tables.check_unique_images(table, data)
     table = table.sort_values("id", ignore_index=True)
-    table, names = clean_labels(table, label_columns, kind, class_names, data)
+    table, names, order = clean_labels(table, label_columns, kind, class_names, data, positive_class)
     if kind == SINGLE_LABEL and class_names is None and name_splits(names):
         raise BadDataError(
             f"{data}: the classes would be {join_names(names)}, which are names of splits; lay folders out as "
@@ -197,7 +210,7 @@ def read_labelled(
     table["image"] = pd.Series(tables.find_files(table["image"], data), table.index, dtype=object)
     if not has_splits:
         table["split"] = "all"
-    found = LabelledSet(table, kind, names, tuple(label_columns))
+    found = LabelledSet(table, kind, names, tuple(label_columns), order)
     if not has_splits and need_splits:
         splits = divide(table) if divide else None
         if splits is None:
@@ -212,7 +225,7 @@ def read_labelled(
         tables.check_needed_splits(table, need_splits, data)
         check_no_patient_leak(table)
         tables.check_class_coverage(found.counts(), need_splits, data)
-        tables.warn_identical_content(checked, data)
+        warn_identical_content(checked, label_columns, data)
     if len(need_splits) == len(SPLITS):
         _say_split(found, has_splits, data)
     return found
@@ -240,8 +253,8 @@ def _strata(found: LabelledSet, split: str) -> np.ndarray:
 def _say_split(found: LabelledSet, given: bool, data: str) -> None:
     """One line: by what the images are divided; another of the order of three classes or more."""
     table, names = found.table, found.class_names
-    if found.problem_type == SINGLE_LABEL and len(names) > 2:
-        logger.info("%s: classes in their order (`class_names` sets another): %s", data, join_names(names, 50))
+    if found.problem_type == SINGLE_LABEL:
+        _say_order(names, found.class_order, data)
     patients = table["patient_id"].nunique()
     if patients:
         by = f"by patient: {len(table)} images, {patients} patients"
@@ -249,6 +262,20 @@ def _say_split(found: LabelledSet, given: bool, data: str) -> None:
         by = f"by image, for lack of patients (a column patient_id, or `patient_column`): {len(table)} images"
     counts = ", ".join(f"{split} {(table['split'] == split).sum()}" for split in SPLITS)
     logger.info("%s: %s %s; %s", data, "splits as given, looked at" if given else "split", by, counts)
+
+
+def _say_order(names: Sequence[str], order: Sequence[str] | None, data: object) -> None:
+    """One line on the order of classes, or on the finding of two."""
+    if len(names) == 2 and order:
+        logger.info("%s: the finding is %s (`positive_class` sets another)", data, order[-1])
+    elif len(names) == 2:
+        message = "%s: %s is taken for the finding, since no name denies one; `positive_class` sets it"
+        logger.warning(message, data, names[1])
+    elif order:
+        logger.info("%s: classes in their order (`class_names` sets another): %s", data, join_names(order, 50))
+    else:
+        message = "%s: the order of the classes %s is not known, and so no quadratic kappa; `class_names` states it"
+        logger.info(message, data, join_names(names, 50))
 
 
 def _read_source(
@@ -373,9 +400,12 @@ def _table_of_part(
         if isinstance(feature, datasets.ClassLabel):
             # -1, the mark of a hidden label, becomes missing. The order of the names is that of grades.
             texts = table[name].map(dict(enumerate(feature.names)))
-            table[name] = pd.Categorical(texts, feature.names, ordered=True) if name in label_columns else texts
+            # Names in the order of the alphabet state none.
+            ordered = feature.names != sorted(feature.names)
+            table[name] = pd.Categorical(texts, feature.names, ordered=ordered) if name in label_columns else texts
         elif isinstance(inner := getattr(feature, "feature", None), datasets.ClassLabel):
             table[name] = [inner.int2str([int(index) for index in found]) for found in table[name]]
+            table.attrs[name] = inner.names  # `unfold_lists` takes their order
     table = table.rename(columns=str.strip).rename(columns={"id": OWN_ID})
     contents = [image["bytes"] or placed(image["path"], root) for image in images]
     return table.assign(image=pd.Series(contents, dtype=object), id=[image["path"] for image in images])
@@ -393,14 +423,3 @@ def _in_order_of_model(
         f"{join_names(class_names, 20)}; give those columns with `label_columns`",
         field="label_columns", value=columns, accepted=class_names,
     )  # fmt: skip
-
-
-def _normalised_splits(table: pd.DataFrame, data: str) -> pd.Series:
-    splits = table["split"].map(splits_of(table["split"].dropna().unique()))
-    if splits.isna().any():
-        wrong = table.loc[splits.isna(), "split"].astype(object).fillna("no value").unique()
-        raise BadDataError(
-            f"{data}: column split holds {join_names(wrong)}; {ACCEPTED_SPLITS}, or no split column at all",
-            rows=table.loc[splits.isna(), "id"], source=data,
-        )  # fmt: skip
-    return splits

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import BadArgumentError, BadDataError, join_names, require
-from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
+from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, order_classes
 from .tables import as_text, bare, check_columns, check_filled, check_spelling
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,8 @@ def clean_labels(
     problem_type: str,
     class_names: Sequence[str] | None,
     data: object,
-) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    positive_class: str | None = None,
+) -> tuple[pd.DataFrame, tuple[str, ...], tuple[str, ...] | None]:
     """Bring the label columns to one type: text, 0/1 integers, or floats.
 
     Args:
@@ -98,10 +99,11 @@ def clean_labels(
         problem_type: what the labels mean.
         class_names: of a model whose classes the labels must be, or None.
         data: source of the table, for errors.
+        positive_class: of two classes the finding.
 
     Returns:
-        The table, and the class names: for single-label the given ones, else those that occur, numbers in numeric
-        order; for multi-label and regression the columns.
+        The table; the class names: for single-label the given ones, else those that occur, numbers in numeric
+        order; for multi-label and regression the columns; and the order of the classes, see `order_classes`.
 
     Raises:
         BadDataError: a missing, unknown or non-numeric label, or a class spelled in two ways.
@@ -109,11 +111,11 @@ def clean_labels(
     for column in columns:
         check_filled(table, column, data)
     if problem_type == SINGLE_LABEL:
-        labels, kind = as_text(table[columns[0]]), table[columns[0]].dtype
-        stated = as_text(pd.Series(kind.categories)) if getattr(kind, "ordered", False) else None
+        labels = as_text(table[columns[0]])
         if class_names and all(re.fullmatch(r"LABEL_\d+", name) for name in class_names):
             class_names = names_for_unnamed(class_names, tuple(labels.unique()), data)
-        names = tuple(class_names or (in_order(labels.unique()) if stated is None else stated[stated.isin(labels)]))
+        stated = class_names or _stated_order(table[columns[0]])
+        names = tuple(stated or in_order(labels.unique()))
         if class_names is None:
             check_spelling(names, data)
         unknown = in_order(set(labels) - set(names))
@@ -123,7 +125,7 @@ def clean_labels(
                 f"{join_names(names, 50)}; rename them, or remove their images",
                 rows=table.loc[labels.isin(unknown), "id"], source=data,
             )  # fmt: skip
-        return table.assign(**{columns[0]: labels}), names
+        return table.assign(**{columns[0]: labels}), names, order_classes(names, problem_type, positive_class, stated)
     numbers = {column: pd.to_numeric(table[column], errors="coerce").astype(float) for column in columns}
     for column, values in numbers.items():
         wrong, accepted = ~np.isfinite(values), "finite numbers"
@@ -137,7 +139,16 @@ def clean_labels(
                 rows=ids, source=data,
             )  # fmt: skip
     kind = float if problem_type == REGRESSION else int
-    return table.assign(**{column: values.astype(kind) for column, values in numbers.items()}), tuple(columns)
+    table = table.assign(**{column: values.astype(kind) for column, values in numbers.items()})
+    return table, tuple(columns), order_classes(columns, problem_type, positive_class)
+
+
+def _stated_order(values: pd.Series) -> tuple[str, ...] | None:
+    """Classes in the order that an ordered categorical, or a `ClassLabel`, states; None where there is none."""
+    if not getattr(values.dtype, "ordered", False):
+        return None
+    names = as_text(pd.Series(values.dtype.categories))
+    return tuple(names[names.isin(as_text(values))])
 
 
 def names_for_unnamed(given: Sequence[str], labels: Sequence[str], data: object) -> tuple[str, ...]:
@@ -232,7 +243,9 @@ def unfold_lists(
         lists = [[name for name, is_set in zip(names, found, strict=True) if float(is_set)] for found in lists]
     else:
         lists = [[text for text in as_text(pd.Series(found, dtype=object)) if text] for found in lists]
-        names = class_names or in_order({name for found in lists for name in found})
+        present = {name for found in lists for name in found}
+        stated = [name for name in table.attrs.get(column, ()) if name in present]
+        names = class_names or (stated if present <= set(stated) else in_order(present))
     if problem_type == SINGLE_LABEL or (problem_type is None and not hot and lengths == {1}):
         if {len(found) for found in lists} != {1}:
             message = f"{data}: column {column!r} holds lists of several findings, which `problem_type` must allow"

@@ -1,12 +1,10 @@
 """Tables of images and labels: CSV and parquet files, names of splits, and checks before they are used."""
 
-import hashlib
 import logging
 import os
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,13 @@ from ..errors import BadDataError, join_names, nearest, one_line
 from ..images.reading import IMAGE_SUFFIXES
 from .splits import SPLITS
 
+ACCEPTED_SPLITS = "accepted are train, val and test, and names such as Training, validation, dev, Test_Set, Test400"
 logger = logging.getLogger(__name__)
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers", ".sav", ".dta", ".sas7bdat", ".rds", ".json")
 SAVE_AS_CSV = "save it as CSV (in Excel: Save As, CSV UTF-8)"
 METADATA = "metadata.csv"  # beside images
 TEXT_COLUMNS = ("id", "patient_id", "image", "eye", "split")
-HASHED_BYTES_LIMIT = 256 * 2**20
 
 # Words of a split's name, as `datasets` knows them and more; digits, case and the words of FILLERS do not count.
 SPLIT_WORDS = {
@@ -76,6 +74,9 @@ def _read_csv(path: Path, text_columns: Sequence[str]) -> pd.DataFrame:
     if stated:
         options |= {"sep": stated[1], "skiprows": 1}
     header = [str(name).strip() for name in pd.read_csv(path, nrows=0, **options).columns]
+    twice = [name for name in (*text_columns, *TEXT_COLUMNS) if name in header and f"{name}.1" in header]
+    if twice:
+        raise BadDataError(f"{path} has several columns called {join_names(map(repr, twice))}; keep one", source=path)
     options |= {"names": header, "header": 0}
     table = pd.read_csv(path, dtype={name: str for name in header if name in TEXT_COLUMNS}, **options)
     words = [name for name in text_columns if name in header and not pd.api.types.is_numeric_dtype(table[name])]
@@ -242,10 +243,15 @@ def name_splits(names: Iterable[str]) -> bool:
     return len(names) > 1 and None not in splits
 
 
+FLAGS = {"0", "1", "0.0", "1.0", "true", "false", "yes", "no", "x", ""}
+
+
 def check_split_column(table: pd.DataFrame, label_columns: Sequence[str], data: object) -> None:
     """Raise if the splits are in a column of another name than `split`, told by its name or its values."""
     for name in table.columns.difference([*label_columns, "id", "image", "patient_id"], sort=False):
         known = bare(name) in SPLIT_COLUMNS or bare(name).endswith(SPLIT_COLUMN_ENDS)
+        flag = normalise_split(re.sub(r"^\s*(is|in)(?=[\s_.\-A-Z])", "", str(name)))  # such as is_test
+        known = known or bool(flag and {str(value).casefold() for value in table[name].dropna()} <= FLAGS)
         if known or (table[name].nunique() <= 2 * len(SPLITS) and name_splits(as_text(table[name]).dropna().unique())):
             values = join_names(table[name].dropna().unique())
             raise BadDataError(
@@ -253,6 +259,18 @@ def check_split_column(table: pd.DataFrame, label_columns: Sequence[str], data: 
                 "test, so that its parts stay apart, or remove it if it does not divide the images",
                 source=data,
             )
+
+
+def normalised_splits(table: pd.DataFrame, data: str) -> pd.Series:
+    """Column `split` as "train", "val" and "test"; BadDataError (`rows`) for other values."""
+    splits = table["split"].map(splits_of(table["split"].dropna().unique()))
+    if splits.isna().any():
+        wrong = table.loc[splits.isna(), "split"].astype(object).fillna("no value").unique()
+        raise BadDataError(
+            f"{data}: column split holds {join_names(wrong)}; {ACCEPTED_SPLITS}, or no split column at all",
+            rows=table.loc[splits.isna(), "id"], source=data,
+        )  # fmt: skip
+    return splits
 
 
 def check_needed_splits(table: pd.DataFrame, need_splits: Sequence[str], data: object) -> None:
@@ -409,37 +427,3 @@ def check_class_coverage(counts: pd.DataFrame, need_splits: Sequence[str], data:
         if split != "train" and len(absent):
             message = "%s: the %s split has no image of class %s; metrics that need one will be null"
             logger.warning(message, data, split, join_names(absent))
-
-
-def content_digests(images: Iterable[str | bytes]) -> list[str]:
-    """BLAKE2b digests (128 bits, hex) of image files, given by paths or bytes; empty where a file is absent."""
-
-    def digest(image: str | bytes) -> str:
-        if isinstance(image, str) and not os.path.isfile(image):
-            return ""
-        content = Path(image).read_bytes() if isinstance(image, str) else image
-        return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-    with ThreadPool(4) as pool:  # reading and hashing release the interpreter
-        return pool.map(digest, images)
-
-
-def resolved_paths(images: Iterable[str | bytes]) -> list[str]:
-    """The one path of each file that tables may reach in several ways; empty for images held as bytes."""
-    return [os.path.realpath(image) if isinstance(image, str) else "" for image in images]
-
-
-def warn_identical_content(table: pd.DataFrame, data: object) -> None:
-    """Warn of files in different splits with the same content; skipped where it would mean reading 256 MB or more."""
-    files = table.loc[table["image"].map(lambda image: isinstance(image, str)), ["id", "image", "split"]].copy()
-    if files["split"].nunique() < 2:
-        return
-    files["size"] = [os.path.getsize(path) for path in files["image"]]
-    alike = files[files.groupby("size")["split"].transform("nunique") > 1]
-    if alike.empty or alike["size"].sum() > HASHED_BYTES_LIMIT:
-        return
-    alike = alike.assign(digest=content_digests(alike["image"]))
-    same = [group for _, group in alike.groupby("digest", sort=False) if group["split"].nunique() > 1]
-    if same:
-        named = "; ".join(" = ".join(group["id"]) for group in same[:5])
-        logger.warning("%s: %d image(s) occur in more than one split under other names (%s)", data, len(same), named)

@@ -273,7 +273,9 @@ class About:
     unread: np.ndarray | None = None
 
 
-def metric_rows(names: Collection[str], problem_type: str, class_names: Sequence[str]) -> list[tuple[str, str]]:
+def metric_rows(
+    names: Collection[str], problem_type: str, class_names: Sequence[str], class_order: Sequence[str] | None = None
+) -> list[tuple[str, str]]:
     """Names of overall figures in the order of a report, with their titles.
 
     Of two exclusive classes the figures of the finding come first: AUPRC, sensitivity, PPV and F1 of a rare finding
@@ -281,10 +283,10 @@ def metric_rows(names: Collection[str], problem_type: str, class_names: Sequence
 
     Args:
         names: of the figures that are known, as in `metrics.json`.
-        problem_type, class_names: of the predictions.
+        problem_type, class_names, class_order: of the predictions.
     """
     overall = [name for name in names if "/" not in name]
-    finding = finding_of(problem_type, class_names)
+    finding = finding_of(problem_type, class_names, class_order)
     own = [name for name in names if finding is not None and name.endswith(f"/{finding}")]
     if f"recall/{finding}" not in own:
         return [(name, metric_title(name, several=len(class_names) > 1)) for name in overall]
@@ -315,7 +317,7 @@ def counts_text(predictions: Predictions, case: str = "image") -> str:
 
 def _shown(predictions: Predictions) -> list[str]:
     """The finding of two exclusive classes, else the first classes."""
-    finding = finding_of(predictions.problem_type, predictions.class_names)
+    finding = finding_of(predictions.problem_type, predictions.class_names, predictions.class_order)
     return [finding] if finding else list(predictions.class_names[:MOST_CLASSES])
 
 
@@ -379,7 +381,9 @@ def report_sections(
     names, rest = [name for name in metrics if not name.endswith(INTERVAL)], counts_text(predictions, case)
     figures = [
         [title, number(metrics[name]), interval(*(metrics.get(name + INTERVAL) or (None, None)))]
-        for name, title in metric_rows(names, predictions.problem_type, predictions.class_names)
+        for name, title in metric_rows(
+            names, predictions.problem_type, predictions.class_names, predictions.class_order
+        )
     ]
     of_people = tables["characteristics"]
     made = {

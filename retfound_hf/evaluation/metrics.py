@@ -81,12 +81,12 @@ class Rows:
     """Labels and scores of N rows, and what metrics need of each row, computed once for all weights.
 
     Attributes:
-        problem_type, class_names, targets, scores: of the predictions.
+        problem_type, class_names, class_order, targets, scores: of the predictions.
     """
 
     def __init__(self, predictions: "Predictions") -> None:
         self.problem_type, self.class_names = predictions.problem_type, predictions.class_names
-        self.targets, self.scores = predictions.targets, predictions.scores
+        self.targets, self.scores, self.class_order = predictions.targets, predictions.scores, predictions.class_order
         self.single = self.problem_type == SINGLE_LABEL
         self._defined: dict[str, np.ndarray] = {}
 
@@ -303,11 +303,14 @@ def kappa(drawn: WeightedRows) -> np.ndarray:
 
 
 def quadratic_kappa(drawn: WeightedRows) -> np.ndarray:
-    """Cohen's kappa with quadratic weights (Cohen 1968); classes are grades in their order."""
-    if not drawn.rows.single:
+    """Cohen's kappa with quadratic weights (Cohen 1968); undefined for classes whose order is not known."""
+    rows = drawn.rows
+    if not rows.single or len(rows.class_names) == 2:
         return drawn.table(METRICS["kappa"])  # two grades have one distance
+    if rows.class_order is None:
+        return np.full(len(drawn.total), np.nan)
     _, true, predicted = drawn.counts
-    grades = np.arange(true.shape[1])
+    grades = np.array([rows.class_order.index(name) for name in rows.class_names])
     penalty = (grades[:, None] - grades) ** 2
     expected = np.einsum("bc,cd,bd->b", true, penalty, predicted) / drawn.total
     return _if_several(true, 1 - np.einsum("bcd,cd->b", drawn.confusion, penalty) / expected)

@@ -108,7 +108,7 @@ def write_plots(folder: str | Path, predictions: Predictions) -> list[Path]:
 
 def shown_classes(predictions: Predictions) -> list[int]:
     """Of two exclusive classes the positive one, else all."""
-    finding = finding_of(predictions.problem_type, predictions.class_names)
+    finding = finding_of(predictions.problem_type, predictions.class_names, predictions.class_order)
     return [index for index, name in enumerate(predictions.class_names) if finding in (None, name)]
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..errors import BadArgumentError, BadDataError, join_names, require, require_range
 from ..files import atomic_file
-from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
+from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, known_order
 from .bootstrap import MIN_DEFINED, RESAMPLES, Estimate, Patients, patient_numbers, patients_of
 from .metrics import THRESHOLD, Rows, metric_of, metrics_for, weighted_metrics
 
@@ -40,6 +40,8 @@ class Predictions:
         patients: (N,) names of patients, the units of all intervals; None where all are unknown.
         eyes: (N,) sides; None where all are unknown.
         columns: (N rows) further columns of the labelled table, for subgroups.
+        class_order: exclusive classes from the lowest to the highest, of two the finding last; None: as the names
+            tell (`vocabulary.known_order`), if they do.
 
     Raises:
         BadArgumentError: an unknown problem type, or class names that do not fit it.
@@ -55,6 +57,7 @@ class Predictions:
     patients: np.ndarray | None = None
     eyes: np.ndarray | None = None
     columns: pd.DataFrame | None = None
+    class_order: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         put = partial(object.__setattr__, self)
@@ -66,6 +69,8 @@ class Predictions:
                 f"`class_names` {list(self.class_names)} must be at least {least} different names for "
                 f"{self.problem_type}", field="class_names", value=self.class_names,
             )  # fmt: skip
+        if self.problem_type == SINGLE_LABEL:
+            put("class_order", tuple(self.class_order or ()) or known_order(self.class_names))
         put("scores", self._numbers("scores", self.scores, columns=True))
         rows = len(self.scores)
         for name in ("ids", "patients", "eyes"):
@@ -175,16 +180,17 @@ class Predictions:
     @classmethod
     def of_table(
         cls, rows: pd.DataFrame, targets: np.ndarray | None, scores: np.ndarray, class_names: Sequence[str],
-        problem_type: str,
+        problem_type: str, class_order: Sequence[str] | None = None,
     ) -> "Predictions":  # fmt: skip
         """Predictions for rows of a labelled table.
 
         Args:
             rows: with `id` and, where known, `patient_id`, `eye` and further columns.
-            targets, scores, class_names, problem_type: as the attributes.
+            targets, scores, class_names, problem_type, class_order: as the attributes.
         """
         patients, eyes = (rows[name].to_numpy() if name in rows else None for name in ("patient_id", "eye"))
-        return cls(rows["id"], scores, targets, tuple(class_names), problem_type, patients, eyes, rows)
+        order = None if class_order is None else tuple(class_order)
+        return cls(rows["id"], scores, targets, tuple(class_names), problem_type, patients, eyes, rows, order)
 
     def metrics(self) -> dict[str, float | None]:
         """Every metric of `METRICS` for this problem type, by name.
@@ -278,7 +284,7 @@ class Predictions:
             aggregate_by: score of a unit: "mean" of its images' scores, or "max", the highest of each class; those
                 of exclusive classes are then divided by their sum, so that no class is favoured.
             label_conflicts: "error", or "max" for the highest label among a unit's images: of findings and numbers
-                what any image shows, of classes the last in their order, which is right for rising grades alone.
+                what any image shows, of classes the last in `class_order`, which must be known.
 
         Returns:
             One row per unit in the order of their first images; its id is `patient` or `patient/eye`. Other columns
@@ -286,6 +292,7 @@ class Predictions:
 
         Raises:
             BadDataError: unknown patients or eyes, or labels that do not agree; `rows` has the ids.
+            BadArgumentError: the highest of classes whose order is not known.
         """
         require("level", level, get_args(Level))
         if level == "image":
@@ -293,9 +300,17 @@ class Predictions:
         keys = {"patient_id": self.patients} | ({"eye": self.eyes} if level == "eye" else {})
         units, targets = _units(level, keys, self.ids), self.targets
         if targets is not None:
-            if label_conflicts == "error":
-                _check_conflicts(targets, units, self.ids)
-            targets = _over(np.maximum, targets, units)
+            conflicting = _conflicts(targets, units)
+            if len(conflicting) and label_conflicts == "error":
+                raise BadDataError(
+                    f"the images of {len(conflicting)} of {units.max() + 1} units have different labels; choose a "
+                    "level at which they agree, such as `level='eye'`, or pass `label_conflicts='max'` to take the "
+                    "highest label", rows=self.ids[np.isin(units, conflicting)],
+                )  # fmt: skip
+            if len(conflicting) and self.problem_type == SINGLE_LABEL:
+                targets = np.array(self._by_rank)[_over(np.maximum, np.argsort(self._by_rank)[targets], units)]
+            else:
+                targets = _over(np.maximum, targets, units)
         scores = _mean(self.scores, units) if aggregate_by == "mean" else _over(np.maximum, self.scores, units)
         if aggregate_by == "max" and self.problem_type == SINGLE_LABEL:
             scores = scores / scores.sum(axis=1, keepdims=True)
@@ -306,7 +321,20 @@ class Predictions:
         shared = grouped.first().where(grouped.nunique() <= 1)
         ids = shared["patient_id"].astype(str)
         ids = ids + "/" + shared["eye"].astype(str) if level == "eye" else ids
-        return Predictions.of_table(shared.assign(id=ids), targets, scores, self.class_names, self.problem_type)
+        return Predictions.of_table(
+            shared.assign(id=ids), targets, scores, self.class_names, self.problem_type, self.class_order
+        )
+
+    @property
+    def _by_rank(self) -> list[int]:
+        """Index of each class, from the lowest to the highest."""
+        if self.class_order is None:
+            raise BadArgumentError(
+                f"`label_conflicts='max'` takes the highest class, and the order of {join_names(self.class_names, 9)} "
+                "is not known: state it when training, with `class_names` (of two classes `positive_class`)",
+                field="label_conflicts", value="max",
+            )  # fmt: skip
+        return [self.class_names.index(name) for name in self.class_order]
 
     def subgroups(
         self, columns: Mapping[str, Sequence[float] | None] | Sequence[str], resamples: int = RESAMPLES
@@ -442,15 +470,10 @@ def _units(level: Level, columns: Mapping[str, Any], ids: np.ndarray) -> np.ndar
     return table.groupby(list(columns), sort=False).ngroup().to_numpy(np.int64)
 
 
-def _check_conflicts(labels: np.ndarray, units: np.ndarray, ids: np.ndarray) -> None:
+def _conflicts(labels: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Numbers of the units whose images have different labels."""
     differ = _over(np.maximum, labels, units) != _over(np.minimum, labels, units)
-    conflicting = np.flatnonzero(differ.reshape(len(differ), -1).any(axis=1))
-    if len(conflicting):
-        raise BadDataError(
-            f"the images of {len(conflicting)} of {units.max() + 1} units have different labels; choose a level at "
-            "which they agree, such as `level='eye'`, or pass `label_conflicts='max'` to take the highest label (of "
-            "classes: the last in their order)", rows=ids[np.isin(units, conflicting)],
-        )  # fmt: skip
+    return np.flatnonzero(differ.reshape(len(differ), -1).any(axis=1))
 
 
 def _over(choose: np.ufunc, values: np.ndarray, units: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def compute_metrics(
-    problem_type: str, labels: Any, scores: Any, class_names: Sequence[str]
+    problem_type: str, labels: Any, scores: Any, class_names: Sequence[str], class_order: Sequence[str] | None = None
 ) -> dict[str, float | None]:
     """Every metric of `METRICS` for a problem type.
 
@@ -44,6 +44,7 @@ def compute_metrics(
         labels: (N,) integer classes; (N, C) of 0 and 1 for multi-label; (N,) or (N, T) numbers for regression.
         scores: (N, C) softmax or sigmoid probabilities; (N,) or (N, T) predictions for regression.
         class_names: names of the C classes or T targets.
+        class_order: see `Predictions`.
 
     Returns:
         Flat dictionary with `<metric>/<class>` at its end. A metric is None where the labels leave it undefined (a
@@ -52,21 +53,24 @@ def compute_metrics(
     Raises:
         BadDataError: see `Predictions`.
     """
-    return Predictions(None, scores, labels, tuple(class_names), problem_type).metrics()
+    order = None if class_order is None else tuple(class_order)
+    return Predictions(None, scores, labels, tuple(class_names), problem_type, class_order=order).metrics()
 
 
-def format_table(metrics: dict[str, Any], problem_type: str, class_names: Sequence[str]) -> str:
+def format_table(
+    metrics: dict[str, Any], problem_type: str, class_names: Sequence[str], class_order: Sequence[str] | None = None
+) -> str:
     """The overall metrics, one per line, then one line per class; of two exclusive classes the finding's first.
 
     Args:
         metrics: flat as in `metrics.json`: `name`, `name/<class>`, and `name_ci95` with `[low, high]`.
-        problem_type, class_names: of the predictions.
+        problem_type, class_names, class_order: of the predictions.
 
     Returns:
         Lines without a final line break: 3 decimals, `undefined` for None, an interval in brackets after its value.
     """
     names = [name for name in metrics if not name.endswith(INTERVAL)]
-    rows = metric_rows(names, problem_type, class_names)
+    rows = metric_rows(names, problem_type, class_names, class_order)
     # By their names in `metrics.json`, and of a mean that it is one.
     lines = _aligned(
         [[name + title[title.find(MEAN) :] * (MEAN in title), _cell(metrics, name)] for name, title in rows]
@@ -155,9 +159,11 @@ class ReportArguments:
         """Edges of the bands of each subgroup column, None where none are given."""
         return dict(_column_and_edges(text) for text in self.subgroup_columns or ())
 
-    def prevalences(self, problem_type: str, class_names: Sequence[str]) -> dict[str, float]:
+    def prevalences(
+        self, problem_type: str, class_names: Sequence[str], class_order: Sequence[str] | None = None
+    ) -> dict[str, float]:
         """`prevalence` by class; BadArgumentError for a class that there is not, or a number that belongs to none."""
-        finding, found = finding_of(problem_type, class_names), {}
+        finding, found = finding_of(problem_type, class_names, class_order), {}
         for name, share in map(_class_and_share, self.prevalence or ()):
             label = finding if name is None else name
             if label not in class_names:
@@ -308,7 +314,7 @@ def write_report(
     if PROBLEM_TYPES[predictions.problem_type].is_classification:
         tables |= {"counts": class_counts(predictions), "net_benefit": net_benefit_table(predictions)}
     if points:
-        shares = arguments.prevalences(predictions.problem_type, predictions.class_names)
+        shares = arguments.prevalences(predictions.problem_type, predictions.class_names, predictions.class_order)
         tables["operating_points"] = points_table(predictions, points, shares)
         if column := arguments.ungradable_column:
             marked, unread = ungradable_rows(predictions.columns[column]), about.unread if about else None

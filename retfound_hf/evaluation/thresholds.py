@@ -1,6 +1,5 @@
 """Thresholds on probabilities, chosen on validation and measured on test, and the curves over all of them."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,46 +9,32 @@ import pandas as pd
 from scipy.special import expit
 
 from ..errors import BadArgumentError, BadDataError, require_range
-from ..vocabulary import SINGLE_LABEL
+from ..vocabulary import SINGLE_LABEL, known_order
 from .bootstrap import CONFIDENCE, Estimate, patient_numbers
 from .intervals import share_interval
 
 if TYPE_CHECKING:
     from .predictions import Predictions
 
-WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-HEALTH = frozenset(("normal", "healthy", "health", "control", "controls", "negative", "absent", "unaffected"))
-BESIDES = frozenset(("eye", "eyes", "retina", "fundus", "macula", "patient", "patients", "class"))
-DENIALS = ("no", "not", "without")
 
-
-def positive_class(class_names: Sequence[str]) -> int:
-    """Index of the class that curves and thresholds speak of: 1, or 0 where 1 and not 0 is named for health.
+def positive_class(class_names: Sequence[str], class_order: Sequence[str] | None = None) -> int:
+    """Index of the class that curves and thresholds speak of: the finding where order or names tell it, else 1.
 
     Folders of classes sort by name, so that `glaucoma` comes before `normal`.
 
     Args:
         class_names: of two exclusive classes.
+        class_order: the finding last, where it is known; by default as the names tell (`vocabulary.known_order`).
     """
-    first, second = map(_is_absence, class_names)
-    return 0 if second and not first else 1
+    order = class_order or known_order(class_names)
+    return list(class_names).index(order[-1]) if order else 1
 
 
-def finding_of(problem_type: str, class_names: Sequence[str]) -> str | None:
+def finding_of(problem_type: str, class_names: Sequence[str], class_order: Sequence[str] | None = None) -> str | None:
     """Of two exclusive classes the one that figures and reports speak of; None for all other tasks."""
     if problem_type != SINGLE_LABEL or len(class_names) != 2:
         return None
-    return class_names[positive_class(class_names)]
-
-
-def _is_absence(name: str) -> bool:
-    """`Normal`, `healthy eyes`, `no_dr`, `NonReferable`; not `normal tension glaucoma`."""
-    words = [word.casefold() for word in WORD.findall(name)]
-    if len(words) > 1 and len(words[0]) == 1:  # a_normal, b_glaucoma: a letter for the order
-        words = words[1:]
-    if not words:
-        return False
-    return words[0] in DENIALS or words[0].startswith("non") or (words[0] in HEALTH and set(words[1:]) <= BESIDES)
+    return class_names[positive_class(class_names, class_order)]
 
 
 Criterion = Literal["sensitivity", "specificity", "youden"]

@@ -1,14 +1,13 @@
 """Arguments of fine-tuning; the defaults are the official recipe (Zhou et al. 2023, Methods; released code)."""
 
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
 
-from ..errors import BadArgumentError, require, require_range
+from ..errors import BadArgumentError, RetFoundError, one_line, require, require_range
 from ..evaluation.metrics import lower_is_better
 from ..evaluation.report import ReportArguments
 from ..inference.predict import forward_options
@@ -66,6 +65,10 @@ class DataArguments:
     )
     class_names: list[str] | None = field(
         default=None, metadata={"help": "classes in their order, as of grades; default: as stated, or sorted"}
+    )
+    positive_class: str | None = field(
+        default=None,
+        metadata={"help": "of two classes the finding, of which curves and reports speak; default: as the names tell"},
     )
     split_fractions: list[float] = field(
         default_factory=lambda: [0.55, 0.15, 0.30],
@@ -166,10 +169,16 @@ class FinetuneTrainingArguments(TrainingArguments):
         require_range("label_smoothing_factor", self.label_smoothing_factor, 0, 0.99)
         if self.fp16 and not torch.accelerator.is_available():
             raise BadArgumentError("`fp16` needs a GPU, and there is none here", field="fp16", value=True)
-        if "tensorboard" in (self.report_to or ()) and find_spec("tensorboard") is None:
+        self._check_trackers()
+        self.remove_unused_columns = False  # there are none: the collator reads all
+        for name, value in UNFIT.items():
+            if getattr(self, name, None) == value:
+                message = f"`{name}={value}` does not fit images with labels; leave it out"
+                raise BadArgumentError(message, field=name, value=value)
+        if self.save_strategy == "no" and self.load_best_model_at_end:
             raise BadArgumentError(
-                "`report_to=tensorboard` needs tensorboard, which is not installed: pip install tensorboard",
-                field="report_to", value=self.report_to,
+                "`save_strategy=no` leaves no epoch to choose the best from; pass `load_best_model_at_end=False` too, "
+                "to keep the last one", field="save_strategy", value="no",
             )  # fmt: skip
         if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "cosine_with_min_lr":
             self.lr_scheduler_kwargs = {"min_lr": 1e-6}
@@ -179,7 +188,28 @@ class FinetuneTrainingArguments(TrainingArguments):
             self.greater_is_better: bool = not lower_is_better(self.metric_for_best_model.removeprefix("eval_"))
         # accelerate joins processes on CPUs only when it is told.
         self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (ValueError, ImportError, RuntimeError) as error:  # options that exclude each other, or lack a package
+            raise RetFoundError(f"options of the training: {one_line(error)}") from error
+
+    def _check_trackers(self) -> None:
+        """Raise for trackers that do not exist, or whose package is missing."""
+        from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+
+        wanted = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        for name in set(wanted) - {"none", "all"}:
+            require("report_to", name, INTEGRATION_TO_CALLBACK)
+            if name not in get_available_reporting_integrations():
+                message = f"`report_to={name}` needs {name}, which is not installed: pip install {name}"
+                raise BadArgumentError(message, field="report_to", value=name)
+
+
+# Options of Trainer for data of other kinds, which would stop a run after its first steps or its first epoch.
+UNFIT: dict[str, Any] = {
+    "train_sampling_strategy": "group_by_length", "group_by_length": True, "batch_eval_metrics": True,
+    "eval_do_concat_batches": False, "prediction_loss_only": True,
+}  # fmt: skip
 
 
 @dataclass

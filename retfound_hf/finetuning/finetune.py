@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,14 +15,15 @@ import pandas as pd
 from transformers import set_seed
 
 from ..data.labelled import LabelledSet, keep_fraction, read_labelled
-from ..errors import BadArgumentError, OutputError
+from ..errors import BadArgumentError, OutputError, require
 from ..evaluation.calibration import fit_scaling
 from ..evaluation.document import counts_text, find_column
+from ..evaluation.metrics import metrics_for
 from ..evaluation.predictions import Predictions
 from ..evaluation.report import format_table, write_points, write_report
 from ..evaluation.thresholds import OperatingPoint, choose_points
 from ..files import move_into, refuse_existing, write_json
-from ..inference.evaluate import about_page, write_splits
+from ..inference.evaluate import about_page, splits_in_training, write_splits
 from ..inference.predict import Classifier, PreparedSplit, prepare_split, process_state, warn_of_modality
 from ..models import cards
 from ..models.configuration_retfound import is_adapter
@@ -191,9 +193,15 @@ def prepare(args: FinetuneArguments, method: Method) -> Prepared:
     """Read the labelled set, build the classifier and decode the images; mistakes in data and model show here."""
     everything = read_labelled(
         args.data, label_columns=args.label_columns, problem_type=args.problem_type, class_names=args.class_names,
-        patient_column=args.patient_column, image_column=args.image_column,
+        patient_column=args.patient_column, positive_class=args.positive_class, image_column=args.image_column,
         image_root=args.image_root, split_fractions=tuple(args.split_fractions), seed=args.split_seed,
     )  # fmt: skip
+    if args.model_name_or_path is not None:
+        tested = everything.rows("test")
+        seen = splits_in_training(args.model_name_or_path, tested, args.data).isin(("train", "val"))
+        if seen.any():
+            message = "%s: %d of %d test images were trained or validated on by %s already, so that the test flatters"
+            logger.warning(message, args.data, seen.sum(), len(tested), args.model_name_or_path)
     labelled = keep_fraction(everything, args.train_fraction, args.seed)
     kind, targets = labelled.problem_type, labelled.targets("train")
     if kind == REGRESSION and (args.mixup > 0 or args.cutmix > 0):
@@ -204,6 +212,7 @@ def prepare(args: FinetuneArguments, method: Method) -> Prepared:
             field="class_weights", value=args.class_weights,
         )  # fmt: skip
     labels = label_options(labelled.class_names, kind)
+    labels["class_order"] = labelled.class_order and list(labelled.class_order)
     # Predicted numbers start at the mean: a head near zero would first spend epochs on reaching it.
     scale = TargetScale.of(targets) if kind == REGRESSION else None
     name = args.model_name_or_path
@@ -269,7 +278,7 @@ def run(args: FinetuneArguments) -> FinetuneRun:
                 **{"class weights": args.class_weights, "sampler": args.sampler}, seed=str(args.seed),
             )  # fmt: skip
             metrics = write_report(folder, predictions["test"], args.report, points, about=about)
-            write_splits(folder, prepared.labelled.table)
+            write_splits(folder, prepared.labelled.table, args.model_name_or_path)
             write_json(folder / "history.json", trained.history)
             write_finetuned_card(folder, name, args, method, prepared, seconds, predictions["test"])
             write_run_record(
@@ -293,13 +302,29 @@ def _check_report(args: FinetuneArguments, prepared: Prepared) -> None:
             "the training makes all classes count alike, and the probabilities will be those of classes that are "
             "equally frequent; for those of these data pass `calibrate`"
         )
+    _check_metric(args.training.metric_for_best_model.removeprefix("eval_"), labelled)
     report.check_columns(labelled.table, args.data)
-    report.prevalences(labelled.problem_type, labelled.class_names)
-    for split in (prepared.splits[name] for name in ("val", "test")):
-        outputs = len(labelled.class_names)
-        anything = np.full((len(split.rows), outputs), 1 / outputs)
-        found = Predictions.of_table(split.rows, split.targets, anything, labelled.class_names, labelled.problem_type)
-        report.at_level(found)
+    report.prevalences(labelled.problem_type, labelled.class_names, labelled.class_order)
+    for split in ("val", "test"):
+        report.at_level(labelled.unpredicted(split))
+
+
+def _check_metric(name: str, labelled: LabelledSet) -> None:
+    """Raise for a `metric_for_best_model` that no epoch would have."""
+    names = ["selection", *(metric.name for metric in metrics_for(labelled.problem_type))]
+    require("metric_for_best_model", name, names)
+    # Scores of chance: what these leave undefined, the labels of the validation split do.
+    blank = labelled.unpredicted("val")
+    scores = np.random.default_rng(0).dirichlet(np.ones(max(2, len(labelled.class_names))), len(blank))
+    guessed = replace(blank, scores=scores[:, : len(labelled.class_names)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes that validation lacks: the report tells
+        undefined = name != "selection" and guessed.metrics()[name] is None
+    if undefined:
+        raise BadArgumentError(
+            f"`metric_for_best_model={name}` is undefined for the labels of the validation split; choose another, or "
+            "leave it out", field="metric_for_best_model", value=name,
+        )  # fmt: skip
 
 
 def _points(validation: Predictions, args: FinetuneArguments) -> list[OperatingPoint]:
@@ -362,7 +387,7 @@ def main(argv: Sequence[str] | None = None, publisher: Callable[[], Any] | None 
     if process_state().is_main_process:
         test = args.report.at_level(done.predictions["test"])
         print(f"\nTest split: {counts_text(test, args.report.level)}")
-        print(f"\n{format_table(done.metrics, test.problem_type, test.class_names)}\n")
+        print(f"\n{format_table(done.metrics, test.problem_type, test.class_names, test.class_order)}\n")
         files = "the model, report.html, metrics.json, predictions.csv, plots/, validation/, run.json"
         print(f"Written to {done.output_dir}: {files}")
         if hub is not None:

@@ -56,7 +56,7 @@ class Quality:
     Attributes:
         measures: of the field of view: `side` (pixels), `brightness` and `highlights` (mean and 99th percentile of
             luma, of 255), `overexposed` (share of white pixels), `contrast` (deviation of luma), `sharpness` (fine
-            over coarse detail), `shape` (shorter over longer side), `colour` (see `channel_spread`).
+            over coarse detail), `shape` (shorter over longer side), `colour` (see `reading.GRAY`).
     """
 
     verdict: Verdict

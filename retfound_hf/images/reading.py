@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from ..errors import BadDataError, MissingPackageError, UnreadableImageError, one_line
+from ..vocabulary import MODALITIES
 
 CHUNK_VALUES = 2**20
 RESIZING_ROWS = 64
@@ -439,6 +440,10 @@ def _reason(error: Exception, source: object) -> str:
 GRAY = 3.0
 
 
-def channel_spread(image: Any) -> float:
-    """Mean difference between the strongest and the weakest channel of an RGB image, of 255; gray below `GRAY`."""
-    return float(np.ptp(np.asarray(image, dtype=np.int16), axis=2).mean())
+def modality_mismatch(images: Iterable[Any], modality: str | None) -> str | None:
+    """How some RGB images look, in words, where that is as another modality than `modality` does; else None."""
+    spreads = [np.ptp(np.asarray(image, dtype=np.int16), axis=2).mean() for image in images]
+    if not spreads or modality not in MODALITIES or (np.median(spreads) < GRAY) == MODALITIES[modality].gray:
+        return None
+    look = "coloured, as fundus photographs" if MODALITIES[modality].gray else "gray, as OCT scans"
+    return f"the images look {look} are"

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from ..data.image_cache import content_digests, resolved_paths
 from ..data.labelled import LabelledSet, read_labelled
 from ..data.splits import SPLITS
-from ..data.tables import content_digests, resolved_paths
 from ..errors import BadDataError, join_names
 from ..evaluation.document import About, counts_text
 from ..evaluation.predictions import Predictions
@@ -23,7 +23,7 @@ from ..evaluation.report import ReportArguments, format_table, measure, read_poi
 from ..files import refuse_existing
 from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
-from ..vocabulary import REGRESSION, SINGLE_LABEL
+from ..vocabulary import REGRESSION, SINGLE_LABEL, order_classes
 from .predict import (
     Classifier,
     ForwardArguments,
@@ -53,6 +53,10 @@ class EvaluateArguments:
     patient_column: str | None = field(
         default=None,
         metadata={"help": "column of the patients, image or none; default: that of training on these data"},
+    )
+    positive_class: str | None = field(
+        default=None,
+        metadata={"help": "of two classes the finding, of which curves and reports speak; default: the model's"},
     )
     cache_dir: str | None = field(
         default=None, metadata={"help": "where decoded images are kept between runs; default: the datasets cache"}
@@ -101,6 +105,9 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
         refuse_existing(output_dir, forward_arguments.overwrite_output_dir)
     name, data, split = arguments.model_name_or_path, arguments.data, arguments.split
     classifier = load_classifier(name)
+    order, finding = classifier.class_order, arguments.positive_class
+    if finding is not None:
+        order = order_classes(classifier.class_names, classifier.problem_type, finding)
     labelled = read_labelled(
         data, label_columns=arguments.label_columns, problem_type=classifier.problem_type,
         class_names=classifier.class_names, image_column=forward_arguments.image_column,
@@ -116,7 +123,8 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
     if state.is_main_process:
         logger.info("%s: %s", data, what)
     report.check_columns(labelled.table, data)
-    report.prevalences(classifier.problem_type, classifier.class_names)
+    report.prevalences(classifier.problem_type, classifier.class_names, order)
+    report.at_level(dataclasses.replace(labelled, class_order=order).unpredicted(split))
     points = read_points(name, classifier.class_names, report)
     images = prepare_split(
         labelled, split, classifier.processor, on_bad_image=forward_arguments.on_bad_image,
@@ -125,6 +133,7 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
     warn_of_modality(images.images, getattr(classifier.model.config, "modality", None))
     logits = classifier.logits(images.images, **forward_arguments.options)
     predictions = classifier.predictions(images, logits)
+    predictions = dataclasses.replace(predictions, class_order=order)
     metrics: dict[str, Any] = {}
     if state.is_main_process and output_dir is None:
         metrics, _ = measure(report.at_level(predictions), report)
@@ -259,10 +268,21 @@ def _leave_out_trained(labelled: LabelledSet, split: str, model_folder: str, dat
     return dataclasses.replace(labelled, table=kept), f"{count}, {what}; {known}"
 
 
-def write_splits(folder: Path, table: pd.DataFrame) -> None:
-    """Write the images of a training set with their splits, by which `splits_in_training` knows them again."""
+def write_splits(folder: Path, table: pd.DataFrame, base: str | None = None) -> None:
+    """Write the images of a training set with their splits, by which `splits_in_training` knows them again.
+
+    Args:
+        folder: of the trained model.
+        table: of the labelled set.
+        base: model that the training started from; what it was trained on itself is kept.
+    """
     facts = {"path": resolved_paths(table["image"]), "digest": content_digests(table["image"])}
-    table[["id", "patient_id", "split"]].assign(**facts).to_csv(folder / SPLITS_FILE, index=False)
+    rows, before = [table[["id", "patient_id", "split"]].assign(**facts)], Path(base or "", SPLITS_FILE)
+    if base is not None and before.is_file():
+        known = pd.read_csv(before, dtype=str, keep_default_na=False)
+        # Without patients, whose names may be those of others here.
+        rows += [known[known["split"] != "test"].assign(patient_id="")] if "digest" in known else []
+    pd.concat(rows, ignore_index=True).to_csv(folder / SPLITS_FILE, index=False)
 
 
 def _is_data_of(trained: dict[str, Any], data: str) -> bool:
@@ -283,5 +303,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if process_state().is_main_process:
         predictions = report.at_level(found.predictions)
         print(f"\n{counts_text(predictions, report.level)}")
-        print(f"\n{format_table(found.metrics, predictions.problem_type, predictions.class_names)}\n")
+        facts = predictions.problem_type, predictions.class_names, predictions.class_order
+        print(f"\n{format_table(found.metrics, *facts)}\n")
         print(f"Written to {found.output_dir}: report.html, metrics.json, predictions.csv, plots/")

@@ -22,7 +22,7 @@ from ..data.image_sources import ImageSource, Part, ShardPart, open_files
 from ..data.labelled import LabelledSet
 from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, require, require_range
 from ..evaluation.predictions import Predictions
-from ..images.reading import GRAY, channel_spread, resize
+from ..images.reading import modality_mismatch, resize
 from ..models.image_processing_retfound import RetFoundImageProcessor
 from ..models.loading import load_classifier as load_model
 from ..models.loading import load_processor
@@ -351,13 +351,10 @@ def warn_of_modality(images: Any, modality: str | None) -> None:
         modality: of the weights, None when unknown.
     """
     few = images.select(range(0, len(images), max(1, len(images) // LOOKED_AT)))
-    spread = np.median([channel_spread(item["image"]) for item in few])
-    seen = "oct" if spread < GRAY else "cfp"
-    if modality is not None and seen != modality and process_state().is_main_process:
-        look = "gray, as OCT scans are" if seen == "oct" else "coloured, as fundus photographs are"
-        logger.warning(
-            "the images look %s, but the weights are of %s: check that they are the right ones", look, modality.upper()
-        )
+    seen = modality_mismatch((item["image"] for item in few), modality)
+    if seen is not None and process_state().is_main_process:
+        message = "%s, but the weights are of %s: check that they are the right ones"
+        logger.warning(message, seen, str(modality).upper())
 
 
 @dataclass(frozen=True)
@@ -378,6 +375,12 @@ class Classifier:
         return tuple(str(self.model.config.id2label[index]) for index in range(self.model.config.num_labels))
 
     @property
+    def class_order(self) -> tuple[str, ...] | None:
+        """Exclusive classes from the lowest to the highest, as training was told; None where the names must tell."""
+        order = getattr(self.model.config, "class_order", None)
+        return None if order is None else tuple(order)
+
+    @property
     def problem_type(self) -> str:
         """Key of `PROBLEM_TYPES`."""
         return problem_type_of(self.model.config)
@@ -389,7 +392,9 @@ class Classifier:
     def predictions(self, split: PreparedSplit, logits: np.ndarray) -> Predictions:
         """Predictions for a labelled split, from its logits."""
         scores = to_scores(logits, self.problem_type)
-        return Predictions.of_table(split.rows, split.targets, scores, self.class_names, self.problem_type)
+        return Predictions.of_table(
+            split.rows, split.targets, scores, self.class_names, self.problem_type, self.class_order
+        )
 
     def predict(
         self, images: str | Path | Sequence[Any], on_bad_image: OnBadImage = "error", **options: Any
@@ -410,7 +415,7 @@ class Classifier:
         ]
         ids = [name for names, _, _ in parts for name in names]
         scores = to_scores(np.concatenate([values for _, values, _ in parts]), self.problem_type)
-        return Predictions(ids, scores, None, self.class_names, self.problem_type)
+        return Predictions(ids, scores, None, self.class_names, self.problem_type, class_order=self.class_order)
 
 
 def load_classifier(name_or_path: str | Path) -> Classifier:

@@ -189,12 +189,12 @@ def evaluation_tables(folder: Path) -> list[str]:
     ]
 
 
-def _task(folder: Path) -> tuple[str, list[str]]:
-    """Problem type and class names of a folder."""
+def _task(folder: Path) -> tuple[str, list[str], list[str] | None]:
+    """Problem type of a folder, its class names, and their order where it is known."""
     settings = _settings(folder)
     names = list(settings.get("id2label", {}).values())
     config = SimpleNamespace(problem_type=settings.get("problem_type"), num_labels=len(names))
-    return problem_type_of(config), names
+    return problem_type_of(config), names, settings.get("class_order")
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,6 @@ import pandas as pd
 from ..data.labelled import LabelledSet, keep_fraction, read_labelled
 from ..errors import BadArgumentError, BadDataError, BadModelError, RetFoundError, join_names, nearest
 from ..evaluation.metrics import metrics_for
-from ..evaluation.predictions import Predictions
 from ..finetuning.methods import METHODS
 from ..models.configuration_retfound import is_adapter
 from ..models.loading import read_config
@@ -89,7 +88,7 @@ def _read_task(study: Study, name: str, data: DataSet) -> Task:
     labelled = read_labelled(
         data.data, label_columns=args.label_columns, problem_type=args.problem_type, image_column=args.image_column,
         image_root=args.image_root, split_fractions=tuple(args.split_fractions), seed=args.split_seed,
-        class_names=args.class_names, patient_column=args.patient_column,
+        class_names=args.class_names, patient_column=args.patient_column, positive_class=args.positive_class,
     )  # fmt: skip
     external = {other: read_external(one, labelled) for other, one in data.external.items()}
     for other, one in data.external.items():
@@ -144,9 +143,8 @@ def _check_cases(study: Study, task: Task) -> None:
     """Refuse patients or eyes that are unknown, or whose images have different labels."""
     reporting, labelled = study.reporting, task.labelled
     for name, one, split in task.evaluated():
-        rows, outputs = one.rows(split), len(labelled.class_names)
-        anything = np.full((len(rows), outputs), 1 / outputs)
-        found = Predictions.of_table(rows, one.targets(split), anything, labelled.class_names, labelled.problem_type)
+        # An external set takes the classes of the data set, and with them their order.
+        found = replace(one, class_order=labelled.class_order).unpredicted(split)
         try:
             found.at_level(reporting.level, reporting.aggregation, reporting.label_conflicts)
         except RetFoundError as error:

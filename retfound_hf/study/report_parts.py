@@ -111,14 +111,17 @@ def class_titles(found: StudyResults, data: str) -> dict[str, str]:
 def own_name(found: StudyResults, data: str, metric: str) -> str:
     """Of two exclusive classes `auprc/<finding>` for `auprc`, which is the mean over both; else the name itself."""
     task = found.task(data)
-    finding = finding_of(task["problem_type"], task["class_names"])
+    finding = finding_of(task["problem_type"], task["class_names"], task.get("class_order"))
     return f"{metric}/{finding}" if finding and metric != "auroc" and METRICS[metric].per_class else metric
 
 
 def title_of(found: StudyResults, data: str, metric: str) -> str:
     """Heading of a metric, which says of a mean over several classes that it is one."""
     task = found.task(data)
-    same = metric == "auroc" and finding_of(task["problem_type"], task["class_names"]) is not None
+    same = (
+        metric == "auroc"
+        and finding_of(task["problem_type"], task["class_names"], task.get("class_order")) is not None
+    )
     return metric_title(metric, several=len(task["class_names"]) > 1 and not same)
 
 

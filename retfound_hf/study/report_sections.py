@@ -265,7 +265,7 @@ THRESHOLDS = np.arange(1, 91) / 100
 
 def shown_classes(cases: Predictions) -> list[int]:
     """Of two exclusive classes the positive one; of many the most frequent ones."""
-    if finding := finding_of(cases.problem_type, cases.class_names):
+    if finding := finding_of(cases.problem_type, cases.class_names, cases.class_order):
         return [cases.class_names.index(finding)]
     return sorted(np.argsort(-cases.truth.sum(axis=0), kind="stable")[:MOST_CLASSES].tolist())
 
@@ -275,7 +275,7 @@ def probabilities(cases: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
     Of the positive one of two exclusive classes, of the predicted class among many, or of every label.
     """
-    if finding := finding_of(cases.problem_type, cases.class_names):
+    if finding := finding_of(cases.problem_type, cases.class_names, cases.class_order):
         index = cases.class_names.index(finding)
         return cases.scores[:, index], cases.truth[:, index], cases.patients
     found = confidence_and_correctness(cases.truth, cases.scores, cases.problem_type == SINGLE_LABEL)
@@ -286,7 +286,8 @@ def probabilities(cases: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarra
 def event_of(found: StudyResults, data: str) -> str:
     """Of two exclusive classes the positive one, as a reader calls it; empty for other tasks."""
     task = found.task(data)
-    return class_titles(found, data).get(finding_of(task["problem_type"], task["class_names"]), "")
+    finding = finding_of(task["problem_type"], task["class_names"], task.get("class_order"))
+    return class_titles(found, data).get(finding, "")
 
 
 def _classifiers(found: StudyResults, data: str) -> list[System]:

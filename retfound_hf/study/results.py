@@ -59,10 +59,11 @@ def read_images(folder: str | Path, data: str, evaluated: str) -> pd.DataFrame:
 def read_predictions(folder: str | Path, job_id: str, data: str, evaluated: str) -> Predictions:
     """What a job predicted for a set, with all that the data say of its images as `columns`."""
     path = predictions_file(folder, job_id, evaluated)
-    predictions = Predictions.read_csv(path, read_task(folder, data)["problem_type"])
+    task = read_task(folder, data)
+    predictions, order = Predictions.read_csv(path, task["problem_type"]), task.get("class_order")
     images = read_images(folder, data, evaluated).set_index("id").loc[predictions.ids].reset_index()
     eyes = images["eye"].where(images["eye"] != "", None) if "eye" in images else None
-    return replace(predictions, eyes=eyes, columns=images)
+    return replace(predictions, eyes=eyes, columns=images, class_order=order and tuple(order))
 
 
 def read_cases(folder: str | Path, job_id: str, data: str, evaluated: str, reporting: Reporting) -> Predictions:

@@ -330,6 +330,7 @@ def _write_task(folder: Path, task: Task) -> None:
         {
             "problem_type": labelled.problem_type,
             "class_names": list(labelled.class_names),
+            "class_order": labelled.class_order and list(labelled.class_order),
             "label_columns": list(labelled.label_columns),
             "modality": task.data.modality,
             "images": {name: len(rows) for name, rows in parts.items()},

@@ -288,6 +288,20 @@ def test_same_content_in_two_splits_is_a_warning(class_folder, caplog):
     with caplog.at_level(logging.WARNING):
         read_labelled(str(class_folder))
     assert "1 image(s)" in caplog.text and "test/amd/copy.png = train/amd/p01_R.png" in caplog.text
+    assert "different labels" not in caplog.text
+
+
+def test_same_content_with_two_labels_is_a_warning(images, save_table, tmp_path, caplog):
+    shutil.copy(tmp_path / images["image"][0], tmp_path / "copy.png")
+    copy = images[:1].assign(image="copy.png", label="amd")
+    read_labelled(save_table(pd.concat([images, copy], ignore_index=True)))
+    assert "1 image(s) have different labels" in caplog.text and "copy.png" in caplog.text
+
+
+def test_two_columns_of_one_name(images, tmp_path):
+    lines = images.to_csv(index=False).splitlines()
+    (tmp_path / "t.csv").write_text("\n".join([lines[0] + ",label", *(f"{line},x" for line in lines[1:])]))
+    refused(tmp_path / "t.csv", "'label'")
 
 
 def test_patient_in_two_splits(class_folder, divided, save_table):

@@ -58,8 +58,40 @@ def test_order_that_the_data_state(images, save_table, save_stored, caplog):
         found = read_labelled(stored, label_columns=["labels"])
     assert found.class_names == GRADES and "No DR, Mild, Severe" in caplog.text
     text = save_table(images.assign(label=[*GRADES] * 8))
-    assert read_labelled(text, class_names=GRADES).class_names == GRADES
+    assert found.class_order == GRADES
+    assert read_labelled(text, class_names=GRADES).class_order == GRADES
+    assert read_labelled(text).class_order is None
+    # Names in the order of the alphabet state none, be they of a folder of classes.
+    label = datasets.ClassLabel(names=sorted(GRADES))
+    stored = save_stored([number % 3 for number in range(24)], label, "sorted")
+    assert read_labelled(stored, label_columns=["labels"]).class_order is None
     refused(text, class_names=GRADES[:2])
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "order"),
+    [
+        (["glaucoma", "normal"], {}, ("normal", "glaucoma")),
+        (["glaucoma", "normal"], {"class_names": ["glaucoma", "normal"]}, ("normal", "glaucoma")),
+        (["glaucoma", "normal"], {"positive_class": "normal"}, ("glaucoma", "normal")),
+        (["amd", "dr"], {"class_names": ["dr", "amd"]}, ("dr", "amd")),
+        (["amd", "dr"], {"positive_class": "amd"}, ("dr", "amd")),
+        (["amd", "dr"], {}, None),
+        ([0, 1], {}, ("0", "1")),
+    ],
+)  # fmt: skip
+def test_the_finding_of_two_classes(images, save_table, caplog, labels, options, order):
+    table = save_table(images.assign(label=labels * 12))
+    with caplog.at_level(logging.INFO):
+        assert read_labelled(table, **options).class_order == order
+    assert ("no name denies one" in caplog.text) == (order is None)
+
+
+def test_findings_that_are_none_of_two_classes(images, save_table):
+    for labels, finding in ((["amd", "dr"], "AMD"), (["amd", "dr", "normal"], "amd")):
+        with pytest.raises(BadArgumentError) as error:
+            read_labelled(save_table(images.assign(label=np.resize(labels, 24))), positive_class=finding)
+        assert (error.value.field, error.value.value) == ("positive_class", finding)
 
 
 @pytest.mark.parametrize("values", [range(41, 52), range(12), [10.5, 11.5], [41, 48, 50, 55, 60, 72]])
@@ -88,7 +120,8 @@ def test_lists_of_classes(save_stored, images, save_table):
     several = [[[0], [1, 2], [1]][n % 3] for n in range(24)]
     stored = save_stored(several, feature, "b")
     found = read_labelled(stored, label_columns=["labels"])
-    assert found.problem_type == MULTI and found.counts().sum(axis=1).to_dict() == {"D": 16, "G": 8, "N": 8}
+    assert (found.problem_type, found.class_names) == (MULTI, ("N", "D", "G"))
+    assert found.counts().sum(axis=1).to_dict() == {"D": 16, "G": 8, "N": 8}
     model = read_labelled(
         stored, label_columns=["labels"], class_names=("N", "D", "G", "M"), problem_type=MULTI, need_splits=()
     )

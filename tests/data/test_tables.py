@@ -81,6 +81,13 @@ def test_splits_in_a_column_of_another_name(divided, save_table, column):
     assert read_labelled(save_table(spelled)).counts().sum().tolist() == [12, 6, 6]
 
 
+@pytest.mark.parametrize("column", ["is_test", "isTrain", "test", "in_validation_set"])
+def test_flags_of_a_split(images, save_table, column):
+    for values in ([True, False], [0, 1], ["yes", "no"]):
+        refused(save_table(images.assign(**{column: values * 12})))
+    read_labelled(save_table(images.assign(**{column: range(24)})))
+
+
 def test_columns_that_hold_no_split(images, save_table):
     found = read_labelled(save_table(images.assign(set=["clinic A", "clinic B"] * 12, group=range(24))))
     assert len(found.table) == 24

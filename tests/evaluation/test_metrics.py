@@ -25,7 +25,24 @@ def test_names_are_those_of_the_design(single_label, multi_label):
     for problem, (labels, scores) in ((SINGLE_LABEL, single_label(60, 3)), (MULTI_LABEL, multi_label(60, 3))):
         found = compute_metrics(problem, labels, scores, ["a", "b", "c"])
         assert set(found) == DESIGN | {f"{name}/{label}" for name in PER_CLASS for label in "abc"}
-        assert all(type(value) is float for value in found.values())
+        # Of three classes without an order there is no quadratic kappa.
+        lacking = {"quadratic_kappa"} if problem == SINGLE_LABEL else set()
+        assert {name for name, value in found.items() if type(value) is not float} == lacking
+
+
+def test_quadratic_kappa_takes_the_order_that_is_known(single_label):
+    labels, scores = single_label(203, 4)
+    names, predicted = ["mild", "none", "severe", "moderate"], scores.argmax(axis=1)
+    order = ["none", "mild", "moderate", "severe"]
+    assert compute_metrics(SINGLE_LABEL, labels, scores, names)["quadratic_kappa"] is None
+    found = compute_metrics(SINGLE_LABEL, labels, scores, names, order)["quadratic_kappa"]
+    grade = np.array([order.index(name) for name in names])
+    assert found == pytest.approx(reference.cohen_kappa_score(grade[labels], grade[predicted], weights="quadratic"))
+    # The names of grades in the order of the alphabet, as a folder of classes lists them.
+    names = ["stage 1", "stage 10", "stage 2", "stage 3"]
+    grade = np.array([0, 3, 1, 2])
+    found = compute_metrics(SINGLE_LABEL, labels, scores, names)["quadratic_kappa"]
+    assert found == pytest.approx(reference.cohen_kappa_score(grade[labels], grade[predicted], weights="quadratic"))
 
 
 def test_two_classes_by_hand():
@@ -134,7 +151,7 @@ def test_regression_equals_scikit_learn_and_scipy_per_target():
 
 def test_perfect_predictions():
     labels = np.array([0, 1, 2, 2, 1, 0])
-    found = compute_metrics(SINGLE_LABEL, labels, np.eye(3)[labels], list("abc"))
+    found = compute_metrics(SINGLE_LABEL, labels, np.eye(3)[labels], list("012"))
     assert found == pytest.approx({name: 0.0 if lower_is_better(name) else 1.0 for name in found}, abs=1e-12)
 
 
@@ -153,7 +170,7 @@ def test_an_absent_class_is_undefined_and_named_once(single_label):
     labels[labels == 2] = 0
     found, missing, warning = undefined(SINGLE_LABEL, labels, scores, ["normal", "mild", "severe"])
     assert (
-        missing == {"auroc/severe", "auprc/severe", "recall/severe"}
+        missing == {"auroc/severe", "auprc/severe", "recall/severe", "quadratic_kappa"}
         and "severe" in warning
         and "normal" not in warning
     )

@@ -132,13 +132,34 @@ def test_tables_that_cannot_be_read(tmp_path):
     ],
 )
 def test_mean_and_max_by_hand(kind, labels, highest, mean, most):
-    images = Predictions(list("wxyz"), SCORES, labels, ["a", "b"], kind, PATIENTS)
+    order = ("a", "b") if kind == SINGLE_LABEL else None
+    images = Predictions(list("wxyz"), SCORES, labels, ["a", "b"], kind, PATIENTS, class_order=order)
     for how, expected in (("mean", mean), ("max", most)):
         found = images.at_level("patient", how, "max")
         assert found.targets.tolist() == highest and found.scores == pytest.approx(np.array(expected))
     with pytest.raises(BadDataError) as error:
         images.at_level("patient")
     assert error.value.rows == ("w", "y", "z")
+
+
+@pytest.mark.parametrize(
+    ("names", "order", "highest"),
+    [
+        (["glaucoma", "normal"], None, [0, 0]), (["amd", "dr"], ("dr", "amd"), [0, 0]), (["0", "1"], None, [1, 1]),
+        (["amd", "dr"], None, None),
+    ],
+)  # fmt: skip
+def test_the_highest_class_is_that_of_the_known_order(names, order, highest):
+    images = Predictions(list("wxyz"), SCORES, [0, 0, 1, 1], names, SINGLE_LABEL, list("abab"), class_order=order)
+    if highest is None:
+        with pytest.raises(BadArgumentError) as error:
+            images.at_level("patient", label_conflicts="max")
+        assert (error.value.field, error.value.value) == ("label_conflicts", "max")
+        # Where labels agree nothing is taken for higher.
+        agreeing = images.select(np.array([0, 1])).at_level("patient", label_conflicts="max")
+        assert agreeing.targets.tolist() == [0, 0]
+    else:
+        assert images.at_level("patient", label_conflicts="max").targets.tolist() == highest
 
 
 def test_eyes_and_patients():

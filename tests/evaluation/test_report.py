@@ -99,7 +99,7 @@ def predicted():
 def written(folder, predicted, **options):
     points, about = options.pop("points", ()), options.pop("about", None)
     rows, targets, scores = predicted
-    predictions = Predictions.of_table(rows, targets, scores, CLASSES, SINGLE_LABEL)
+    predictions = Predictions.of_table(rows, targets, scores, CLASSES, SINGLE_LABEL, CLASSES)
     metrics = write_report(folder, predictions, ReportArguments(**options), points, False, about)
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     return metrics
@@ -107,7 +107,7 @@ def written(folder, predicted, **options):
 
 def test_by_default_nothing_is_added(tmp_path, predicted):
     metrics = written(tmp_path, predicted)
-    assert metrics == compute_metrics(SINGLE_LABEL, *predicted[1:], CLASSES)
+    assert metrics == compute_metrics(SINGLE_LABEL, *predicted[1:], CLASSES, CLASSES)
     files = ["counts.csv", "metrics.json", "net_benefit.csv", "predictions.csv"]
     assert sorted(path.name for path in tmp_path.iterdir()) == files
     counts = pd.read_csv(tmp_path / "counts.csv").set_index("class")
@@ -120,7 +120,7 @@ def test_by_default_nothing_is_added(tmp_path, predicted):
 def test_intervals_are_over_patients(tmp_path, predicted):
     rows, targets, scores = predicted
     metrics = written(tmp_path, predicted, confidence_intervals=True, resamples=200)
-    expected = Predictions.of_table(rows, targets, scores, CLASSES, SINGLE_LABEL).intervals(200)
+    expected = Predictions.of_table(rows, targets, scores, CLASSES, SINGLE_LABEL, CLASSES).intervals(200)
     for name, estimate in expected.items():
         assert metrics[name] == estimate.value
         if name == "ece":
@@ -139,14 +139,16 @@ def test_intervals_are_over_patients(tmp_path, predicted):
 def test_metrics_at_the_level_of_the_eye(tmp_path, predicted):
     _, targets, scores = predicted
     metrics = written(tmp_path, predicted, level="eye")
-    assert metrics == compute_metrics(SINGLE_LABEL, targets[::2], (scores[::2] + scores[1::2]) / 2, CLASSES)
+    assert metrics == compute_metrics(SINGLE_LABEL, targets[::2], (scores[::2] + scores[1::2]) / 2, CLASSES, CLASSES)
     assert len(pd.read_csv(tmp_path / "predictions.csv")) == 240
     eyes = pd.read_csv(tmp_path / "predictions_eye.csv")
     assert list(eyes["id"][:3]) == ["p0/L", "p0/R", "p1/L"] and len(eyes) == 120
     highest = written(tmp_path, predicted, level="eye", aggregate="max")
     raised = np.maximum(scores[::2], scores[1::2])
     raised /= raised.sum(axis=1, keepdims=True)
-    assert highest["auroc"] == pytest.approx(compute_metrics(SINGLE_LABEL, targets[::2], raised, CLASSES)["auroc"])
+    assert highest["auroc"] == pytest.approx(
+        compute_metrics(SINGLE_LABEL, targets[::2], raised, CLASSES, CLASSES)["auroc"]
+    )
 
 
 def test_patients_whose_eyes_differ(tmp_path, predicted):
@@ -168,7 +170,7 @@ def test_subgroups(tmp_path, predicted):
     young = (rows["age"] < 50).to_numpy()
     row = groups[(groups["group"] == "<50") & (groups["metric"] == "auroc")].iloc[0]
     assert row["value"] == pytest.approx(
-        compute_metrics(SINGLE_LABEL, targets[young], scores[young], CLASSES)["auroc"]
+        compute_metrics(SINGLE_LABEL, targets[young], scores[young], CLASSES, CLASSES)["auroc"]
     )
     assert (row["rows"], row["n"]) == (young.sum(), rows["patient_id"][young].nunique())
     assert set(gaps["column"]) == {"age", "camera"} and gaps["p_value"].dropna().between(0, 1).all()

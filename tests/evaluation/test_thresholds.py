@@ -21,7 +21,7 @@ from retfound_hf.evaluation.thresholds import (
     predictive_values,
     share_interval,
 )  # fmt: skip
-from retfound_hf.vocabulary import MULTI_LABEL, SINGLE_LABEL
+from retfound_hf.vocabulary import MULTI_LABEL, SINGLE_LABEL, known_order
 
 TRUTH = np.array([0, 0, 1, 0, 1, 1], bool)
 SCORES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
@@ -125,10 +125,36 @@ def test_decision_curve_equals_its_definition_and_a_useless_model_treats_all():
         ("disease|none", 0), ("1_stroke|2_control", 0), ("a_glaucoma|b_normal", 0), ("a_normal|b_glaucoma", 1),
         ("healthy|normal tension glaucoma", 1), ("glaucoma|normal tension glaucoma", 1), ("neovascular|nodular", 1),
         ("control|normal", 1), ("0|1", 1), ("left|right", 1),
+        ("GON+|GON-", 0), ("D|N", 0), ("DR|NDR", 0), ("referable|unreferable", 0), ("diseased|undiseased", 0),
+        ("case|ctrl", 0), ("ill|well", 0), ("Infected|Uninfected", 0), ("RG|NRG", 0), ("AMD (-)|AMD (+)", 1),
+        ("negative|positive", 1), ("abnormal|normal", 0), ("gradable|ungradable", 1), ("benign|malignant", 1),
+        ("high risk|low risk", 0), ("DR negative|DR positive", 1), ("False|True", 1), ("no|yes", 1), ("0.0|1.0", 1),
+        ("glaucoma|sano", 0), ("glaucome|sain", 0), ("AMD|Gesund", 0), ("doente|saudável", 0), ("Ja|Nein", 0),
+        ("异常|正常", 0), ("糖网|无糖网", 0), ("異常あり|異常なし", 0), ("비정상|정상", 0), ("есть|нет", 0),
     ],
 )  # fmt: skip
 def test_the_class_that_is_not_named_for_health(names, positive):
-    assert positive_class(names.split("|")) == positive
+    names = names.split("|")
+    assert positive_class(names) == positive
+    # Where the names tell it, they do so in either order.
+    assert (known_order(names) is None) == (positive_class(names[::-1]) == positive)
+
+
+def test_the_finding_that_is_stated():
+    assert positive_class(["glaucoma", "normal"], ["glaucoma", "normal"]) == 1
+    assert positive_class(["amd", "dr"], ["dr", "amd"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        ("0|1|2|3|4", "0|1|2|3|4"), ("stage 10|stage 2|stage 1", "stage 1|stage 2|stage 10"), ("R3|R0|R1", "R0|R1|R3"),
+        ("Mild|No_DR|Severe", None), ("6 weeks|drusen 3|x 4", None), ("grade 1|grade 1.0|grade 2", None),
+        ("amd|dme|normal", None), ("normal|early|late", None), ("a|b", None), ("in|out", None),
+    ],
+)  # fmt: skip
+def test_the_order_of_more_classes(names, order):
+    assert known_order(names.split("|")) == (order and tuple(order.split("|")))
 
 
 def estimate(value, low, high):

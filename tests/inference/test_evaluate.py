@@ -266,6 +266,13 @@ def test_new_images_of_trained_patients_are_no_test_images(trained):
     assert splits_in_training(str(trained.folder), table[-1:], None).isna().all()
 
 
+def test_images_that_the_base_was_trained_on_are_known_too(trained, tmp_path):
+    table = trained.source.assign(id=trained.source["image"])
+    write_splits(tmp_path, table[50:].assign(split="test"), str(trained.folder))
+    found = splits_in_training(str(tmp_path), table, None)
+    assert found.value_counts().to_dict() == {"train": 24, "val": 8, "test": 11}
+
+
 def test_an_unseen_table_without_splits_is_evaluated_whole(evaluated, trained, tmp_path, caplog):
     trained.source[50:].to_csv(tmp_path / "other.csv", index=False)
     with caplog.at_level(logging.INFO, "retfound_hf"):
