@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import BadArgumentError, BadModelError, require, require_range
+from ..errors import BadArgumentError, BadModelError, RetFoundError, one_line, require, require_range
 from ..evaluation.linear_probe import fit_linear_probe
 from ..inference.predict import Classifier, PreparedSplit, head_inputs
 from ..models.backbones import backbone_of
@@ -283,6 +283,13 @@ class Full(Method):
         if args.mixup > 0 or args.cutmix > 0:
             mix = Mix(len(classifier.class_names), args.mixup, args.cutmix)
         training = copy.copy(args.training)
+        step = training.train_batch_size * training.world_size
+        if training.dataloader_drop_last and len(train.images) < step:
+            raise BadArgumentError(
+                f"`dataloader_drop_last` leaves no batch: {len(train.images)} training images are fewer than the "
+                f"{step} of one batch on every device; lower `per_device_train_batch_size`",
+                field="dataloader_drop_last", value=True,
+            )  # fmt: skip
         training.label_smoothing_factor = 0.0  # our loss smooths: Trainer's own knows integer labels only
         training.push_to_hub = False  # Trainer would push its checkpoints; the finished folder is what is published
         return FinetuneTrainer(
@@ -299,7 +306,11 @@ class Full(Method):
         """Train with `Trainer`; the best epoch is kept, and the history is Trainer's log."""
         if target_scale:
             target_scale.take_from(classifier.model.classifier)
-        trainer = self.trainer(classifier, train, validation, target_scale)
+        try:
+            trainer = self.trainer(classifier, train, validation, target_scale)
+        except (ImportError, RuntimeError) as error:  # a package that an option of Trainer needs
+            raise RetFoundError(f"options of the training: {one_line(error)}") from error
+        trainer.check()
         trainer.train(resume_from_checkpoint=checkpoint)
         model = self.finish(trainer.accelerator.unwrap_model(trainer.model))
         if target_scale:

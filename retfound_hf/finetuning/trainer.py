@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
-from ..errors import BadArgumentError
+from ..errors import BadArgumentError, RetFoundError, one_line
 from ..evaluation.predictions import Predictions
 from ..inference.predict import Classifier, Collator, EvaluationPixels, PreparedSet, PreparedSplit, to_scores
 from ..models.backbones import parameter_depths
@@ -147,6 +147,7 @@ def layer_decay_groups(
 
 # A loss of some units moves AUROC by less than one pair out of 100,000 would.
 TIE_BREAK = 1e-6
+UNDEFINED = 1e30  # JSON and trackers know no infinity
 
 
 class Clock(TrainerCallback):
@@ -226,6 +227,7 @@ class FinetuneTrainer(Trainer):
         sampler: Sampler | None = None, layer_decay: float | None = None, target_scale: TargetScale | None = None,
         loss_options: Mapping[str, Any] | None = None, quiet: bool = False,
     ):  # fmt: skip
+        self.classifier = classifier
         optimizer = None
         if layer_decay is not None:
             kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
@@ -237,7 +239,7 @@ class FinetuneTrainer(Trainer):
             train_dataset=PreparedSet(train.images, train.targets),
             eval_dataset=PreparedSet(validation.images, validation.targets),
             data_collator=Collator(to_pixels, mix),
-            compute_metrics=lambda found: selection_metrics(found, classifier.problem_type, classifier.class_names),
+            compute_metrics=self._metrics,
             preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
             processing_class=classifier.processor,
             optimizer_cls_and_kwargs=optimizer,
@@ -254,6 +256,27 @@ class FinetuneTrainer(Trainer):
         if quiet:
             for callback in (PrinterCallback, ProgressCallback):
                 self.remove_callback(callback)
+
+    def _metrics(self, found: EvalPrediction) -> dict[str, float]:
+        """Metrics of one epoch; one that chooses the best epoch and is undefined counts as worse than any."""
+        metrics, chosen = selection_metrics(found, self.classifier), self.args.metric_for_best_model
+        worst = -UNDEFINED if self.args.greater_is_better else UNDEFINED
+        return {str(chosen).removeprefix("eval_"): worst, **metrics}
+
+    def check(self) -> None:
+        """Raise RetFoundError, before the training, for options with which it could not run."""
+        try:
+            with torch.random.fork_rng(devices=[]):  # a run draws what it would draw without this
+                self.get_train_dataloader()
+                self.get_eval_dataloader()
+            if not self.is_deepspeed_enabled and not self.is_fsdp_enabled:
+                self.create_optimizer()  # kept: it takes the parameter groups out of its options
+                # A schedule would leave its first rate in the optimiser.
+                anything = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+                self.create_scheduler(num_training_steps=max(10, self.args.max_steps), optimizer=anything)
+                self.lr_scheduler = None
+        except (ImportError, ValueError, TypeError, RuntimeError) as error:
+            raise RetFoundError(f"options of the training: {one_line(error)}") from error
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         return self.sampler or super()._get_train_sampler(train_dataset)
@@ -303,7 +326,7 @@ class FinetuneTrainer(Trainer):
 TIE_BREAK = 1e-6
 
 
-def selection_metrics(prediction: EvalPrediction, problem_type: str, class_names: tuple[str, ...]) -> dict[str, float]:
+def selection_metrics(prediction: EvalPrediction, classifier: Classifier) -> dict[str, float]:
     """Validation metrics of one epoch, and `selection`, the number by which the best epoch is chosen.
 
     That is AUROC as in the paper, of equal ones the epoch of the lower loss: a small validation split is soon ranked
@@ -311,8 +334,9 @@ def selection_metrics(prediction: EvalPrediction, problem_type: str, class_names
     the negative loss.
     """
     # Rounded to float32, so that probabilities which differ by the noise of the last bits are ties.
-    scores = to_scores(np.asarray(prediction.predictions, np.float32), problem_type).astype(np.float32)
-    found = Predictions(np.arange(len(scores)), scores, prediction.label_ids, class_names, problem_type)
+    kind, names, order = classifier.problem_type, classifier.class_names, classifier.class_order
+    scores = to_scores(np.asarray(prediction.predictions, np.float32), kind).astype(np.float32)
+    found = Predictions(np.arange(len(scores)), scores, prediction.label_ids, names, kind, class_order=order)
     metrics = found.metrics()
     auroc, loss = metrics.get("auroc"), metrics["loss"]
     metrics["selection"] = -loss if auroc is None else auroc - TIE_BREAK * loss

@@ -9,6 +9,7 @@ import yaml
 
 from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError, OutputError, RetFoundError
 from retfound_hf.finetuning.finetune import main
+from retfound_hf.finetuning.finetune import run as run_finetuning
 from retfound_hf.models.loading import load_processor
 from retfound_hf.options import run_command
 
@@ -48,6 +49,14 @@ def refused(run, tmp_path):
         ({"mixup": -1}, "mixup"),
         ({"num_train_epochs": 0}, "num_train_epochs"),
         ({"target_sensitivity": 90.0}, "target_sensitivity"),
+        ({"metric_for_best_model": "f1"}, "metric_for_best_model"),
+        ({"metric_for_best_model": "mae"}, "metric_for_best_model"),
+        ({"report_to": "nothing"}, "report_to"),
+        ({"save_strategy": "no"}, "save_strategy"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy"),
+        ({"batch_eval_metrics": True}, "batch_eval_metrics"),
+        ({"dataloader_drop_last": True, "per_device_train_batch_size": 64}, "dataloader_drop_last"),
+        ({"positive_class": "AMD"}, "positive_class"),
     ],
 )
 def test_options_that_make_no_sense(refused, options, field):
@@ -56,6 +65,23 @@ def test_options_that_make_no_sense(refused, options, field):
     assert f"`{field}" in str(error)
     if options.get(field):
         assert error.value in (options[field], options[field][0] if isinstance(options[field], list) else None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optim": "lomo"}, {"eval_strategy": "no"}, {"dataloader_persistent_workers": True, "method": "full"},
+        {"lr_scheduler_type": "warmup_stable_decay"}, {"deepspeed": "absent.json"},
+    ],
+)  # fmt: skip
+def test_options_of_trainer_that_cannot_work(arguments, options):
+    with pytest.raises(RetFoundError) as error:
+        run_finetuning(arguments(**options))
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_unused_columns_are_none(run):
+    assert run(remove_unused_columns=True, num_train_epochs=1).metrics["auroc"] > 0
 
 
 def test_options_that_need_classes(refused, table_set):

@@ -1,6 +1,7 @@
 """Layer-wise rates against the official rule, the schedule per step, the choice of the best epoch, balanced draws."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,7 +149,8 @@ def test_schedule_inside_the_trainer_is_that_of_mae(job):
 def selected(logits, labels, problem_type=SINGLE_LABEL, names=("a", "b")):
     prediction = EvalPrediction(predictions=np.asarray(logits, np.float32), label_ids=np.asarray(labels))
     with pytest.warns() if len(set(np.ravel(labels).tolist())) == 1 else np.errstate():
-        return selection_metrics(prediction, problem_type, names)["selection"]
+        classifier = SimpleNamespace(problem_type=problem_type, class_names=names, class_order=None)
+        return selection_metrics(prediction, classifier)["selection"]
 
 
 def test_auroc_decides_before_the_loss():
@@ -180,8 +182,15 @@ def test_regression_is_selected_by_its_error():
 def test_trainer_is_told_to_select_by_it(tmp_path):
     args = FinetuneTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     assert (args.metric_for_best_model, args.greater_is_better) == ("selection", True)
-    other = FinetuneTrainingArguments(output_dir=str(tmp_path), use_cpu=True, metric_for_best_model="loss")
-    assert other.greater_is_better is False
+    for name, greater in {
+        "loss": False,
+        "mae": False,
+        "eval_brier": False,
+        "hamming": False,
+        "accuracy": True,
+    }.items():
+        other = FinetuneTrainingArguments(output_dir=str(tmp_path), use_cpu=True, metric_for_best_model=name)
+        assert other.greater_is_better is greater
 
 
 def test_the_folder_holds_the_epoch_of_the_highest_auroc(run, noise_set):
