@@ -1,34 +1,39 @@
 """Front door and command `prepare_images`: any number of images to parquet shards for pretraining."""
 
 import csv
+import logging
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from ..errors import BadArgumentError, BadDataError, OutputError, require, require_range
+from ..errors import BadArgumentError, BadDataError, OutputError, UnreadableImageError, require, require_range
 from ..files import atomic_file
 from ..hub_access import translate_hub_errors
 from ..images.field_of_view import CROP_VERSION
+from ..images.reading import modality_mismatch
 from ..options import build_arguments, parse_arguments
 from ..processes import usable_cores
 from ..record import write_run_record
 from ..vocabulary import MODALITIES
 from .image_cache import Preparer
+from .image_sources import ImageSource
 from .shards import RECORDS, Records, Share, make_shards, shard_features
 from .stored_images import open_source
 
 if TYPE_CHECKING:
     import datasets
 
+logger = logging.getLogger(__name__)
 # Of the rest, `run.json` and the records tell the paths of this machine.
 PUSHED = ["data/train-*.parquet", "README.md", "dataset_info.json", "rejected.csv", "duplicates.csv"]
 CARD = """# {count:,} {name}, {size} x {size}
@@ -201,9 +206,11 @@ def run_preparation(arguments: PrepareArguments) -> PreparedShards:
     records.open(arguments.overwrite_output_dir)
     crop = MODALITIES[arguments.modality].crop
     size, form = (arguments.image_size, crop, arguments.min_side), (arguments.image_format, arguments.quality)
+    preparer = Preparer(*size, *form)
+    _warn_of_modality(source, preparer, arguments.modality)
     num_workers = arguments.num_workers or usable_cores()
     began = time.time()
-    read = make_shards(source, records, Preparer(*size, *form), arguments.share, num_workers)
+    read = make_shards(source, records, preparer, arguments.share, num_workers)
     made = _summarise(
         records,
         units_in_source=-(-len(source) // arguments.shard_size),
@@ -232,6 +239,16 @@ def run_preparation(arguments: PrepareArguments) -> PreparedShards:
         url = push_shards(out, arguments.push_to_hub, private=not arguments.public)
         return PreparedShards(**{**vars(made), "url": url})
     return made
+
+
+def _warn_of_modality(source: ImageSource, preparer: Preparer, modality: str) -> None:
+    """Warn where the readable ones of 16 images, of the first thousand, look like another modality."""
+    opened, few = source.opener(), []
+    for ref in islice(source, 0, 1000, max(1, min(len(source), 1000) // 16)):
+        with suppress(UnreadableImageError):
+            few.append(preparer.prepare(opened(ref.image)))
+    if (seen := modality_mismatch(few, modality)) is not None:
+        logger.warning("%s: %s, but `modality=%s`: check that it is the right one", source.name, seen, modality)
 
 
 def _summarise(records: Records, **facts: Any) -> PreparedShards:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers.utils import logging
 
 from ..errors import BadArgumentError, RetFoundError, one_line
 from ..files import exclusive_folder, move_into, refuse_existing
+from ..images.reading import GRAY
 from ..models.cards import base_metadata, cost_text, describe_preprocessing, describe_start, write_card
 from ..models.image_processing_retfound import RetFoundImageProcessor
 from ..record import hardware, write_run_record
@@ -31,6 +33,8 @@ from .loop import Loop
 from .monitor import METRICS_FILE, Monitor, read_metrics_log, remove_monitor_files
 from .objectives.base import Objective
 from .objectives.distributed import convert_sync_batchnorm
+
+LOOKED_AT = 16
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -176,6 +180,8 @@ def prepare(arguments: Arguments, accelerator: Accelerator, checkpoint: Path | N
     args = given.with_recipe(objective.recipe)
 
     config = objective.model.config
+    if accelerator.is_main_process:
+        _warn_of_modality(reader, config.modality)
     crop = config.modality is None or MODALITIES[config.modality].crop
     processor = RetFoundImageProcessor.for_image_size(config.image_size, do_fundus_crop=crop)
 
@@ -190,6 +196,16 @@ def prepare(arguments: Arguments, accelerator: Accelerator, checkpoint: Path | N
     with tempfile.TemporaryDirectory() as folder:
         write_pretrained_card(Path(folder), output_dir.name, arguments, loop, None)
     return loop, reader
+
+
+def _warn_of_modality(reader: ImageReader, modality: str | None) -> None:
+    """Warn where images look like the other modality than the network's, as `reading.modality_mismatch` tells it."""
+    pixels = reader.read(reader.spread_rows(LOOKED_AT))[0].float()
+    gray = bool((pixels.amax(1) - pixels.amin(1)).mean((1, 2)).median() < GRAY)
+    if modality in MODALITIES and MODALITIES[modality].gray != gray:
+        look = "gray, as OCT scans are" if gray else "coloured, as fundus photographs are"
+        message = "the images look %s, but the network is of %s: check `train_data` and `modality`"
+        getLogger(__name__).warning(message, look, modality.upper())
 
 
 def check_batch(objective: type[Objective], args: PretrainingArguments, num_processes: int) -> None:

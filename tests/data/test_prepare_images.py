@@ -107,6 +107,12 @@ def test_duplicates_across_shards_name_the_first(prepare, photos, read_csv):
     assert read_csv(prepare() / "duplicates.csv") == [("id", "duplicate_of"), *pairs]
 
 
+@pytest.mark.parametrize("modality", ["cfp", "oct"])
+def test_images_of_the_other_modality_are_told(prepare, caplog, modality):
+    prepare("shards", "--modality", modality)
+    assert ("look coloured" in caplog.text) == (modality == "oct")
+
+
 @pytest.mark.parametrize("image_format", ["jpeg", "png"])
 def test_the_same_bytes_whatever_the_workers_and_the_parts(prepare, damaged_photos, shard_bytes, image_format):
     form = ("--image_format", image_format)

@@ -45,6 +45,12 @@ def test_the_front_door_is_silent_and_returns_what_it_wrote(quick_options, resul
     assert AutoModel.from_pretrained(found.output_dir).config.modality == "cfp"
 
 
+def test_images_of_the_other_modality_are_told(quick_options, tmp_path, caplog):
+    tiny = {"model_name_or_path": None, "config_name": "retfound-tiny", "image_size": 64, "modality": "oct"}
+    pretrain(**quick_options(tmp_path / "out", max_steps=1, **tiny))
+    assert "look coloured" in caplog.text and "OCT" in caplog.text
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 @torch.no_grad()
 def test_every_class_reads_the_same_network(result, name):
