@@ -153,7 +153,8 @@ class FolderSource(ImageSource):
     """Image files under a folder, named by their paths within it; other files are named in a warning."""
 
     def __init__(self, folder: str, accepted: str = ACCEPTED):
-        self.name, self._others = folder, None
+        self.name = folder
+        self._others: list[str] | None = None
         if next(walk_images(folder), None) is None:
             raise BadDataError(f"{folder} holds no image; give {accepted}", source=folder)
 

@@ -141,7 +141,8 @@ def predictive_values(sensitivity: Estimate, specificity: Estimate, prevalence: 
         if np.isfinite(value):
             low = value - np.hypot(hit[0] - hit[1], alarm[2] - alarm[0])
             high = value + np.hypot(hit[2] - hit[0], alarm[0] - alarm[1])
-        found[name] = Estimate(*map(float, expit([value, low, high])), count, method)
+        value, low, high = map(float, expit([value, low, high]))
+        found[name] = Estimate(value, low, high, count, method)
     return found
 
 

@@ -23,7 +23,7 @@ from ..evaluation.predictions import Predictions
 from ..evaluation.report import format_table, write_points, write_report
 from ..evaluation.thresholds import OperatingPoint, choose_points
 from ..files import move_into, refuse_existing, write_json
-from ..inference.evaluate import about_page, splits_in_training, write_splits
+from ..inference.evaluate import splits_in_training, write_splits
 from ..inference.predict import Classifier, PreparedSplit, prepare_split, process_state, warn_of_modality
 from ..models import cards
 from ..models.configuration_retfound import is_adapter
@@ -273,8 +273,8 @@ def run(args: FinetuneArguments) -> FinetuneRun:
                 write_points(folder, points, args.report, images=len(predictions["val"]))
             write_report(folder / "validation", predictions["val"], args.report)
             name, model = Path(args.output_dir).name, args.model_name_or_path or args.config_name
-            about = about_page(
-                f"Fine-tuning of {name}", str(model), args.data, classifier, splits, method=method.title,
+            about = classifier.about(
+                f"Fine-tuning of {name}", str(model), args.data, splits, method=method.title,
                 **{"class weights": args.class_weights, "sampler": args.sampler}, seed=str(args.seed),
             )  # fmt: skip
             metrics = write_report(folder, predictions["test"], args.report, points, about=about)

@@ -78,8 +78,9 @@ def _with_preamble(source: str | Path | bytes) -> str | Path | bytes:
     from pydicom.filewriter import write_file_meta_info
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    start = source
-    if not isinstance(source, bytes):
+    if isinstance(source, bytes):
+        start = source
+    else:
         with open(source, "rb") as file:
             start = file.read(PREAMBLE + len(MAGIC))
     if start[PREAMBLE:].startswith(MAGIC):

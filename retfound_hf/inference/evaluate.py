@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,17 +17,15 @@ from ..data.image_cache import content_digests, resolved_paths
 from ..data.labelled import LabelledSet, read_labelled
 from ..data.splits import SPLITS
 from ..errors import BadDataError, join_names
-from ..evaluation.document import About, counts_text
+from ..evaluation.document import counts_text
 from ..evaluation.predictions import Predictions
 from ..evaluation.report import ReportArguments, format_table, measure, read_points, write_report
 from ..files import refuse_existing
 from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
-from ..vocabulary import REGRESSION, SINGLE_LABEL, order_classes
+from ..vocabulary import SINGLE_LABEL, order_classes
 from .predict import (
-    Classifier,
     ForwardArguments,
-    PreparedSplit,
     load_classifier,
     prepare_split,
     process_state,
@@ -138,7 +136,7 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
     if state.is_main_process and output_dir is None:
         metrics, _ = measure(report.at_level(predictions), report)
     elif state.is_main_process:
-        about = about_page(f"Evaluation of {Path(name).name}", name, data, classifier, {split: images})
+        about = classifier.about(f"Evaluation of {Path(name).name}", name, data, {split: images})
         metrics = write_report(output_dir, predictions, report, points, about=about)
         write_run_record(
             output_dir, "evaluate", [arguments, forward_arguments, report], images=len(predictions),
@@ -146,34 +144,6 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
         )  # fmt: skip
     state.wait_for_everyone()
     return Evaluation(metrics, predictions, None if output_dir is None else Path(output_dir))
-
-
-def about_page(
-    title: str, model: str, data: str, classifier: Classifier, splits: Mapping[str, PreparedSplit], **facts: str
-) -> About:
-    """What `report.html` says beside the figures.
-
-    Args:
-        title: of the page.
-        model, data: as they were given.
-        classifier: as it was evaluated.
-        splits: decoded images by split, the evaluated one last.
-        facts: more of the run.
-    """
-    config, processor, names, fitted = classifier.model.config, classifier.processor, classifier.class_names, ""
-    if classifier.problem_type != REGRESSION:
-        fitted = "Nothing was fitted to the probabilities of the network."
-    if getattr(config, "is_calibrated", False):
-        from ..evaluation.calibration import LogitScaling
-
-        scaling = LogitScaling.of(config.to_dict(), len(names))
-        fitted = f"The logits were recalibrated on validation images: {scaling.describe(names)}."
-    evaluated, crop, cropped = list(splits.values())[-1], processor.crop_size, bool(processor.do_fundus_crop)
-    model, data = (Path(one).name if Path(one).exists() else one for one in (model, data))  # whose machine it is
-    size = f"{crop.height} x {crop.width} pixels" + ", cropped to the field of view" * cropped
-    settings = {"model": model, "data": data, "evaluated": list(splits)[-1], "input": size, **facts}
-    parts = {name: (split.rows, split.targets) for name, split in splits.items()}
-    return About(title, settings, parts, fitted, evaluated.unread)
 
 
 def split_of_training(

@@ -1,7 +1,7 @@
 """Batched forward passes over images, on every process there is, in order and without duplicates."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from ..data.image_cache import OnBadImage, cache_images, prepare_image
 from ..data.image_sources import ImageSource, Part, ShardPart, open_files
 from ..data.labelled import LabelledSet
 from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, require, require_range
+from ..evaluation.document import About
 from ..evaluation.predictions import Predictions
 from ..images.reading import modality_mismatch, resize
 from ..models.image_processing_retfound import RetFoundImageProcessor
 from ..models.loading import load_classifier as load_model
 from ..models.loading import load_processor
-from ..vocabulary import PROBLEM_TYPES, problem_type_of
+from ..vocabulary import PROBLEM_TYPES, REGRESSION, problem_type_of
 
 
 def process_state() -> PartialState:
@@ -395,6 +396,30 @@ class Classifier:
         return Predictions.of_table(
             split.rows, split.targets, scores, self.class_names, self.problem_type, self.class_order
         )
+
+    def about(self, title: str, model: str, data: str, splits: Mapping[str, PreparedSplit], **facts: str) -> About:
+        """What `report.html` says beside the figures of this classifier.
+
+        Args:
+            title: of the page.
+            model, data: as they were given.
+            splits: decoded images by split, the evaluated one last.
+            facts: more of the run.
+        """
+        config, names, crop, fitted = self.model.config, self.class_names, self.processor.crop_size, ""
+        if self.problem_type != REGRESSION:
+            fitted = "Nothing was fitted to the probabilities of the network."
+        if getattr(config, "is_calibrated", False):
+            from ..evaluation.calibration import LogitScaling
+
+            scaling = LogitScaling.of(config.to_dict(), len(names))
+            fitted = f"The logits were recalibrated on validation images: {scaling.describe(names)}."
+        size = f"{crop.height} x {crop.width} pixels"
+        size += ", cropped to the field of view" if self.processor.do_fundus_crop else ""
+        model, data = (Path(one).name if Path(one).exists() else one for one in (model, data))  # whose machine it is
+        settings = {"model": model, "data": data, "evaluated": list(splits)[-1], "input": size, **facts}
+        parts = {name: (split.rows, split.targets) for name, split in splits.items()}
+        return About(title, settings, parts, fitted, list(splits.values())[-1].unread)
 
     def predict(
         self, images: str | Path | Sequence[Any], on_bad_image: OnBadImage = "error", **options: Any

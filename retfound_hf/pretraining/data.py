@@ -387,10 +387,7 @@ def next_batch(batches: Iterator[dict[str, Any] | RetFoundError]) -> dict[str, A
 
 
 def _start_worker(closing: Event, number: int) -> None:
-    """Leave the signals that stop a run to the main process, which needs its workers for the current step.
-
-    The worker ends with it, also when that is killed while the worker waits for a shard.
-    """
+    """Leave the signals that stop a run to the main process, and end with it, also while waiting for a shard."""
 
     def terminate(signal_number: int, frame: FrameType | None) -> None:
         if closing.is_set():
@@ -430,14 +427,10 @@ def open_training_images(
         RetFoundError: they cannot be read, or are too few for a step.
     """
     shape = {
-        "batch_size": args.per_device_train_batch_size,
-        "accumulation": args.gradient_accumulation_steps,
-        "num_processes": accelerator.num_processes,
-        "process": accelerator.process_index,
-        "seed": args.seed,
-        "max_steps": args.max_steps,
-        "num_epochs": args.num_train_epochs,
-    }
+        "batch_size": args.per_device_train_batch_size, "accumulation": args.gradient_accumulation_steps,
+        "num_processes": accelerator.num_processes, "process": accelerator.process_index, "seed": args.seed,
+        "max_steps": args.max_steps, "num_epochs": args.num_train_epochs,
+    }  # fmt: skip
     if not data_args.streaming:
         with accelerator.local_main_process_first():
             table = open_shards(data_args.train_data, data_args.cache_dir)

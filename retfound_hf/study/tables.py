@@ -74,8 +74,8 @@ class Resampled:
     @property
     def estimate(self) -> Estimate:
         """The value with its interval over patients."""
-        numbers = (None if np.isnan(number) else number for number in (self.value, self.low, self.high))
-        return Estimate(*numbers, self.patients, self.method)
+        value, low, high = (None if np.isnan(number) else number for number in (self.value, self.low, self.high))
+        return Estimate(value, low, high, self.patients, self.method)
 
 
 def mean_of(jobs: Sequence[Resampled]) -> Resampled:
