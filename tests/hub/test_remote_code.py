@@ -16,7 +16,7 @@ from retfound_hf.hub.publish import publish
 from retfound_hf.hub.remote_code import auto_maps, code_files
 from retfound_hf.models.loading import load_encoder
 
-ALLOWED = {"torch", "torchvision", "transformers", "numpy", "PIL", "scipy"}
+ALLOWED = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL", "scipy"}
 
 
 REFERENCES = [
