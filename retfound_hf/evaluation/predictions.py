@@ -230,10 +230,11 @@ class Predictions:
         for AUROC, that of Agresti and Coull for shares, combined for balanced accuracy, the jackknife with Student's t
         for F1, kappa, AUPRC and losses, the bootstrap for numbers. The ECE has none: a sample's is biased upwards.
 
-        By simulation over prevalences of 2 to 50%, 30 to 1,000 patients with two eyes each, whose scores correlate by
-        0.2 to 0.9, and AUROCs of 0.6 to 0.97, the intervals hold the true value in at least 92% of the samples that
-        have one, in most cells in 94 to 98%, and in more with five or fewer patients of the rarer class. Below
-        `Metric.fewest` of them there is none, and `method` says why.
+        By simulation over prevalences of 2 to 50%, 30 to 300 patients with two eyes each, whose scores correlate by
+        0.2 to 0.9, and AUROCs of 0.6 to 0.97, the intervals of AUROC, accuracy and balanced accuracy hold the true
+        value in 93 to 98% of samples, with five or fewer patients of the rarer class in up to 100%. Those of the
+        jackknife hold in 94 to 99%, in the worst cells in 90%. Below `Metric.fewest` patients there is none, and
+        `method` says why.
 
         Args:
             resamples: number of bootstrap samples, at least 100.

@@ -438,7 +438,7 @@ def subgroups(found: StudyResults, data: str) -> Block | None:
                     p = Estimate(tested.p_value, None, None, difference.n, tested.test)
                     names = {f"{metric}[{place}]": difference, f"p_value[{metric}, {place}]": p}
                     numbers += [result_row(system, "test", name, value, len(cases)) for name, value in names.items()]
-                    what += f" (without {', '.join(gap.left_out)}: too often undefined)" if gap.left_out else ""
+                    what += f" (without {', '.join(gap.left_out)}: too few patients)" if gap.left_out else ""
                 cells.append([system.label, what, "", number(difference.value),
                               interval(difference.low, difference.high), p_value(tested.p_value)])  # fmt: skip
         if cells:

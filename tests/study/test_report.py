@@ -15,6 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
+from retfound_hf.evaluation import subgroups
 from retfound_hf.evaluation.metrics import METRICS
 from retfound_hf.evaluation.thresholds import reliability_curve
 from retfound_hf.study import report_sections
@@ -221,13 +222,19 @@ def test_the_report_tells_how_many_seeds_and_labels_its_means_are_of(found):
     assert "over 3 seeds" in half.lead and "50% of the training labels" in half.blocks[0].tables[0].caption
 
 
-def test_the_p_value_of_a_gap_is_in_the_results(found, page):
-    results = found.results
-    own = results[results["metric"].str.startswith("p_value[auroc, eye: ")]
-    gaps = results[results["metric"].str.startswith("auroc[eye: ")]
-    assert len(own) == len(gaps) > 0 and own["value"].between(0, 1).all()
-    shown = [word for word in page.numbers if re.fullmatch(r"\d\.\d{3}", word)]
-    assert all(f"{value:.3f}" in shown for value in own["value"] if value >= 0.001)
+def test_the_p_value_of_a_gap_is_in_the_results(found, monkeypatch):
+    """Groups of few patients are not compared, and the table says why."""
+    assert not found.results["metric"].str.startswith("p_value[auroc, eye: ").any()
+    tables = [table for block in sections_of(found)["subgroups"].blocks for table in block.tables]
+    assert any(cell.startswith("no gap") for table in tables for row in table.rows for cell in row)
+    monkeypatch.setattr(subgroups, "FEWEST", 2)
+    blocks = sections_of(found)["subgroups"].blocks
+    results = {row["metric"]: row["value"] for block in blocks for row in block.numbers}
+    own = [value for name, value in results.items() if name.startswith("p_value[auroc, eye: ")]
+    gaps = [value for name, value in results.items() if name.startswith("auroc[eye: ")]
+    assert len(own) == len(gaps) > 0 and all(0 <= value <= 1 for value in own)
+    shown = [cell for block in blocks for table in block.tables for row in table.rows for cell in row]
+    assert all(f"{value:.3f}" in shown for value in own if value >= 0.001)
 
 
 def test_rows_of_classes_with_signs_in_their_names_stay(copied):
