@@ -22,7 +22,7 @@ from retfound_hf.files import write_json
 from retfound_hf.record import git_revision, hardware, versions
 from retfound_hf.vocabulary import SINGLE_LABEL
 
-PATIENTS, PREVALENCES, CORRELATIONS, AUROCS = (30, 100, 300, 1000), (0.02, 0.05, 0.5), (0.2, 0.9), (0.6, 0.8, 0.97)
+PATIENTS, PREVALENCES, CORRELATIONS, AUROCS = (30, 100, 300), (0.02, 0.05, 0.5), (0.2, 0.9), (0.6, 0.8, 0.97)
 METRICS = ("auroc", "balanced_accuracy", "accuracy")
 
 
