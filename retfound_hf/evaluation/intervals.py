@@ -202,7 +202,7 @@ SCALES = {
 }
 
 
-def scaled_part(value: float, left_out: np.ndarray, scale: str, rarer: int, count: int) -> Part:
+def scaled_part(value: float, left_out: np.ndarray, scale: str, rarer: float, count: int) -> Part:
     """A number with the jackknife's interval over patients on another scale, where it is less skewed.
 
     Args:

@@ -106,10 +106,10 @@ class HeadOptions:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        return super().from_dict(_without_loss(config_dict), **kwargs)
+        return super().from_dict(_without_loss(config_dict), **kwargs)  # type: ignore[misc]
 
     def to_dict(self) -> dict[str, Any]:
-        return _without_loss(super().to_dict())
+        return _without_loss(super().to_dict())  # type: ignore[misc]
 
     def _refuse(self, name: str, reason: str) -> NoReturn:
         value = getattr(self, name)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -326,6 +327,8 @@ class FolderModel:
         _head_changed: whether the head has been trained or made anew since it was loaded.
     """
 
+    config: Any
+    named_parameters: Any
     _fixed_parameters: tuple[str, ...] = ()
     _head_changed = False
 
@@ -339,7 +342,8 @@ class FolderModel:
         if adapter is not None and is_adapter(adapter, **hub):
             model, info = load_adapted(cls, adapter, hub, *args, **kwargs)
         else:
-            model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
+            load = super().from_pretrained  # type: ignore[misc]
+            model, info = load(name_or_path, *args, output_loading_info=True, **kwargs)
         # transformers 5 loads every tensor into a parameter that trains, whatever the model was built with.
         model.freeze_fixed_parameters()
         anew = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
@@ -356,7 +360,7 @@ class FolderModel:
     @classmethod
     def from_base(cls, *args, **kwargs):
         """`from_pretrained` of the weights that an adapter is put on."""
-        return super().from_pretrained(*args, **kwargs)
+        return super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
 
     def forget_head(self) -> None:
         """Take back the calibration of a head that was made anew or is being trained."""
@@ -367,7 +371,7 @@ class FolderModel:
     def save_pretrained(self, save_directory: str | Path, *args, **kwargs):
         if not hasattr(self, "classifier"):
             self.config.forget_calibration()
-        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        saved = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         points = Path(save_directory, POINTS_FILE)
         if self._head_changed and points.is_file():
             logger.warning(f"{points} is removed: its thresholds are of the head that was here before")
@@ -461,7 +465,7 @@ class RetFoundPreTrainedModel(FolderModel, ViTMAEPreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {}
-    _fixed_parameters = TABLES
+    _fixed_parameters: tuple[str, ...] = TABLES
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -696,7 +700,7 @@ class RetFoundForImageClassification(RetFoundPreTrainedModel):
     stays as it is, in the folder for `AutoModel`.
     """
 
-    _fixed_parameters = FINAL_NORM
+    _fixed_parameters: tuple[str, ...] = FINAL_NORM
     _keys_to_ignore_on_load_unexpected = [r"^decoder\."]
 
     def __init__(self, config: RetFoundConfig):
