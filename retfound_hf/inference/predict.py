@@ -354,8 +354,7 @@ def warn_of_modality(images: Any, modality: str | None) -> None:
     few = images.select(range(0, len(images), max(1, len(images) // LOOKED_AT)))
     seen = modality_mismatch((item["image"] for item in few), modality)
     if seen is not None and process_state().is_main_process:
-        message = "%s, but the weights are of %s: check that they are the right ones"
-        logger.warning(message, seen, str(modality).upper())
+        logger.warning("%s, but the weights are of %s: check that these are right", seen, str(modality).upper())
 
 
 @dataclass(frozen=True)
@@ -406,9 +405,8 @@ class Classifier:
             splits: decoded images by split, the evaluated one last.
             facts: more of the run.
         """
-        config, names, crop, fitted = self.model.config, self.class_names, self.processor.crop_size, ""
-        if self.problem_type != REGRESSION:
-            fitted = "Nothing was fitted to the probabilities of the network."
+        config, names, crop = self.model.config, self.class_names, self.processor.crop_size
+        fitted = "" if self.problem_type == REGRESSION else "Nothing was fitted to the probabilities of the network."
         if getattr(config, "is_calibrated", False):
             from ..evaluation.calibration import LogitScaling
 

@@ -30,6 +30,15 @@ from .compat import PreTrainedConfig
 from .compat import initialization as init
 from .configuration_retfound import HUB_OPTIONS, RetFoundConfig, is_adapter
 
+logger = logging.get_logger(__name__)
+FINAL_NORM = ("layernorm.weight", "layernorm.bias")
+TABLES = ("position_embeddings", "decoder_pos_embed")
+# Options of `from_pretrained` that say where tensors are.
+SOURCE = (
+    "pretrained_model_name_or_path", "cache_dir", "force_download", "local_files_only", "token", "revision",
+    "subfolder", "variant", "use_safetensors", "state_dict", "key_mapping", "weights_only",
+)  # fmt: skip
+
 
 def sincos_positions(width: int, grid: int, device: torch.device | None = None) -> Tensor:
     """Sin-cos position table of a square grid of patches (He et al. 2022, released code `util/pos_embed.py`).
@@ -200,10 +209,8 @@ class RetFoundSelfAttention(nn.Module):
         )
         implementation = self.config._attn_implementation
         # Fused kernels never form the attention matrix: whoever asks for it gets the eager path, whatever is set.
-        if output_attentions or implementation == "eager":
-            attend = eager_attention_forward
-        else:
-            attend = ALL_ATTENTION_FUNCTIONS[implementation]
+        is_eager = output_attentions or implementation == "eager"
+        attend = eager_attention_forward if is_eager else ALL_ATTENTION_FUNCTIONS[implementation]
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         context, weights = attend(self, query, key, value, None, dropout=dropout, scaling=self.scaling)
         return context.reshape(hidden_states.shape), weights
@@ -250,9 +257,6 @@ class RetFoundLayer(GradientCheckpointingLayer):
         hidden_states = hidden_states + self.drop_path(self.dropout(attended))
         expanded = self.activation(self.intermediate(self.layernorm_after(hidden_states)))
         return hidden_states + self.drop_path(self.dropout(self.output(expanded))), weights
-
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -437,17 +441,6 @@ class RetFoundDecoder(nn.Module):
         for layer in self.decoder_layers:
             hidden_states, _ = layer(hidden_states)
         return self.decoder_pred(self.decoder_norm(hidden_states))[:, 1:]
-
-
-FINAL_NORM = ("layernorm.weight", "layernorm.bias")
-
-
-TABLES = ("position_embeddings", "decoder_pos_embed")
-# Options of `from_pretrained` that say where tensors are.
-SOURCE = (
-    "pretrained_model_name_or_path", "cache_dir", "force_download", "local_files_only", "token", "revision",
-    "subfolder", "variant", "use_safetensors", "state_dict", "key_mapping", "weights_only",
-)  # fmt: skip
 
 
 class RetFoundPreTrainedModel(FolderModel, ViTMAEPreTrainedModel):
