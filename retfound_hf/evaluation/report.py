@@ -113,9 +113,12 @@ MOST_ALONE = 0.5  # share of patients with a group of their own: above it, a col
 @dataclass
 class ReportArguments:
     confidence_intervals: bool = field(
-        default=False, metadata={"help": "95%% intervals of all metrics, by a bootstrap over patients"}
+        default=False, metadata={"help": "95%% intervals over patients, of all metrics but the ECE"}
     )
-    resamples: int = field(default=RESAMPLES, metadata={"help": "resamples of that bootstrap; its seed is 0"})
+    resamples: int = field(
+        default=RESAMPLES,
+        metadata={"help": "resamples of patients, for metrics and gaps that have a bootstrap; its seed is 0"},
+    )
     level: Level = field(
         default="image", metadata={"help": "unit of the metrics; eyes and patients get one score from their images"}
     )
