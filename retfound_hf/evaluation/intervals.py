@@ -225,7 +225,11 @@ def scaled_part(value: float, left_out: np.ndarray, scale: str, rarer: float, co
     if scale == "log":
         rarer = float((influence**2).sum() ** 2 / (influence**4).sum())
     half = student(rarer) * (influence**2).sum() ** 0.5
-    low, high = back(numbers[0] + half * np.array([-1, 1]))
+    with np.errstate(over="ignore"):
+        low, high = back(numbers[0] + half * np.array([-1, 1]))
+    if not np.isfinite([low, high]).all():
+        text = "no interval: one or two patients carry the variance"
+        return Part(Estimate(value, None, None, count, text), influence)
     return Part(Estimate(value, float(low), float(high), count, name), influence)
 
 

@@ -203,6 +203,12 @@ def test_the_jackknife_on_the_logit_scale_by_hand():
         assert none.interval is None and none.method.startswith("no interval")
 
 
+def test_one_patient_that_carries_the_variance_brings_no_interval():
+    """A loss of 0.1 for all but one, without whom it is 0.05: an end would be infinite."""
+    none = scaled_part(0.1, np.r_[0.05, np.full(20, 0.1)], "log", 20, 21).estimate
+    assert none.interval is None and none.value == 0.1 and none.method.startswith("no interval")
+
+
 def test_few_patients_of_a_class_bring_wide_intervals_or_none_and_why():
     """Of 100 patients 4 are ill; one alone gives AUROC and balanced accuracy no interval."""
     rng = np.random.default_rng(0)
