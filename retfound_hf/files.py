@@ -1,10 +1,12 @@
-"""Atomic outputs: files and folders are written beside their place, then moved; locks of what is being written."""
+"""Atomic outputs, written beside their place and then moved; locks of what is being written; tables as CSV."""
 
+import csv
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import OutputError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from filelock import FileLock
 
 MODEL_FILES = {
@@ -24,6 +27,10 @@ MODEL_FILES = {
 }
 # Seconds to wait for a folder: a killed run's loader processes inherit its lock, another may be saving its last steps.
 PATIENCE = 20
+# Begin of a text that a spreadsheet computes, at the start of a cell or after what may end one there, with the
+# apostrophes before it. A semicolon ends a cell where the comma is the decimal sign, quoted or not.
+FORMULA = r"(?:^|(?<=[;\t\r\n]))(?='*(?:[^\S\t\r\n]*[=+\-@＝＋－＠]|[\t\r\n]))"
+GUARD, GUARDED = re.compile(FORMULA), re.compile(FORMULA.replace("(?='*", "'(?='*"))
 
 
 @contextmanager
@@ -159,6 +166,75 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all. NaN is refused: an undefined number is `None`."""
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def guard(cell: Any) -> Any:
+    """A cell as tables hold it: before text that a spreadsheet would compute stands an apostrophe. Numbers stay."""
+    return GUARD.sub("'", cell) if isinstance(cell, str) else cell
+
+
+def unguard(cell: Any) -> Any:
+    """The cell that `guard` was given."""
+    return GUARDED.sub("", cell) if isinstance(cell, str) else cell
+
+
+def without_formulas(table: "pd.DataFrame") -> "pd.DataFrame":
+    """A table whose texts and names of columns no spreadsheet computes, see `guard`."""
+    return _changed(table, guard)
+
+
+def with_formulas(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The table that `without_formulas` was given, read from a file."""
+    return _changed(table, unguard)
+
+
+def _changed(table: "pd.DataFrame", change: Callable[[Any], Any]) -> "pd.DataFrame":
+    table = table.rename(columns=change)  # a copy
+    for name in table.select_dtypes(exclude=["number", "bool"]).columns.unique():
+        cells = table[name].astype(object)
+        changed = cells.map(change)
+        if not changed.equals(cells):
+            table[name] = changed
+    return table
+
+
+def write_table(path: str | Path, table: "pd.DataFrame", **options: Any) -> None:
+    """Write a table as CSV, whole or not at all, which a spreadsheet opens without computing any of it.
+
+    Args:
+        path: of the file.
+        table: its index is left out.
+        **options: of `DataFrame.to_csv`, such as `float_format`; by default numbers have all digits.
+    """
+    table = without_formulas(table)
+    texts = table.select_dtypes(exclude=["number", "bool"])
+    returns = texts.map(lambda cell: "\r" in str(cell)).any(axis=None)
+    with atomic_file(path) as partial:
+        table.to_csv(partial, index=False, lineterminator=_line_end(returns), **options)
+
+
+@contextmanager
+def rows_of_csv(path: Path, header: Iterable[str]) -> Iterator[Callable[[Iterable[Any]], None]]:
+    """Yield the writer of one row after the other, for a table that memory need not hold; see `write_table`."""
+    with atomic_file(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
+
+        def write(row: Iterable[Any]) -> None:
+            cells = [guard(cell) for cell in row]
+            csv.writer(file, lineterminator=_line_end(any("\r" in str(cell) for cell in cells))).writerow(cells)
+
+        write(header)
+        yield write
+
+
+def _line_end(returns: bool) -> str:
+    """End of a line. csv quotes a carriage return in a cell, which readers take for an end, only if it ends lines."""
+    return "\r\n" if returns else "\n"
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a table that `write_table` or `rows_of_csv` wrote, all cells as text."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return [{unguard(name): unguard(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
 
 
 def _umask() -> int:

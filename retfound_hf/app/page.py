@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import RetFoundError, UnreadableImageError
 from ..evaluation.predictions import Predictions
+from ..files import without_formulas
 from ..images.quality import assess_quality
 from ..images.reading import ImageRegion, read_image
 from ..processes import release_memory
@@ -288,7 +289,7 @@ def _table(reader: Reader, ids: list[str], scores: list[np.ndarray]) -> str:
     if not ids:
         return ""
     found = Predictions(ids, np.concatenate(scores), None, reader.class_names, reader.problem_type)
-    content = found.table().to_csv(index=False, float_format="%.6g").encode()
+    content = without_formulas(found.table()).to_csv(index=False, float_format="%.6g").encode()
     return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(content).decode()}"
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from ..evaluation.plots import GREY, PALE, figure
-from ..files import atomic_folder, refuse_existing, write_json
+from ..files import atomic_folder, refuse_existing, write_json, write_table
 from ..options import parse_arguments
 from ..record import write_run_record
 from .cohort import Cohort, Horizon, Matching, Question, build_cohort, default_unit
@@ -153,7 +153,7 @@ def write_cohort(cohort: Cohort, folder: Path, home: Path) -> None:
     for name in table:
         if pd.api.types.is_datetime64_any_dtype(table[name]):
             table[name] = table[name].dt.strftime("%Y-%m-%d")
-    table.to_csv(folder / "cohort.csv", index=False, lineterminator="\n")
+    write_table(folder / "cohort.csv", table)
     checks = {name: asdict(estimate) for name, estimate in cohort.checks.items()}
     facts = {"classes": cohort.question.classes, "facts": cohort.facts, "checks": checks}
     write_json(folder / "flow.json", cohort.flow.as_dict() | facts)

@@ -1,13 +1,12 @@
 """Front door and command `prepare_images`: any number of images to parquet shards for pretraining."""
 
-import csv
 import logging
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ..errors import BadArgumentError, BadDataError, OutputError, UnreadableImageError, require, require_range
-from ..files import atomic_file
+from ..files import atomic_file, read_rows, rows_of_csv
 from ..hub_access import translate_hub_errors
 from ..images.field_of_view import CROP_VERSION
 from ..images.reading import modality_mismatch
@@ -169,8 +168,7 @@ class PreparedShards:
     @property
     def rejected(self) -> list[tuple[str, str]]:
         """(id, reason) of each image that was left out."""
-        with open(self.folder / "rejected.csv", encoding="utf-8", newline="") as file:
-            return [(name, reason) for name, reason in csv.reader(file)][1:]
+        return [(row["id"], row["reason"]) for row in read_rows(self.folder / "rejected.csv")]
 
 
 def prepare_images(source: str | Path, out: str | Path, modality: str, **options: Any) -> PreparedShards:
@@ -256,28 +254,20 @@ def _summarise(records: Records, **facts: Any) -> PreparedShards:
     counts: dict[str, Any] = dict.fromkeys(("images", "written", "image_bytes", "shard_bytes"), 0)
     shards: list[tuple[Path, int]] = []
     units = rejected = duplicates = 0
-    with _rows_of_csv(records.out / "rejected.csv", ("id", "reason")) as rows:
+    with rows_of_csv(records.out / "rejected.csv", ("id", "reason")) as write:
         for record in records:
             units += 1
             rejected += len(record.rejected)
             counts = {name: count + getattr(record, name) for name, count in counts.items()}
-            rows.writerows(record.rejected)
+            for row in record.rejected:
+                write(row)
             if record.written:
                 shards.append((records.shard(record.unit), record.written))
-    with _rows_of_csv(records.out / "duplicates.csv", ("id", "duplicate_of")) as rows:
+    with rows_of_csv(records.out / "duplicates.csv", ("id", "duplicate_of")) as write:
         for pair in exact_duplicates(shards):
-            rows.writerow(pair)
+            write(pair)
             duplicates += 1
     return PreparedShards(records.out, units, rejected_images=rejected, duplicates=duplicates, **counts, **facts)
-
-
-@contextmanager
-def _rows_of_csv(path: Path, header: tuple[str, ...]) -> Iterator[Any]:
-    """Writer of rows to a file that appears whole."""
-    with atomic_file(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(header)
-        yield rows
 
 
 def exact_duplicates(shards: Iterable[tuple[Path, int]]) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import BadDataError, join_names, nearest, one_line
+from ..files import with_formulas
 from ..images.reading import IMAGE_SUFFIXES
 from .splits import SPLITS
 
@@ -55,7 +56,7 @@ def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
         if path.suffix.lower() == ".parquet":
             table = pd.read_parquet(path).rename(columns=lambda name: name.strip() if isinstance(name, str) else name)
         else:
-            table = _read_csv(path, text_columns)
+            table = with_formulas(_read_csv(path, text_columns))
     except (ValueError, OSError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
         reason = one_line(error)
         raise BadDataError(f"{path} cannot be read as a {path.suffix[1:]} table: {reason}", source=path) from error

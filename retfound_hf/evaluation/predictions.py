@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import BadArgumentError, BadDataError, join_names, require, require_range
-from ..files import atomic_file
+from ..files import with_formulas, write_table
 from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, known_order
 from .bootstrap import MIN_DEFINED, RESAMPLES, Estimate, Patients, patient_numbers, patients_of
 from .metrics import THRESHOLD, Rows, metric_of, metrics_for, weighted_metrics
@@ -400,8 +400,7 @@ class Predictions:
 
     def to_csv(self, path: str | Path, columns: Sequence[str] = ()) -> None:
         """Write `table(columns)` to `path`, whole or not at all."""
-        with atomic_file(path) as partial:
-            self.table(columns).to_csv(partial, index=False, float_format="%.9g")
+        write_table(path, self.table(columns), float_format="%.9g")
 
     @classmethod
     def read_csv(cls, path: str | Path, problem_type: str | None = None) -> "Predictions":
@@ -417,7 +416,7 @@ class Predictions:
         """
         text = {"id": str, "patient_id": str, "eye": str, "label": str, "prediction": str}
         # A class may be called None or NA: only an empty cell is missing.
-        table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+        table = with_formulas(pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""]))
         names = [name.removeprefix(PROBABILITY) for name in table if str(name).startswith(PROBABILITY)]
         if "id" not in table:
             raise BadDataError(f"{path} has no column id", source=path)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import BadArgumentError, BadDataError, BadModelError, join_names, nearest, require_range
-from ..files import atomic_file, write_json
+from ..files import atomic_file, write_json, write_table
 from ..vocabulary import POINTS_FILE, PROBLEM_TYPES, SINGLE_LABEL
 from .bootstrap import MIN_DEFINED, RESAMPLES, Estimate
 from .document import FOOTER, INTERVAL, About, characteristics, counts_text, metric_rows, render, report_sections
@@ -326,8 +326,7 @@ def write_report(
     if arguments.subgroups:
         tables["subgroups"] = predictions.subgroups(arguments.subgroups, arguments.resamples)
     for name, table in tables.items():
-        with atomic_file(folder / f"{name}.csv") as partial:
-            table.to_csv(partial, index=False, float_format="%.9g")
+        write_table(folder / f"{name}.csv", table, float_format="%.9g")
     figures: list[Path] = []
     if plots:
         from .plots import write_plots  # matplotlib takes a second
@@ -336,8 +335,7 @@ def write_report(
     write_json(folder / "metrics.json", metrics)
     if about is not None:
         table = characteristics(about.parts, predictions.problem_type, predictions.class_names)
-        with atomic_file(folder / "characteristics.csv") as partial:
-            table.to_csv(partial, index_label="characteristic")
+        write_table(folder / "characteristics.csv", table.rename_axis("characteristic").reset_index())
         shown = {**tables, "characteristics": table}
         sections = report_sections(about, predictions, metrics, shown, figures, arguments.level)
         page = render(about.name, f"{counts_text(predictions, arguments.level)}.", sections, FOOTER)

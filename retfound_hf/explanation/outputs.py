@@ -20,6 +20,7 @@ from ..data.image_cache import prepare_image
 from ..data.image_sources import BATCH, ImageRef
 from ..data.labelled import read_labelled
 from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, require_range
+from ..files import write_table
 from ..images.drawing import INK, PAPER, contact_sheet
 from ..images.reading import ImageRegion, read_image, resize
 from ..inference.evaluate import split_of_training
@@ -306,7 +307,7 @@ class OutputFolder:
     def close(self) -> None:
         """Write `maps.csv`, `maps.npz` and `contact_sheet.png`."""
         table = pd.DataFrame(self.rows)
-        table.to_csv(self.folder / "maps.csv", index=False, float_format="%.6g")
+        write_table(self.folder / "maps.csv", table, float_format="%.6g")
         arrays = {name: np.stack(values) for name, values in self.arrays.items()}
         np.savez(self.folder / "maps.npz", id=table["id"].to_numpy(str), **arrays)
         # Two images side by side, where there are enough.

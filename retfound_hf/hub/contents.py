@@ -1,6 +1,5 @@
 """Contents of a published folder: allowed files, licence, no small groups, and a card that equals the results."""
 
-import csv
 import json
 import re
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import BadDataError, BadModelError, one_line
 from ..evaluation.subgroups import FEWEST
-from ..files import atomic_file
+from ..files import read_rows, rows_of_csv
 from ..models.cards import evaluation_tables, read_metrics, title
 from ..models.configuration_retfound import is_adapter
 from ..models.loading import OFFICIAL_LICENSE, OFFICIAL_ORGANISATION, read_config
@@ -218,10 +217,9 @@ def hide_small_groups(path: Path) -> None:
     kept = [row for row in rows if not any(_is_of(row, column, group) for column, group in small)]
     if len(kept) == len(rows):
         return
-    with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept)
+    with rows_of_csv(path, list(rows[0])) as write:
+        for row in kept:
+            write(list(row.values()))
 
 
 def read_groups(path: Path) -> list[dict[str, str]]:
@@ -230,8 +228,7 @@ def read_groups(path: Path) -> list[dict[str, str]]:
     Raises:
         BadDataError: the column, the group or the number of patients is missing in a row.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(path)
     try:
         for row in rows:
             float(row["n"]), row["column"] + row["group"]

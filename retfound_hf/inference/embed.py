@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..data.image_sources import Part, ShardPart, identities
 from ..errors import OutputError
-from ..files import atomic_file, refuse_existing, write_json
+from ..files import atomic_file, refuse_existing, write_json, write_table
 from ..models.loading import accepted_weights, load_encoder, load_processor
 from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
@@ -134,8 +134,7 @@ def run(arguments: EmbedArguments, forward_arguments: ForwardArguments) -> tuple
     if state.is_main_process:
         shutil.rmtree(folder)
         if rejected:
-            with atomic_file(output_dir / "rejected.csv") as partial:
-                pd.DataFrame(rejected, columns=["id", "reason"]).to_csv(partial, index=False)
+            write_table(output_dir / "rejected.csv", pd.DataFrame(rejected, columns=["id", "reason"]))
         write_run_record(
             output_dir, "embed", [arguments, forward_arguments], seconds=round(time.time() - started, 1),
             rejected_images=rejected,

@@ -20,7 +20,7 @@ from ..errors import BadDataError, join_names
 from ..evaluation.document import counts_text
 from ..evaluation.predictions import Predictions
 from ..evaluation.report import ReportArguments, format_table, measure, read_points, write_report
-from ..files import refuse_existing
+from ..files import refuse_existing, with_formulas, write_table
 from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
 from ..vocabulary import SINGLE_LABEL, order_classes
@@ -186,7 +186,7 @@ def splits_in_training(model_folder: str, table: pd.DataFrame, data: str | None)
     splits, path = pd.Series(None, table.index, dtype=object), Path(model_folder) / SPLITS_FILE
     if not path.is_file():
         return splits
-    known = pd.read_csv(path, dtype=str, keep_default_na=False)
+    known = with_formulas(pd.read_csv(path, dtype=str, keep_default_na=False))
     if "digest" not in known:
         same = data is not None and _is_data_of(_record(model_folder), data)
         return table["id"].map(known.set_index("id")["split"]).astype(object) if same else splits
@@ -249,10 +249,10 @@ def write_splits(folder: Path, table: pd.DataFrame, base: str | None = None) -> 
     facts = {"path": resolved_paths(table["image"]), "digest": content_digests(table["image"])}
     rows, before = [table[["id", "patient_id", "split"]].assign(**facts)], Path(base or "", SPLITS_FILE)
     if base is not None and before.is_file():
-        known = pd.read_csv(before, dtype=str, keep_default_na=False)
+        known = with_formulas(pd.read_csv(before, dtype=str, keep_default_na=False))
         # Without patients, whose names may be those of others here.
         rows += [known[known["split"] != "test"].assign(patient_id="")] if "digest" in known else []
-    pd.concat(rows, ignore_index=True).to_csv(folder / SPLITS_FILE, index=False)
+    write_table(folder / SPLITS_FILE, pd.concat(rows, ignore_index=True))
 
 
 def _is_data_of(trained: dict[str, Any], data: str) -> bool:

@@ -22,7 +22,7 @@ from ..errors import BadDataError, UnreadableImageError, join_names, require
 from ..evaluation.predictions import Predictions
 from ..evaluation.report import ReportArguments, read_points
 from ..evaluation.thresholds import OperatingPoint
-from ..files import atomic_file, refuse_existing
+from ..files import refuse_existing, write_table
 from ..images.quality import assess_quality
 from ..images.reading import read_image
 from ..options import build_arguments, parse_arguments
@@ -124,8 +124,7 @@ def run(arguments: PredictArguments, forward_arguments: PredictForwardArguments)
         if rejected:
             tables["rejected"] = pd.DataFrame(rejected, columns=["id", "reason"])
         for title, table in tables.items():
-            with atomic_file(result.output.parent / f"{title}.csv") as partial:
-                table.to_csv(partial, index=False, float_format="%.9g")
+            write_table(result.output.parent / f"{title}.csv", table, float_format="%.9g")
         write_run_record(
             result.output.parent, "predict", [arguments, forward_arguments], images=len(predictions),
             seconds=round(time.time() - started, 1), rejected_images=rejected,

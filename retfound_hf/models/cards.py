@@ -1,6 +1,5 @@
 """Model cards: `README.md` of a model folder, from a template, the facts of the run and its result files."""
 
-import csv
 import json
 import re
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from ..evaluation.calibration import LogitScaling
 from ..evaluation.document import INTERVAL, metric_rows
 from ..evaluation.metrics import METRICS, metric_title
 from ..evaluation.subgroups import FEWEST
-from ..files import atomic_file
+from ..files import atomic_file, read_rows
 from ..vocabulary import MODALITIES, REGRESSION, problem_type_of
 from .configuration_retfound import is_calibrated
 from .image_processing_retfound import RetFoundImageProcessor
@@ -208,8 +207,7 @@ def _group_rows(folder: Path) -> list[dict[str, str]]:
     path = Path(folder) / "subgroups.csv"
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.DictReader(file) if row["metric"] in SUBGROUP_METRICS]
+    return [row for row in read_rows(path) if row["metric"] in SUBGROUP_METRICS]
 
 
 def _group_table(folder: Path) -> str:

@@ -1,6 +1,5 @@
 """Monitoring of a run: buffered metrics, log, guards against bad losses and images, linear probe, previews."""
 
-import csv
 import json
 import logging
 import math
@@ -24,7 +23,7 @@ from ..data.labelled import LabelledSet, read_labelled
 from ..errors import BadDataError, DivergedError, RetFoundError, join_names
 from ..evaluation.linear_probe import fit_linear_probe
 from ..evaluation.report import compute_metrics
-from ..files import atomic_file, write_json
+from ..files import atomic_file, rows_of_csv, write_json
 from ..images.drawing import contact_sheet
 from ..inference.predict import PreparedSplit, features, prepare_split, to_scores
 from ..models.image_processing_retfound import RetFoundImageProcessor
@@ -299,8 +298,9 @@ class RejectedImages:
             return
         self.reasons |= met
         if self.accelerator.is_main_process:
-            with atomic_file(self.path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([("id", "reason"), *sorted(self.reasons.items())])
+            with rows_of_csv(self.path, ("id", "reason")) as write:
+                for row in sorted(self.reasons.items()):
+                    write(row)
             logger.warning("%d images could not be read: %s", len(self.reasons), self.path)
         basis = min(self.num_images, max(seen, MIN_REJECTED_BASIS))
         if len(self.reasons) > math.floor(self.max_share * basis):

@@ -15,7 +15,7 @@ from ..data.splits import SPLITS
 from ..errors import UnreadableImageError
 from ..evaluation import document
 from ..evaluation.document import Block, Picture, Section, Table, characteristics, counted, number, tripod_section
-from ..files import atomic_file
+from ..files import atomic_file, write_table
 from ..images.reading import read_image
 from ..vocabulary import SINGLE_LABEL
 from . import report_parts as parts
@@ -30,7 +30,7 @@ from .report_sections import (
     subgroups,
 )
 from .results import StudyResults, read_study
-from .tables import RESULT_COLUMNS, shared_text, without_paths, write_table
+from .tables import RESULT_COLUMNS, shared_text, without_paths
 
 SIDE = 160  # pixels of a thumbnail
 MOST_CLASSES = 6

@@ -11,7 +11,7 @@ import pandas as pd
 from ..errors import OutputError
 from ..evaluation.metrics import metrics_for
 from ..evaluation.predictions import Predictions
-from ..files import write_json
+from ..files import unguard, with_formulas, write_json
 from ..vocabulary import SINGLE_LABEL
 from .config import Reporting, Study, read_settings
 
@@ -39,9 +39,10 @@ def predictions_file(folder: str | Path, job_id: str, evaluated: str) -> Path:
 def read_csv(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
     """A table of the study; its names, and the columns `text`, stay as written ("NA" is a class, "007" is not 7)."""
     header = pd.read_csv(path, nrows=0).columns
-    words = [name for name in header if name in (*TEXT_COLUMNS, *text)]
+    words = [name for name in header if unguard(name) in (*TEXT_COLUMNS, *text)]
     numbers = {name: [""] for name in header if name not in words}
-    return pd.read_csv(path, dtype=dict.fromkeys(words, str), keep_default_na=False, na_values=numbers)
+    table = pd.read_csv(path, dtype=dict.fromkeys(words, str), keep_default_na=False, na_values=numbers)
+    return with_formulas(table)
 
 
 def read_task(folder: str | Path, data: str) -> dict[str, Any]:

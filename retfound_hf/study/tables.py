@@ -21,7 +21,7 @@ from ..evaluation.comparisons import compare_over_both, compare_seeds, holm, ove
 from ..evaluation.intervals import find_intervals
 from ..evaluation.metrics import lower_is_better, weighted_metrics
 from ..evaluation.predictions import Predictions
-from ..files import atomic_file, write_json
+from ..files import atomic_file, write_json, write_table
 from .config import Study
 from .jobs import Job, Task, patients_in
 from .results import JOB_COLUMNS, STUDY_FILE, JobResult, curve_points, ended_jobs, predictions_file, read_cases
@@ -300,12 +300,6 @@ def write_results(folder: Path, study: Study, jobs: Sequence[Job]) -> tuple[JobR
     write_table(folder / "summary.csv", summary)
     write_table(folder / "comparisons.csv", comparisons)
     return ended
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a CSV file, whole or not at all, with the digits that tell any two numbers apart."""
-    with atomic_file(path) as partial:
-        table.to_csv(partial, index=False, lineterminator="\n")
 
 
 def _result_rows(study: Study, job: JobResult, table: Table) -> Iterator[dict[str, Any]]:

@@ -94,6 +94,19 @@ def test_a_table_comes_back_as_it_was_written(tmp_path, kind, labelled):
     assert again.eyes.tolist() == first.eyes.tolist()
 
 
+def test_names_of_formulas_come_back(tmp_path):
+    ids, names = ['=HYPERLINK("http://x")', "@SUM(1)|' /C calc'!A0", "-1.png", "\t=2"], ("=cls", "-", "+")
+    rows = pd.DataFrame({"id": ids, "patient_id": ["=1+1", "+2", "'=3", "ordinary"], "eye": list("LRLR")})
+    scores = np.full((4, 3), 1 / 3)
+    first = Predictions.of_table(rows, np.array([0, 1, 2, 0]), scores, names, SINGLE_LABEL)
+    first.to_csv(tmp_path / "predictions.csv")
+    plain = pd.read_csv(tmp_path / "predictions.csv", dtype=str)
+    assert not plain.map(lambda cell: cell[0] in "=+-@\t\r").any(axis=None)
+    again = Predictions.read_csv(tmp_path / "predictions.csv")
+    assert again.ids.tolist() == ids and again.class_names == names
+    assert again.patients.tolist() == rows["patient_id"].tolist() and again.targets.tolist() == [0, 1, 2, 0]
+
+
 def test_columns_of_the_table(tmp_path):
     predictions = Predictions(["x", "y"], SCORES[:2], [0, 1], ["a", "b"], SINGLE_LABEL, [None, np.nan])
     assert predictions.patients is None
