@@ -129,9 +129,11 @@ class OutputError(RetFoundError):
 
     Attributes:
         path: the folder.
+        reason: why, without the path, where the system says so.
     """
 
     path: Path
+    reason: str = ""
 
     def __init__(self, message: str, *, path: str | Path):
         super().__init__(message, path=Path(path))

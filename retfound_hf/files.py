@@ -1,7 +1,10 @@
 """Atomic outputs, written beside their place and then moved; locks of what is being written; tables as CSV."""
 
 import csv
+import errno
+import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -11,11 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import OutputError
+from .errors import OutputError, RetFoundError, one_line
 
 if TYPE_CHECKING:
     import pandas as pd
     from filelock import FileLock
+
+logger = logging.getLogger(__name__)
 
 MODEL_FILES = {
     "config.json",
@@ -25,6 +30,11 @@ MODEL_FILES = {
     "adapter_model.safetensors",
     "operating_points.json",
 }
+# Faults of a place, whatever is written there, and those that are one where a path of the output is named.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+# Words of numpy and torch for it, which say no more.
+CUT = re.compile("requested and [0-9]+ written|PytorchStreamWriter failed|file write failed|unexpected pos [0-9]+ vs")
 # Seconds to wait for a folder: a killed run's loader processes inherit its lock, another may be saving its last steps.
 PATIENCE = 20
 # Begin of a text that a spreadsheet computes, at the start of a cell or after what may end one there, with the
@@ -35,17 +45,23 @@ GUARD, GUARDED = re.compile(FORMULA), re.compile(FORMULA.replace("(?='*", "'(?='
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it replaces `path`, on any exception it is removed."""
+    """Yield a temporary path beside `path`; on success it replaces `path`, on any exception it is removed.
+
+    Raises:
+        OutputError: a full or read-only disk, see `output_faults`; so do the others here.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last, because writers such as matplotlib read the format from it.
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
+    with output_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The suffix stays last, because writers such as matplotlib read the format from it.
+        handle, name = tempfile.mkstemp(prefix=f".{_short(path.stem)}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
     partial = Path(name)
     try:
-        yield partial
-        os.chmod(partial, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
-        os.replace(partial, path)
+        with output_faults(path):  # while it takes the room that it could not do with
+            yield partial
+            os.chmod(partial, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -55,21 +71,24 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it becomes `path`, on any exception it is removed.
 
     Raises:
-        OutputError: `path` exists, is not an empty folder, and `overwrite` is false.
+        OutputError: `path` exists, is not an empty folder, and `overwrite` is false; also if it is so in the end.
     """
     path = Path(path).resolve()  # a link keeps pointing at the folder, and `.` gets a name
     refuse_existing(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    with output_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{_short(path.name)}-", dir=path.parent))
     replaced = partial.with_name(f"{partial.name}-replaced")
     try:
-        yield partial
-        os.chmod(partial, 0o777 & ~_umask())
-        open_to_all(partial)
-        if path.exists():
-            # Renamed away first: a removal takes long enough to be stopped half-way.
-            os.replace(path, replaced)
-        os.replace(partial, path)
+        with output_faults(path):
+            yield partial
+            os.chmod(partial, 0o777 & ~_umask())
+            open_to_all(partial)
+            refuse_existing(path, overwrite)
+            if path.exists():
+                # Renamed away first: a removal takes long enough to be stopped half-way.
+                os.replace(path, replaced)
+            os.replace(partial, path)
     finally:
         if replaced.exists() and not path.exists():
             os.replace(replaced, path)
@@ -85,50 +104,93 @@ def move_into(folder: str | Path) -> Iterator[Path]:
     lacks are removed: an old adapter beside new weights would be taken for the model.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as name:
-        partial = Path(name)
-        yield partial
-        open_to_all(partial)
-        for stale in MODEL_FILES - {path.name for path in partial.iterdir()}:
-            (folder / stale).unlink(missing_ok=True)
-        for path in sorted(partial.iterdir(), key=lambda path: (path.name.endswith("config.json"), path.name)):
-            if path.is_dir():
-                shutil.rmtree(folder / path.name, ignore_errors=True)
-            os.replace(path, folder / path.name)
+    with output_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    try:
+        with output_faults(folder):
+            yield partial
+            open_to_all(partial)
+            for stale in MODEL_FILES - {path.name for path in partial.iterdir()}:
+                (folder / stale).unlink(missing_ok=True)
+            for path in sorted(partial.iterdir(), key=lambda path: (path.name.endswith("config.json"), path.name)):
+                if path.is_dir():
+                    shutil.rmtree(folder / path.name, ignore_errors=True)
+                os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def output_faults(path: str | Path) -> Iterator[None]:
+    """Raise `OutputError` for what fails in the block since `path`, a file or folder, cannot be written.
+
+    Libraries report a full disk in their own ways, some with no word of it. So another exception is one too where
+    nothing more can be written.
+    """
+    try:
+        yield
+    except RetFoundError:
+        raise
+    except Exception as error:
+        place, reason = _fault(error, Path(os.path.abspath(path)))
+        if not reason:
+            raise
+        raise _unwritable(place, reason) from error
+
+
+def _fault(error: Exception, path: Path) -> tuple[Path, str]:
+    """Place and reason of an error that lies in a place, that of `path` or another; no reason for any other error."""
+    named, code = getattr(error, "filename", None), getattr(error, "errno", None)
+    named = Path(os.path.abspath(os.fsdecode(named))) if isinstance(named, (str, bytes, os.PathLike)) else path
+    if code in FULL or any(os.strerror(full) in str(error) for full in FULL) or CUT.search(str(error)):
+        return named, os.strerror(code) if code in FULL else one_line(error)
+    if isinstance(error, OSError) and code in REFUSED and named is not path:
+        beside = named.parent == path.parent and named.name.startswith(f".{path.stem}")
+        if beside or path in (named, *named.parents) or named in path.parents:
+            return path if beside else named, os.strerror(code)
+    try:
+        check_writable(path)
+    except OutputError as fault:
+        return path, fault.reason
+    return path, ""
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise `OutputError` unless a file can be written at or below `path`; one is, and vanishes."""
+    place = Path(os.path.abspath(path))
+    try:
+        while not place.exists():
+            place = place.parent
+        # A file may be replaced; no folder can be made in one.
+        place = place.parent if place.is_file() and place == Path(os.path.abspath(path)) else place
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())  # network disks report it as late as this
+    except OSError as error:
+        raise _unwritable(path, os.strerror(error.errno) if error.errno else one_line(error)) from error
+
+
+def _unwritable(path: str | Path, reason: str) -> OutputError:
+    full = any(os.strerror(code) in reason for code in FULL[:3])
+    fix = "make room there, or choose another place" if full else "choose another place"
+    error = OutputError(f"{path} cannot be written ({reason}); {fix}", path=path)
+    error.reason = reason
+    return error
 
 
 @contextmanager
 def file_lock(path: str | Path) -> Iterator[None]:
     """File lock beside `path`: one process makes it, the others wait and should then look whether it is there."""
-    lock = _lock_beside(Path(path))
-    with lock:
-        try:
-            yield
-        finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
-
-
-@contextmanager
-def exclusive_folder(folder: Path) -> Iterator[None]:
-    """Lock of an output folder: one process writes it, however that process ends.
-
-    Raises:
-        OutputError: another process holds it for longer than `PATIENCE` seconds.
-    """
     from filelock import Timeout
 
-    lock = _lock_beside(folder, PATIENCE)
+    lock = _lock_beside(Path(path))
     try:
-        lock.acquire()
+        lock.acquire(timeout=PATIENCE)
     except Timeout:
-        raise OutputError(
-            f"output folder {folder}: another run writes there; wait for its end, stop it, or choose another folder",
-            path=folder,
-        ) from None
-    except NotImplementedError:  # a network file system without locks
-        yield
-        return
+        logger.warning("waiting for %s, which another run makes%s", path, _holder(lock.lock_file))
+        lock.acquire(timeout=-1)
     try:
         yield
     finally:
@@ -136,12 +198,73 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _lock_beside(path: Path, timeout: float = -1) -> "FileLock":
-    """File lock beside `path`. `timeout` in seconds; negative waits forever."""
+@contextmanager
+def exclusive_folder(folder: str | Path | None, share: str = "") -> Iterator[None]:
+    """Lock of an output folder: one process writes it, however that process ends.
+
+    Args:
+        folder: which `output_faults` holds for, too; nothing is locked where None.
+        share: name of a part of the folder, where several machines each write their own.
+
+    Raises:
+        OutputError: it cannot be written, or another process holds it for longer than `PATIENCE` seconds.
+    """
+    from filelock import Timeout
+
+    if folder is None:
+        yield
+        return
+    with output_faults(folder):
+        check_writable(folder)
+        lock = _lock_beside(Path(folder), share)
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            raise OutputError(
+                f"output folder {folder}: another run writes there{_holder(lock.lock_file)}; wait for its end, stop "
+                "it, or choose another folder", path=folder,
+            ) from None  # fmt: skip
+        except (NotImplementedError, OSError):
+            # A network disk without locks, or a folder that may be written within one that may not.
+            if not Path(folder).is_dir():
+                raise
+        try:
+            yield
+        finally:
+            if lock.is_locked:
+                Path(lock.lock_file).unlink(missing_ok=True)
+                lock.release()
+
+
+def _lock_beside(path: Path, share: str = "") -> "FileLock":
+    """File lock beside `path`, or beside what a link points at."""
     from filelock import FileLock
 
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout)
+    return FileLock(path.parent / f".{_short(path.name + share.replace('/', '-'))}.lock")
+
+
+def _holder(lock_file: str) -> str:
+    """Words on who holds a lock that is a mere file, as on disks without locks, where it outlives its machine."""
+    try:
+        lines = Path(lock_file).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    # Two lines, or in later versions of filelock one for each fact.
+    facts = dict(zip(("pid", "host"), lines, strict=False)) | dict(
+        re.findall("^(pid|host)=(.*)$", "\n".join(lines), re.M)
+    )
+    if facts.keys() < {"pid", "host"}:
+        return ""
+    who = f"process {facts['pid']} of the machine {facts['host']}"
+    return f" (by {lock_file} it is {who}; if either is gone, remove that file)"
+
+
+def _short(name: str, most: int = 180) -> str:
+    """A name, or in place of one of more than `most` bytes a digest, which leaves room for what is put to it."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= most else hashlib.blake2b(encoded, digest_size=16).hexdigest()
 
 
 def open_to_all(folder: Path) -> None:
@@ -152,9 +275,10 @@ def open_to_all(folder: Path) -> None:
 
 
 def refuse_existing(path: str | Path, overwrite: bool = False) -> None:
-    """Raise unless `path` is free to be written: absent, an empty folder, or a folder with `overwrite`."""
+    """Raise unless `path` can be written and is free: absent, an empty folder, or a folder with `overwrite`."""
+    check_writable(path)
     path = Path(path)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         raise OutputError(f"output folder {path}: a file of this name exists; choose another folder", path=path)
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise OutputError(

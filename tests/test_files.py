@@ -1,16 +1,20 @@
 import csv
+import errno
 import json
 import multiprocessing
 import os
 import random
 import re
+import resource
 import signal
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from filelock import SoftFileLock
 
 from retfound_hf.errors import OutputError
 from retfound_hf.files import (
@@ -21,6 +25,7 @@ from retfound_hf.files import (
     guard,
     move_into,
     read_rows,
+    refuse_existing,
     rows_of_csv,
     unguard,
     with_formulas,
@@ -239,6 +244,118 @@ def test_one_process_at_a_time_makes_a_file(tmp_path):
         assert process.exitcode == 0
     assert made.get(timeout=10) == path.read_text() and made.empty()
     assert [found.name for found in path.parent.iterdir()] == ["made.txt"]
+
+
+class TestFaults:
+    @pytest.fixture
+    def file(self, tmp_path):
+        (tmp_path / "file").write_text("kept")
+        return tmp_path / "file"
+
+    @pytest.mark.parametrize("place", ["file", "file/out", "file/deep/out", "n" * 300, "眼" * 90, "/proc/out"])
+    def test_a_place_that_cannot_be_written_is_refused_before_the_block(self, file, place):
+        path = file.parent / place
+        for claim in (lambda: refuse_existing(path), lambda: atomic_folder(path).__enter__()):
+            with pytest.raises(OutputError) as error:
+                claim()
+            assert error.value.path == path
+        if place != "file":
+            with pytest.raises(OutputError), exclusive_folder(path):
+                raise AssertionError
+            with pytest.raises(OutputError), atomic_file(path):
+                raise AssertionError
+        assert names(file.parent) == {"file"} and file.read_text() == "kept"
+
+    @pytest.mark.parametrize("writer", ["json", "table", "numpy", "zip", "torch", "safetensors", "pickle"])
+    def test_a_disk_that_ends_in_the_middle_is_one_line(self, tmp_path, writer):
+        """A limit of the size of files stands for a full disk: both end a write half-way."""
+        path, said = tmp_path / "out", FORK.Queue()
+        path.write_text("old")
+        process = FORK.Process(target=write_beyond_the_limit, args=(path, writer, said))
+        process.start()
+        kind, message = said.get(timeout=60)
+        process.join(timeout=60)
+        assert kind == "OutputError" and str(path) in message and "\n" not in message
+        assert names(tmp_path) == {"out"} and path.read_text() == "old"
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+    def test_full_and_read_only_disks_name_the_place(self, tmp_path, number):
+        with pytest.raises(OutputError) as error, atomic_folder(tmp_path / "out"):
+            raise OSError(number, os.strerror(number), str(tmp_path / "elsewhere"))
+        assert (error.value.path, error.value.reason) == (tmp_path / "elsewhere", os.strerror(number))
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        "error", [KeyError("a"), FileNotFoundError(2, "x", "/images/a.png"), OSError("truncated")]
+    )
+    def test_other_errors_stay_what_they_are(self, tmp_path, error):
+        with pytest.raises(type(error)) as found, exclusive_folder(tmp_path / "out"), atomic_file(tmp_path / "out/a"):
+            raise error
+        assert found.value is error
+
+    def test_names_that_leave_no_room_for_more(self, tmp_path):
+        """A file, a folder and a lock beside names of 255 bytes, which file systems accept."""
+        folder = tmp_path / ("眼" * 85)
+        with exclusive_folder(folder), atomic_folder(folder) as partial, atomic_file(partial / ("患" * 85)) as file:
+            file.write_text("")
+        assert names(tmp_path) == {"眼" * 85}
+
+    def test_what_another_run_has_written_meanwhile_stays(self, tmp_path):
+        with pytest.raises(OutputError), atomic_folder(tmp_path / "out") as partial:
+            (partial / "mine").touch()
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "theirs").touch()
+        assert names(tmp_path) == {"out"} and names(tmp_path / "out") == {"theirs"}
+
+    @pytest.mark.parametrize("marker", ["71\nnode9\n", "filelock/2\nmode=exclusive\npid=71\nhost=node9\n"])
+    def test_a_lock_that_is_a_mere_file_says_whose_it_is(self, tmp_path, monkeypatch, marker):
+        """As on disks without locks, where such a file outlives a machine that was switched off."""
+        monkeypatch.setattr("retfound_hf.files.PATIENCE", 0.2)
+        monkeypatch.setattr("filelock.FileLock", SoftFileLock)
+        lock = tmp_path / ".out.lock"
+        lock.write_text(marker)
+        with pytest.raises(OutputError) as error, exclusive_folder(tmp_path / "out"):
+            pass
+        assert all(word in str(error.value) for word in ("node9", "71", str(lock)))
+        lock.unlink()
+        with exclusive_folder(tmp_path / "out"):
+            assert lock.exists()
+        assert not lock.exists()
+
+    def test_who_waits_for_a_file_says_so(self, tmp_path, monkeypatch, caplog):
+        monkeypatch.setattr("retfound_hf.files.PATIENCE", 0.1)
+        monkeypatch.setattr("filelock.FileLock", SoftFileLock)
+        lock = tmp_path / ".made.lock"
+        lock.write_text("71\nnode9\n")
+        threading.Timer(0.5, lock.unlink).start()
+        with file_lock(tmp_path / "made"):
+            pass
+        assert "node9" in caplog.text and str(lock) in caplog.text
+
+
+def write_beyond_the_limit(path: Path, writer: str, said) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    numbers = np.zeros(100_000)
+    write = {
+        "json": lambda: write_json(path, list(range(20_000))),
+        "table": lambda: write_table(path, pd.DataFrame({"id": range(20_000)})),
+        "numpy": lambda partial: np.save(partial, numbers),
+        "zip": lambda partial: np.savez(partial, numbers),
+        "torch": lambda partial: torch.save(torch.zeros(100_000), partial),
+        "safetensors": lambda partial: save_file({"a": torch.zeros(100_000)}, partial),
+        "pickle": lambda partial: pd.DataFrame({"a": numbers}).to_pickle(partial),
+    }[writer]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    try:
+        if writer in ("json", "table"):
+            write()
+        else:
+            with atomic_file(path) as partial, open(partial, "wb") as file:
+                write(partial if writer == "safetensors" else file)
+    except Exception as error:
+        said.put((type(error).__name__, str(error)))
 
 
 def hold(folder: Path, began) -> None:

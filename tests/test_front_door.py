@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import retfound_hf as rf
+from retfound_hf.errors import OutputError
 
 SOURCE = Path(rf.__file__)
 
@@ -46,3 +48,33 @@ def test_import_is_light():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     heavy = {"sklearn", "matplotlib", "pandas", "datasets", "transformers.trainer", "captum"}
     assert not heavy & set(loaded)
+
+
+NOWHERE = "nowhere"  # reading it would be another error
+RUNS = {
+    "finetune": lambda out: rf.finetune(NOWHERE, NOWHERE, output_dir=out),
+    "evaluate": lambda out: rf.evaluate(NOWHERE, NOWHERE, output_dir=out),
+    "predict": lambda out: rf.predict(NOWHERE, NOWHERE, output_dir=out),
+    "embed": lambda out: rf.embed(NOWHERE, NOWHERE, output_dir=out),
+    "explain": lambda out: rf.explain(NOWHERE, NOWHERE, output_dir=out),
+    "prepare_images": lambda out: rf.prepare_images(NOWHERE, out, "cfp"),
+    "pretrain": lambda out: rf.pretrain(NOWHERE, out, config_name="retfound-tiny"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_a_second_run_in_a_folder_ends_before_it_reads_anything(tmp_path, monkeypatch, command):
+    monkeypatch.setattr("retfound_hf.files.PATIENCE", 0.1)
+    with FileLock(tmp_path / ".out.lock"), pytest.raises(OutputError) as error:
+        RUNS[command](tmp_path / "out")
+    assert error.value.path == tmp_path / "out" and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", RUNS)
+@pytest.mark.parametrize("place", ["file", "file/out", "n" * 300])
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, command, place):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(OutputError) as error:
+        RUNS[command](tmp_path / place)
+    assert error.value.path == tmp_path / place
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "kept"

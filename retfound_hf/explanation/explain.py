@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, ViTMAEForPreTraining
 
 from ..data.tables import TABLE_SUFFIXES
 from ..errors import BadArgumentError
-from ..files import atomic_folder, refuse_existing
+from ..files import atomic_folder, exclusive_folder
 from ..images.drawing import colours, contact_sheet, heat_on_image, overlay, with_scale
 from ..inference.predict import DTYPES, process_state, to_scores
 from ..models.image_processing_retfound import RetFoundImageProcessor
@@ -276,9 +276,8 @@ def write_explanations(
     """
     started = time.time()
     folder, kept = Path(options.output_dir), []
-    refuse_existing(folder, options.overwrite_output_dir)
-    explained, batches = _explained(arguments, options)
-    with atomic_folder(folder, options.overwrite_output_dir) as partial:
+    with exclusive_folder(folder), atomic_folder(folder, options.overwrite_output_dir) as partial:
+        explained, batches = _explained(arguments, options)
         outputs = OutputFolder(partial, arguments.sheet_images)
         for one in explained:
             outputs.add(one)

@@ -1,11 +1,13 @@
 """Fine-tuning from arguments to a finished folder: the function and the command `finetune`."""
 
+import json
 import logging
 import os
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from ..evaluation.metrics import metrics_for
 from ..evaluation.predictions import Predictions
 from ..evaluation.report import format_table, write_points, write_report
 from ..evaluation.thresholds import OperatingPoint, choose_points
-from ..files import move_into, refuse_existing, write_json
+from ..files import exclusive_folder, move_into, output_faults, refuse_existing, write_json
 from ..inference.evaluate import splits_in_training, write_splits
 from ..inference.predict import Classifier, PreparedSplit, prepare_split, process_state, warn_of_modality
 from ..models import cards
@@ -242,6 +244,16 @@ def run(args: FinetuneArguments) -> FinetuneRun:
     classes also `operating_points.json`, thresholds chosen on the validation split, and `operating_points.csv`, what
     they reach on the test split.
     """
+    with exclusive_folder(args.output_dir) if process_state().is_main_process else nullcontext():
+        try:
+            with output_faults(args.output_dir):
+                return _run(args)
+        except Exception:
+            _remove_half_written(args.output_dir)
+            raise
+
+
+def _run(args: FinetuneArguments) -> FinetuneRun:
     started, state = time.time(), process_state()
     method = METHODS[args.method](args)
     checkpoint = checkpoint_to_resume(args, method)
@@ -366,6 +378,15 @@ def checkpoint_to_resume(args: FinetuneArguments, method: Method) -> str | None:
 def _remove_checkpoints(output_dir: str | Path) -> None:
     for path in Path(output_dir).glob("checkpoint-*"):
         shutil.rmtree(path)
+
+
+def _remove_half_written(output_dir: str | Path) -> None:
+    """Remove the checkpoint at which a disk was full: Trainer writes its state last."""
+    for path in Path(output_dir).glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def main(argv: Sequence[str] | None = None, publisher: Callable[[], Any] | None = None) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from ..data.image_sources import Part, ShardPart, identities
 from ..errors import OutputError
-from ..files import atomic_file, refuse_existing, write_json, write_table
+from ..files import atomic_file, exclusive_folder, refuse_existing, write_json, write_table
 from ..models.loading import accepted_weights, load_encoder, load_processor
 from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
@@ -89,8 +90,13 @@ def run(arguments: EmbedArguments, forward_arguments: ForwardArguments) -> tuple
 
     Raises:
         BadDataError: unreadable images, unless they are skipped.
-        OutputError: parts of another model in the folder.
+        OutputError: parts of another model in the folder, or another run in it.
     """
+    with exclusive_folder(forward_arguments.output_dir) if process_state().is_main_process else nullcontext():
+        return _run(arguments, forward_arguments)
+
+
+def _run(arguments: EmbedArguments, forward_arguments: ForwardArguments) -> tuple[Path, list[tuple[str, str]]]:
     started, state = time.time(), process_state()
     model_name, output_dir = arguments.model_name_or_path, Path(str(forward_arguments.output_dir))
     folder = output_dir / "parts"

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..errors import BadDataError, join_names
 from ..evaluation.document import counts_text
 from ..evaluation.predictions import Predictions
 from ..evaluation.report import ReportArguments, format_table, measure, read_points, write_report
-from ..files import refuse_existing, with_formulas, write_table
+from ..files import exclusive_folder, refuse_existing, with_formulas, write_table
 from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
 from ..vocabulary import SINGLE_LABEL, order_classes
@@ -98,6 +99,11 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
 
     A model folder with thresholds (`operating_points.json`) also brings `operating_points.csv`: what they reach here.
     """
+    with exclusive_folder(forward_arguments.output_dir) if process_state().is_main_process else nullcontext():
+        return _run(arguments, forward_arguments, report)
+
+
+def _run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, report: ReportArguments) -> Evaluation:
     started, state, output_dir = time.time(), process_state(), forward_arguments.output_dir
     if output_dir is not None and state.is_main_process:
         refuse_existing(output_dir, forward_arguments.overwrite_output_dir)

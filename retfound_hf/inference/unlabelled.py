@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ..errors import BadDataError, UnreadableImageError, join_names, require
 from ..evaluation.predictions import Predictions
 from ..evaluation.report import ReportArguments, read_points
 from ..evaluation.thresholds import OperatingPoint
-from ..files import refuse_existing, write_table
+from ..files import exclusive_folder, refuse_existing, write_table
 from ..images.quality import assess_quality
 from ..images.reading import read_image
 from ..options import build_arguments, parse_arguments
@@ -96,6 +97,11 @@ def run(arguments: PredictArguments, forward_arguments: PredictForwardArguments)
 
     Probabilities are those of `evaluate` on the same images, to the bit.
     """
+    with exclusive_folder(forward_arguments.output_dir) if process_state().is_main_process else nullcontext():
+        return _predict(arguments, forward_arguments)
+
+
+def _predict(arguments: PredictArguments, forward_arguments: PredictForwardArguments) -> PredictedImages:
     require("on_bad_image", forward_arguments.on_bad_image, ("error", "skip"))
     started, state, folder = time.time(), process_state(), forward_arguments.output_dir
     if folder is not None and state.is_main_process:

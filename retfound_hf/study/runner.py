@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..errors import RetFoundError, one_line, require_range
 from ..evaluation.metrics import METRICS
-from ..files import atomic_folder
+from ..files import atomic_folder, exclusive_folder
 from ..finetuning.methods import METHODS
 from ..models.backbones import BACKBONES
 from ..models.loading import STARTING_POINTS
@@ -223,6 +223,11 @@ class PlanArguments:
     dry_run: bool = field(default=False, metadata={"help": "check everything, print the table of jobs, and run none"})
 
 
+def finished_of(folder: Path, jobs: Sequence[Job]) -> set[str]:
+    """Ids of those jobs of a study's folder that have finished."""
+    return {job.id for job in jobs if (found := read_job(folder, job.id)) and found.status == "finished"}
+
+
 @dataclass(frozen=True)
 class Plan:
     """Study that was checked against its data.
@@ -253,8 +258,7 @@ class Plan:
         tasks = check_study(study)
         jobs = plan_jobs(study, tasks)
         mine = part_of(jobs, arguments.part)
-        done = {job.id for job in mine if (found := read_job(folder, job.id)) and found.status == "finished"}
-        return cls(arguments, study, folder, tasks, jobs, mine, done)
+        return cls(arguments, study, folder, tasks, jobs, mine, finished_of(folder, mine))
 
     def __str__(self) -> str:
         counts = f"{len(self.jobs)} jobs, {len(self.mine)} of them here, {len(self.done)} finished already"
@@ -274,8 +278,17 @@ class Plan:
         return f"{table.to_string(index=False)}\n\n{len(left)} jobs to do, {total} ({how})"
 
     def run(self) -> StudyResults:
-        """Run all jobs that have not finished yet, write tables and report, and read them."""
-        started, todo = time.time(), [job for job in self.mine if job.id not in self.done]
+        """Run all jobs that have not finished yet, write tables and report, and read them.
+
+        Raises:
+            OutputError: another run of the same part, or a folder that cannot be written.
+        """
+        with exclusive_folder(self.folder, self.arguments.part or ""):
+            return self._run()
+
+    def _run(self) -> StudyResults:
+        done = finished_of(self.folder, self.mine)  # by now: another run may have ended
+        started, todo = time.time(), [job for job in self.mine if job.id not in done]
         write_plan(self.folder, self.study, self.tasks, self.jobs)
         errors: dict[str, BaseException | None] = {}
         try:
