@@ -2,6 +2,7 @@
 
 import logging
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -31,7 +32,7 @@ from ..vocabulary import SINGLE_LABEL, problem_type_of
 RECONSTRUCTION = "reconstruction"
 PREDICTED, LABEL = "predicted", "label"
 PICTURES, ARRAYS = "pictures", "arrays"
-LONGEST_NAME = 120  # characters of a file name
+LONGEST_NAME = 120  # bytes of a file name, of which file systems take 143 to 255
 TILE = 256  # pixels of a picture on the contact sheet
 logger = logging.getLogger(__name__)
 
@@ -263,9 +264,10 @@ class FileNames:
     def __call__(self, name: str) -> str:
         path = PurePosixPath(name.replace("\\", "/"))
         plain = re.sub(r"[^\w-]+", "_", str(path.with_suffix("") if path.name else path)).strip("_")
-        plain = plain[-LONGEST_NAME:] or "image"
-        # Case-insensitive file systems must hold both `A` and `a`.
-        count = self.taken[plain.lower()] = self.taken.get(plain.lower(), 0) + 1
+        plain = plain.encode()[-LONGEST_NAME:].decode(errors="ignore").strip("_") or "image"
+        # File systems may take `A` for `a`, and one letter of two signs for its composed form.
+        key = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", plain).casefold())
+        count = self.taken[key] = self.taken.get(key, 0) + 1
         return plain if count == 1 else self(f"{plain}-{count}")
 
 

@@ -1,3 +1,5 @@
+import unicodedata
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -61,7 +63,20 @@ def test_the_scale_keeps_the_picture(width):
 def test_every_id_has_a_file_name_of_its_own():
     names = FileNames()
     ids = ["a/b.jpg", "a/b.png", "a_b", "../../etc/passwd", "A/B.tif", "/x/y.z.png", "", "é ü.jpg", "n" * 300, "a_b-2"]
+    ids += ["眼底" * 90 + "/" + "患者" * 60 + f"{number}.png" for number in range(12)]
+    ids += [
+        "x" + "患" * 200,
+        "患" * 200,
+        "患" * 201,
+        "É.jpg",
+        "e\u0301.jpg",
+        "ﬁ",
+        "fi",
+        "\udce9.png",
+        "?.png",
+        "*.png",
+    ]
     found = [names(name) for name in ids]
     assert found[:4] == ["a_b", "a_b-2", "a_b-3", "etc_passwd"]
-    assert len({name.lower() for name in found}) == len(ids)
-    assert all(name and len(name) < 140 and "/" not in name and "." not in name for name in found)
+    assert len({unicodedata.normalize("NFKC", name).casefold() for name in found}) == len(ids)
+    assert all(name and len(name.encode()) < 140 and "/" not in name and "." not in name for name in found)
