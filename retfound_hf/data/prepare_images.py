@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ..errors import BadArgumentError, BadDataError, OutputError, UnreadableImageError, require, require_range
-from ..files import atomic_file, read_rows, rows_of_csv
+from ..files import atomic_file, exclusive_folder, output_faults, read_rows, rows_of_csv
 from ..hub_access import translate_hub_errors
 from ..images.field_of_view import CROP_VERSION
 from ..images.reading import modality_mismatch
@@ -26,7 +26,7 @@ from ..record import write_run_record
 from ..vocabulary import MODALITIES
 from .image_cache import Preparer
 from .image_sources import ImageSource
-from .shards import RECORDS, Records, Share, make_shards, shard_features
+from .shards import RECORDS, Records, Share, make_shards, number_images, shard_features
 from .stored_images import open_source
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 # Of the rest, `run.json` and the records tell the paths of this machine.
 PUSHED = ["data/train-*.parquet", "README.md", "dataset_info.json", "rejected.csv", "duplicates.csv"]
+# What the card says of names, and says instead where none are sent.
+ID_IS, NUMBER_IS = "where it comes from: its path within the source, or its `id` there", "its shard and its row"
+REJECTED_IN, REJECTED = "rejected, see `rejected.csv`", "rejected"
+ADVICE = "An `id` may tell more than you want to pass on; look at some before you share the shards."
 CARD = """# {count:,} {name}, {size} x {size}
 
 Prepared for pretraining with `retfound prepare_images`: {steps}. Nothing of the originals' metadata was kept.
@@ -48,19 +52,18 @@ images = load_dataset("{source}", split="train")  # add streaming=True to read w
 | column | holds |
 |---|---|
 | `image` | the prepared image, 8-bit RGB, {encoding} |
-| `id` | where it comes from: its path within the source, or its `id` there |
+| `id` | {id_is} |
 | `hash` | BLAKE2b digest (128 bits) of the prepared pixels; equal for exact duplicates |
 {kept}
 | images | |
 |---|---|
 | in the source | {images:,} |
 | in the shards | {count:,} ({megabytes:,.0f} MB, from {units} of up to {shard_size:,} source images) |
-| rejected, see `rejected.csv` | {rejected:,} |
+| {rejected_in} | {rejected:,} |
 | exact duplicates, kept, see `duplicates.csv` | {duplicates:,} |
 
-The terms of use and the protection of patients are those of the source. An `id` may tell more than you want to pass
-on; look at some before you share the shards. `{records}/` holds the records by which a stopped run goes on; delete
-it when the shards are complete and stay as they are.
+The terms of use and the protection of patients are those of the source. {advice} `{records}/` holds the records
+by which a stopped run goes on; delete it when the shards are complete and stay as they are.
 """
 
 
@@ -87,6 +90,10 @@ class PrepareArguments:
     )
     push_to_hub: str | None = field(
         default=None, metadata={"help": "ORG/NAME: upload the shards to this data set on the Hub once all are made"}
+    )
+    push_names: bool = field(
+        default=False,
+        metadata={"help": "send the names of the images and rejected.csv, too; by default numbers stand for names"},
     )
     public: bool = field(
         default=False, metadata={"help": "make a new data set on the Hub public; by default it is private"}
@@ -190,6 +197,11 @@ def prepare_images(source: str | Path, out: str | Path, modality: str, **options
 
 def run_preparation(arguments: PrepareArguments) -> PreparedShards:
     """Prepare what is not prepared yet, and write the card and `run.json`; see `prepare_images`."""
+    with exclusive_folder(arguments.out, arguments.part or ""):
+        return _run(arguments)
+
+
+def _run(arguments: PrepareArguments) -> PreparedShards:
     started, out = time.time(), Path(arguments.out)
     if out.resolve().is_relative_to(Path(arguments.source).resolve()):
         message = f"output folder {out} lies in the source {arguments.source}; choose one outside of it"
@@ -234,7 +246,7 @@ def run_preparation(arguments: PrepareArguments) -> PreparedShards:
             source=arguments.source,
         )
     if arguments.push_to_hub is not None and made.units == made.units_in_source:
-        url = push_shards(out, arguments.push_to_hub, private=not arguments.public)
+        url = push_shards(out, arguments.push_to_hub, not arguments.public, arguments.push_names)
         return PreparedShards(**{**vars(made), "url": url})
     return made
 
@@ -350,6 +362,9 @@ def _write_card(made: PreparedShards, features: "datasets.Features", options: di
         rejected=made.rejected_images,
         duplicates=made.duplicates,
         records=RECORDS,
+        id_is=ID_IS,
+        rejected_in=REJECTED_IN,
+        advice=ADVICE,
     )
     with atomic_file(made.folder / "README.md") as partial:
         partial.write_text(f"---\n{card.to_yaml()}\n---\n\n{text}", encoding="utf-8")
@@ -358,13 +373,14 @@ def _write_card(made: PreparedShards, features: "datasets.Features", options: di
         shutil.copyfile(Path(folder) / "dataset_info.json", partial)
 
 
-def push_shards(out: Path, repo_id: str, private: bool) -> str:
+def push_shards(out: Path, repo_id: str, private: bool, names: bool = False) -> str:
     """Upload what `prepare_images` wrote; a push that was cut off goes on, and shards that are gone here go there.
 
     Args:
         out: folder with all shards.
         repo_id: data set on the Hub, made if it is not there.
         private: whether a new one is; one that is there stays as it is.
+        names: send the images' names and `rejected.csv`; without, a copy of the shards is made for the time.
 
     Returns:
         Its address.
@@ -377,15 +393,36 @@ def push_shards(out: Path, repo_id: str, private: bool) -> str:
     api = HfApi()
     with translate_hub_errors(repo_id, "pushed to"):
         url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repo_id,
-            repo_type="dataset",
-            folder_path=out,
-            allow_patterns=PUSHED,
-            delete_patterns="data/train-*.parquet",
-            commit_message="Images prepared with retfound prepare_images",
-        )
+        with nullcontext(out) if names else _without_names(out) as folder:
+            api.upload_folder(
+                repo_id=repo_id,
+                repo_type="dataset",
+                folder_path=folder,
+                allow_patterns=PUSHED,
+                delete_patterns=["data/train-*.parquet", "rejected.csv"],
+                commit_message="Images prepared with retfound prepare_images",
+            )
     return str(url)
+
+
+@contextmanager
+def _without_names(out: Path) -> Iterator[Path]:
+    """Temporary copy of what is pushed, in which shard and row (`00003-000127`) stand for the names of images."""
+    with output_faults(out), tempfile.TemporaryDirectory(prefix=".push-", dir=out) as name:
+        stage = Path(name)
+        shards = []
+        for path in sorted((out / "data").glob("train-*.parquet")):
+            copy = stage / "data" / path.name
+            shards.append((copy, number_images(path, copy)))
+        with rows_of_csv(stage / "duplicates.csv", ("id", "duplicate_of")) as write:
+            for pair in exact_duplicates(shards):
+                write(pair)
+        card = (out / "README.md").read_text(encoding="utf-8")
+        for told, instead in ((ID_IS, NUMBER_IS), (REJECTED_IN, REJECTED), (f"{ADVICE} ", "")):
+            card = card.replace(told, instead)
+        (stage / "README.md").write_text(card, encoding="utf-8")
+        shutil.copyfile(out / "dataset_info.json", stage / "dataset_info.json")
+        yield stage
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -223,6 +223,28 @@ def open_shard(path: Path, schema: pa.Schema, image_format: str) -> Iterator[Sha
         path.unlink(missing_ok=True)
 
 
+def number_images(path: Path, copy: Path) -> int:
+    """Copy a shard with numbers for the names of its images, which it also holds as those of files; count its rows."""
+    shard, rows = pq.ParquetFile(path), 0
+    with atomic_file(copy) as partial, pq.ParquetWriter(partial, shard.schema_arrow) as writer:
+        for group in range(shard.num_row_groups):
+            table = shard.read_row_group(group)
+            images = table["image"].combine_chunks()
+            ids = [f"{path.stem.removeprefix('train-')}-{rows + row:06d}" for row in range(len(table))]
+            paths = [
+                f"{name}{Path(old).suffix}" for name, old in zip(ids, images.field("path").to_pylist(), strict=True)
+            ]
+            parts = {"bytes": images.field("bytes"), "path": pa.array(paths, pa.string())}
+            fields = [images.type.field(index) for index in range(images.type.num_fields)]
+            numbered = pa.StructArray.from_arrays([parts[field.name] for field in fields], fields=fields)
+            for column, values in (("image", numbered), ("id", pa.array(ids, pa.string()))):
+                place = table.schema.get_field_index(column)
+                table = table.set_column(place, table.schema.field(column), values)
+            writer.write_table(table)
+            rows += len(table)
+    return rows
+
+
 def _stem(name: str) -> str:
     """The last part of an id, without the suffix of an image file."""
     stem, suffix = os.path.splitext(posixpath.basename(name))

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -278,37 +279,62 @@ def files(hub) -> dict[str, bytes]:
     return {path: blob.content for path, blob in hub.repo(NAME, "dataset").at("main").files.items()}
 
 
-@pytest.mark.parametrize("public", ["false", "true"])
-def test_a_pushed_set_loads_by_its_name(prepare, photos, on_hub, capsys, public):
-    out = prepare("shards", "--push_to_hub", NAME, "--public", public)
+@pytest.mark.parametrize("public, named", [("false", True), ("true", False)])
+def test_a_pushed_set_loads_by_its_name(prepare, photos, on_hub, capsys, public, named):
+    out = prepare("shards", "--push_to_hub", NAME, "--public", public, "--push_names", str(named))
     assert f"{on_hub.url}/datasets/{NAME}" in capsys.readouterr().out
     assert on_hub.repo(NAME, "dataset").private == (public == "false")
     assert not any(str(photos).encode() in content for content in files(on_hub).values())
     assert set(files(on_hub)) - {".gitattributes"} == {
         *(f"data/train-{number:05d}.parquet" for number in range(5)),
-        "README.md", "dataset_info.json", "rejected.csv", "duplicates.csv",
+        "README.md", "dataset_info.json", "duplicates.csv", *(["rejected.csv"] if named else []),
     }  # fmt: skip
     local = datasets.load_dataset(str(out), split="train")
     remote = datasets.load_dataset(NAME, split="train")
     streamed = datasets.load_dataset(NAME, split="train", streaming=True)
     assert local["hash"][:] == remote["hash"][:] == [row["hash"] for row in streamed]
+    assert (local["id"][:] == remote["id"][:]) == named
+    assert [image.tobytes() for image in local["image"]] == [image.tobytes() for image in remote["image"]]
     card = DatasetCard.load(NAME, repo_type="dataset")
     assert f'load_dataset("{NAME}", split="train")' in card.text and card.data.pretty_name.startswith("23 ")
 
 
-def test_a_push_that_is_cut_off_goes_on(prepare, on_hub):
+def test_names_of_images_are_not_pushed_unless_asked(prepare, photos, on_hub):
+    """Neither those of files nor of folders, in no part of any file; the numbers lead back to the names."""
+    out = prepare("shards", "--push_to_hub", NAME, "--push_names", "true")
+    local = datasets.load_dataset(str(out), split="train")
+    prepare("shards", "--push_to_hub", NAME)
+    pushed = files(on_hub)
+    assert "rejected.csv" not in pushed
+    words = {part for path in find_images(photos) for part in path.relative_to(photos).with_suffix("").parts}
+    tables = {name: pq.read_table(io.BytesIO(content)) for name, content in pushed.items() if "parquet" in name}
+    text = " ".join(str(table.select(["id", "hash"]).to_pydict()) for table in tables.values())
+    text += " ".join(str(image["path"]) for table in tables.values() for image in table["image"].to_pylist())
+    text += " ".join(content.decode() for name, content in pushed.items() if "parquet" not in name)
+    assert not [word for word in words if len(word) > 3 and word in text]
+    ids = [name for path in sorted(tables) for name in tables[path]["id"].to_pylist()]
+    assert len(set(ids)) == len(local) and ids[0] == "00000-000000"
+    pairs = [line.split(",") for line in pushed["duplicates.csv"].decode().splitlines()[1:]]
+    named = dict(zip(ids, local["id"][:], strict=True))
+    here = (out / "duplicates.csv").read_text().splitlines()[1:]
+    assert [f"{named[one]},{named[two]}" for one, two in pairs] == here and here
+    assert not list(out.glob(".push-*"))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_push_that_is_cut_off_goes_on(prepare, on_hub, named):
     on_hub.cut("PUT", "_lfs", after=10, times=1000)
     with pytest.raises(RetFoundError):
-        prepare("shards", "--push_to_hub", NAME)
+        prepare("shards", "--push_to_hub", NAME, "--push_names", str(named))
     assert not [name for name in files(on_hub) if name.endswith(".parquet")]
     on_hub.cuts.clear()
-    out = prepare("shards", "--push_to_hub", NAME)
+    out = prepare("shards", "--push_to_hub", NAME, "--push_names", str(named))
     pushed = files(on_hub)
-    assert {f"data/{path.name}": path.read_bytes() for path in (out / "data").iterdir()} == {
+    assert not named or {f"data/{path.name}": path.read_bytes() for path in (out / "data").iterdir()} == {
         name: content for name, content in pushed.items() if name.endswith(".parquet")
     }
     before = len(on_hub.requests)
-    prepare("shards", "--push_to_hub", NAME)
+    prepare("shards", "--push_to_hub", NAME, "--push_names", str(named))
     assert not [request for request in on_hub.requests[before:] if request.startswith("PUT")]
 
 
