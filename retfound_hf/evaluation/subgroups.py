@@ -275,6 +275,17 @@ def subgroups_table(
     return pd.DataFrame(found)
 
 
+def without_small_groups(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows of a `subgroups.csv` that others may see: none on fewer than `FEWEST` patients, and no gap to them."""
+    small = {(row["column"], row["group"]) for row in rows if not float(row["n"]) >= FEWEST}
+
+    def tells(row: dict[str, str], group: str) -> bool:
+        name = row["group"]
+        return name == group or name.startswith(f"{group} - ") or name.endswith(f" - {group}")
+
+    return [row for row in rows if not any(row["column"] == column and tells(row, group) for column, group in small)]
+
+
 def estimate_cells(estimate: Estimate) -> dict[str, Any]:
     """`value`, `low`, `high`, `n` and `undefined` of an estimate, as tables hold them."""
     return {name: getattr(estimate, name) for name in ("value", "low", "high", "n", "undefined")}

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NoReturn
 from safetensors import SafetensorError, safe_open
 
 from ..errors import BadDataError, BadModelError, one_line
-from ..evaluation.subgroups import FEWEST
+from ..evaluation.subgroups import FEWEST, without_small_groups
 from ..files import read_rows, rows_of_csv
 from ..models.cards import evaluation_tables, read_metrics, title
 from ..models.configuration_retfound import is_adapter
@@ -22,15 +21,18 @@ FROM_BASE = MODEL_FILES[:2]  # that PEFT does not write beside an adapter
 WEIGHTS = {"model": "model.safetensors", "adapter": "adapter_model.safetensors"}
 INDEX = "model.safetensors.index.json"
 SUBGROUPS = "subgroups.csv"
+PLOTS = ("roc", "precision_recall", "confusion_matrix", "reliability", "decision_curve", "predicted_vs_true")
 PUBLISHED = (
     *MODEL_FILES, "model.safetensors", "model-*-of-*.safetensors", INDEX, "adapter_config.json",
     "adapter_model.safetensors", "metrics.json", "intervals.csv", SUBGROUPS, "calibration.csv", "counts.csv",
     "net_benefit.csv", "operating_points.csv", "operating_points.json", "history.json", "metrics.jsonl",
-    "plots/*.png", "plots/*.pdf", "validation/metrics.json", "validation/intervals.csv", "validation/subgroups.csv",
-    "validation/calibration.csv", "validation/counts.csv", "validation/net_benefit.csv", "validation/plots/*.png",
-    "LICENSE*",
+    *(f"plots/{name}.{kind}" for name in PLOTS for kind in ("png", "pdf")),
+    "validation/metrics.json", "validation/intervals.csv", "validation/subgroups.csv",
+    "validation/calibration.csv", "validation/counts.csv", "validation/net_benefit.csv",
+    *(f"validation/plots/{name}.png" for name in PLOTS), "LICENSE*",
 )  # fmt: skip
-CODE = "*retfound*.py"  # as `remote_code` names its files
+# Beside them on the Hub: code as `remote_code` names its files, and plots of an earlier version.
+ALSO_SENT = ("*retfound*.py", "plots/*.png", "plots/*.pdf", "validation/plots/*.png")
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.h5", "*.msgpack")
 STATE = "state of a training, to resume it"
 # Reason why the other files that a run, or Trainer, writes are left out.
@@ -48,6 +50,9 @@ PRIVATE = {
     **dict.fromkeys(("scaler*.pt", "rng_state*.pth", "random_states*.pkl"), STATE),
 }
 NO_PART = "not part of the model"
+LINK = "links, which are not followed"
+HIDDEN = "hidden or half-written"
+LEFT = ("~", ".tmp", ".temp", ".part", ".partial", ".bak", ".orig", ".lock")
 OFFICIAL_PREFIX = f"{OFFICIAL_ORGANISATION}/RETFound"
 
 
@@ -102,12 +107,22 @@ def read_contents(folder: str | Path) -> Contents:
             "finetune",
             model=folder,
         )
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files = [path for path in paths if any(_matches(path, pattern) for pattern in PUBLISHED)]
+    if links := sorted(name for name in (*MODEL_FILES, weights) if (folder / name).is_symlink()):
+        raise BadModelError(
+            f"{folder} holds links ({', '.join(links)}), which are not followed: they may lead anywhere; give a copy "
+            f"of the folder, such as `cp -rL` makes",
+            model=folder,
+        )
+    found = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
+    paths = sorted(path.relative_to(folder).as_posix() for path in found)
+    files = [path for path in paths if not _unsafe(folder, path) and any(_matches(path, name) for name in PUBLISHED)]
     for path in files:
         if path.endswith(".safetensors"):
             _check_weights(folder / path)
-    left_out = {path: _reason(path) for path in paths if path not in files and not path.endswith(".py")}
+    left_out = {
+        path: _unsafe(folder, path) or _reason(path)
+        for path in paths if path not in files and not path.endswith(".py")
+    }  # fmt: skip
     own = "config.json" in top
     config = read_json(folder / "config.json") if own else read_config(str(folder)).to_dict()
     return Contents(folder, kind, config, tuple(files), left_out)
@@ -127,12 +142,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def may_be_published(path: str) -> bool:
     """Whether a path of a repository is one that publishing may have put there."""
-    return any(_matches(path, pattern) for pattern in (*PUBLISHED, CODE))
+    return any(_matches(path, pattern) for pattern in (*PUBLISHED, *ALSO_SENT))
 
 
 def _matches(path: str, pattern: str) -> bool:
     # The star of a pattern must not reach into subfolders, such as those of Trainer's checkpoints.
     return path.count("/") == pattern.count("/") and fnmatch(path, pattern)
+
+
+def _unsafe(folder: Path, path: str) -> str:
+    """Reason why a file is left out whatever its name: it may lie elsewhere, or be another program's."""
+    if any(part.startswith(".") or part.endswith(LEFT) for part in path.split("/")):
+        return HIDDEN
+    return LINK if (folder / path).is_symlink() else ""
 
 
 def _check_weights(path: Path) -> None:
@@ -213,8 +235,7 @@ def hide_small_groups(path: Path) -> None:
         BadDataError: a table without the number of patients.
     """
     rows = read_groups(path)
-    small = set(small_groups(rows))
-    kept = [row for row in rows if not any(_is_of(row, column, group) for column, group in small)]
+    kept = without_small_groups(rows)
     if len(kept) == len(rows):
         return
     with rows_of_csv(path, list(rows[0])) as write:
@@ -239,18 +260,6 @@ def read_groups(path: Path) -> list[dict[str, str]]:
             source=path,
         ) from error
     return rows
-
-
-def small_groups(rows: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
-    """(column, group) of the rows about fewer than 10 patients."""
-    yield from ((row["column"], row["group"]) for row in rows if not float(row["n"]) >= FEWEST)
-
-
-def _is_of(row: dict[str, str], column: str, group: str) -> bool:
-    """Whether a row is about a group, or about a gap (`A - B`) to it."""
-    name = row["group"]
-    of_group = name == group or name.startswith(f"{group} - ") or name.endswith(f" - {group}")
-    return row["column"] == column and of_group
 
 
 PLACEHOLDERS = ("{{", "}}", "{%", "TODO", "TBD", "FIXME", "[More Information Needed]", "[optional]", "lorem ipsum")
@@ -307,10 +316,14 @@ def check_card(contents: Contents, metadata: dict[str, Any], text: str) -> None:
             refuse(f"has no section `## {name}`, or an empty one; write it")
     for name in (SUBGROUPS, f"validation/{SUBGROUPS}"):
         path = contents.folder / name
-        for column, group in small_groups(read_groups(path)) if path.is_file() else ():
+        rows = read_groups(path) if path.is_file() else []
+        shown = [(row["column"], row["group"]) for row in without_small_groups(rows)]
+        for column, group in {(row["column"], row["group"]) for row in rows}.difference(shown):
             start = f"| {column.replace('|', '/')} | {group.replace('|', '/')} |"  # as tables of cards are written
             if any(line.lstrip().startswith(start) for line in text.splitlines()):
-                refuse(f"shows the group {group!r} of {column!r}, which has fewer than 10 patients; remove its rows")
+                refuse(
+                    f"shows the group {group!r} of {column!r}, which has fewer than {FEWEST} patients; remove its rows"
+                )
     if fault := _wrong_row(contents.folder, sections.get("Evaluation", "")):
         refuse(f"differs from the results in its section `## Evaluation`: {fault}; correct it, or evaluate again")
     if fault := _wrong_result(contents.folder, metadata):

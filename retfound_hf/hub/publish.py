@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import BadArgumentError, BadModelError, join_names
-from ..files import write_json
+from ..files import output_faults, write_json
 from ..hub_access import translate_hub_errors
 from ..models.adapters import adapter_base
 from ..models.loading import load_processor
@@ -84,7 +84,7 @@ def staged(contents: Contents, repo_id: str, base_model: str | None = None) -> I
     Raises:
         BadModelError: an adapter whose base nobody else can load.
     """
-    with tempfile.TemporaryDirectory(prefix=".publish-", dir=contents.folder) as name:
+    with output_faults(contents.folder), tempfile.TemporaryDirectory(prefix=".publish-", dir=contents.folder) as name:
         stage = Path(name)
         for path in contents.files:
             (stage / path).parent.mkdir(parents=True, exist_ok=True)

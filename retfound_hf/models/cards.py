@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from ..evaluation.calibration import LogitScaling
 from ..evaluation.document import INTERVAL, metric_rows
 from ..evaluation.metrics import METRICS, metric_title
-from ..evaluation.subgroups import FEWEST
+from ..evaluation.subgroups import FEWEST, without_small_groups
 from ..files import atomic_file, read_rows
 from ..vocabulary import MODALITIES, REGRESSION, problem_type_of
 from .configuration_retfound import is_calibrated
@@ -213,7 +213,7 @@ def _group_rows(folder: Path) -> list[dict[str, str]]:
 def _group_table(folder: Path) -> str:
     """Groups of few patients are left out: a card is public, and the figures of one or two patients are theirs."""
     rows = []
-    for row in [row for row in _group_rows(folder) if float(row["n"]) >= FEWEST][:MAX_SUBGROUPS]:
+    for row in without_small_groups(_group_rows(folder))[:MAX_SUBGROUPS]:
         interval = f"{_rounded(row['low'])} to {_rounded(row['high'])}" if row["low"] else ""
         value = _rounded(row["value"]) or "undefined"
         metric = title(row["metric"])

@@ -42,6 +42,40 @@ def test_names_of_patients_and_paths_are_left_out(workshop, capsys):
     assert private <= set(published.left_out) and not private & set(published.files)
 
 
+def test_links_and_leftovers_are_left_out(folder, tmp_path):
+    """Whatever their names: a link may lead to any file, and a hidden one may be half of a picture."""
+    place = folder("classifier")
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "roc.pdf").write_text("secret")
+    links = dict.fromkeys(["LICENSE-x", "plots/roc.pdf", "calibration.csv"], secret / "roc.pdf")
+    links["LICENSE-gone"] = secret / "gone"
+    for name, target in links.items():
+        (place / name).unlink(missing_ok=True)
+        (place / name).symlink_to(target)
+    (place / "validation" / "plots").rename(tmp_path / "plots")
+    (place / "validation" / "plots").symlink_to(tmp_path / "plots")
+    left = ["plots/.roc-x1y2z3.png", "plots/patient-7.png", ".config.json-abc", ".partial-1/metrics.json",
+            "validation/.metrics-1.json", ".publish-1/README.md", "LICENSE~", "LICENSE.tmp"]  # fmt: skip
+    for name in left:
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text("half")
+    published = publish(place, "org/name", dry_run=True)
+    assert not {*links, *left} & set(published.files) and {*links, *left} <= set(published.left_out)
+    assert not [name for name in published.files if name.startswith("validation/plots/")]
+    assert {"plots/roc.png", "metrics.json"} <= set(published.files)
+    with staged(read_contents(place), "org/name") as stage:
+        assert not [path for path in stage.rglob("*") if path.is_symlink()]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "README.md"])
+def test_a_model_of_links_is_refused(folder, tmp_path, name):
+    place = folder("base")
+    (place / name).rename(tmp_path / "elsewhere")
+    (place / name).symlink_to(tmp_path / "elsewhere")
+    assert name in refused(place)
+
+
 @pytest.mark.parametrize("missing", ["config.json", "preprocessor_config.json", "README.md", "model.safetensors"])
 def test_a_missing_file_is_named(folder, missing):
     place = folder("classifier")
@@ -166,6 +200,8 @@ def test_a_card_that_shows_a_small_group_is_refused(folder):
     table = "## Limits\n\n| by | group | patients | metric | value |\n| --- | --- | ---: | --- | ---: |\n"
     card.write_text(card.read_text().replace("## Limits\n", f"{table}| patient_id | p017 | 1 | AUROC | 0.900 |\n", 1))
     assert "p017" in refused(place)
+    card.write_text(card.read_text().replace("| p017 |", "| X |").replace("| patient_id | X", "| camera | A - B"))
+    assert "A - B" in refused(place)
 
 
 def texts_in(value: Any) -> Iterator[str]:
