@@ -127,6 +127,7 @@ PERSONAL = {"Age": ("age", "patient_age", "age_years"), "Sex": ("sex", "gender",
 OF_IMAGES = {"Eye": ("eye", "laterality"), "Camera": ("camera", "device", "scanner", "camera_model", "manufacturer"),
              "Site": ("site", "centre", "center", "hospital", "clinic"),
              "Quality": ("quality", "image_quality", "gradability")}  # fmt: skip
+CHARACTERISTICS = (*PERSONAL, *OF_IMAGES)
 MOST_VALUES = 8  # of a characteristic; the rarer ones are counted together
 Parts = Mapping[str, tuple[pd.DataFrame, np.ndarray]]
 
@@ -138,12 +139,13 @@ def find_column(table: pd.DataFrame, title: str) -> str | None:
     return next((known[name] for name in wanted if name in known), None)
 
 
-def characteristics(parts: Parts, problem_type: str, class_names: Sequence[str]) -> pd.DataFrame:
+def characteristics(parts: Parts, problem_type: str, class_names: Sequence[str], fewest: int = 0) -> pd.DataFrame:
     """Table 1: who was studied, by split.
 
     Args:
         parts: by split the rows of the labelled table, and their targets.
         problem_type, class_names: of the targets.
+        fewest: patients or images of a value of which the number is shown.
 
     Returns:
         A row per characteristic and value, a column per split, cells as text: numbers of images and patients, images
@@ -162,18 +164,18 @@ def characteristics(parts: Parts, problem_type: str, class_names: Sequence[str])
             else:
                 holds = targets == index if problem_type == SINGLE_LABEL else targets[:, index] == 1
                 cells[f"{name}, images"] = _part(int(holds.sum()), len(table))
-        for title in (*PERSONAL, *OF_IMAGES):
+        for title in CHARACTERISTICS:
             rows, unit = (once, "patients" if known else "images") if title in PERSONAL else (table, "images")
             column = next((name for part, _ in parts.values() if (name := find_column(part, title))), None)
             if column is not None and column in rows:
                 values = {name: part[column] for name, (part, _) in parts.items() if column in part}
-                cells |= _characteristic(f"{title}, {unit}", rows[column], pd.concat(values.values()))
+                cells |= _characteristic(f"{title}, {unit}", rows[column], pd.concat(values.values()), fewest)
         for name, cell in cells.items():
             found.setdefault(name, {})[split] = cell
     return pd.DataFrame.from_dict(found, orient="index", columns=list(parts)).fillna("–")
 
 
-def _characteristic(title: str, values: pd.Series, everywhere: pd.Series) -> dict[str, str]:
+def _characteristic(title: str, values: pd.Series, everywhere: pd.Series, fewest: int) -> dict[str, str]:
     """Mean of a column of numbers, or how often each of its values comes, and what is missing."""
     numbers = pd.to_numeric(everywhere, errors="coerce")
     missing = int(values.isna().sum())
@@ -182,13 +184,15 @@ def _characteristic(title: str, values: pd.Series, everywhere: pd.Series) -> dic
     else:
         texts = values.dropna().astype(str)
         kept = everywhere.dropna().astype(str).value_counts().index[:MOST_VALUES]
-        cells = {f"{title}: {name}": _part(int((texts == name).sum()), len(values)) for name in sorted(kept)}
+        cells = {f"{title}: {name}": _part(int((texts == name).sum()), len(values), fewest) for name in sorted(kept)}
         if others := int((~texts.isin(kept)).sum()):
-            cells[f"{title}: other"] = _part(others, len(values))
-    return cells | ({f"{title}: missing": _part(missing, len(values))} if everywhere.isna().any() else {})
+            cells[f"{title}: other"] = _part(others, len(values), fewest)
+    return cells | ({f"{title}: missing": _part(missing, len(values), fewest)} if everywhere.isna().any() else {})
 
 
-def _part(count: int, total: int) -> str:
+def _part(count: int, total: int, fewest: int = 0) -> str:
+    if 0 < count < fewest:
+        return f"<{fewest}"
     return f"{count:,} ({100 * count / total:.1f}%)" if total else "0"
 
 

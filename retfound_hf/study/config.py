@@ -36,6 +36,7 @@ EXTERNAL_OPTIONS = (
     "label_columns", "image_column", "image_root", "patient_column", "split_fractions", "split_seed",
 )  # fmt: skip
 PATH_OPTIONS = ("image_root", "cache_dir")
+LONGEST_NAME = 150  # bytes of what also names a folder
 
 
 def finetune_options() -> tuple[str, ...]:
@@ -67,8 +68,9 @@ def _key_of(table: Collection[str]) -> AfterValidator:
 
 
 def _label(name: str) -> str:
-    if not name.strip() or "/" in name or name.startswith("."):
-        raise ValueError(f"{name!r} is not accepted as a name; give text that has no / and starts with no dot")
+    if not name.strip() or "/" in name or name.startswith(".") or len(name.encode()) > LONGEST_NAME:
+        needed = f"text of at most {LONGEST_NAME} bytes that has no / and starts with no dot"
+        raise ValueError(f"{name!r} is not accepted as a name; give {needed}")
     return name
 
 

@@ -15,6 +15,7 @@ from ..data.splits import SPLITS
 from ..errors import UnreadableImageError
 from ..evaluation import document
 from ..evaluation.document import Block, Picture, Section, Table, characteristics, counted, number, tripod_section
+from ..evaluation.subgroups import FEWEST
 from ..files import atomic_file, write_table
 from ..images.reading import read_image
 from ..vocabulary import SINGLE_LABEL
@@ -58,7 +59,7 @@ def participants(found: StudyResults, data: str) -> Block | None:
     loaded = {name: found.predictions(jobs[0], name) for name in found.study.data[data].evaluated}
     sets = {name: (images.columns, images.targets) for name, images in loaded.items()}
     task = found.task(data)
-    table = characteristics(sets, task["problem_type"], task["class_names"])
+    table = characteristics(sets, task["problem_type"], task["class_names"], fewest=FEWEST)
     rows = [[name, *row] for name, row in zip(table.index, table.to_numpy(), strict=True)]
     return Block(tables=[Table(["", *table], rows)])
 

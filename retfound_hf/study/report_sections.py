@@ -13,7 +13,7 @@ from ..evaluation.document import Block, Picture, Section, Table, estimated, int
 from ..evaluation.metrics import lower_is_better, metric_title
 from ..evaluation.plots import COLOURS, GREY, PAGE, short, unit_square
 from ..evaluation.predictions import Predictions
-from ..evaluation.subgroups import column_groups, subgroup_metrics
+from ..evaluation.subgroups import FEWEST, column_groups, subgroup_metrics
 from ..evaluation.thresholds import (
     Criterion,
     choose_threshold,
@@ -417,6 +417,7 @@ def subgroups(found: StudyResults, data: str) -> Block | None:
     """The main metric by groups of patients and images."""
     tables, numbers, metric, reporting = [], [], found.metrics(data)[0], found.study.reporting
     loaded = {system: found.cases(system.job, "test") for system in drawn_systems(found, data)}
+    hidden = False
     for column in reporting.subgroups:
         cells: list[list[str]] = []
         for system, cases in loaded.items():
@@ -426,6 +427,9 @@ def subgroups(found: StudyResults, data: str) -> Block | None:
             groups, gaps = subgroup_metrics(cases, names, [metric], reporting.resamples or RESAMPLES)
             for group in groups:
                 estimate = group.metrics[metric]
+                if estimate.n < FEWEST:
+                    hidden = True
+                    continue
                 name = f"{metric}[{column}={group.name}]"
                 numbers.append(result_row(system, "test", name, estimate, group.rows))
                 cells.append([system.label, group.name, f"{group.rows:,}", number(estimate.value),
@@ -444,4 +448,5 @@ def subgroups(found: StudyResults, data: str) -> Block | None:
         if cells:
             heading = ["model", column, "cases", title_of(found, data, metric), "95% CI", "p of the gap"]
             tables.append(Table(heading, cells, text=2))
-    return Block(tables=tables, numbers=numbers) if tables else None
+    notes = [f"Groups of fewer than {FEWEST} patients are left out."] if hidden else []
+    return Block(tables=tables, numbers=numbers, notes=notes) if tables else None

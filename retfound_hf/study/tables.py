@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..errors import RetFoundError
 from ..evaluation.bootstrap import Estimate, draw, patients_of
 from ..evaluation.comparisons import compare_over_both, compare_seeds, holm, over_seeds
+from ..evaluation.document import CHARACTERISTICS, find_column
 from ..evaluation.intervals import find_intervals
 from ..evaluation.metrics import lower_is_better, weighted_metrics
 from ..evaluation.predictions import Predictions
@@ -45,6 +46,7 @@ COMPARISON_COLUMNS = (
     "data", "set", "method", "fraction", "metric", "model", "other", "best", "difference", "low", "high", "p_value",
     "test", "p_holm", "p_seeds",
 )  # fmt: skip
+NEEDED = ("id", "image", "patient_id", "eye", "split")
 CURVE_COLUMNS = (*JOB_COLUMNS, "epoch", "seconds", "metric", "value")
 
 
@@ -280,7 +282,7 @@ def write_plan(folder: Path, study: Study, tasks: Sequence[Task], jobs: Sequence
     rows = [(job.id, job.data, job.model, job.method, job.fraction, job.seed) for job in jobs]
     write_table(folder / "jobs.csv", pd.DataFrame(rows, columns=list(JOB_COLUMNS)))
     for task in tasks:
-        _write_task(folder / "tasks" / task.name, task)
+        _write_task(folder / "tasks" / task.name, task, study.reporting.subgroups)
 
 
 def write_results(folder: Path, study: Study, jobs: Sequence[Job]) -> tuple[JobResult, ...]:
@@ -317,7 +319,8 @@ def _result_rows(study: Study, job: JobResult, table: Table) -> Iterator[dict[st
             }  # fmt: skip
 
 
-def _write_task(folder: Path, task: Task) -> None:
+def _write_task(folder: Path, task: Task, subgroups: Sequence[str]) -> None:
+    """Write `task.json`, and of the evaluated images the columns that the report needs: none else is copied."""
     labelled, parts = task.labelled, task.parts()
     write_json(
         folder / "task.json",
@@ -333,8 +336,15 @@ def _write_task(folder: Path, task: Task) -> None:
     )
     for name in task.data.evaluated:
         # An image that lies in a parquet file has no path of its own.
-        paths = [image if isinstance(image, str) else "" for image in parts[name]["image"]]
-        write_table(folder / f"{name}.csv", parts[name].assign(image=paths))
+        rows = parts[name]
+        paths = [image if isinstance(image, str) else "" for image in rows["image"]]
+        needed = {
+            *NEEDED,
+            *labelled.label_columns,
+            *subgroups,
+            *(find_column(rows, title) for title in CHARACTERISTICS),
+        }
+        write_table(folder / f"{name}.csv", rows.assign(image=paths)[[column for column in rows if column in needed]])
 
 
 KEPT = 2  # parts of an absolute path that tell what it is, and not on whose machine

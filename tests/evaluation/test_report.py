@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError
-from retfound_hf.evaluation.document import About, Section, metric_rows, tripod_section
+from retfound_hf.evaluation.document import About, Section, characteristics, metric_rows, tripod_section
 from retfound_hf.evaluation.predictions import Predictions
 from retfound_hf.evaluation.report import (
     ReportArguments,
@@ -260,6 +260,8 @@ def test_the_page_says_who_was_studied_and_what_figures_rest_on(tmp_path, predic
     assert table.loc["Patients", "train"] == "30" and table.loc["Sex, patients: F", "test"] == "20 (33.3%)"
     assert table.loc["Sex, patients: missing", "test"] == "20 (33.3%)"
     assert table.loc["severe, images", "test"].startswith(f"{(targets == 2).sum()} (")
+    few = characteristics({"test": (rows[:36], targets[:36])}, SINGLE_LABEL, ("a", "b", "c"), fewest=10)["test"]
+    assert few["Sex, patients: F"] == "<10" and few["Images"] == "36"
     ages = rows.drop_duplicates("patient_id")["age"]
     assert table.loc["Age, patients: mean (SD)", "test"] == f"{ages.mean():.1f} ({ages.std():.1f})"
     assert table.loc["Camera, images: A", "test"].startswith(f"{(rows['camera'] == 'A').sum()} (")

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from filelock import FileLock
 
-from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError, RetFoundError
+from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError, OutputError, RetFoundError
 from retfound_hf.study.config import read_settings
 from retfound_hf.study.jobs import check_study, model_identity, part_of, plan_jobs
 from retfound_hf.study.results import read_study
 from retfound_hf.study.runner import run_study
+from retfound_hf.study.tables import write_plan
 
 LONG = "diabetic retinopathy of the clinic in "  # 24 characters of a name are in the id
 SMALL = {"fractions": [1.0], "seeds": [0], "metrics": ["auroc"], "reporting": {"resamples": 0, "examples": 0}}
@@ -101,6 +103,32 @@ def test_patients_of_an_external_set_that_may_have_been_seen_are_named(
     checked(study_file(data={"D": {"data": "inside", "external": {"E": str(tmp_path / "other.csv")}}}))
     warnings = [record for record in caplog.records if record.name == "retfound_hf.study.jobs"]
     assert len(warnings) == (seen is not None) and all(seen in record.getMessage() for record in warnings)
+
+
+def test_only_the_columns_that_the_report_needs_are_copied(study_file, table_of, tmp_path):
+    rows = table_of("inside").assign(name="J. Doe", born="1950-01-01", Sex="F", ward=["a", "b"] * 38)
+    rows.to_csv(tmp_path / "set.csv", index=False)
+    study = read_settings(study_file(data={"D": str(tmp_path / "set.csv")}, reporting={"subgroups": ["ward"]}))
+    tasks = check_study(study)
+    write_plan(tmp_path / "out", study, tasks, plan_jobs(study, tasks))
+    columns = {"id", "image", "patient_id", "eye", "split", "label", "ward", "Sex", "camera"}
+    assert set(pd.read_csv(tmp_path / "out" / "tasks" / "D" / "test.csv")) == columns
+
+
+def test_a_second_run_of_a_study_ends_before_its_jobs(study_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("retfound_hf.files.PATIENCE", 0.1)
+    path = study_file(**SMALL)
+    with FileLock(tmp_path / ".out.lock"), pytest.raises(OutputError):
+        run_study(path, tmp_path / "out")
+    with FileLock(tmp_path / ".out1-2.lock"), pytest.raises(OutputError):
+        run_study(path, tmp_path / "out", part="1/2")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["患" * 60, "a/b", ".hidden"])
+def test_a_name_that_is_no_folders_is_refused(study_file, name):
+    with pytest.raises(BadArgumentError):
+        checked(study_file(data={name: "inside"}))
 
 
 def test_weights_of_either_format_tell_models_apart(tmp_path):

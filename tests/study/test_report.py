@@ -162,6 +162,16 @@ def test_numbers_of_subgroups_and_thresholds_are_those_of_the_predictions(found)
     assert own["test", "ece"] == pytest.approx(error, abs=1e-7)
 
 
+def test_groups_of_few_patients_are_not_in_the_report(found, monkeypatch):
+    """Ten patients have a left and a right eye in the test split."""
+    shown = report_sections.subgroups(found, "Inside")
+    assert {row[1] for row in shown.tables[0].rows} > {"L", "R"} and not shown.notes
+    monkeypatch.setattr("retfound_hf.study.report_sections.FEWEST", 11)
+    hidden = report_sections.subgroups(found, "Inside")
+    assert not [row for table in hidden.tables for row in table.rows if row[1] in ("L", "R")]
+    assert not [row for row in hidden.numbers if "[eye=" in row["metric"]] and hidden.notes
+
+
 def test_classes_of_a_cohort_are_called_by_what_they_stand_for(found, tmp_path):
     flow = {"stages": [], "classes": {"amd": "stroke within 3 years", "healthy": "no stroke within 3 years"}}
     (tmp_path / "flow.json").write_text(json.dumps(flow), encoding="utf-8")
