@@ -1,6 +1,7 @@
 """Floors of the package: imports run down, never up, and modules have the size of one subject."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,12 @@ def test_imports_run_down_the_floors(path: Path):
 def test_modules_have_the_size_of_one_subject(path: Path):
     limit = LONGER.get(path.relative_to(PACKAGE).as_posix(), LONGEST)
     assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
+
+
+def test_the_promises_of_security_are_held_by_tests_that_exist():
+    root = PACKAGE.parent
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (root / "SECURITY.md").read_text(encoding="utf-8"))
+    assert len(named) > 10
+    for path, name in named:
+        text = (root / path).read_text(encoding="utf-8")
+        assert not name or re.search(rf"^(def|class) {name}\b", text, re.M), (path, name)
