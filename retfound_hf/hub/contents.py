@@ -107,10 +107,11 @@ def read_contents(folder: str | Path) -> Contents:
             "finetune",
             model=folder,
         )
-    if links := sorted(name for name in (*MODEL_FILES, weights) if (folder / name).is_symlink()):
+    needed = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".md")]
+    if links := sorted(path.name for path in needed if path.is_symlink() and may_be_published(path.name)):
         raise BadModelError(
             f"{folder} holds links ({', '.join(links)}), which are not followed: they may lead anywhere; give a copy "
-            f"of the folder, such as `cp -rL` makes",
+            "of the folder, such as `cp -rL` makes",
             model=folder,
         )
     found = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]

@@ -415,9 +415,8 @@ def _net_benefit(found: StudyResults, data: str, loaded: dict[System, Prediction
 )  # fmt: skip
 def subgroups(found: StudyResults, data: str) -> Block | None:
     """The main metric by groups of patients and images."""
-    tables, numbers, metric, reporting = [], [], found.metrics(data)[0], found.study.reporting
+    tables, numbers, notes, metric, reporting = [], [], [], found.metrics(data)[0], found.study.reporting
     loaded = {system: found.cases(system.job, "test") for system in drawn_systems(found, data)}
-    hidden = False
     for column in reporting.subgroups:
         cells: list[list[str]] = []
         for system, cases in loaded.items():
@@ -428,7 +427,7 @@ def subgroups(found: StudyResults, data: str) -> Block | None:
             for group in groups:
                 estimate = group.metrics[metric]
                 if estimate.n < FEWEST:
-                    hidden = True
+                    notes = [f"Groups of fewer than {FEWEST} patients are left out."]
                     continue
                 name = f"{metric}[{column}={group.name}]"
                 numbers.append(result_row(system, "test", name, estimate, group.rows))
@@ -448,5 +447,4 @@ def subgroups(found: StudyResults, data: str) -> Block | None:
         if cells:
             heading = ["model", column, "cases", title_of(found, data, metric), "95% CI", "p of the gap"]
             tables.append(Table(heading, cells, text=2))
-    notes = [f"Groups of fewer than {FEWEST} patients are left out."] if hidden else []
     return Block(tables=tables, numbers=numbers, notes=notes) if tables else None
