@@ -215,7 +215,7 @@ def exclusive_folder(folder: str | Path | None, share: str = "") -> Iterator[Non
         yield
         return
     with output_faults(folder):
-        check_writable(folder)
+        refuse_existing(folder, overwrite=True)
         lock = _lock_beside(Path(folder), share)
         try:
             lock.acquire(timeout=PATIENCE)

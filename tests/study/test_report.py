@@ -164,10 +164,10 @@ def test_numbers_of_subgroups_and_thresholds_are_those_of_the_predictions(found)
 
 def test_groups_of_few_patients_are_not_in_the_report(found, monkeypatch):
     """Ten patients have a left and a right eye in the test split."""
-    shown = report_sections.subgroups(found, "Inside")
+    shown = report_sections.subgroups(found).blocks[0]
     assert {row[1] for row in shown.tables[0].rows} > {"L", "R"} and not shown.notes
     monkeypatch.setattr("retfound_hf.study.report_sections.FEWEST", 11)
-    hidden = report_sections.subgroups(found, "Inside")
+    hidden = report_sections.subgroups(found).blocks[0]
     assert not [row for table in hidden.tables for row in table.rows if row[1] in ("L", "R")]
     assert not [row for row in hidden.numbers if "[eye=" in row["metric"]] and hidden.notes
 
