@@ -309,7 +309,7 @@ class StockEncoderModel(StockEncoderPreTrainedModel):
         self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs: Any
     ) -> RetFoundModelOutput:
         """Encode normalised images (batch, 3, height, width); `kwargs` as the wrapped class takes them."""
-        outputs = self.encoder(pixel_values, **kwargs)
+        outputs = self.encoder(pixel_values, return_dict=True, **kwargs)
         tokens = outputs.last_hidden_state
         is_map = tokens.ndim == 4
         patches = tokens.flatten(2).transpose(1, 2) if is_map else tokens[:, self.config.num_prefix_tokens :]
@@ -336,7 +336,7 @@ class StockEncoderForImageClassification(StockEncoderPreTrainedModel):
     @can_return_tuple
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
         """Classify normalised images; arguments and outputs as in `RetFoundForImageClassification`."""
-        return classify(self, self.vit(pixel_values, **kwargs), labels)
+        return classify(self, self.vit(pixel_values, return_dict=True, **kwargs), labels)
 
 
 # Configuration -> Auto class -> model: what `register` registers, and what the `auto_map` of a published folder names.

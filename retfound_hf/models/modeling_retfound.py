@@ -337,17 +337,18 @@ class FolderModel:
     _head_changed = False
 
     @classmethod
-    def from_pretrained(cls, name_or_path, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        adapter, adapter_kwargs = pretrained_model_name_or_path, kwargs.get("adapter_kwargs")
         # An Auto class has looked for an adapter already, and then gives options for one in any case.
-        adapter_kwargs = kwargs.get("adapter_kwargs")
-        adapter = name_or_path if adapter_kwargs is None else adapter_kwargs.get("_adapter_model_path")
+        if adapter_kwargs is not None:
+            adapter = adapter_kwargs.get("_adapter_model_path")
         given = kwargs if adapter_kwargs is None else {**kwargs, "revision": None, **adapter_kwargs}
         hub = {name: given[name] for name in HUB_OPTIONS if given.get(name) is not None}
         if adapter is not None and is_adapter(adapter, **hub):
             model, info = load_adapted(cls, adapter, hub, *args, **kwargs)
         else:
             load = super().from_pretrained  # type: ignore[misc]
-            model, info = load(name_or_path, *args, output_loading_info=True, **kwargs)
+            model, info = load(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         # transformers 5 loads every tensor into a parameter that trains, whatever the model was built with.
         model.freeze_fixed_parameters()
         anew = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
@@ -729,5 +730,6 @@ class RetFoundForImageClassification(RetFoundPreTrainedModel):
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
         return classify(self, outputs, labels)

@@ -32,6 +32,16 @@ def test_every_call_gives_the_same_output(small_config, randomise, images):
     assert torch.equal(model.train()(images()).pooler_output, first.pooler_output)
 
 
+def test_loads_by_keyword_and_from_weights_alone(pretraining_folder, images):
+    """As stock classes are called."""
+    folder = pretraining_folder()
+    model = RetFoundModel.from_pretrained(folder)
+    by_keyword = RetFoundModel.from_pretrained(pretrained_model_name_or_path=folder)
+    of_weights = RetFoundModel.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    for found in (by_keyword, of_weights):
+        assert torch.equal(found(images()).pooler_output, model(images()).pooler_output)
+
+
 def test_equals_the_stock_encoder_put_back_in_order(pretraining_folder, images):
     """Stock ViTMAE shuffles the patches even when it masks none; un-shuffled, they are ours."""
     folder = pretraining_folder()

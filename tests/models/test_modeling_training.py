@@ -74,6 +74,8 @@ def test_a_wrapped_encoder_trains_what_its_outputs_use(kind, tmp_path):
         (out.logits if classifier else out.pooler_output).square().sum().backward()
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         assert [name for name, parameter in trained if parameter.grad is None] == []
+        model.eval().config.return_dict = model.config.encoder_config.return_dict = False
+        assert torch.equal(model(torch.ones(1, 3, 32, 32), return_dict=True)[0], model(torch.ones(1, 3, 32, 32))[0])
 
 
 def inputs_of(cls, images) -> dict[str, torch.Tensor]:
@@ -111,6 +113,17 @@ def test_traced_model_gives_the_same_numbers(cls, small_config, randomise, image
         for size in (64, 96):
             found = traced(images(size=size))
             torch.testing.assert_close(found, interpolated(images(size=size)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_tuples_in_place_of_named_outputs(cls, small_config, randomise, images):
+    """As programs ask for that trace a model, or read outputs by number."""
+    model, given = randomise(cls(small_config())), inputs_of(cls, images)
+    expected = model(**given).to_tuple()
+    model.config.return_dict = False
+    for found in (model(**given), model(**given, return_dict=False)):
+        assert type(found) is tuple and len(found) == len(expected)
+        torch.testing.assert_close(found, expected, atol=0, rtol=0)
 
 
 def test_onnx_without_dynamo_and_graphs_of_tensorboard(small_config, randomise, images, tmp_path):
