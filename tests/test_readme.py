@@ -26,7 +26,11 @@ ROOMS = (
     "models", "data", "finetuning", "inference", "evaluation", "explanation", "app", "pretraining", "study", "hub",
     "images",
 )  # fmt: skip
-PAGES = {"README": ROOT / "README.md", **{room: ROOT / "retfound_hf" / room / "README.md" for room in ROOMS}}
+PAGES = {
+    "README": ROOT / "README.md",
+    **{room: ROOT / "retfound_hf" / room / "README.md" for room in ROOMS},
+    "own code": ROOT / "retfound_hf" / "models" / "IN_YOUR_OWN_CODE.md",
+}
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 HUB = "<!-- run by the tests on a Hub of their own -->"
 BLOCK = re.compile(
@@ -209,6 +213,7 @@ def test_only_set_up_and_the_gpu_are_left_out():
         "serves until it is stopped",
         "needs 8 GPUs and the Hub",
         "some twenty small runs, in a slow test",
+        "needs two GPUs",
     ]
 
 
