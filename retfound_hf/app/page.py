@@ -17,8 +17,9 @@ from torch import Tensor
 from ..errors import RetFoundError, UnreadableImageError
 from ..evaluation.predictions import Predictions
 from ..files import without_formulas
+from ..images.field_of_view import ImageRegion
 from ..images.quality import assess_quality
-from ..images.reading import ImageRegion, read_image
+from ..images.reading import read_image
 from ..processes import release_memory
 from ..vocabulary import MODALITIES, PROBLEM_TYPES
 from .markup import data_uri, describe, draw_examples, html_block, intended_use, message, reduced, render

@@ -15,8 +15,8 @@ from ..evaluation.thresholds import OperatingPoint
 from ..explanation.explain import COLUMNS, paint, sheet_row
 from ..explanation.relevance import relevance
 from ..images.drawing import colour_layer, heat_on_image
+from ..images.field_of_view import ImageRegion
 from ..images.quality import Quality, assess_quality
-from ..images.reading import ImageRegion
 from ..inference.predict import load_classifier, process_state, to_scores
 from ..models.loading import load_autoencoder, load_processor
 

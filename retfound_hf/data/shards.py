@@ -37,15 +37,17 @@ RECORDS = ".prepared"
 SUMMARY_FILES = ("README.md", "dataset_info.json", "rejected.csv", "duplicates.csv", "run.json")
 CHUNK = 8  # images that go to a worker at once
 IN_FLIGHT = 4  # chunks for each worker
-KILLED = "it ended the process that read it (the decoder crashed, or memory ran out)"
+MAX_SECONDS = 120  # of a worker for one image
+KILLED = "it ended the process that read it (the decoder crashed, memory ran out, or it took minutes)"
 Task = TypeVar("Task")
 
 
 class Job(NamedTuple):
-    """What a worker is started with: how to get at an image, and what to do with it."""
+    """What a worker is started with: how to get at an image, what to do with it, and within how many seconds."""
 
     opener: Callable[[Any], str | bytes]
     preparer: Preparer
+    seconds: int = MAX_SECONDS
 
     def __call__(self, image: Any) -> Prepared:
         try:
@@ -69,7 +71,12 @@ def _start_worker(job: Job) -> None:
 
 
 def _run_chunk(images: Sequence[Any]) -> list[Prepared]:
-    return [_jobs[0](image) for image in images]
+    results = []
+    for image in images:
+        signal.alarm(_jobs[0].seconds)  # ends this process, also within a decoder
+        results.append(_jobs[0](image))
+    signal.alarm(0)
+    return results
 
 
 class Workers:

@@ -23,7 +23,8 @@ from ..data.labelled import read_labelled
 from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, require_range
 from ..files import write_table
 from ..images.drawing import INK, PAPER, contact_sheet
-from ..images.reading import ImageRegion, read_image, resize
+from ..images.field_of_view import ImageRegion
+from ..images.reading import read_image, resize
 from ..inference.evaluate import split_of_training
 from ..inference.predict import EvaluationPixels, ForwardArguments
 from ..models.image_processing_retfound import RetFoundImageProcessor

@@ -1,6 +1,6 @@
 """DICOM images as 8-bit RGB; no name, number or date of a patient is read or kept."""
 
-from io import SEEK_CUR, BytesIO
+from io import SEEK_CUR, BufferedReader, BytesIO, FileIO
 from pathlib import Path
 from struct import error as StructError
 from struct import unpack, unpack_from
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import MissingPackageError, UnreadableImageError, one_line
-from .reading import MAGIC, PREAMBLE, apply_in_row_chunks, scale_deep
+from .reading import MAGIC, MAX_PIXELS, PREAMBLE, apply_in_row_chunks, check_pixels, check_scans, scale_deep
 
 PIXEL_DATA = b"\xe0\x7f\x10\x00"
 OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
@@ -28,9 +28,10 @@ FRAMES = {*range(0xC0, 0xD0), 0xDE, 0xF7} - {0xC4, 0xC8, 0xCC}
 # A window that leaves FEW_LEVELS of gray, or makes most pixels white, is passed over where stored values show more.
 FEW_LEVELS, MANY_LEVELS, MOST_WHITE = 32, 128, 0.75
 PADDING = 2  # a segment of run lengths may hold this many times its pixels, since some writers pad
+MAX_READS = 500_000  # two for each element of a header: some seconds
 
 
-def read_dicom(source: str | Path | bytes, max_pixels: int | None = None) -> Image.Image:
+def read_dicom(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read one image; of several frames the central one, as RETFound takes the central B-scan of an OCT volume.
 
     Rescaling, the window or lookup table, and palettes are applied as the file says; MONOCHROME1 is inverted and YBR
@@ -57,7 +58,7 @@ def read_dicom(source: str | Path | bytes, max_pixels: int | None = None) -> Ima
     source = _with_preamble(source)
 
     def file() -> Any:
-        return BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+        return _CountedReader(BytesIO(source) if isinstance(source, bytes) else FileIO(source))  # type: ignore[arg-type]
 
     with file() as opened:
         _check_syntax(opened)
@@ -70,6 +71,18 @@ def read_dicom(source: str | Path | bytes, max_pixels: int | None = None) -> Ima
     except (AttributeError, RuntimeError, NotImplementedError) as error:
         raise UnreadableImageError(f"its image cannot be decoded: {one_line(error)}") from error
     return _picture(values, header)
+
+
+class _CountedReader(BufferedReader):
+    """File that refuses to be read in more than `MAX_READS` pieces: headers can hold millions of empty elements."""
+
+    reads, name = 0, ""  # pydicom asks for a name, which bytes have none of
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.reads += 1
+        if self.reads > MAX_READS:
+            raise UnreadableImageError("its header holds too many elements")
+        return super().read(size)
 
 
 def _with_preamble(source: str | Path | bytes) -> str | Path | bytes:
@@ -110,7 +123,7 @@ def _check_syntax(file: BinaryIO) -> None:
     file.seek(0)
 
 
-def _check_size(file: BinaryIO, max_pixels: int | None) -> int:
+def _check_size(file: BinaryIO, max_pixels: int) -> int:
     """Index of the central frame, checked to be as large as the header says and no larger than allowed."""
     import pydicom
 
@@ -118,10 +131,7 @@ def _check_size(file: BinaryIO, max_pixels: int | None) -> int:
     header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=names)
     if "Rows" not in header or "Columns" not in header:
         raise UnreadableImageError("this DICOM file holds no image (a report or a document, perhaps)")
-    if max_pixels is not None and header.Rows * header.Columns > max_pixels:
-        raise UnreadableImageError(
-            f"it has {header.Columns} x {header.Rows} pixels, more than the {max_pixels:,} allowed"
-        )
+    check_pixels(header.Columns, header.Rows, max_pixels)
     frames = int(header.get("NumberOfFrames") or 1)
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax is not None and not syntax.is_private and syntax.is_encapsulated and file.read(4) == PIXEL_DATA:
@@ -143,6 +153,7 @@ def _check_frame(encoded: bytes, syntax: Any, header: Any) -> None:
         found = jpeg2000_size(encoded)
     elif syntax in uid.JPEGTransferSyntaxes or syntax in uid.JPEGLSTransferSyntaxes:
         found = jpeg_size(encoded)
+        check_scans(encoded, found[0] * found[1])
     else:
         return  # pydicom has no decoder for it
     expected = (header.Columns, header.Rows, header.get("SamplesPerPixel", 1))
@@ -249,7 +260,9 @@ def check_run_lengths(frame: bytes, pixels: int) -> None:
     count, *offsets = unpack("<16I", frame[:64])
     ends = [*offsets[1 : min(count, 15)], len(frame)]
     for start, end in zip(offsets, ends, strict=False):
-        if _unpacked(memoryview(frame)[start:end], PADDING * pixels) > PADDING * pixels:
+        segment, most = memoryview(frame)[start:end], PADDING * pixels
+        # Some codes give no pixel, and would be counted without an end.
+        if len(segment) > 2 * most + 64 or _unpacked(segment, most) > most:
             raise UnreadableImageError(
                 f"its RLE frame unpacks to more than the {pixels:,} pixels that its header says"
             )

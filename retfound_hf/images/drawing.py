@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from ..errors import BadDataError, require_range
-from .reading import ImageRegion
+from .field_of_view import ImageRegion
 
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 SMALLEST_FONT = 8

@@ -3,6 +3,8 @@
 The image is reduced to about 256 pixels and split by a threshold above the level of its corners; a circle is fitted to
 the outline of the largest bright part. Straight cuts (a disc larger than the sensor), notches, captions and specks lie
 off the circle and do not move it. An outline that is not a circle means that there is no field to crop.
+
+`ImageRegion` is a part of an image in general.
 """
 
 from dataclasses import dataclass
@@ -232,3 +234,49 @@ def _at_steepest_edge(circle: Circle, x: np.ndarray, y: np.ndarray, value: np.nd
     steepest = radii[:-4][(profile[:, :-4] - profile[:, 4:]).argmax(axis=1)] + 0.5
     refined = fit_circle(circle.x + steepest * cos[:, 0], circle.y + steepest * sin[:, 0])
     return refined if refined is not None and abs(refined.radius - circle.radius) < reach else circle
+
+
+@dataclass(frozen=True)
+class ImageRegion:
+    """Rectangle on an image, with fractional edges in pixels; it may reach beyond the image.
+
+    Pixel (i, j) of an image covers x from i to i + 1 and y from j to j + 1.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def scaled(self, x: float, y: float | None = None) -> "ImageRegion":
+        """The same part of the image after its pixels are multiplied by `x` (and `y`, or else `x` too)."""
+        y = x if y is None else y
+        return ImageRegion(self.left * x, self.top * y, self.right * x, self.bottom * y)
+
+    def moved(self, x: float, y: float) -> "ImageRegion":
+        """The region shifted by `x` and `y` pixels."""
+        return ImageRegion(self.left + x, self.top + y, self.right + x, self.bottom + y)
+
+    def place(self, values: np.ndarray, size: tuple[int, int], outside: float = 0.0) -> np.ndarray:
+        """Lay a map that fills the region, of any resolution, onto the image.
+
+        Args:
+            values: (rows, columns), each covering an equal part of the region; linear between their centres, constant
+                beyond the outermost.
+            size: width and height of the image in pixels.
+            outside: value of pixels beyond the region.
+
+        Returns:
+            float32 (height, width).
+
+        Raises:
+            BadDataError: a map that is not two-dimensional.
+        """
+        if values.ndim != 2:
+            raise BadDataError(f"a map has shape {values.shape}; give (rows, columns)")
+        rows, columns = values.shape
+        across, down = columns / (self.right - self.left), rows / (self.bottom - self.top)
+        picture = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
+        affine = (across, 0.0, -self.left * across, 0.0, down, -self.top * down)
+        placed = picture.transform(size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR, fillcolor=outside)
+        return np.asarray(placed)

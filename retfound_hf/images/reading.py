@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from mimetypes import MimeTypes
@@ -45,15 +44,6 @@ def resize(image: Image.Image, size: Mapping[str, int]) -> Image.Image:
     return Image.fromarray(resized.permute(1, 2, 0).contiguous().numpy())
 
 
-def resized_shape(shape: tuple[int, int], size: Mapping[str, int]) -> tuple[int, int]:
-    """Height and width that an image of `shape` (height, width) has after `resize`."""
-    edge = size.get("shortest_edge")
-    if not edge:
-        return size["height"], size["width"]
-    height, width = (max(edge, int(edge * side / min(shape))) for side in shape)
-    return height, width
-
-
 def to_tensor(image: Image.Image, box: tuple[int, int, int, int] | None = None) -> Tensor:
     """The part of an RGB image within `box` as uint8 (3, height, width), channels last in memory.
 
@@ -71,52 +61,6 @@ def to_tensor(image: Image.Image, box: tuple[int, int, int, int] | None = None) 
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-@dataclass(frozen=True)
-class ImageRegion:
-    """Rectangle on an image, with fractional edges in pixels; it may reach beyond the image.
-
-    Pixel (i, j) of an image covers x from i to i + 1 and y from j to j + 1.
-    """
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def scaled(self, x: float, y: float | None = None) -> "ImageRegion":
-        """The same part of the image after its pixels are multiplied by `x` (and `y`, or else `x` too)."""
-        y = x if y is None else y
-        return ImageRegion(self.left * x, self.top * y, self.right * x, self.bottom * y)
-
-    def moved(self, x: float, y: float) -> "ImageRegion":
-        """The region shifted by `x` and `y` pixels."""
-        return ImageRegion(self.left + x, self.top + y, self.right + x, self.bottom + y)
-
-    def place(self, values: np.ndarray, size: tuple[int, int], outside: float = 0.0) -> np.ndarray:
-        """Lay a map that fills the region, of any resolution, onto the image.
-
-        Args:
-            values: (rows, columns), each covering an equal part of the region; linear between their centres, constant
-                beyond the outermost.
-            size: width and height of the image in pixels.
-            outside: value of pixels beyond the region.
-
-        Returns:
-            float32 (height, width).
-
-        Raises:
-            BadDataError: a map that is not two-dimensional.
-        """
-        if values.ndim != 2:
-            raise BadDataError(f"a map has shape {values.shape}; give (rows, columns)")
-        rows, columns = values.shape
-        across, down = columns / (self.right - self.left), rows / (self.bottom - self.top)
-        picture = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
-        affine = (across, 0.0, -self.left * across, 0.0, down, -self.top * down)
-        placed = picture.transform(size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR, fillcolor=outside)
-        return np.asarray(placed)
-
-
 DICOM_SUFFIXES = (".dcm", ".dicom")
 PREAMBLE, MAGIC = 128, b"DICM"
 IMAGE_SUFFIXES: tuple[str, ...] = (
@@ -126,6 +70,14 @@ IMAGE_SUFFIXES: tuple[str, ...] = (
 # First element of DICOM without preamble: its group, then a representation of two letters or a short length.
 BARE_DICOM = re.compile(rb"[\x02\x08]\0.\0(?:AE|CS|DA|DT|LO|OB|PN|SH|TM|UI|UL|US|..\0\0)|\0\x08\0.[A-Z]{2}", re.S)
 KNOWN_TYPES = MimeTypes()  # by suffix, as Python lists them; the machine's own list differs from place to place
+# Pillow's readers of the suffixes above, and no others: some hand a file to another program (PostScript).
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
+# What an image may cost, whatever its file claims: pixels of a frame (2 GB of memory at the worst), frames of a file,
+# and pixels of all frames up to the one that is read, or of all passes over a JPEG (some 10 s).
+MAX_PIXELS = 100_000_000
+MAX_FRAMES = 10_000
+MAX_PASSED_PIXELS = 5_000_000_000
+START_OF_SCAN, SHORTEST_SCAN = b"\xff\xda", 10  # bytes of a JPEG
 SENSOR_BITS = (8, 10, 12, 14, 16)
 SENSOR_LIMITS = [2**bits - 1 for bits in SENSOR_BITS]
 OVERSHOOT = 1.5  # largest value of floats that are meant to end at 1
@@ -166,15 +118,12 @@ def is_image(name: str, opened: Callable[[], Any]) -> bool:
 
 
 def is_image_file(path: str | Path) -> bool:
-    """`is_image` of a path; what is no file, such as a pipe, is not opened."""
-    name = str(path)
-    return name.lower().endswith(IMAGE_SUFFIXES) or (
-        os.path.isfile(name) and is_image(name, partial(open, name, "rb"))
-    )
+    """`is_image` of a path; what is no regular file, such as a pipe, is none, however it is called."""
+    return os.path.isfile(path) and is_image(str(path), partial(open, path, "rb"))
 
 
 def read_image(
-    source: str | Path | bytes | Image.Image, min_side: int | None = None, max_pixels: int | None = None
+    source: str | Path | bytes | Image.Image, min_side: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
     """Read an image as 8-bit RGB with its EXIF orientation applied; for the conversion of modes see `to_rgb`.
 
@@ -196,15 +145,15 @@ def read_image(
     try:
         if isinstance(source, Image.Image):
             return _upright_rgb(source)
+        if path and os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+            raise UnreadableImageError("it is no regular file")  # a pipe would never end
         if is_dicom(source):
             from .dicom import read_dicom  # only where there is one
 
             return to_rgb(read_dicom(source, max_pixels))
         with _open(source) as image:
             _seek_central(image)
-            if max_pixels is not None and image.width * image.height > max_pixels:
-                size = f"{image.width} x {image.height}"
-                raise UnreadableImageError(f"it has {size} pixels, more than the {max_pixels:,} allowed")
+            check_pixels(*image.size, max_pixels)
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
             upright = _upright_rgb(image)
@@ -292,32 +241,66 @@ def find_images(folder: str | Path) -> list[Path]:
 def walk_images(folder: str, passed_over: list[str] | None = None) -> Iterator[str]:
     """Paths relative to `folder` of what `find_images` finds, in its order; no more than one folder is in memory.
 
+    Links are followed, but not to what is met in `folder` anyway, nor to what holds it; no folder is entered twice.
+
     Args:
         folder: where to begin.
         passed_over: takes the paths of the other visible files.
     """
-    try:
-        with os.scandir(folder) as entries:
-            # Names alone, since a folder may hold a million of them.
-            is_folder = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
-    except OSError:
-        return
-    for name in sorted(is_folder):
-        if is_folder[name]:
-            inner: list[str] = []
-            yield from (f"{name}/{path}" for path in walk_images(f"{folder}/{name}", inner))
-            if passed_over is not None:
-                passed_over += [f"{name}/{path}" for path in inner]
-        elif is_image_file(f"{folder}/{name}"):
-            yield name
-        elif passed_over is not None:
-            passed_over.append(name)
+    root, seen, pending = os.path.realpath(folder), set(), [("", True)]
+    while pending:
+        name, is_folder = pending.pop()
+        path = f"{folder}/{name}" if name else folder
+        if not is_folder:
+            if is_image(name, partial(open, path, "rb")):
+                yield name
+            elif passed_over is not None:
+                passed_over.append(name)
+            continue
+        with suppress(OSError):
+            facts = os.stat(path)
+            if (facts.st_dev, facts.st_ino) in seen:
+                continue
+            seen.add((facts.st_dev, facts.st_ino))
+            with os.scandir(path) as entries:
+                # Names alone, since a folder may hold a million of them; pipes and devices are neither kind.
+                found = [
+                    (f"{name}/{entry.name}".removeprefix("/"), entry.is_dir())
+                    for entry in entries
+                    if entry.name[0] != "." and (entry.is_dir() or entry.is_file())
+                    and not (entry.is_symlink() and _is_met(entry.path, root))
+                ]  # fmt: skip
+            pending += sorted(found, reverse=True)
+
+
+def _is_met(link: str, root: str) -> bool:
+    """Whether a link leads to a folder that holds `root`, or to an image or a folder that a walk of `root` meets."""
+    target = os.path.realpath(link)
+    if root == target or root.startswith(target.rstrip("/") + "/"):
+        return True
+    within = target.startswith(root.rstrip("/") + "/") and "/." not in target[len(root) :]
+    return within and (os.path.isdir(target) or is_image_file(target))
+
+
+def check_pixels(width: int, height: int, allowed: int = MAX_PIXELS) -> None:
+    """Raise `UnreadableImageError` for an image of more than `allowed` pixels."""
+    if width * height > allowed:
+        raise UnreadableImageError(f"it has {width} x {height} pixels, more than the {allowed:,} allowed")
+
+
+def check_scans(jpeg: str | Path | bytes, pixels: int) -> None:
+    """Raise `UnreadableImageError` for a JPEG whose scans, each a pass over its `pixels`, take too long together."""
+    length = len(jpeg) if isinstance(jpeg, bytes) else os.path.getsize(jpeg)
+    if length // SHORTEST_SCAN * pixels > MAX_PASSED_PIXELS:
+        scans = (jpeg if isinstance(jpeg, bytes) else Path(jpeg).read_bytes()).count(START_OF_SCAN)
+        if scans * pixels > MAX_PASSED_PIXELS:
+            raise UnreadableImageError(f"its JPEG has {scans:,} scans over {pixels:,} pixels; save it anew")
 
 
 def _open(source: str | Path | bytes) -> Image.Image:
     """The image of a file; texts of a PNG file that are longer than Pillow takes are left out."""
     try:
-        return Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+        image = Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except ValueError:  # an unknown format is an OSError
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
         kept, position = [content[: len(PNG)]], len(PNG)
@@ -327,25 +310,36 @@ def _open(source: str | Path | bytes) -> Image.Image:
             position = end
         if len(kept) == 1:
             raise
-        return Image.open(BytesIO(b"".join(kept)))
+        return Image.open(BytesIO(b"".join(kept)), formats=FORMATS)
+    if image.format in ("JPEG", "MPO"):
+        check_scans(source, image.width * image.height)
+    return image
 
 
 def _seek_central(image: Image.Image) -> None:
-    """Go to the central one of a file's frames that are as large as the largest, and of one mode."""
-    count = getattr(image, "n_frames", 1)
-    if count == 1 or image.format == "MPO":  # one photograph and its previews
+    """Go to the central one of a file's frames that are as large as the largest, and of one mode.
+
+    Raises:
+        UnreadableImageError: more than `MAX_FRAMES`, or too many pixels to decode on the way to the central one.
+    """
+    if image.format == "MPO":  # one photograph and its previews
         return
-    places = list(range(count))
     if image.format == "TIFF":
-        kinds = []
-        for place in places:
-            image.seek(place)
-            kinds.append(
-                (not image.tag_v2.get(SUBFILE_TYPE, 0) & REDUCED_OR_MASK, image.width * image.height, image.mode)
-            )
+        kinds: list[tuple[bool, int, str]] = []
+        with suppress(EOFError):  # at the end of the list, which may also have none
+            while len(kinds) <= MAX_FRAMES:
+                image.seek(len(kinds))
+                is_own = not image.tag_v2.get(SUBFILE_TYPE, 0) & REDUCED_OR_MASK
+                kinds.append((is_own, image.width * image.height, image.mode))
         largest = max(kinds, key=lambda kind: kind[:2])  # the first of them
-        places = [place for place, kind in enumerate(kinds) if kind == largest]
-    image.seek(places[len(places) // 2])
+        count, passed, places = len(kinds), 0, [place for place, kind in enumerate(kinds) if kind == largest]
+    else:
+        count = getattr(image, "n_frames", 1)
+        passed, places = count // 2 * image.width * image.height, range(count)
+    if count > MAX_FRAMES or passed > MAX_PASSED_PIXELS:
+        raise UnreadableImageError(f"it has {count:,} frames of {image.width} x {image.height} pixels")
+    if count > 1:
+        image.seek(places[len(places) // 2])
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
@@ -380,7 +374,7 @@ def _with_all_bytes(image: Image.Image) -> Image.Image:
     image.fp.seek(position)
 
     def again(change: Callable[[str], str]) -> np.ndarray:
-        file = Image.open(BytesIO(content))
+        file = Image.open(BytesIO(content), formats=FORMATS)
         file.seek(image.tell())
         for number, tile in enumerate(file.tile):
             mode = change(_raw_mode(tile))

@@ -24,8 +24,8 @@ from transformers.image_utils import (
 )
 
 from ..errors import BadArgumentError, BadDataError, UnreadableImageError, one_line, require_range, shown
-from ..images.field_of_view import crop_box
-from ..images.reading import ImageRegion, read_image, resized_shape, to_rgb, to_tensor
+from ..images.field_of_view import ImageRegion, crop_box
+from ..images.reading import read_image, to_rgb, to_tensor
 from .compat import ImagesKwargs, TorchvisionBackend
 
 logger = logging.getLogger(__name__)
@@ -381,3 +381,12 @@ def _fetch(address: str) -> bytes:
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = f"it cannot be fetched: {one_line(error)}"
         raise UnreadableImageError(f"cannot read {shown(address)}: {reason}", path=address, reason=reason) from error
+
+
+def resized_shape(shape: tuple[int, int], size: Mapping[str, int]) -> tuple[int, int]:
+    """Height and width that an image of `shape` (height, width) has after `reading.resize`."""
+    edge = size.get("shortest_edge")
+    if not edge:
+        return size["height"], size["width"]
+    height, width = (max(edge, int(edge * side / min(shape))) for side in shape)
+    return height, width

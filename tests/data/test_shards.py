@@ -1,6 +1,7 @@
 """Worker pool: results in order, and an image that kills its process is rejected alone."""
 
 import os
+import time
 
 import pytest
 
@@ -53,6 +54,12 @@ def test_only_the_image_that_kills_its_process_is_rejected(photos, job):
         results = [prepared for _, prepared in workers.ordered(list(enumerate(chunks)))]
     killed = Prepared(reason=KILLED)
     assert results == [[good, good], [good, killed, good], [good], [killed], [good, good]]
+
+
+def test_only_the_image_that_takes_too_long_is_rejected(job):
+    with Workers(1, Job(time.sleep, job.preparer, seconds=1)) as workers:
+        ((_, results),) = workers.ordered([(0, [0, 60, 0])])
+    assert [prepared.reason == KILLED for prepared in results] == [False, True, False]
 
 
 def test_workers_that_never_start_are_an_error_not_a_million_rejections(job):

@@ -6,7 +6,7 @@ from PIL import Image
 
 from retfound_hf.explanation.outputs import FileNames
 from retfound_hf.images.drawing import colour_layer, heat_on_image, overlay, with_scale
-from retfound_hf.images.reading import ImageRegion
+from retfound_hf.images.field_of_view import ImageRegion
 
 WINDOW = ImageRegion(20, 10, 60, 50)
 

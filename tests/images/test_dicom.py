@@ -16,6 +16,7 @@ from pydicom.pixels import set_pixel_data
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, SecondaryCaptureImageStorage
 
 from retfound_hf.errors import MissingPackageError, UnreadableImageError
+from retfound_hf.images import dicom
 from retfound_hf.images.dicom import check_run_lengths, jpeg2000_size, jpeg_size
 from retfound_hf.images.reading import find_images, is_dicom, read_image, to_rgb
 
@@ -324,3 +325,20 @@ def test_a_window_treats_a_large_image_as_its_strips():
     expected = np.rint(255 * np.clip((values - 999.5) / 200 + 0.5, 0, 1))
     found = np.asarray(read_image(encoded(dataset)))[..., 0]
     assert np.abs(found - expected).max() <= 1 and np.mean(found == expected) > 0.999
+
+
+def test_headers_of_many_elements_and_deep_sequences_are_refused(monkeypatch):
+    dataset = made(RAMP.astype(np.uint8))
+    dataset.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian
+    file = BytesIO()
+    pydicom.dcmwrite(file, dataset, enforce_file_format=True, implicit_vr=True, little_endian=True)
+    content = file.getvalue()
+    place = content.index(b"\xe0\x7f\x10\x00")
+    flood = b"".join(b"\x29\x00" + number.to_bytes(2, "little") + bytes(4) for number in range(0x1000, 0x1400))
+    item = b"\x40\x00\x30\xa7\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    assert read_image(content[:place] + flood + content[place:]).size == (40, 48)
+    monkeypatch.setattr(dicom, "MAX_READS", 1000)
+    assert read_image(content).size == (40, 48)
+    for inserted in (flood, item * 5000, item + flood):
+        with pytest.raises(UnreadableImageError):
+            read_image(content[:place] + inserted + content[place:])

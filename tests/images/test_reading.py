@@ -1,5 +1,6 @@
 """Images as they are read: formats, modes, depths, orientation, errors; and maps laid on a region of an image."""
 
+import os
 import pickle
 import struct
 import zlib
@@ -11,7 +12,9 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from retfound_hf.errors import BadDataError, UnreadableImageError
-from retfound_hf.images.reading import IMAGE_SUFFIXES, ImageRegion, find_images, read_image, to_rgb
+from retfound_hf.images import reading
+from retfound_hf.images.field_of_view import ImageRegion
+from retfound_hf.images.reading import IMAGE_SUFFIXES, find_images, read_image, to_rgb
 
 
 @pytest.fixture
@@ -284,6 +287,61 @@ def test_images_are_found_in_order_without_hidden_ones(tmp_path):
     found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
     assert found == ["a.tif", "b/10.jpeg", "b/2.PNG", "c/d/e.webp"]
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in IMAGE_SUFFIXES)
+
+
+def test_links_are_followed_without_loops_and_nothing_counts_twice(tmp_path):
+    root, away = tmp_path / "root", tmp_path / "away"
+    for name in ("root/a/1.png", "root/b/2.png", "root/.store/3.png", "away/x/4.png", "away/y/5.png"):
+        Path(tmp_path, name).parent.mkdir(parents=True, exist_ok=True)
+        Path(tmp_path, name).touch()
+    links = {"a/up": "..", "a/self": ".", "a/sibling": "../b", "top": tmp_path, "b/again.png": "../a/1.png",
+             "b/3.png": "../.store/3.png", "z": away, "b/within": away / "x", "nowhere.png": "gone.png"}  # fmt: skip
+    for name, target in links.items():
+        (root / name).symlink_to(target)
+    (away / "x/back").symlink_to(away)
+    os.mkfifo(root / "pipe.png")
+    found = [path.relative_to(root).as_posix() for path in find_images(root)]
+    assert found == ["a/1.png", "b/2.png", "b/3.png", "b/within/4.png", "b/within/back/y/5.png"]
+    assert [path.name for path in find_images(root / "a")] == [f"{n}.png" for n in (1, 2, 3, 4, 5)]  # from b
+
+
+def test_only_regular_files_of_known_formats_are_opened(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "eye.png")
+    for path in (tmp_path / "eye.png", "/dev/zero"):
+        with pytest.raises(UnreadableImageError) as error:
+            read_image(path)
+        assert error.value.path == str(path)
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/called\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(UnreadableImageError):
+        read_image(postscript)
+    assert not (tmp_path / "called").exists()
+
+
+def test_files_that_would_take_all_time_or_memory_are_refused(monkeypatch):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    jpeg = encoded(picture, "JPEG", progressive=True)
+    scan = jpeg[jpeg.rfind(b"\xff\xda") : -2]
+    bomb = jpeg[:-2] + scan * 90 + jpeg[-2:]
+    frames = {kind: encoded(picture, kind, save_all=True, append_images=[picture.rotate(n) for n in range(11)])
+              for kind in ("GIF", "TIFF")}  # fmt: skip
+    for content in (bomb, *frames.values()):
+        assert read_image(content).size == (50, 40)
+    monkeypatch.setattr(reading, "MAX_PASSED_PIXELS", 50 * 40 * 90)
+    assert read_image(jpeg).size == (50, 40)
+    with pytest.raises(UnreadableImageError):
+        read_image(bomb)
+    monkeypatch.setattr(reading, "MAX_PASSED_PIXELS", 50 * 40 * 4)
+    with pytest.raises(UnreadableImageError):
+        read_image(frames["GIF"])
+    monkeypatch.setattr(reading, "MAX_FRAMES", 11)
+    with pytest.raises(UnreadableImageError):
+        read_image(frames["TIFF"])
+    large = Image.new("1", (reading.MAX_PIXELS // 8000 + 1, 8000))
+    with pytest.raises(UnreadableImageError):
+        read_image(encoded(large, "PNG"))
 
 
 @pytest.mark.parametrize("name", ["nowhere", "file.png"])

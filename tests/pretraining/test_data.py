@@ -257,6 +257,28 @@ def test_refuses_what_is_damaged(data, reason):
     assert reason in str(error.value)
 
 
+@pytest.mark.parametrize("start", [b"\xff\xc0", b"\xff\xc2"])
+def test_a_size_that_a_file_only_claims_costs_nothing(start):
+    data = bytearray(KINDS["JPEG" if start == b"\xff\xc0" else "JPEG, progressive"])
+    place = data.index(start) + 5
+    data[place : place + 4] = b"\xff\xf0\xff\xf0"  # 4.3 billion pixels
+    with pytest.raises(UnreadableImageError):
+        decode(bytes(data))
+
+
+def test_no_damage_of_a_png_ends_the_process():
+    whole, generator = KINDS["PNG"], np.random.default_rng(0)
+    refused = 0
+    for place in generator.integers(40, len(whole), 200):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << generator.integers(8)
+        try:
+            assert decode(bytes(damaged)).shape == (3, 48, 40)
+        except UnreadableImageError:
+            refused += 1
+    assert refused > 150
+
+
 def test_the_next_readable_image_takes_the_place(table):
     good = [encoded(picture(n), "PNG") for n in range(7)]
     small = encoded(picture(9, 32), "PNG")
