@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import OutputError, RetFoundError, one_line
+from .errors import BadDataError, OutputError, RetFoundError, one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -359,6 +359,30 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """Rows of a table that `write_table` or `rows_of_csv` wrote, all cells as text."""
     with open(path, encoding="utf-8", newline="") as file:
         return [{unguard(name): unguard(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def read_json(path: str | Path, kind: type = dict, absent: Any = None) -> Any:
+    """Content of a JSON file.
+
+    Args:
+        path: of the file.
+        kind: of the content, `dict` or `list`.
+        absent: returned where there is no file, unless None.
+
+    Raises:
+        BadDataError: no such file, cut short or damaged, or of another kind.
+    """
+    path = Path(path)
+    if absent is not None and not path.exists():
+        return absent
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, kind):
+            raise ValueError(f"it holds a {type(content).__name__} in place of a {kind.__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        message = f"{path} cannot be read, it may be cut short ({one_line(error)}); bring it back, or make it anew"
+        raise BadDataError(message, source=path) from error
+    return content
 
 
 def _umask() -> int:

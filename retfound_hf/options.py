@@ -163,10 +163,10 @@ def _words_of_file(path: Path, types: Sequence[type]) -> list[str]:
 
     if not path.is_file():
         raise RetFoundError(f"options file {path} does not exist")
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         options = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # also other encodings, and dates
         kind = "JSON" if path.suffix == ".json" else "YAML"
         raise RetFoundError(f"options file {path} is not valid {kind}: {one_line(error)}") from error
     if not isinstance(options, dict):

@@ -65,7 +65,8 @@ def intended_use(name_or_path: str) -> str:
 
     is_folder = Path(name_or_path).is_dir()
     path = Path(name_or_path, "README.md") if is_folder else try_to_load_from_cache(name_or_path, "README.md")
-    text = Path(path).read_text(encoding="utf-8") if isinstance(path, (str, Path)) and Path(path).is_file() else ""
+    is_there = isinstance(path, (str, Path)) and Path(path).is_file()
+    text = Path(path).read_text(encoding="utf-8", errors="replace") if is_there else ""
     found = re.search(r"^(#{1,4}) [^\n]*intended use[^\n]*\n(.*?)(?=^#{1,4} |\Z)", text, re.M | re.S | re.I)
     return found[2].strip() if found else NO_CARD
 

@@ -1,7 +1,6 @@
 """Preparation of images: read, cropped and resized; encoded for shards, or cached once for all images of a set."""
 
 import hashlib
-import json
 import logging
 import os
 import tempfile
@@ -20,7 +19,7 @@ import torchvision
 from PIL import Image
 
 from ..errors import BadDataError, UnreadableImageError, join_names, require, require_range
-from ..files import atomic_folder, file_lock, write_json
+from ..files import atomic_folder, file_lock, read_json, write_json
 from ..images.field_of_view import CROP_VERSION, crop_field_of_view, side_to_read
 from ..images.reading import read_image, resize
 
@@ -233,7 +232,7 @@ class _Decoder:
 
 
 def _rejected(folder: Path) -> list[tuple[str, str]]:
-    return [tuple(entry) for entry in json.loads((folder / "rejected.json").read_text(encoding="utf-8"))]
+    return [tuple(entry) for entry in read_json(folder / "rejected.json", list)]
 
 
 def _is_done(folder: Path, rows: pd.DataFrame, decoder: _Decoder) -> bool:

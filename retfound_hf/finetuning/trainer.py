@@ -19,6 +19,7 @@ from ..evaluation.predictions import Predictions
 from ..inference.predict import Classifier, Collator, EvaluationPixels, PreparedSet, PreparedSplit, to_scores
 from ..models.backbones import parameter_depths
 from ..models.image_processing_retfound import RetFoundImageProcessor
+from ..models.loading import read_weights
 from ..models.modeling_retfound import classification_loss
 from ..vocabulary import SINGLE_LABEL
 
@@ -306,7 +307,7 @@ class FinetuneTrainer(Trainer):
         model = self.model
         if not isinstance(model, PreTrainedModel) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             return False
-        stored = type(model).from_pretrained(checkpoint, config=model.config)
+        stored, _, _ = read_weights(type(model), checkpoint, config=model.config)
         model.load_state_dict(stored.state_dict())
         return True
 

@@ -137,8 +137,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadModelError(f"{path} is not valid JSON: {error}", model=path.parent) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadModelError(f"{path} is not valid JSON: {one_line(error)}", model=path.parent) from error
 
 
 def may_be_published(path: str) -> bool:
@@ -282,7 +282,7 @@ def read_card(folder: Path) -> tuple[dict[str, Any], str]:
     path = folder / "README.md"
     try:
         card = ModelCard(path.read_text(encoding="utf-8"))
-    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RecursionError, yaml.YAMLError) as error:
         raise BadModelError(
             f"the metadata of {path} are not valid for the Hub: {one_line(error)}", model=folder
         ) from error

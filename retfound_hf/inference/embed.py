@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..data.image_sources import Part, ShardPart, identities
 from ..errors import OutputError
-from ..files import atomic_file, exclusive_folder, refuse_existing, write_json, write_table
+from ..files import atomic_file, exclusive_folder, read_json, refuse_existing, write_json, write_table
 from ..models.loading import accepted_weights, load_encoder, load_processor
 from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
@@ -112,7 +112,7 @@ def _run(arguments: EmbedArguments, forward_arguments: ForwardArguments) -> tupl
     # As it comes back from the file.
     plan = json.loads(json.dumps({**plan, "precision": options["precision"]}, default=str))
     stored = folder / "plan.json"
-    if stored.is_file() and json.loads(stored.read_text(encoding="utf-8")) != plan:
+    if read_json(stored, absent=plan) != plan:
         raise OutputError(
             f"{folder} holds parts of another model or precision; remove it or choose another folder", path=folder
         )
@@ -130,7 +130,7 @@ def _run(arguments: EmbedArguments, forward_arguments: ForwardArguments) -> tupl
             pq.write_table(pa.table({"id": pa.array(ids, pa.string()), "vector": column}), partial)
     state.wait_for_everyone()
     target = output_dir / "features.parquet"
-    rejected = [tuple(entry) for path in files for entry in json.loads(_rejected_file(path).read_text())]
+    rejected = [tuple(entry) for path in files for entry in read_json(_rejected_file(path), list)]
     if state.is_main_process:
         # One part in memory at a time.
         with atomic_file(target) as partial, pq.ParquetWriter(partial, pq.read_schema(files[0])) as writer:

@@ -1,7 +1,6 @@
 """Evaluation of a fine-tuned folder on any labelled set, and the command `evaluate`."""
 
 import dataclasses
-import json
 import logging
 import os
 import time
@@ -21,7 +20,7 @@ from ..errors import BadDataError, join_names
 from ..evaluation.document import counts_text
 from ..evaluation.predictions import Predictions
 from ..evaluation.report import ReportArguments, format_table, measure, read_points, write_report
-from ..files import exclusive_folder, refuse_existing, with_formulas, write_table
+from ..files import exclusive_folder, read_json, refuse_existing, with_formulas, write_table
 from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
 from ..vocabulary import SINGLE_LABEL, order_classes
@@ -267,8 +266,7 @@ def _is_data_of(trained: dict[str, Any], data: str) -> bool:
 
 
 def _record(model_folder: str) -> dict[str, Any]:
-    path = Path(model_folder) / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(Path(model_folder, "run.json"), absent={})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

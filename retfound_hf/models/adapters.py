@@ -7,7 +7,10 @@ therefore `from_pretrained` of this package's classes looks for itself.
 """
 
 import json
-from collections.abc import Iterable
+import logging
+import pickle
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +22,38 @@ from .compat import PreTrainedConfig
 from .configuration_retfound import ADAPTER_FILE
 
 HEAD = ("fc_norm.", "classifier.")
+HIGHEST_RANK = 4096
+
+
+@contextmanager
+def errors_of_loading(name_or_path: str) -> Iterator[None]:
+    """Turn errors of loading into `BadModelError`, and silence the table of tensors that its report holds."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    # Not its level, which transformers 5 asks whether to report on tensor parallelism.
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    except BadModelError:
+        raise
+    except Exception as error:  # files can be wrong in every way
+        reason = one_line(error)
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in reason:  # and advice on how to let it run
+            reason = "its weights are a pickle with other things than tensors; nothing in it was run"
+        raise BadModelError(f"model {name_or_path} cannot be loaded: {reason}", model=name_or_path) from error
+    finally:
+        logger.disabled = before
 
 
 def adapter_base(name_or_path: str | Path, **hub_options: Any) -> str:
     """Folder or Hub id of the model that an adapter belongs onto.
 
     Raises:
-        BadModelError: the adapter names none.
+        BadModelError: the adapter names none, or another adapter.
     """
-    file = find_adapter_config_file(str(name_or_path), **hub_options)
-    base = json.loads(Path(str(file)).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
+    with errors_of_loading(name_or_path):
+        file = find_adapter_config_file(str(name_or_path), **hub_options)
+        base = json.loads(Path(str(file)).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base or Path(base, ADAPTER_FILE).is_file():
         raise BadModelError(
             f"adapter {name_or_path} names no base model; put its folder or Hub id into {ADAPTER_FILE} as "
             "base_model_name_or_path",
@@ -48,7 +72,8 @@ def head_size(name_or_path: str | Path, **hub_options: Any) -> int | None:
     """Number of labels of the head that an adapter brings along; None where it brings none."""
     from peft import load_peft_weights
 
-    tensors = load_peft_weights(str(name_or_path), device="cpu", **hub_options)
+    with errors_of_loading(name_or_path):
+        tensors = load_peft_weights(str(name_or_path), device="cpu", **hub_options)
     return next((len(tensor) for name, tensor in tensors.items() if name.endswith("classifier.weight")), None)
 
 
@@ -69,14 +94,20 @@ def merge_adapter(model: Any, name_or_path: str) -> Any:
     Raises:
         BadModelError: an adapter of another network, or of a kind that cannot be merged.
     """
-    from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
 
     try:
+        stored = PeftConfig.from_pretrained(name_or_path)
+        ranks = [getattr(stored, "r", 1), *(getattr(stored, "rank_pattern", None) or {}).values()]
+        if max(ranks) > HIGHEST_RANK:
+            raise ValueError(f"its rank is {max(ranks)}")
         adapted = PeftModel.from_pretrained(model, name_or_path)
         given = load_peft_weights(name_or_path, device="cpu")
         _check_taken(given, get_peft_model_state_dict(adapted), name_or_path, model)
         return adapted.merge_and_unload().eval()
-    except (ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
+    except BadModelError:
+        raise
+    except Exception as error:  # files can be wrong in every way
         raise BadModelError(
             f"adapter {name_or_path} cannot be merged into {type(model).__name__}: {one_line(error)}",
             model=name_or_path,

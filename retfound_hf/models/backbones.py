@@ -258,9 +258,9 @@ class StockEncoderPreTrainedModel(FolderModel, PreTrainedModel):
 
     @classmethod
     def from_base(cls, base: str, *args: Any, config: PreTrainedConfig, **kwargs: Any) -> Any:
-        if AutoConfig.from_pretrained(base).model_type == config.model_type:
+        if AutoConfig.from_pretrained(base, trust_remote_code=False).model_type == config.model_type:
             return super().from_base(base, *args, config=config, **kwargs)
-        encoder, info = AutoModel.from_pretrained(base, *args, **kwargs)
+        encoder, info = AutoModel.from_pretrained(base, *args, **{"trust_remote_code": False, **kwargs})
         return cls(config, encoder).to(encoder.dtype).eval(), info
 
     @torch.no_grad()

@@ -1,6 +1,5 @@
 """Model cards: `README.md` of a model folder, from a template, the facts of the run and its result files."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from ..evaluation.calibration import LogitScaling
 from ..evaluation.document import INTERVAL, metric_rows
 from ..evaluation.metrics import METRICS, metric_title
 from ..evaluation.subgroups import FEWEST, without_small_groups
-from ..files import atomic_file, read_rows
+from ..files import atomic_file, read_json, read_rows
 from ..vocabulary import MODALITIES, REGRESSION, problem_type_of
 from .configuration_retfound import is_calibrated
 from .image_processing_retfound import RetFoundImageProcessor
@@ -138,8 +137,7 @@ def _card_data(folder: str) -> dict[str, Any]:
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """`metrics.json` of a folder, empty where there is none."""
-    path = Path(folder) / "metrics.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(Path(folder, "metrics.json"), absent={})
 
 
 def evaluation_text(folder: Path, of_what: str) -> str:
@@ -198,8 +196,7 @@ def _task(folder: Path) -> tuple[str, list[str], list[str] | None]:
 
 def _settings(folder: Path) -> dict[str, Any]:
     """`config.json` of a folder, empty where there is none."""
-    path = Path(folder) / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(Path(folder, "config.json"), absent={})
 
 
 def _group_rows(folder: Path) -> list[dict[str, str]]:

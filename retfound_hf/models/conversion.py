@@ -124,17 +124,28 @@ def read_checkpoint(path: str | Path) -> CheckpointFile:
         trunk = trunk.get(key) if isinstance(trunk, dict) else None
     if isinstance(trunk, dict):
         origin, state = VISSL_KEYS[-1], trunk
-    others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    others = [str(name) for name, value in state.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
     if others or not state:
         raise BadModelError(
             f"checkpoint {path} has no weights under {' or '.join(map(repr, STATE_KEYS))} and is not a state dict: "
             f"found {join_names(others) or 'nothing'}",
             model=path,
         )
+    if odd := [name for name, tensor in state.items() if not _is_plain(tensor)]:
+        raise BadModelError(
+            f"checkpoint {path} has tensors that are no plain numbers in memory: {join_names(odd)}", model=path
+        )
     args = content.get("args") if origin else None
     if isinstance(args, argparse.Namespace):
         args = vars(args)
     return CheckpointFile(path, state, origin, args if isinstance(args, dict) else {})
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is real, dense and holds its own numbers; a view can make one number into a billion."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_complex() or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _load(path: Path) -> Any:
@@ -153,7 +164,7 @@ def _load(path: Path) -> Any:
                 "and argparse.Namespace are read",
                 model=path,
             ) from error
-        except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+        except Exception as error:  # files can be wrong in every way
             raise BadModelError(
                 f"checkpoint {path} cannot be read, it may be cut short or not a PyTorch file: {one_line(error)}",
                 model=path,
@@ -327,8 +338,11 @@ def convert_checkpoint(
         message = f"`class_names` were given, but {source} is a pretrained {file.kind} without a head"
         raise BadArgumentError(message, field="class_names", value=class_names)
     head_norm = _head_norm(head_norm, file) if file.kind == "classifier" else "single"
-    config, rows = configure(file.kind, file.state, modality, file.args, head_norm, class_names, file.method)
-    tensors = rename(file.state, rows)
+    try:
+        config, rows = configure(file.kind, file.state, modality, file.args, head_norm, class_names, file.method)
+        tensors = rename(file.state, rows)
+    except (ArithmeticError, LookupError, TypeError) as error:  # sizes and arguments that fit nothing
+        raise BadModelError(f"checkpoint {source} cannot be converted ({one_line(error)})", model=source) from error
     if file.kind == "classifier":
         # Fine-tuned files have no final norm; `AutoModel` gets one that changes nothing but scale.
         tensors["vit.layernorm.weight"] = torch.ones(config.hidden_size)

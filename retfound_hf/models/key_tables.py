@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from transformers import Dinov2Config, PreTrainedConfig, ResNetConfig
 
 from ..errors import BadArgumentError, BadModelError, join_names
 from ..vocabulary import MODALITIES, SINGLE_LABEL
-from .configuration_retfound import RetFoundConfig
+from .configuration_retfound import ADAPTER_FILE, RetFoundConfig
 
 HEAD_WIDTH = 64  # of every encoder in use: ViT-L has 1024 / 64 = 16 heads
 DECODER_HEADS = 16  # of every MAE decoder, whatever its width (He et al. 2022, released code)
@@ -22,6 +23,11 @@ STAGES = 4  # of a ResNet
 REDUCTION = 4  # of the channels within a bottleneck
 IMAGE_SIZE = 224  # of ResNets, whose tensors do not tell it
 COUNTER = "num_batches_tracked"
+# Bounds on what a foreign configuration may ask for.
+SIZES = ("_size", "_sizes", "_layers", "_heads", "_channels", "depths", "mlp_ratio")
+MOST_LAYERS, WIDEST, MOST_PARAMETERS = 1000, 2**16, 10**10
+SPARE = 10**8  # parameters that a folder may leave out, such as a decoder
+WEIGHTS = ("*.safetensors", "*.bin")
 
 
 @dataclass(frozen=True)
@@ -193,7 +199,7 @@ def _labels(classes: int, names: Iterable[str] | None) -> dict[str, Any]:
 
 def size_of(state: Mapping[str, Tensor], name: str, axis: int) -> int:
     """Size of a tensor along an axis."""
-    if name not in state or state[name].ndim == 0:
+    if name not in state or not -state[name].ndim <= axis < state[name].ndim or not state[name].numel():
         raise BadModelError(f"checkpoint lacks {name}; it is not a RETFound checkpoint, or an incomplete one")
     return state[name].shape[axis]
 
@@ -201,7 +207,10 @@ def size_of(state: Mapping[str, Tensor], name: str, axis: int) -> int:
 def depth_of(state: Mapping[str, Tensor], prefix: str) -> int:
     """Number of blocks `<prefix>.0`, `<prefix>.1` and so on."""
     indices = {int(match[1]) for name in state if (match := re.match(rf"{prefix}\.(\d+)\.", name))}
-    return max(indices, default=-1) + 1
+    depth = max(indices, default=-1) + 1
+    if depth > len(state):
+        raise BadModelError(f"checkpoint names {prefix}.{depth - 1}, and has {len(state)} tensors in all")
+    return depth
 
 
 def resnet_config(state: Mapping[str, Tensor], modality: str | None) -> ResNetConfig:
@@ -242,3 +251,34 @@ def _norm(source: str, target: str, width: int) -> Iterator[Row]:
     yield from pair(source, target, width)
     for name, shape in (("running_mean", (width,)), ("running_var", (width,)), (COUNTER, ())):
         yield Row(f"{source}.{name}", (f"{target}.{name}",), shape)
+
+
+def check_sizes(config: PreTrainedConfig, name_or_path: str) -> None:
+    """Refuse a configuration that is far larger than its weights: the network would fill the memory before them."""
+    sizes: dict[str, list[int]] = {}
+    for part in (config, getattr(config, "encoder_config", None)):
+        for name, value in part.to_dict().items() if part is not None else ():
+            if name.endswith(SIZES) and value is not None:
+                sizes[name] = list(value) if isinstance(value, (list, tuple)) else [value]
+                most = MOST_LAYERS if name.endswith(("layers", "depths")) else WIDEST
+                if not all(isinstance(size, (int, float)) and 0 <= size <= most for size in sizes[name]):
+                    reason = f"config.json has {name} {join_names(sizes[name])}, where numbers up to {most:,} are read"
+                    raise BadModelError(f"model {name_or_path}: {reason}", model=name_or_path)
+    first = {name: values[0] for name, values in sizes.items() if values}
+    stages = zip(sizes.get("depths", ()), sizes.get("hidden_sizes", ()), strict=False)
+    parameters = sum(depth * width**2 for depth, width in stages)
+    patch = max(1, first.get("patch_size", 1))
+    for part in ("", "decoder_"):
+        width, layers = first.get(f"{part}hidden_size", 0), first.get(f"{part}num_hidden_layers", 0)
+        inner = first.get(f"{part}intermediate_size", 0) + width * first.get("mlp_ratio", 0)
+        positions = (first.get("image_size", 0) // patch) ** 2
+        parameters += width * (layers * (4 * width + 2 * inner) + positions + patch**2)
+    folder = Path(name_or_path)  # of an adapter the weights are elsewhere
+    files = () if (folder / ADAPTER_FILE).exists() else (path for each in WEIGHTS for path in folder.glob(each))
+    stored = sum(path.stat().st_size for path in files)
+    if parameters > (stored + SPARE if stored else MOST_PARAMETERS):
+        raise BadModelError(
+            f"model {name_or_path}: config.json asks for some {parameters:,} parameters, and the weights have "
+            f"{stored:,} bytes; restore the file",
+            model=name_or_path,
+        )

@@ -1,14 +1,10 @@
 """Loading of any accepted weights: starting points by name, classifiers, encoders, autoencoders, adapters."""
 
 import copy
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -19,10 +15,11 @@ from transformers import (
 )
 
 from ..errors import BadModelError, nearest, one_line
-from .adapters import HEAD, adapter_base, describe_adapted, has_config, head_size, merge_adapter
+from .adapters import HEAD, adapter_base, describe_adapted, errors_of_loading, has_config, head_size, merge_adapter
 from .backbones import AUTO_CLASSES, BACKBONES, StockEncoderConfig, accepted_models, backbone_of, stored_processor
 from .configuration_retfound import UNCALIBRATED, RetFoundConfig, is_adapter
 from .image_processing_retfound import RetFoundImageProcessor
+from .key_tables import check_sizes
 from .modeling_retfound import RetFoundForPreTraining, RetFoundPreTrainedModel
 
 OFFICIAL_LICENSE = "cc-by-nc-4.0"  # of the official weights, and of whatever is derived from them
@@ -176,8 +173,8 @@ def read_config(name_or_path: str) -> PreTrainedConfig:
             model=name_or_path,
         )
     try:
-        return AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    except Exception as error:  # files can be wrong in every way
         reason = f"cannot be read: {one_line(error)}"
         if not Path(name_or_path).exists():
             reason = (
@@ -185,6 +182,8 @@ def read_config(name_or_path: str) -> PreTrainedConfig:
                 f"({one_line(error)})"
             )
         raise BadModelError(f"model {name_or_path} {reason}", model=name_or_path) from error
+    check_sizes(config, name_or_path)
+    return config
 
 
 def read_weights(model_class: Any, name_or_path: str, **options: Any) -> tuple[PreTrainedModel, list[str], list[str]]:
@@ -201,25 +200,11 @@ def read_weights(model_class: Any, name_or_path: str, **options: Any) -> tuple[P
     Raises:
         BadModelError: weights that cannot be read.
     """
-    try:
-        with _without_report():
-            model, info = model_class.from_pretrained(name_or_path, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise BadModelError(f"model {name_or_path} cannot be loaded: {one_line(error)}", model=name_or_path) from error
+    with errors_of_loading(name_or_path):
+        options |= {"output_loading_info": True, "trust_remote_code": False}
+        model, info = model_class.from_pretrained(name_or_path, **options)
     missing = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     return model.eval(), sorted(missing), sorted(info["unexpected_keys"])
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """Silence the table of missing and left-out tensors, which `read_weights` returns."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    # Not its level, which transformers 5 asks whether to report on tensor parallelism.
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def network_config(stored: PreTrainedConfig, **options: Any) -> RetFoundConfig | StockEncoderConfig:

@@ -1,6 +1,5 @@
 """Checkpoints, each of them a model folder, and resuming from them."""
 
-import json
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, load_model, save_file
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..errors import BadArgumentError, BadModelError, OutputError, one_line
-from ..files import open_to_all, write_json
+from ..files import open_to_all, read_json, write_json
 from .objectives.base import Objective
 
 STATE_FILE = "training_state.json"
@@ -155,7 +154,7 @@ def remove_leftovers(output_dir: Path) -> None:
 
 def read_state(folder: Path) -> dict[str, Any]:
     """The state that `Checkpoints.save` was given."""
-    return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    return read_json(folder / STATE_FILE)
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:

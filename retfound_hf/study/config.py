@@ -370,7 +370,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         raise BadDataError(f"study file {path} does not exist; {example}", source=path)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: other encodings, and a date that no calendar has
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # also other encodings, and odd dates
         raise BadDataError(f"study file {path} is not valid YAML in UTF-8: {one_line(error)}", source=path) from error
     if not isinstance(content, Mapping):
         raise BadDataError(f"study file {path} must map names to values, found {type(content).__name__}", source=path)

@@ -1,7 +1,6 @@
 """`report.html`: a study for a clinician and a reviewer."""
 
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from ..errors import UnreadableImageError
 from ..evaluation import document
 from ..evaluation.document import Block, Picture, Section, Table, characteristics, counted, number, tripod_section
 from ..evaluation.subgroups import FEWEST
-from ..files import atomic_file, write_table
+from ..files import atomic_file, read_json, write_table
 from ..images.reading import read_image
 from ..vocabulary import SINGLE_LABEL
 from . import report_parts as parts
@@ -147,7 +146,7 @@ def failures(found: StudyResults) -> Section | None:
 
 def settings(found: StudyResults) -> Section:
     """The exact settings, and the versions and hardware of the jobs, which may have run on several machines."""
-    record = json.loads((found.folder / "run.json").read_text(encoding="utf-8"))
+    record = read_json(found.folder / "run.json")
     known = [job.facts for job in found.finished]
     packages = dict.fromkeys(name for facts in known for name in facts["versions"])
     versions = ", ".join(f"{name} {_each(facts['versions'].get(name) for facts in known)}" for name in packages)

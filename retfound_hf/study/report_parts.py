@@ -1,6 +1,5 @@
 """Parts of the report: sections, tables, charts, formatted numbers, and the systems that they compare."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from ..evaluation.metrics import METRICS, lower_is_better, metric_title
 from ..evaluation.plots import COLOURS
 from ..evaluation.plots import figure as styled_figure
 from ..evaluation.thresholds import finding_of
-from ..files import atomic_file
+from ..files import atomic_file, read_json
 from .results import JobResult, StudyResults
 
 
@@ -98,8 +97,8 @@ def drawing(found: StudyResults, kind: str, data: str, width: float, height: flo
 
 def read_flow(found: StudyResults, data: str) -> dict[str, Any]:
     """`flow.json` of the cohort that a data set names; empty where it names none, or it is not here any more."""
-    path = Path(found.study.data[data].cohort or "", "flow.json")
-    return json.loads(path.read_text(encoding="utf-8")) if found.study.data[data].cohort and path.is_file() else {}
+    cohort = found.study.data[data].cohort
+    return read_json(Path(cohort, "flow.json"), absent={}) if cohort else {}
 
 
 def class_titles(found: StudyResults, data: str) -> dict[str, str]:

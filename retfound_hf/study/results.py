@@ -1,6 +1,5 @@
 """Folder of a study: results of its jobs, predictions, learning curves and tables, and how to read them."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -8,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..errors import OutputError
+from ..errors import BadDataError, OutputError, one_line
 from ..evaluation.metrics import metrics_for
 from ..evaluation.predictions import Predictions
-from ..files import unguard, with_formulas, write_json
+from ..files import read_json, unguard, with_formulas, write_json
 from ..vocabulary import SINGLE_LABEL
 from .config import Reporting, Study, read_settings
 
@@ -47,7 +46,7 @@ def read_csv(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
 
 def read_task(folder: str | Path, data: str) -> dict[str, Any]:
     """`task.json` of a data set."""
-    return json.loads(Path(folder, "tasks", data, "task.json").read_text(encoding="utf-8"))
+    return read_json(Path(folder, "tasks", data, "task.json"))
 
 
 def read_images(folder: str | Path, data: str, evaluated: str) -> pd.DataFrame:
@@ -77,7 +76,7 @@ def read_cases(folder: str | Path, job_id: str, data: str, evaluated: str, repor
 
 def read_history(folder: str | Path, job_id: str) -> list[dict[str, Any]]:
     """The log of a job's training."""
-    return json.loads((job_folder(folder, job_id) / "history.json").read_text(encoding="utf-8"))
+    return read_json(job_folder(folder, job_id) / "history.json", list)
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,13 @@ def ended_jobs(folder: str | Path, planned: Iterable[tuple[str, ...]]) -> tuple[
 def read_job(folder: str | Path, job_id: str) -> JobResult | None:
     """What became of a job; None for one that has not ended."""
     path = job_folder(folder, job_id) / "job.json"
-    return JobResult(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return JobResult(**read_json(path))
+    except TypeError as error:
+        message = f"{path} is not the record of a job ({one_line(error)}); remove it, and run the study again"
+        raise BadDataError(message, source=path) from error
 
 
 SHARE = 0.95

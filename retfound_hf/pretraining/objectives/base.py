@@ -11,7 +11,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, ResNetCon
 from ...errors import BadArgumentError, BadModelError, require
 from ...models.backbones import BACKBONES
 from ...models.configuration_retfound import PRESETS, RetFoundConfig, is_adapter
-from ...models.loading import load_network, network_config, read_config, resolve
+from ...models.loading import load_network, network_config, read_config, read_weights, resolve
 from ...models.modeling_retfound import RetFoundModel
 from ...options import check_ranges
 
@@ -178,7 +178,7 @@ def build_encoder(args: "ModelArguments") -> PreTrainedModel:
     check_image_size(args, stored)
     if row.retfound_options is None:  # a stock class, such as ResNet, without the classifier that may come with it
         load_network(name, stored, network_config(stored), classifier=False)  # refuses damaged weights
-        return AutoModel.from_pretrained(name, config=_with_input(stored, args)).float().train()
+        return read_weights(AutoModel, name, config=_with_input(stored, args))[0].float().train()
     modality = args.modality or getattr(stored, "modality", None)
     config = network_config(stored, modality=modality, drop_path_rate=0.0)
     return load_network(name, stored, config, classifier=False)[0].float().train()
