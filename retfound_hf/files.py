@@ -385,6 +385,21 @@ def read_json(path: str | Path, kind: type = dict, absent: Any = None) -> Any:
     return content
 
 
+def identities(folder: str | Path) -> list[tuple[str, int, int]]:
+    """Path, size and time of change of every file directly in `folder`; empty where that is not a folder."""
+    files = [str(path) for path in sorted(Path(folder).glob("*")) if path.is_file()]
+    return [(path, *(file_stamp(path) or (0, 0))) for path in files]
+
+
+def file_stamp(path: str | Path) -> tuple[int, int] | None:
+    """Size and time of change (ns); None where there is no file."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return None
+    return facts.st_size, facts.st_mtime_ns
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -16,14 +16,16 @@ import pandas as pd
 import pytest
 from filelock import SoftFileLock
 
-from retfound_hf.errors import OutputError
+from retfound_hf.errors import BadDataError, OutputError
 from retfound_hf.files import (
     atomic_file,
     atomic_folder,
     exclusive_folder,
     file_lock,
     guard,
+    identities,
     move_into,
+    read_json,
     read_rows,
     refuse_existing,
     rows_of_csv,
@@ -423,3 +425,30 @@ class TestTables:
         rows = [{"id": "=1+1", "reason": "cut short"}, {"id": "a\rb", "reason": "3"}]
         assert read_rows(tmp_path / "rejected.csv") == rows
         assert "\n'=1+1,cut short\n" in (tmp_path / "rejected.csv").read_text()
+
+
+def test_identities_of_a_folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "notes.txt").write_text("one")
+    before = identities(tmp_path)
+    assert [path for path, _, _ in before] == [str(tmp_path / "notes.txt")]
+    (tmp_path / "notes.txt").write_text("another")
+    assert identities(tmp_path) != before
+    assert identities(tmp_path / "absent") == []
+
+
+@pytest.mark.parametrize("content", [b"", b'{"position": {"st', b"[1]", b"\xff\xfe", b'{"a":' * 100_000])
+def test_json_that_cannot_be_read_is_said_in_one_line(tmp_path, content):
+    path = tmp_path / "state.json"
+    path.write_bytes(content)
+    with pytest.raises(BadDataError) as error:
+        read_json(path, absent={})
+    assert error.value.source == str(path) and "\n" not in str(error.value)
+
+
+def test_json_that_may_be_absent(tmp_path):
+    assert read_json(tmp_path / "state.json", absent={"a": 1}) == {"a": 1}
+    with pytest.raises(BadDataError):
+        read_json(tmp_path / "state.json")
+    write_json(tmp_path / "state.json", [1, 2])
+    assert read_json(tmp_path / "state.json", list) == [1, 2]

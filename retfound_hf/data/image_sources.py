@@ -1,5 +1,6 @@
 """Images from anywhere: folders, tables, parquet shards and data sets as lazy lists of references to images."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,14 +8,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ..errors import BadDataError
+from ..errors import BadDataError, UnreadableImageError
+from ..files import file_stamp
 from ..images.reading import is_image_file, walk_images
 from . import tables
 from .tables import (
@@ -28,9 +30,6 @@ from .tables import (
     table_images,
     warn_of_passed_over,
 )
-
-if TYPE_CHECKING:
-    pass
 
 ACCEPTED_FILES = "an image, a folder of images or of parquet shards, or a CSV or parquet table with a column image"
 ACCEPTED = (
@@ -86,6 +85,7 @@ class ShardPart:
         index, name: position, and a unique name that fits a file.
         path, column: of the file, and of its images.
         ids: of its images.
+        roots: see `placed`.
     """
 
     index: int
@@ -93,14 +93,15 @@ class ShardPart:
     path: Path
     column: str
     ids: Sequence[str] = field(repr=False)
+    roots: Sequence[str] = ()
 
     @property
     def refs(self) -> list[ImageRef]:
-        cells = pq.read_table(self.path, columns=[self.column])[self.column].to_pylist()
+        with tables.parquet_errors(self.path):
+            cells = pq.read_table(self.path, columns=[self.column])[self.column].to_pylist()
         images = [cell if isinstance(cell, dict) else {"bytes": cell} for cell in cells]
-        root = str(self.path.parent)
         return [
-            ImageRef(name, image.get("bytes") or placed(image.get("path") or "", root))
+            ImageRef(name, image.get("bytes") or placed(image.get("path") or "", self.roots))
             for name, image in zip(self.ids, images, strict=True)
         ]
 
@@ -251,8 +252,9 @@ class ListSource(ImageSource):
 class ShardSource(ImageSource):
     """Parquet files that hold images, read one by one; named as a labelled set of them is, see `stored_ids`."""
 
-    def __init__(self, name: str, shards: Sequence[Path], image_column: str = "image"):
+    def __init__(self, name: str, shards: Sequence[Path], image_column: str = "image", image_root: str | None = None):
         self.name, self._splits = name, _splits_of_shards(name, shards)
+        self._roots = roots_of(name, image_root)
         self._fields = {shard: tables.image_field(shard, image_column) or image_column for shard in shards}
 
     def __len__(self) -> int:
@@ -271,10 +273,11 @@ class ShardSource(ImageSource):
             first = len(numbers)
             for shard in shards:
                 column = self._fields[shard]
-                schema = pq.read_schema(shard)
-                wanted = [name for name in schema.names if name != column]
-                has_path = pa.types.is_struct(schema.field(column).type)
-                rows = pq.ParquetFile(shard).read([*wanted, *([f"{column}.path"] if has_path else [])])
+                with tables.parquet_errors(shard):
+                    schema = pq.read_schema(shard)
+                    wanted = [name for name in schema.names if name != column]
+                    has_path = pa.types.is_struct(schema.field(column).type)
+                    rows = pq.ParquetFile(shard).read([*wanted, *([f"{column}.path"] if has_path else [])])
                 cells = rows[column].to_pylist() if has_path else [None] * pq.read_metadata(shard).num_rows
                 paths += [cell and cell["path"] for cell in cells]
                 some = rows.select(wanted).to_pandas(ignore_metadata=True).reindex(range(len(cells)))
@@ -288,7 +291,7 @@ class ShardSource(ImageSource):
         ids = self._rows.groupby(SHARD, sort=False)["id"].agg(list)
         for index, (shard, some) in enumerate(ids.items()):
             path = Path(str(shard))
-            yield ShardPart(index, f"{index:05d}-{path.stem}", path, self._fields[path], some)
+            yield ShardPart(index, f"{index:05d}-{path.stem}", path, self._fields[path], some, self._roots)
 
     def columns(self) -> pd.DataFrame:
         return self._rows.drop(columns=SHARD)
@@ -333,15 +336,36 @@ def _name_of_file(path: str, root: str) -> str:
     return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else Path(path).name
 
 
-def placed(path: str, root: str) -> str:
-    """Where the file of an image in a data set lies: relative paths may start at the data set."""
-    near = os.path.join(root, path)
-    return near if os.path.isfile(near) else path
+def roots_of(data: str, image_root: str | None = None) -> tuple[str, ...]:
+    """Folders below which a data set may name files: `image_root`, its own, or of one on the Hub those of its copy."""
+    given = (image_root,) if image_root else ()
+    if os.path.exists(data):
+        return (*given, os.path.dirname(os.path.abspath(data)) if os.path.isfile(data) else os.path.abspath(data))
+    from datasets.config import DOWNLOADED_DATASETS_PATH
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return (*given, os.path.join(HF_HUB_CACHE, "datasets--" + data.replace("/", "--")), str(DOWNLOADED_DATASETS_PATH))
 
 
-def folder_of(data: str) -> str:
-    """Folder in which a data set lies, or the file of one."""
-    return os.path.dirname(os.path.abspath(data)) if os.path.isfile(data) else data
+def placed(path: str, roots: Sequence[str]) -> str:
+    """Where the file of an image lies that a data set names in place of its bytes.
+
+    Such a data set may come from anyone, and must not have files of this machine read into shards or a model.
+
+    Args:
+        path: as stored; relative ones start at the first of `roots` that has the file.
+        roots: folders, see `roots_of`; the file is below one of them, also where links lead.
+
+    Raises:
+        UnreadableImageError: it is not.
+    """
+    tops = tuple(os.path.realpath(root).rstrip("/") + "/" for root in roots)
+    places = [os.path.join(root, path) for root in roots if path]
+    if below := [place for place in places if os.path.realpath(place).startswith(tops)]:
+        return next(filter(os.path.exists, below), below[0])
+    outside = f"its file {path} is not below {roots[0]}; name the folder that holds it with `image_root`"
+    reason = outside if path else "the row holds no image"
+    raise UnreadableImageError(f"cannot read an image of a data set: {reason}", path=path, reason=reason)
 
 
 def open_files(
@@ -354,7 +378,7 @@ def open_files(
     Args:
         data: path, or a list of paths, bytes or `PIL.Image`s.
         image_column: of a table or of shards.
-        image_root: folder at which a table's relative paths start; by default the table's own.
+        image_root: folder at which the relative paths of a table or data set start; by default its own.
 
     Raises:
         BadDataError: nothing there, or nothing that is an image.
@@ -366,11 +390,11 @@ def open_files(
         shards = find_shards(path)
         if shards and all(tables.holds_images(shard, image_column) for shard in shards):
             warn_of_passed_over(data, list(walk_images(data)))
-            return ShardSource(data, shards, image_column)
+            return ShardSource(data, shards, image_column, image_root)
         return FolderSource(str(path), ACCEPTED_FILES)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         if tables.holds_images(path, image_column):
-            return ShardSource(data, [path], image_column)
+            return ShardSource(data, [path], image_column, image_root)
         return TableSource(os.path.abspath(data), image_column, image_root)
     if path.is_file() and is_image_file(path):
         return ListSource([data], [path.name])
@@ -384,21 +408,6 @@ def find_shards(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith("."))
 
 
-def identities(folder: str | Path) -> list[tuple[str, int, int]]:
-    """Path, size and time of change of every file directly in `folder`; empty where that is not a folder."""
-    files = [str(path) for path in sorted(Path(folder).glob("*")) if path.is_file()]
-    return [(path, *(file_stamp(path) or (0, 0))) for path in files]
-
-
-def file_stamp(path: str | Path) -> tuple[int, int] | None:
-    """Size and time of change (ns); None where there is no file."""
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return None
-    return facts.st_size, facts.st_mtime_ns
-
-
 def as_utf8(name: str) -> str:
     """A file's name as text that can be stored: bytes that are not UTF-8 become question marks."""
     return name.encode("utf-8", "replace").decode("utf-8")
@@ -406,3 +415,30 @@ def as_utf8(name: str) -> str:
 
 def _as_it_is(image: str | bytes) -> str | bytes:
     return image
+
+
+def with_place(image: dict[str, Any] | None, roots: Sequence[str]) -> dict[str, Any] | None:
+    """A stored image that, where it has no bytes, has the whole path of its file, see `placed`."""
+    if image is None or image["bytes"] is not None or not image["path"]:
+        return image
+    return {**image, "path": placed(image["path"], roots)}
+
+
+def encoded_bytes(image: dict[str, Any] | None) -> bytes:
+    """The bytes of a stored image, or of the file that `with_place` found.
+
+    Raises:
+        UnreadableImageError: an empty cell, or no such file.
+    """
+    if image is None:
+        raise UnreadableImageError("the row holds no image")
+    path = image["path"]
+    if image["bytes"] is not None or not path:
+        return image["bytes"] or b""
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(errno.EINVAL, "it is no regular file")  # a pipe would never end
+        return Path(path).read_bytes()
+    except OSError as error:
+        reason = str(error.strerror)
+        raise UnreadableImageError(f"cannot read {path}: {reason}", path=path, reason=reason) from error

@@ -18,7 +18,7 @@ from ..images.reading import find_images, walk_images
 from ..vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from . import tables
 from .image_cache import warn_identical_content
-from .image_sources import folder_of, placed, stored_ids
+from .image_sources import placed, roots_of, stored_ids
 from .labels import OWN_ID, clean_labels, find_patients, infer_problem_type, unfold_lists
 from .splits import PAPER_FRACTIONS, SPLITS, assign_splits, fraction_of_patients, patient_groups
 from .stored_images import find_image_column, load_splits
@@ -161,7 +161,7 @@ def read_labelled(
         problem_type: by default single-label for one label column, multi-label for several of 0 and 1.
         class_names: the classes, in order; images of some may then be absent.
         image_column: of a table or a Hub data set.
-        image_root: folder at which a table's relative paths start; by default the table's own.
+        image_root: folder at which the relative paths of a table or data set start; by default its own.
         split_fractions: shares of patients for data without splits; `seed` deals them.
         seed: see `split_fractions`.
         need_splits: splits that must exist and are checked; () reads any set for use as a whole ("all").
@@ -288,17 +288,17 @@ def _read_source(
             return _read_folder(path, folders, allow_empty)
         if not any(path.rglob("*.*")):
             raise BadDataError(f"{data} holds no image; give {ACCEPTED_DATA}", source=data)
-        return _read_stored(data, image_column, label_columns)
+        return _read_stored(data, image_column, label_columns, image_root)
     if path.is_file():
         tables.check_suffix(path, ACCEPTED_DATA)
         if tables.holds_images(path, image_column):
-            return _read_stored(data, image_column, label_columns)
+            return _read_stored(data, image_column, label_columns, image_root)
         table = tables.read_table(path, label_columns)
         if image_column != "id":
             table = table.rename(columns={"id": OWN_ID})
         return tables.table_images(table, path, image_column, image_root)
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", data) and path.suffix.lower() not in TABLE_SUFFIXES:
-        return _read_stored(data, image_column, label_columns)
+        return _read_stored(data, image_column, label_columns, image_root)
     raise BadDataError(f"data {data} does not exist; give {ACCEPTED_DATA}", source=data)
 
 
@@ -367,7 +367,7 @@ def _with_metadata(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     return table.merge(extra.rename(columns={"image": "id"}), on="id", how="left", validate="one_to_one")
 
 
-def _read_stored(data: str, image_column: str, label_columns: Sequence[str]) -> pd.DataFrame:
+def _read_stored(data: str, image_column: str, label_columns: Sequence[str], image_root: str | None) -> pd.DataFrame:
     """Table of every split of a data set that `datasets` reads; one published as a single part has no splits yet.
 
     Class labels become their names. An image is the path of its file where it lies in one, else its encoded bytes,
@@ -379,9 +379,9 @@ def _read_stored(data: str, image_column: str, label_columns: Sequence[str]) -> 
     unknown = [name for name in parts if name not in splits]
     if unknown and len(parts) > 1:
         raise BadDataError(f"{data} has the split(s) {join_names(unknown)}; {ACCEPTED_SPLITS}", source=data)
-    found = []
+    found, roots = [], roots_of(data, image_root)
     for name, part in parts.items():
-        table = _table_of_part(part, find_image_column(part, image_column, data), folder_of(data), label_columns)
+        table = _table_of_part(part, find_image_column(part, image_column, data), roots, label_columns)
         table["number"] = [f"{splits.get(name, name)}/{index}" for index in range(len(table))]
         found.append(table.assign(split=splits[name]) if len(parts) > 1 else table)
     table = pd.concat(found, ignore_index=True)
@@ -390,7 +390,7 @@ def _read_stored(data: str, image_column: str, label_columns: Sequence[str]) -> 
 
 
 def _table_of_part(
-    part: "datasets.Dataset", image_column: str, root: str, label_columns: Sequence[str]
+    part: "datasets.Dataset", image_column: str, roots: Sequence[str], label_columns: Sequence[str]
 ) -> pd.DataFrame:
     import datasets
 
@@ -407,7 +407,7 @@ def _table_of_part(
             table[name] = [inner.int2str([int(index) for index in found]) for found in table[name]]
             table.attrs[name] = inner.names  # `unfold_lists` takes their order
     table = table.rename(columns=str.strip).rename(columns={"id": OWN_ID})
-    contents = [image["bytes"] or placed(image["path"], root) for image in images]
+    contents = [image["bytes"] or placed(image["path"] or "", roots) for image in images]
     return table.assign(image=pd.Series(contents, dtype=object), id=[image["path"] for image in images])
 
 

@@ -85,6 +85,7 @@ class PrepareArguments:
     )
     split: str | None = field(default=None, metadata={"help": "of a data set; all of its splits by default"})
     image_column: str = field(default="image", metadata={"help": "of a table or a data set"})
+    image_root: str | None = field(default=None, metadata={"help": "where relative paths of a table or set start"})
     keep_columns: list[str] = field(
         default_factory=list, metadata={"help": "columns of a table or a data set to carry along; none by default"}
     )
@@ -210,6 +211,7 @@ def _run(arguments: PrepareArguments) -> PreparedShards:
         arguments.source,
         split=arguments.split,
         image_column=arguments.image_column,
+        image_root=arguments.image_root,
         keep_columns=arguments.keep_columns,
     )
     records = Records(out, source.name, arguments.options)

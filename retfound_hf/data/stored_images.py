@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, nearest, one_line
+from ..files import file_stamp
 from ..hub_access import look_up_data_set
 from . import tables
 from .image_sources import (
@@ -20,9 +21,8 @@ from .image_sources import (
     ImageSource,
     TableSource,
     as_utf8,
-    file_stamp,
-    folder_of,
     placed,
+    roots_of,
 )
 from .tables import TABLE_SUFFIXES, check_columns, holds_images
 
@@ -39,7 +39,10 @@ class DatasetSource(ImageSource):
     of the file that the image was, such as `train/17/eye.jpg`.
     """
 
-    def __init__(self, data: str, split: str | None, image_column: str, keep_columns: Sequence[str]):
+    def __init__(
+        self, data: str, split: str | None, image_column: str, keep_columns: Sequence[str],
+        image_root: str | None = None,
+    ):  # fmt: skip
         import datasets
 
         self.name = os.path.abspath(data) if os.path.exists(data) else data
@@ -54,7 +57,7 @@ class DatasetSource(ImageSource):
         self._column = find_image_column(first, image_column, data)
         encoded = datasets.Image(decode=False)
         self._splits = {name: part.cast_column(self._column, encoded) for name, part in splits.items()}
-        self._root = folder_of(self.name)
+        self._roots = roots_of(self.name, image_root)
         self._fingerprints = [part._fingerprint for part in splits.values()]
 
     def __len__(self) -> int:
@@ -78,11 +81,14 @@ class DatasetSource(ImageSource):
 
     def stamp(self, ref: ImageRef) -> Any:
         number, _, path = ref.image
-        return self._fingerprints[number], file_stamp(placed(path, self._root)) if path else None
+        try:
+            return self._fingerprints[number], file_stamp(placed(path, self._roots)) if path else None
+        except UnreadableImageError:
+            return self._fingerprints[number], None
 
     def opener(self) -> Callable[[tuple[int, int, str | None]], str | bytes]:
         parts = [part.select_columns(self._column) for part in self._splits.values()]
-        return RowOpener(parts, self._column, self._root)
+        return RowOpener(parts, self._column, self._roots)
 
     def _fallback_name(self, split: str, row: int, path: str | None) -> str:
         if path and path.startswith(self.name + "/"):
@@ -96,19 +102,20 @@ class RowOpener:
 
     splits: "list[datasets.Dataset]"
     image_column: str
-    root: str
+    roots: Sequence[str]
 
     def __call__(self, place: tuple[int, int, str | None]) -> str | bytes:
         number, row, _ = place
         image = self.splits[number][row][self.image_column]
         if image is None:
             raise UnreadableImageError("the row holds no image")
-        return placed(image["path"], self.root) if image["bytes"] is None else image["bytes"]
+        return placed(image["path"] or "", self.roots) if image["bytes"] is None else image["bytes"]
 
 
 def open_source(
-    source: str, *, split: str | None = None, image_column: str = "image", keep_columns: Sequence[str] = ()
-) -> ImageSource:
+    source: str, *, split: str | None = None, image_column: str = "image", keep_columns: Sequence[str] = (),
+    image_root: str | None = None,
+) -> ImageSource:  # fmt: skip
     """A folder tree of images, a table of paths, or whatever `datasets` reads.
 
     Args:
@@ -116,6 +123,7 @@ def open_source(
         split: of a data set; all of its splits, one after the other, by default.
         image_column: of a table or a data set.
         keep_columns: columns of a table or a data set that are carried along.
+        image_root: folder at which the relative paths of a table or data set start; by default its own.
 
     Raises:
         BadDataError: nothing there, or no image in it.
@@ -134,10 +142,10 @@ def open_source(
         tables.check_suffix(path, ACCEPTED)
         if split:
             raise _unfit("split", split, f"does not apply to {source}, a table; keep the rows that you want in it")
-        return TableSource(os.path.abspath(source), image_column, keep_columns=keep_columns, by_id=True)
+        return TableSource(os.path.abspath(source), image_column, image_root, keep_columns, by_id=True)
     if not path.exists() and (path.is_absolute() or path.suffix.lower() in TABLE_SUFFIXES):
         raise BadDataError(f"{source} does not exist; give {ACCEPTED}", source=source)
-    return DatasetSource(source, split, image_column, keep_columns)
+    return DatasetSource(source, split, image_column, keep_columns, image_root)
 
 
 def load_splits(data: str, accepted: str) -> dict[str, "datasets.Dataset"]:

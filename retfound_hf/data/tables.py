@@ -4,7 +4,8 @@ import logging
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
             table = pd.read_parquet(path).rename(columns=lambda name: name.strip() if isinstance(name, str) else name)
         else:
             table = with_formulas(_read_csv(path, text_columns))
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
+    except Exception as error:  # damaged files give errors of every type
         reason = one_line(error)
         raise BadDataError(f"{path} cannot be read as a {path.suffix[1:]} table: {reason}", source=path) from error
     if table.empty:
@@ -116,6 +117,17 @@ def check_suffix(path: Path, accepted: str) -> None:
         raise BadDataError(f"{path} is not a table ({', '.join(TABLE_SUFFIXES)}); {fix}", source=path)
 
 
+@contextmanager
+def parquet_errors(path: str | Path) -> Iterator[None]:
+    """Turn errors of reading a parquet file within the block into `BadDataError`."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, LookupError, ValueError) as error:
+        raise BadDataError(f"{path} cannot be read as a parquet table: {one_line(error)}", source=path) from error
+
+
 def image_field(path: Path, wanted: str) -> str | None:
     """Column of a parquet file with the files' bytes, or what `datasets` writes for images: `wanted`, or the only one.
 
@@ -126,13 +138,11 @@ def image_field(path: Path, wanted: str) -> str | None:
     import pyarrow
     import pyarrow.parquet
 
-    try:
+    with parquet_errors(path):
         schema = pyarrow.parquet.read_schema(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise BadDataError(f"{path} cannot be read as a parquet table: {one_line(error)}", source=path) from error
-    kinds = (pyarrow.types.is_struct, pyarrow.types.is_binary, pyarrow.types.is_large_binary)
-    found = [column.name for column in schema if any(is_kind(column.type) for is_kind in kinds)]
-    return wanted if wanted in found else found[0] if len(found) == 1 and wanted not in schema.names else None
+        kinds = (pyarrow.types.is_struct, pyarrow.types.is_binary, pyarrow.types.is_large_binary)
+        found = [column.name for column in schema if any(is_kind(column.type) for is_kind in kinds)]
+        return wanted if wanted in found else found[0] if len(found) == 1 and wanted not in schema.names else None
 
 
 def holds_images(path: Path, image_column: str) -> bool:

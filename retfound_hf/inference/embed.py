@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ..data.image_sources import Part, ShardPart, identities
+from ..data.image_sources import Part, ShardPart
 from ..errors import OutputError
-from ..files import atomic_file, exclusive_folder, read_json, refuse_existing, write_json, write_table
+from ..files import atomic_file, exclusive_folder, identities, read_json, refuse_existing, write_json, write_table
 from ..models.loading import accepted_weights, load_encoder, load_processor
 from ..options import build_arguments, parse_arguments
 from ..record import write_run_record

@@ -253,16 +253,16 @@ def _norm(source: str, target: str, width: int) -> Iterator[Row]:
         yield Row(f"{source}.{name}", (f"{target}.{name}",), shape)
 
 
-def check_sizes(config: PreTrainedConfig, name_or_path: str) -> None:
+def check_sizes(settings: Mapping[str, Any], name_or_path: str) -> None:
     """Refuse a configuration that is far larger than its weights: the network would fill the memory before them."""
     sizes: dict[str, list[int]] = {}
-    for part in (config, getattr(config, "encoder_config", None)):
-        for name, value in part.to_dict().items() if part is not None else ():
+    for part in (settings, settings.get("encoder_config")):
+        for name, value in part.items() if isinstance(part, dict) else ():
             if name.endswith(SIZES) and value is not None:
                 sizes[name] = list(value) if isinstance(value, (list, tuple)) else [value]
                 most = MOST_LAYERS if name.endswith(("layers", "depths")) else WIDEST
-                if not all(isinstance(size, (int, float)) and 0 <= size <= most for size in sizes[name]):
-                    reason = f"config.json has {name} {join_names(sizes[name])}, where numbers up to {most:,} are read"
+                if not all(isinstance(size, (int, float)) and 0 < size <= most for size in sizes[name]):
+                    reason = f"config.json has {name} {join_names(sizes[name])}, where 1 to {most:,} is read"
                     raise BadModelError(f"model {name_or_path}: {reason}", model=name_or_path)
     first = {name: values[0] for name, values in sizes.items() if values}
     stages = zip(sizes.get("depths", ()), sizes.get("hidden_sizes", ()), strict=False)

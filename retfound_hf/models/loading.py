@@ -1,6 +1,7 @@
 """Loading of any accepted weights: starting points by name, classifiers, encoders, autoencoders, adapters."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,11 @@ def read_config(name_or_path: str) -> PreTrainedConfig:
             model=name_or_path,
         )
     try:
-        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+        settings, _ = PreTrainedConfig.get_config_dict(name_or_path)
+        check_sizes(settings, name_or_path)  # before lists of as many layers are made
+        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    except BadModelError:
+        raise
     except Exception as error:  # files can be wrong in every way
         reason = f"cannot be read: {one_line(error)}"
         if not Path(name_or_path).exists():
@@ -182,8 +187,6 @@ def read_config(name_or_path: str) -> PreTrainedConfig:
                 f"({one_line(error)})"
             )
         raise BadModelError(f"model {name_or_path} {reason}", model=name_or_path) from error
-    check_sizes(config, name_or_path)
-    return config
 
 
 def read_weights(model_class: Any, name_or_path: str, **options: Any) -> tuple[PreTrainedModel, list[str], list[str]]:
@@ -263,12 +266,17 @@ def load_network(
             "from random weights",
             model=name_or_path,
         )
+    _refuse_unknown(unexpected, name_or_path)
+    return network, not missing
+
+
+def _refuse_unknown(unexpected: Sequence[str], name_or_path: str) -> None:
+    """Refuse tensors that the network of the configuration has no use for, such as those of more layers."""
     unknown = [name for name in unexpected if not name.removeprefix("vit.").startswith(LEFT_OUT)]
     if unknown:
         raise BadModelError(
             f"model {name_or_path} has {len(unknown)} unexpected tensors, such as {unknown[0]}", model=name_or_path
         )
-    return network, not missing
 
 
 def load_classifier(name_or_path: str) -> PreTrainedModel:
@@ -299,13 +307,14 @@ def load_classifier(name_or_path: str) -> PreTrainedModel:
             )
         merged = merge_adapter(model, name_or_path)
         return fit_input(merged, load_processor(name_or_path))
-    model, missing, _ = read_weights(AutoModelForImageClassification, name_or_path, config=config)
+    model, missing, unexpected = read_weights(AutoModelForImageClassification, name_or_path, config=config)
     if missing:
         raise BadModelError(
             f"model {name_or_path} has no trained classifier (it lacks {missing[0]}); fine-tune it first with the "
             "command finetune",
             model=name_or_path,
         )
+    _refuse_unknown(unexpected, name_or_path)
     return fit_input(model, load_processor(name_or_path))
 
 

@@ -105,6 +105,9 @@ class DataArguments:
         default_factory=list,
         metadata={"help": "folders of shards made by prepare_images, parquet files, or Hub dataset ids; several join"},
     )
+    image_root: str | None = option(
+        None, "folder of images that shards name in place of holding them; by default that of the shards"
+    )
     streaming: bool = option(False, "fetch shards as they are needed, without a copy of all of them")
     mixed_shards: int = option(
         4, "with --streaming: shards whose images are mixed; twice as many are here at a time", 1

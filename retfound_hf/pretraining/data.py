@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from ..data.image_sources import find_shards
+from ..data.image_sources import encoded_bytes, find_shards, roots_of, with_place
 from ..errors import BadArgumentError, BadDataError, RetFoundError, UnreadableImageError, one_line
 from ..hub_access import look_up_data_set
 from ..images.reading import MAX_PASSED_PIXELS, MAX_PIXELS, SHORTEST_SCAN, read_image, to_tensor
@@ -185,38 +186,20 @@ def decode(encoded: bytes) -> Tensor:
     return to_tensor(read_image(encoded))
 
 
-def encoded_bytes(image: dict[str, Any] | None) -> bytes:
-    """The bytes of a cell of the table; a data set of image files has paths instead.
-
-    Args:
-        image: with `bytes` and `path`, as `datasets` stores images.
-
-    Raises:
-        UnreadableImageError: an empty cell, or no such file.
-    """
-    if image is None:
-        raise UnreadableImageError("the row holds no image")
-    if image["bytes"] is None and image["path"]:
-        try:
-            return Path(image["path"]).read_bytes()
-        except OSError as error:
-            reason = str(error.strerror)
-            raise UnreadableImageError(
-                f"cannot read {image['path']}: {reason}", path=image["path"], reason=reason
-            ) from error
-    return image["bytes"] or b""
-
-
-def open_shards(sources: Sequence[str], cache_dir: str | None = None) -> "datasets.Dataset":
+def open_shards(
+    sources: Sequence[str], cache_dir: str | None = None, image_root: str | None = None
+) -> "datasets.Dataset":
     """All shards as one memory-mapped table with the columns `image` (encoded) and `id`.
 
     `datasets` converts parquet files into its cache once; later runs map that.
 
     Args:
         sources: folders with parquet files in them, parquet files, or Hub ids; the latter are fetched.
+        cache_dir: of `datasets`.
+        image_root: see `roots_of`.
 
     Raises:
-        BadDataError: nothing there, or no column `image`.
+        BadDataError: nothing there, no column `image`, or files that do not belong to the data.
     """
     import datasets
 
@@ -241,10 +224,20 @@ def open_shards(sources: Sequence[str], cache_dir: str | None = None) -> "datase
         if "image" not in table.column_names:
             raise no_image_column(source, table.column_names)
         table = table.cast_column("image", datasets.Image(decode=False))
+        bare = pc.is_null(pc.struct_field(table.with_format("arrow")[:]["image"], "bytes"))
+        if pc.any(bare).as_py():
+            roots = roots_of(source, image_root)
+            table = table.map(
+                lambda row, roots: {"image": with_place(row["image"], roots)}, fn_kwargs={"roots": roots}
+            )
         if "id" not in table.column_names:
             table = table.add_column("id", [f"{source}/{row}" for row in range(len(table))])
         tables.append(table.select_columns(["image", "id"]).cast_column("id", datasets.Value("string")))
     return tables[0] if len(tables) == 1 else datasets.concatenate_datasets(tables)
+
+
+def _with_place(row: dict[str, Any], roots: Sequence[str]) -> dict[str, Any]:
+    return {**row, "image": with_place(row["image"], roots)}
 
 
 def fingerprint(table: "datasets.Dataset") -> str:
@@ -436,7 +429,7 @@ def open_training_images(
     }  # fmt: skip
     if not data_args.streaming:
         with accelerator.local_main_process_first():
-            table = open_shards(data_args.train_data, data_args.cache_dir)
+            table = open_shards(data_args.train_data, data_args.cache_dir, data_args.image_root)
         order, facts = Order(len(table), **shape), {"fingerprint": fingerprint(table), "stream": None}
     else:
         from .streaming import open_stream

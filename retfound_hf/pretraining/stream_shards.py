@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..data.image_sources import find_shards
+from ..data.image_sources import find_shards, roots_of
 from ..errors import BadDataError, HubAccessError, one_line
 from ..hub_access import is_connection_error
 
@@ -35,6 +35,7 @@ class StreamShard:
         rows: images in it.
         member: path of the file within its source, wherever that lies.
         content: hash of the bytes.
+        roots: folders below which it may name files.
     """
 
     source: str
@@ -43,6 +44,7 @@ class StreamShard:
     rows: int
     member: str
     content: str
+    roots: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -137,18 +139,25 @@ def no_image_column(source: str, columns: Sequence[str]) -> BadDataError:
     )
 
 
-def list_shards(sources: Sequence[str], revisions: Mapping[str, str] | None = None) -> list[StreamShard]:
+def list_shards(
+    sources: Sequence[str], revisions: Mapping[str, str] | None = None, image_root: str | None = None
+) -> list[StreamShard]:
     """All shards of folders, parquet files and Hub data sets, in a fixed order; only the footer of each is read.
 
     Args:
         sources: as `train_data`.
         revisions: commits of Hub data sets; the newest of others.
+        image_root: folder of images that the shards name in place of holding them.
 
     Raises:
         BadDataError: no shard there, or no column `image`.
         HubAccessError: a data set that is not there.
     """
-    shards = [shard for source in sources for shard in _list_source(source, (revisions or {}).get(source))]
+    shards = [
+        replace(shard, roots=roots_of(source, image_root))
+        for source in sources
+        for shard in _list_source(source, (revisions or {}).get(source))
+    ]
     filled = [shard for shard in shards if shard.rows]
     if not filled:
         joined = " ".join(sources)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 
+from ..data.image_sources import with_place
 from ..errors import RetFoundError, one_line
 from ..files import atomic_file
 from .arguments import DataArguments
@@ -121,7 +122,7 @@ class StreamedTable:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with FileLock(self.folder / f"{number}.lock"):
                     if not path.exists():
-                        convert = partial(_to_arrow, target=path, name=shard.name, rows=shard.rows)
+                        convert = partial(_to_arrow, target=path, shard=shard)
                         shard.read(convert, self.folder, self._check_open)
         finally:
             if self.closed:  # meanwhile
@@ -189,7 +190,7 @@ class StreamedTable:
         return self._mapped[number]
 
 
-def _to_arrow(parquet: Path, target: Path, name: str, rows: int) -> None:
+def _to_arrow(parquet: Path, target: Path, shard: StreamShard) -> None:
     """Convert parquet, which is read by row groups, to an Arrow file, which is read by rows."""
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     schema = pa.schema([("image", image), ("id", pa.string())])
@@ -202,12 +203,15 @@ def _to_arrow(parquet: Path, target: Path, name: str, rows: int) -> None:
         row = 0
         # Without threads, which do not survive the fork of a loader's process.
         for batch in source.iter_batches(ROWS_PER_BATCH, columns=columns, use_threads=False):
-            numbered = pa.array([f"{name}/{row + index}" for index in range(len(batch))], pa.string())
+            numbered = pa.array([f"{shard.name}/{row + index}" for index in range(len(batch))], pa.string())
             ids = batch.column("id").cast(pa.string()) if "id" in columns else numbered
-            writer.write_batch(pa.record_batch([batch.column("image").cast(image), ids], schema=schema))
+            cells = batch.column("image").cast(image)
+            if cells.field("bytes").null_count:
+                cells = pa.array([with_place(cell, shard.roots) for cell in cells.to_pylist()], image)
+            writer.write_batch(pa.record_batch([cells, ids], schema=schema))
             row += len(batch)
-        if row != rows:  # the file was replaced during the run
-            raise pa.ArrowInvalid(f"{row} images instead of {rows}")
+        if row != shard.rows:  # the file was replaced during the run
+            raise pa.ArrowInvalid(f"{row} images instead of {shard.rows}")
 
 
 class _Prefetch:
@@ -321,7 +325,7 @@ def open_stream(
     listed: list[Any] = [None]
     if process == 0:
         try:
-            listed[0] = list_shards(data_args.train_data, revisions)
+            listed[0] = list_shards(data_args.train_data, revisions, data_args.image_root)
         except RetFoundError as error:
             listed[0] = error
     broadcast_object_list(listed)

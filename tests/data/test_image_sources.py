@@ -1,18 +1,24 @@
 """Sources: the same images in the same order with the same ids, whatever kind of source they come from."""
 
+import json
 import os
 import shutil
 
 import datasets
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tiny import save_noise
 
-from retfound_hf.data.image_sources import FolderSource, identities, open_files
-from retfound_hf.data.labelled import _read_source
+from retfound_hf.data.image_sources import FolderSource, encoded_bytes, open_files
+from retfound_hf.data.labelled import _read_source, read_labelled
 from retfound_hf.data.stored_images import DatasetSource, open_source
 from retfound_hf.errors import BadArgumentError, BadDataError, UnreadableImageError
-from retfound_hf.images.reading import find_images
+from retfound_hf.images.reading import find_images, read_image
+from retfound_hf.pretraining.data import open_shards
+from retfound_hf.pretraining.stream_shards import list_shards
+from retfound_hf.pretraining.streaming import StreamedTable
 
 
 def read(source, ref) -> bytes:
@@ -28,9 +34,9 @@ def ids(source) -> list[str]:
     return [ref.id for ref in source]
 
 
-def ids_as_labelled(data) -> list[str]:
+def ids_as_labelled(data, root=None) -> list[str]:
     """Ids that a labelled set of the same images has."""
-    return _read_source(str(data), ("label",), "image", None, False)["id"].tolist()
+    return _read_source(str(data), ("label",), "image", root, False)["id"].tolist()
 
 
 def digests(source, size: int = 3) -> list[str]:
@@ -58,9 +64,9 @@ def test_a_folder_is_walked_in_the_order_of_find_images(tmp_path):
     root = tmp_path / "tree"
     (root / "linked").symlink_to(root / "a")
     expected = [path.relative_to(root).as_posix() for path in find_images(root)]
-    assert len(expected) == 11 and expected == sorted(expected, key=lambda name: name.split("/"))
+    assert len(expected) == 9 and expected == sorted(expected, key=lambda name: name.split("/"))
     source = FolderSource(str(root))
-    assert ids(source) == expected and len(source) == 11
+    assert ids(source) == expected and len(source) == 9
 
 
 def test_names_that_are_not_utf8_can_be_stored(tmp_path):
@@ -145,11 +151,12 @@ def test_parquet_of_bytes_and_paths_as_a_labelled_set(folder, tmp_path, kind, co
     for name, some in (("train-00000-of-00001", table[:4]), ("test-00000-of-00001", table[4:])):
         some.to_parquet(tmp_path / f"set/{name}.parquet")
     for data in (tmp_path / "set", tmp_path / "set/train-00000-of-00001.parquet"):
-        source, expected = open_files(data), ids_as_labelled(data)
+        root = str(folder) if kind in ("paths", "relative") else None
+        source, expected = open_files(data, image_root=root), ids_as_labelled(data, root)
         assert sorted(ids(source)) == sorted(expected) and len(set(expected)) == len(expected) == len(source)
         patients = dict(zip(source.columns()["id"], source.columns()["patient_id"], strict=True))
         assert all(patients[ref.id] == "aabbccd"[contents.index(read(source, ref))] for ref in source)
-        stored = open_source(str(data))
+        stored = open_source(str(data), image_root=root)
         assert sorted(read(stored, ref) for ref in stored) == sorted(read(source, ref) for ref in source)
 
 
@@ -272,14 +279,6 @@ def test_a_single_image_and_a_list(folder):
     assert [one == two for one, two in zip(before, digests(source, 1), strict=True)] == [False, True]
 
 
-def test_identities_of_a_folder(folder):
-    before = identities(folder)
-    assert [path for path, _, _ in before] == [str(folder / "notes.txt")]
-    (folder / "notes.txt").write_text("another")
-    assert identities(folder) != before
-    assert identities(folder / "absent") == []
-
-
 def test_what_is_refused(folder, save_table, tmp_path):
     table = pd.DataFrame({"image": [f"images/{name}" for name in NAMES], "age": 60})
     data = save_table(table)
@@ -310,3 +309,80 @@ def test_what_is_refused(folder, save_table, tmp_path):
         with pytest.raises(BadDataError) as error:
             opened(save_table(table))
         assert error.value.rows == (3,)
+
+
+def labelled(data, root=None):
+    return list(read_labelled(str(data), image_root=root, need_splits=()).table["image"])
+
+
+def listed(data, root=None):
+    return [ref.image for part in open_files(data, image_root=root).parts(9) for ref in part.refs]
+
+
+def prepared(data, root=None):
+    source = open_source(str(data), image_root=root)
+    return [source.opener()(ref.image) for ref in source]
+
+
+def pretrained(data, root=None):
+    table = open_shards([str(data)], str(data.parent / f"cache-{data.stem}"), root)
+    return [encoded_bytes(table[row]["image"]) for row in range(len(table))]
+
+
+def streamed(data, root=None):
+    table = StreamedTable(list_shards([str(data)], None, root), data.parent / f"open-{data.stem}", limit=2)
+    return [encoded_bytes(table[row]["image"]) for row in range(len(table))]
+
+
+@pytest.fixture
+def by_path(tmp_path):
+    """Folder of a data set whose images are cells with the given path and no bytes; private images beside it."""
+    for name in ("private/0.png", "private/1.png", "given/.images/0.png", "given/.images/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        save_noise(tmp_path / name, int(name[-5]), (24, 20))
+    (tmp_path / "given/.link").symlink_to(tmp_path / "private")
+
+    def write(paths, whole=False):
+        cells = pa.array([{"bytes": None, "path": path} for path in paths], IMAGE_CELL)
+        table = pa.table({"image": cells, "label": ["a", "b"]})
+        place = tmp_path / "given/train.parquet"
+        kinds = {"image": {"_type": "Image"}, "label": {"dtype": "string", "_type": "Value"}}
+        pq.write_table(
+            table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": kinds}})}), place
+        )
+        return place.parent if whole else place
+
+    return write
+
+
+IMAGE_CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+READERS = [labelled, listed, prepared, pretrained, streamed]
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize("path", ["{}/private/{}.png", "../private/{1}.png", ".link/{1}.png"])
+def test_a_stored_path_is_followed_only_below_the_data_or_the_given_folder(by_path, tmp_path, read, path):
+    data = by_path([path.format(tmp_path, number) for number in range(2)])
+    with pytest.raises(UnreadableImageError) as error:
+        read(data)
+    assert "private/0.png" in error.value.path or ".link/0.png" in error.value.path
+    if "{}/" in path:
+        assert [read_image(image) for image in read(data, str(tmp_path / "private"))] == [
+            read_image(tmp_path / f"private/{number}.png") for number in range(2)
+        ]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("read", READERS)
+def test_a_stored_relative_path_starts_at_the_data(by_path, tmp_path, read, whole, monkeypatch):
+    save_noise(tmp_path / ".images/0.png", 9, (24, 20))
+    monkeypatch.chdir(tmp_path)  # where another image of that name lies
+    found = read(by_path([".images/0.png", ".images/1.png"], whole))
+    assert [read_image(image) for image in found] == [read_image(f"given/.images/{n}.png") for n in range(2)]
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_stored_path_of_a_pipe_is_not_waited_for(by_path, tmp_path, read):
+    os.mkfifo(tmp_path / "given/pipe.png")
+    with pytest.raises(BadDataError):
+        list(map(read_image, read(by_path([".images/0.png", "pipe.png"]))))

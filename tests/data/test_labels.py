@@ -196,10 +196,10 @@ def test_parquet_of_bytes_and_of_paths(images, tmp_path):
     columns = {"image": paths, "label": images["label"].tolist()}
     datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "paths/train.parquet")
     for data in ("bytes", "bytes/train.parquet", "paths", "paths/train.parquet"):
-        found = read_labelled(str(tmp_path / data))
-        for refs in (list(open_files(tmp_path / data)), list(open_source(str(tmp_path / data)))):
-            assert len(found.table) == len(refs) == 24
+        root = str(tmp_path) if data.startswith("paths") else None  # where the named files lie
+        found, source = (read(str(tmp_path / data), image_root=root) for read in (read_labelled, open_source))
+        opened = list(open_files(tmp_path / data, image_root=root))
+        assert len(found.table) == len(opened) == len(list(source)) == 24
         assert all(read_image(image).size == (24, 20) for image in found.table["image"])
-        assert all(read_image(ref.image).size == (24, 20) for ref in open_files(tmp_path / data))
-        source = open_source(str(tmp_path / data))
+        assert all(read_image(ref.image).size == (24, 20) for ref in opened)
         assert all(read_image(source.opener()(ref.image)).size == (24, 20) for ref in source)

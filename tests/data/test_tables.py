@@ -185,4 +185,5 @@ def test_splits_of_a_data_set_by_other_names(divided, tmp_path, monkeypatch):
          for split, name in (("train", "training"), ("val", "evaluation"), ("test", "testing"))}
     )  # fmt: skip
     monkeypatch.setattr(datasets, "load_dataset", lambda name: parts)
-    assert read_labelled("someone/retinas").counts().sum().tolist() == [12, 6, 6]
+    found = read_labelled("someone/retinas", image_root=str(tmp_path))
+    assert found.counts().sum().tolist() == [12, 6, 6]
