@@ -273,7 +273,7 @@ def test_a_merged_adapter_is_a_model_whose_card_says_so(published, workshop, tmp
     finetune([*words, "--dataloader_num_workers", "0", "--output_dir", str(tmp_path / "merged")])
     publish(tmp_path / "merged", "org/merged", base_model="org/base")
     files = published.repo("org/merged").at("main").files
-    assert "model.safetensors" in files and not [name for name in files if "adapter" in name]
+    assert "model.safetensors" in files and not [name for name in files if name.startswith("adapter_")]
     card = files["README.md"].content.decode()
     assert "trained: a LoRA adapter and the head, then merged into the weights" in card
     assert "base_model: org/base\n" in card and "base_model_relation: finetune\n" in card
