@@ -278,9 +278,9 @@ class ShardSource(ImageSource):
                     wanted = [name for name in schema.names if name != column]
                     has_path = pa.types.is_struct(schema.field(column).type)
                     rows = pq.ParquetFile(shard).read([*wanted, *([f"{column}.path"] if has_path else [])])
-                cells = rows[column].to_pylist() if has_path else [None] * pq.read_metadata(shard).num_rows
-                paths += [cell and cell["path"] for cell in cells]
-                some = rows.select(wanted).to_pandas(ignore_metadata=True).reindex(range(len(cells)))
+                    cells = rows[column].to_pylist() if has_path else [None] * pq.read_metadata(shard).num_rows
+                    paths += [cell and cell["path"] for cell in cells]
+                    some = rows.select(wanted).to_pandas(ignore_metadata=True).reindex(range(len(cells)))
                 found.append(some.assign(**{SHARD: str(shard)}))
                 start = len(numbers) - first
                 numbers += [f"{names.get(split, split)}/{row}" for row in range(start, start + len(cells))]

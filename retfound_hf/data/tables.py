@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from ..errors import BadDataError, join_names, nearest, one_line
 from ..files import with_formulas
@@ -55,6 +56,7 @@ def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
     """
     try:
         if path.suffix.lower() == ".parquet":
+            pq.read_table(path).validate(full=True)  # pandas meets text that is not UTF-8 only where it is used
             table = pd.read_parquet(path).rename(columns=lambda name: name.strip() if isinstance(name, str) else name)
         else:
             table = with_formulas(_read_csv(path, text_columns))
