@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from io import BytesIO
@@ -153,7 +153,7 @@ def read_image(
             return to_rgb(read_dicom(source, max_pixels))
         with _open(source) as image:
             _seek_central(image)
-            check_pixels(*image.size, max_pixels)
+            check_pixels(image.width, image.height, max_pixels)
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
             upright = _upright_rgb(image)
@@ -332,7 +332,8 @@ def _seek_central(image: Image.Image) -> None:
                 is_own = not image.tag_v2.get(SUBFILE_TYPE, 0) & REDUCED_OR_MASK
                 kinds.append((is_own, image.width * image.height, image.mode))
         largest = max(kinds, key=lambda kind: kind[:2])  # the first of them
-        count, passed, places = len(kinds), 0, [place for place, kind in enumerate(kinds) if kind == largest]
+        count, passed = len(kinds), 0
+        places: Sequence[int] = [place for place, kind in enumerate(kinds) if kind == largest]
     else:
         count = getattr(image, "n_frames", 1)
         passed, places = count // 2 * image.width * image.height, range(count)

@@ -26,7 +26,7 @@ HIGHEST_RANK = 4096
 
 
 @contextmanager
-def errors_of_loading(name_or_path: str) -> Iterator[None]:
+def errors_of_loading(name_or_path: str | Path) -> Iterator[None]:
     """Turn errors of loading into `BadModelError`, and silence the table of tensors that its report holds."""
     logger = logging.getLogger("transformers.modeling_utils")
     # Not its level, which transformers 5 asks whether to report on tensor parallelism.
@@ -39,7 +39,7 @@ def errors_of_loading(name_or_path: str) -> Iterator[None]:
         reason = one_line(error)
         if isinstance(error, pickle.UnpicklingError) or "weights_only" in reason:  # and advice on how to let it run
             reason = "its weights are a pickle with other things than tensors; nothing in it was run"
-        raise BadModelError(f"model {name_or_path} cannot be loaded: {reason}", model=name_or_path) from error
+        raise BadModelError(f"model {name_or_path} cannot be loaded: {reason}", model=str(name_or_path)) from error
     finally:
         logger.disabled = before
 
