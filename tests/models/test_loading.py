@@ -1,5 +1,7 @@
 """Starting points by name, and what is said where their weights are not at hand."""
 
+import io
+import json
 import re
 from pathlib import Path
 
@@ -9,7 +11,16 @@ from tiny import tiny_config
 from retfound_hf import RetFoundImageProcessor
 from retfound_hf.errors import BadModelError
 from retfound_hf.models import loading
-from retfound_hf.models.loading import STARTING_POINTS, StartingPoint, find_starting_point, load_processor, resolve
+from retfound_hf.models.loading import (
+    STARTING_POINTS,
+    StartingPoint,
+    find_starting_point,
+    load_autoencoder,
+    load_classifier,
+    load_encoder,
+    load_processor,
+    resolve,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -116,3 +127,18 @@ def test_the_default_processor_is_for_a_file_that_is_not_there(folder_without_we
     path.mkdir()
     with pytest.raises(BadModelError):
         load_processor(str(folder_without_weights))
+
+
+@pytest.mark.parametrize("load", [load_classifier, load_encoder, load_autoencoder, load_processor])
+@pytest.mark.parametrize("kind", ["mine", "vit"])
+def test_code_of_a_folder_is_never_run(empty_directory, monkeypatch, load, kind):
+    """Also where somebody's "y" is waiting for a question."""
+    (empty_directory / "code.py").write_text(f"open({str(empty_directory / 'ran')!r}, 'w')\n")
+    classes = {name: f"code.{name}" for name in ("AutoConfig", "AutoModel", "AutoModelForImageClassification",
+                                                 "AutoModelForPreTraining", "AutoImageProcessor")}  # fmt: skip
+    (empty_directory / "config.json").write_text(json.dumps({"model_type": kind, "auto_map": classes}))
+    (empty_directory / "preprocessor_config.json").write_text(json.dumps({"auto_map": classes}))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(BadModelError):
+        load(str(empty_directory))
+    assert not (empty_directory / "ran").exists()
