@@ -57,6 +57,14 @@ def test_modules_have_the_size_of_one_subject(path: Path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
 
 
+def test_places_that_contributors_are_sent_to_exist():
+    root = PACKAGE.parent
+    named = re.findall(
+        r"`((?:tests|retfound_hf|scripts)/[\w/.]*)`", (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    )
+    assert len(named) > 10 and [name for name in named if not (root / name).exists()] == []
+
+
 def test_the_promises_of_security_are_held_by_tests_that_exist():
     root = PACKAGE.parent
     named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (root / "SECURITY.md").read_text(encoding="utf-8"))

@@ -3,6 +3,8 @@
 import configparser
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -24,7 +26,9 @@ def test_every_package_is_listed():
 def test_version_is_said_once():
     import retfound_hf
 
-    assert settings()["metadata"]["version"] == retfound_hf.__version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert settings()["metadata"]["version"] == retfound_hf.__version__ == citation["version"]
+    assert citation["license"] == settings()["metadata"]["license"]
 
 
 def test_no_file_names_a_machine_or_a_registry():
