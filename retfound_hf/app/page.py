@@ -26,6 +26,7 @@ from .markup import data_uri, describe, draw_examples, html_block, intended_use,
 from .predictor import Reader, Reconstructor
 from .uploads import Batch, Limits, Upload, claimed, drop_zone, session_state
 
+SWEPT_EVERY, SWEPT_AFTER = 60, 600  # seconds; uploads for which no answer was asked
 CHUNK = 4  # images from one sign of progress to the next, and what a single image may have to wait for
 LINE = 16  # batches that may run or wait; single images need the rest of gradio's forty threads
 LOOKS_EVERY = 0.5  # seconds, in a batch that waits

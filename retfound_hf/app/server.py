@@ -30,7 +30,6 @@ HEADERS = {b"content-security-policy": POLICY.encode(), b"referrer-policy": b"no
 # Before gradio is imported: no telemetry, no check for a newer version.
 OFFLINE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 PASSWORD = "RETFOUND_APP_PASSWORD"
-SWEPT_EVERY, SWEPT_AFTER = 60, 600  # seconds; uploads for which no answer was asked
 LOGINS, LOGIN_SECONDS = 10, 60  # tries of one address within so many seconds
 
 
@@ -122,7 +121,7 @@ def serve(
 
     from ..models.loading import read_config
     from .markup import HERE, theme
-    from .page import build_page
+    from .page import SWEPT_AFTER, SWEPT_EVERY, build_page
     from .predictor import Reader, Reconstructor
 
     patch_gradio()

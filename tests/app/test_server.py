@@ -158,8 +158,8 @@ def test_names_that_lead_here_from_elsewhere_are_refused(serve_here):
 
 
 def test_a_broken_off_upload_is_removed(serve_here, monkeypatch, tmp_path):
-    monkeypatch.setattr("retfound_hf.app.server.SWEPT_EVERY", 0.2)
-    monkeypatch.setattr("retfound_hf.app.server.SWEPT_AFTER", 1)
+    monkeypatch.setattr("retfound_hf.app.page.SWEPT_EVERY", 0.2)
+    monkeypatch.setattr("retfound_hf.app.page.SWEPT_AFTER", 1)
     url = httpx.URL(serve_here().local_url)
     part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + b"PIXELS" * 300_000
     head = f"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: {2 * len(part)}\r\n\r\n"
@@ -183,8 +183,8 @@ def test_what_a_killed_page_left_is_removed_and_what_a_running_one_has_is_not(mo
 
 def test_the_sweep_takes_orphans_and_no_batch(serve_here, photographs, monkeypatch, tmp_path):
     """Uploads are swept after three seconds: a batch that runs for four and one that waits for it lose none."""
-    monkeypatch.setattr("retfound_hf.app.server.SWEPT_EVERY", 0.2)
-    monkeypatch.setattr("retfound_hf.app.server.SWEPT_AFTER", 3)
+    monkeypatch.setattr("retfound_hf.app.page.SWEPT_EVERY", 0.2)
+    monkeypatch.setattr("retfound_hf.app.page.SWEPT_AFTER", 3)
     scores = Reader.scores
     monkeypatch.setattr(Reader, "scores", lambda *words: time.sleep(1.2) or scores(*words))
     url = serve_here().local_url
