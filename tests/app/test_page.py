@@ -4,14 +4,12 @@ import asyncio
 import base64
 import re
 import shutil
-import threading
 import zipfile
 from io import BytesIO, StringIO
 from pathlib import Path
 
 import gradio
 import pandas as pd
-import psutil
 import pytest
 from PIL import Image
 
@@ -19,7 +17,6 @@ from retfound_hf.app.page import CHUNK, Turns, build_page, explained, look, reco
 from retfound_hf.app.predictor import Reader, Reconstructor
 from retfound_hf.app.uploads import Limits
 from retfound_hf.errors import RetFoundError
-from retfound_hf.images.reading import read_image
 from retfound_hf.inference.evaluate import main as evaluate
 from retfound_hf.vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 
@@ -40,30 +37,6 @@ def test_every_kind_of_model_answers_and_is_explained(any_reader, photograph):
     content = re.search(r'class="rf-heat" src="data:image/png;base64,([^"]+)"', picture)[1]
     assert Image.open(BytesIO(base64.b64decode(content))).size == kept.size
     assert f"<strong>{target}</strong>" in picture
-
-
-def test_threads_keep_no_memory_of_the_images_that_they_read(reader):
-    """A server has forty threads; each kept twice the pixels of the largest image that it had read."""
-    file = BytesIO()
-    Image.effect_noise((375, 250), 60).convert("RGB").resize((3000, 2000)).save(file, "JPEG")
-    used, kept = [], []
-    for _ in range(12):
-        done, leave = threading.Event(), threading.Event()
-
-        def read(done=done, leave=leave):
-            look(reader, read_image(file.getvalue()), "eye.jpg")
-            done.set()
-            leave.wait()
-
-        threading.Thread(target=read, daemon=True).start()
-        done.wait()
-        used.append(psutil.Process().memory_info().rss)
-        # The thread stays, as a server's does.
-        kept.append(leave)
-    for leave in kept:
-        leave.set()
-    # Ten threads after the second; each kept some 24 MB.
-    assert used[-1] - used[1] < 100e6
 
 
 def test_a_model_without_maps_says_so(reader, photograph, monkeypatch):
