@@ -200,10 +200,10 @@ class Predictions:
             the labels leave a metric undefined.
         """
         self._warn_undefined()
-        return self._values(self.metric_names)
+        return self.values(self.metric_names)
 
-    def _values(self, names: Collection[str]) -> dict[str, float | None]:
-        """Metrics by name; None where the labels leave one undefined."""
+    def values(self, names: Collection[str]) -> dict[str, float | None]:
+        """Metrics by name; None, without a warning, where the labels leave one undefined."""
         found = weighted_metrics(self.rows, names, np.ones((1, len(self))))
         return {name: None if np.isnan(value[0]) else float(value[0]) for name, value in found.items()}
 
@@ -273,7 +273,7 @@ class Predictions:
         """A metric of which resamples are biased."""
         count = int(patient_numbers(self.patients, len(self)).max()) + 1
         method = f"no interval: the {metric_of(name).title} of a sample is biased upwards"
-        return Estimate(self._values([name])[name], None, None, count, method)
+        return Estimate(self.values([name])[name], None, None, count, method)
 
     def at_level(
         self, level: Level, aggregate_by: Aggregate = "mean", label_conflicts: Conflicts = "error"

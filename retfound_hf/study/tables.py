@@ -126,15 +126,14 @@ def resample(cases: Predictions, metrics: Sequence[str], resamples: int, seed: i
     """The metrics `metrics`, also per class, on `resamples` bootstrap samples of patients, drawn as in `bootstrap`."""
     rows, empty = cases.rows, np.zeros(0)
     names = [name for name in cases.metric_names if name.split("/", 1)[0] in metrics]
-    once = weighted_metrics(rows, names, np.ones((1, len(rows))))
+    values = cases.values(names)
     try:
         patients = patients_of(cases.patients, len(rows)).count
     except RetFoundError:  # a single patient
         patients, resamples = 1, 0
     none = (np.nan, np.nan, "no interval", empty, patients, len(rows))
-    found = {name: Resampled(float(value[0]), *none) for name, value in once.items()}
-    plain = {name: None if np.isnan(one.value) else one.value for name, one in found.items()}
-    ends = find_intervals(cases, plain, resamples, seed) if resamples else {}
+    found = {name: Resampled(_or_nan(value), *none) for name, value in values.items()}
+    ends = find_intervals(cases, values, resamples, seed) if resamples else {}
     for chosen, units in cases.resampling(names) if resamples else ():
         draws = draw(partial(weighted_metrics, rows, chosen), units, resamples, seed, "percentile")
         for name in chosen:

@@ -16,7 +16,6 @@ from scipy.stats import norm
 
 from retfound_hf.evaluation.comparisons import compare_aurocs
 from retfound_hf.evaluation.intervals import find_intervals
-from retfound_hf.evaluation.metrics import weighted_metrics
 from retfound_hf.evaluation.predictions import Predictions
 from retfound_hf.files import write_json
 from retfound_hf.record import git_revision, hardware, versions
@@ -56,19 +55,17 @@ def enough(predictions: Predictions, least: int = 2) -> bool:
     return min(len(np.unique(predictions.patients[truth == side])) for side in (True, False)) >= least
 
 
-def coverage(sets: int, seed: int, *cell: Any, metrics: tuple[str, ...] = METRICS) -> dict[str, float]:
+def coverage(sets: int, seed: int, *cell: Any) -> dict[str, float]:
     """Share of samples whose intervals hold the true value, and of equal models that `compare_aurocs` tells apart."""
     *_, auroc = cell
-    rng, held, alarms = np.random.default_rng(seed), {name: [] for name in metrics}, []
+    rng, held, alarms = np.random.default_rng(seed), {name: [] for name in METRICS}, []
     recall = float(norm.cdf(2**0.5 * norm.ppf(auroc) / 2))
     true = {"auroc": auroc, "balanced_accuracy": recall, "accuracy": recall}
     for _ in range(sets):
         first, second = draw(rng, *cell, models=2)
         if not enough(first):
             continue
-        values = weighted_metrics(first.rows, metrics, np.ones((1, len(first))))
-        found = find_intervals(first, {name: float(value[0]) for name, value in values.items()}, 100, 0)
-        for name, estimate in found.items():
+        for name, estimate in find_intervals(first, first.values(METRICS), 100, 0).items():
             if estimate.interval is not None:
                 held[name].append(estimate.low <= true[name] <= estimate.high)
         test = compare_aurocs(first.truth[:, 1], first.scores[:, 1], second.scores[:, 1], first.patients)
