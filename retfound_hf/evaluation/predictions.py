@@ -250,11 +250,12 @@ class Predictions:
 
     def shares(self, names: Collection[str]) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
         """Names that are shares of rows, with whether each of these rows counts, and its patient."""
+        patients = patient_numbers(self.patients, len(self))
         for name in names:
             value, (_, _, label) = metric_of(name).of_class, name.partition("/")
             if label and value and value.sides:
                 among, counted = (side[:, self.class_names.index(label)] for side in value.sides(self.rows))
-                yield name, (counted[among], patient_numbers(self.patients, len(self))[among])
+                yield name, (counted[among], patients[among])
 
     def resampling(self, names: Collection[str]) -> Iterator[tuple[list[str], Patients]]:
         """The metrics that are drawn together, and the units that are drawn for them.
