@@ -177,6 +177,16 @@ def patient_numbers(patients: Any, rows: int) -> np.ndarray:
     return np.where(row < 0, len(known) + np.cumsum(row < 0) - 1, row)
 
 
+def rarer_side(sides: np.ndarray, row: np.ndarray) -> int:
+    """Fewest patients that have, or lack, one of several classes; 0 without classes.
+
+    Args:
+        sides: bool (N, C), whether each row is of a class.
+        row: (N,) patients, see `patient_numbers`.
+    """
+    return min((len(np.unique(row[column == side])) for column in sides.T for side in (True, False)), default=0)
+
+
 @dataclass(frozen=True)
 class Draws:
     """Values of a statistic on bootstrap samples and, for BCa, without each group of patients.

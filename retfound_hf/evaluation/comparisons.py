@@ -160,15 +160,13 @@ def over_seeds(values: Sequence[float | None], as_paper: bool = False) -> Estima
     Returns:
         n is the number of seeds; one seed has no interval.
     """
-    from scipy.stats import t
-
     found = _finite(values)
     if found is None:
         return Estimate(None, None, None, len(values), "mean over seeds")
     mean = float(found.mean())
     if len(found) < 2:
         return Estimate(mean, None, None, len(found), "single seed")
-    quantile, name = (Z, "1.96") if as_paper else (float(t.ppf((1 + CONFIDENCE) / 2, len(found) - 1)), "t")
+    quantile, name = (Z, "1.96") if as_paper else (student(len(found)), "t")
     half = quantile * float(found.std(ddof=1)) / len(found) ** 0.5
     return Estimate(mean, mean - half, mean + half, len(found), f"mean ± {name} SD/√n over seeds")
 

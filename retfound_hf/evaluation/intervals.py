@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import BadDataError
-from .bootstrap import CONFIDENCE, Estimate, Z, bootstrap, jackknife, patient_numbers, patients_of
+from .bootstrap import CONFIDENCE, Estimate, Z, bootstrap, jackknife, patient_numbers, patients_of, rarer_side
 
 if TYPE_CHECKING:
     from .metrics import Metric
@@ -290,11 +290,7 @@ class _Known:
     def rarer(self, name: str, predicted: bool) -> int:
         """Patients on the rarer side of the classes in labels, and with `predicted` in predictions too."""
         sides = [self.rows.truth, self.rows.calls] if predicted else [self.rows.truth]
-        patients = [
-            len(np.unique(self.row[part])) for side in sides for column in self.columns(name)
-            for part in (side[:, column], ~side[:, column])
-        ]  # fmt: skip
-        return min(patients, default=0)
+        return min(rarer_side(side[:, self.columns(name)], self.row) for side in sides)
 
     def area(self, name: str, value: float | None) -> Estimate:
         """An AUROC, or the mean of several."""

@@ -20,9 +20,10 @@ from .bootstrap import (
     Values,
     draw,
     patient_numbers,
+    rarer_side,
 )
 from .intervals import find_intervals
-from .metrics import defined_classes, metric_of, metrics_for, weighted_metrics
+from .metrics import metric_of, metrics_for, weighted_metrics
 
 if TYPE_CHECKING:
     from .predictions import Predictions
@@ -201,8 +202,7 @@ def fewest_patients(part: "Predictions") -> int:
     row = patient_numbers(part.patients, len(part))
     if part.truth is None:
         return len(np.unique(row))
-    columns = part.truth[:, defined_classes(part.truth)].T
-    return min((len(np.unique(row[column == side])) for column in columns for side in (True, False)), default=0)
+    return rarer_side(part.truth[:, part.rows.two_sided], row)
 
 
 def _gap(metric: str, found: dict[str, dict[str, Estimate]], draws: Draws, sizes: Mapping[str, int]) -> Gap | None:

@@ -10,8 +10,8 @@ from scipy.special import expit
 
 from ..errors import BadArgumentError, BadDataError, require_range
 from ..vocabulary import SINGLE_LABEL, known_order
-from .bootstrap import CONFIDENCE, Estimate, patient_numbers
-from .intervals import share_interval
+from .bootstrap import Estimate, patient_numbers, rarer_side
+from .intervals import share_interval, student
 
 if TYPE_CHECKING:
     from .predictions import Predictions
@@ -351,14 +351,12 @@ def net_benefit_table(predictions: "Predictions", thresholds: Any = BENEFIT_THRE
         For each class with both outcomes and each threshold `class`, `threshold`, `net_benefit` with `_low` and
         `_high`, `treat_all`, and `gain` with `_low` and `_high`. Where all rows bring the same there are no ends.
     """
-    from scipy.stats import t as student
-
     patients, found = patient_numbers(predictions.patients, len(predictions)), []
     for index in predictions.rows.two_sided:
         truth, scores = predictions.truth[:, index], predictions.scores[:, index]
         curve = decision_curve(truth, scores, thresholds)
-        rarer = min(len(np.unique(patients[truth])), len(np.unique(patients[~truth])))
-        reach = student.ppf((1 + CONFIDENCE) / 2, rarer - 1) if rarer > 1 else np.nan
+        rarer = rarer_side(truth[:, None], patients)
+        reach = student(rarer) if rarer > 1 else np.nan
         for place, threshold in enumerate(curve.thresholds):
             treated = truth - ~truth * threshold / (1 - threshold)  # what treating each row brings
             default = treated if curve.treat_all[place] > 0 else np.zeros(len(truth))

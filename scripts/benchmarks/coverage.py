@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
 
+from retfound_hf.evaluation.bootstrap import rarer_side
 from retfound_hf.evaluation.comparisons import compare_aurocs
 from retfound_hf.evaluation.intervals import find_intervals
 from retfound_hf.evaluation.predictions import Predictions
@@ -49,12 +50,6 @@ def draw(
     return found
 
 
-def enough(predictions: Predictions, least: int = 2) -> bool:
-    """Whether either class has so many patients."""
-    truth = predictions.truth[:, 1]
-    return min(len(np.unique(predictions.patients[truth == side])) for side in (True, False)) >= least
-
-
 def coverage(sets: int, seed: int, *cell: Any) -> dict[str, float]:
     """Share of samples whose intervals hold the true value, and of equal models that `compare_aurocs` tells apart."""
     *_, auroc = cell
@@ -63,7 +58,7 @@ def coverage(sets: int, seed: int, *cell: Any) -> dict[str, float]:
     true = {"auroc": auroc, "balanced_accuracy": recall, "accuracy": recall}
     for _ in range(sets):
         first, second = draw(rng, *cell, models=2)
-        if not enough(first):
+        if rarer_side(first.truth[:, 1:], first.patients) < 2:
             continue
         for name, estimate in find_intervals(first, first.values(METRICS), 100, 0).items():
             if estimate.interval is not None:
