@@ -254,18 +254,14 @@ def find_intervals(
     kinds = {name: metric_of(name).interval for name in values if name not in found}
     if predictions.truth is None:
         kinds = {name: kind and "bootstrap" for name, kind in kinds.items()}
-    for kind in dict.fromkeys(kinds.values()):
-        names = [name for name in kinds if kinds[name] == kind]
-        if kind is None:
-            found |= {name: predictions.without_interval(name) for name in names}
-        elif kind == "bootstrap":
-            for chosen, units in predictions.resampling(names):
-                statistic = partial(weighted_metrics, predictions.rows, chosen)
-                found |= bootstrap(statistic, {name: values[name] for name in chosen}, units, resamples, seed)
-        elif kind in SCALES:
-            found |= known.scaled({name: values[name] for name in names}, kind)
-        else:
-            found |= {name: getattr(known, kind)(name, values[name]) for name in names}
+    for chosen, units in predictions.resampling([name for name, kind in kinds.items() if kind == "bootstrap"]):
+        statistic = partial(weighted_metrics, predictions.rows, chosen)
+        found |= bootstrap(statistic, {name: values[name] for name in chosen}, units, resamples, seed)
+    if scaled := {name: values[name] for name, kind in kinds.items() if kind in SCALES}:
+        found |= known.scaled(scaled)
+    for name in kinds.keys() - found.keys():
+        kind = kinds[name]
+        found[name] = getattr(known, kind)(name, values[name]) if kind else predictions.without_interval(name)
     return {name: replace(found[name], value=value) for name, value in values.items()}
 
 
@@ -281,6 +277,7 @@ class _Known:
     def __init__(self, predictions: "Predictions", row: np.ndarray, count: int) -> None:
         self.rows, self.row, self.count = predictions.rows, row, count
         self.names = predictions.class_names
+        self.areas: dict[int, Part] = {}
 
     def columns(self, name: str) -> list[int]:
         """The classes that a metric speaks of: one, or all that some rows have and others do not."""
@@ -295,8 +292,10 @@ class _Known:
     def area(self, name: str, value: float | None) -> Estimate:
         """An AUROC, or the mean of several."""
         truth, scores = self.rows.truth, self.rows.scores
-        areas = [area_of(truth[:, c], scores[:, c], self.row, self.count) for c in self.columns(name)]
-        parts = [Part(area_interval(one, self.count), one.influence) for one in areas if one is not None]
+        for c in self.columns(name):
+            if c not in self.areas and (one := area_of(truth[:, c], scores[:, c], self.row, self.count)) is not None:
+                self.areas[c] = Part(area_interval(one, self.count), one.influence)
+        parts = [self.areas[c] for c in self.columns(name) if c in self.areas]
         return mean_interval(value, parts, len(parts), self.count)
 
     def share(self, name: str, value: float | None) -> Estimate:
@@ -329,8 +328,8 @@ class _Known:
         parts = [share_part(hits[among], self.row[among], self.count) for among, hits in sides]
         return mean_interval(value, parts, total, self.count)
 
-    def scaled(self, values: dict[str, float | None], scale: str) -> dict[str, Estimate]:
-        """Metrics by the jackknife; means over classes from the classes'."""
+    def scaled(self, values: dict[str, float | None]) -> dict[str, Estimate]:
+        """Metrics by the jackknife, on the scale of each; means over classes from the classes'."""
         from .metrics import metric_of, weighted_metrics  # whose module takes shares from here
 
         found: dict[str, Estimate] = {}
@@ -342,9 +341,7 @@ class _Known:
         wanted += [name for names in of_classes.values() for name in names if name not in wanted]
         left_out = jackknife(partial(weighted_metrics, self.rows, wanted), patients_of(self.row, len(self.row)))
         whole = weighted_metrics(self.rows, wanted, np.ones((1, len(self.row))))
-        parts = {
-            name: self._scaled(name, metric_of(name), float(whole[name][0]), left_out[name], scale) for name in wanted
-        }
+        parts = {name: self._scaled(name, metric_of(name), float(whole[name][0]), left_out[name]) for name in wanted}
         for name, value in values.items():
             if name in of_classes:
                 chosen = [parts[one] for one in of_classes[name]]
@@ -353,7 +350,7 @@ class _Known:
                 found[name] = parts[name].estimate
         return found
 
-    def _scaled(self, name: str, metric: "Metric", value: float, left_out: np.ndarray, scale: str) -> Part:
+    def _scaled(self, name: str, metric: "Metric", value: float, left_out: np.ndarray) -> Part:
         nothing = np.zeros(len(left_out))
         if np.isnan(value):
             return Part(Estimate(None, None, None, self.count, "undefined"), nothing)
@@ -361,4 +358,4 @@ class _Known:
         if rarer < metric.fewest:
             where = "labels and predictions" if metric.of_predictions else "labels"
             return Part(too_few(value, self.count, rarer, metric.fewest, where), nothing)
-        return scaled_part(value, left_out, scale, rarer, self.count)
+        return scaled_part(value, left_out, metric.interval, rarer, self.count)
