@@ -11,7 +11,7 @@ import pandas as pd
 from ..errors import BadArgumentError
 from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES
 from .bootstrap import CONFIDENCE, Estimate, patients_of
-from .thresholds import checked_outcomes, confidence_and_correctness, reliability_curve
+from .thresholds import checked_outcomes, confidence_and_correctness, reliability_curve, with_ends
 
 if TYPE_CHECKING:
     from .predictions import Predictions
@@ -251,7 +251,6 @@ def calibration_table(predictions: "Predictions") -> pd.DataFrame:
         row["ece_equal_mass"] = reliability_curve(confidence, correct, equal_mass=True).error
         if name != "all":
             line = calibration_line(correct, confidence, predictions.patients)
-            for part, one in (("slope", line.slope), ("intercept", line.intercept)):
-                row |= {part: one.value, f"{part}_low": one.low, f"{part}_high": one.high}
+            row |= with_ends({"slope": line.slope, "intercept": line.intercept})
         found.append(row)
     return pd.DataFrame(found)

@@ -15,7 +15,7 @@ import pandas as pd
 from ..errors import BadArgumentError, BadDataError, BadModelError, join_names, nearest, require_range
 from ..files import atomic_file, write_json, write_table
 from ..vocabulary import POINTS_FILE, PROBLEM_TYPES, SINGLE_LABEL
-from .bootstrap import MIN_DEFINED, RESAMPLES, Estimate
+from .bootstrap import MIN_DEFINED, RESAMPLES, Estimate, patient_numbers
 from .document import FOOTER, INTERVAL, About, characteristics, counts_text, metric_rows, render, report_sections
 from .metrics import metric_title
 from .predictions import Aggregate, Conflicts, Level, Predictions
@@ -26,7 +26,6 @@ from .thresholds import (
     finding_of,
     measure_threshold,
     net_benefit_table,
-    patient_numbers,
     points_table,
     with_ends,
 )
