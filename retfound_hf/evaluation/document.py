@@ -34,10 +34,14 @@ def interval(low: Any, high: Any) -> str:
     return "–" if is_missing(low) and is_missing(high) else f"{number(low)} to {number(high)}"
 
 
+def with_interval(value: Any, low: Any, high: Any) -> str:
+    """Such as `0.912`, with its interval, where there is one, on the next line: four of them stand side by side."""
+    return number(value) + ("" if is_missing(low) and is_missing(high) else f"\n({interval(low, high)})")
+
+
 def estimated(estimate: Estimate) -> str:
-    """Such as `0.912`, with its interval on the next line: four of them stand side by side."""
-    ends = "" if estimate.interval is None else f"\n({interval(estimate.low, estimate.high)})"
-    return number(estimate.value) + ends
+    """An estimate as `with_interval` writes it."""
+    return with_interval(estimate.value, estimate.low, estimate.high)
 
 
 def p_value(value: Any) -> str:
@@ -372,17 +376,18 @@ PLOTS = {
 
 def report_sections(
     about: About, predictions: Predictions, metrics: Mapping[str, Any], tables: Mapping[str, pd.DataFrame],
-    plots: Sequence[Path], case: str = "image",
+    plots: Sequence[Path], counts: str,
 ) -> list[Section]:  # fmt: skip
     """The page of an evaluation; sections without data are left out.
 
     Args:
         about: what stands beside the figures.
-        predictions, metrics: of the units that the report is about, which are called `case`.
+        predictions, metrics: of the units that the report is about.
         tables: of the folder, by the name of their file.
         plots: their files.
+        counts: of the units, as `counts_text` gives them.
     """
-    names, rest = [name for name in metrics if not name.endswith(INTERVAL)], counts_text(predictions, case)
+    names = [name for name in metrics if not name.endswith(INTERVAL)]
     figures = [
         [title, number(metrics[name]), interval(*(metrics.get(name + INTERVAL) or (None, None)))]
         for name, title in metric_rows(
@@ -391,7 +396,7 @@ def report_sections(
     ]
     of_people = tables["characteristics"]
     made = {
-        "figures": Table(["", "value", "95% CI"], figures, f"{rest}."),
+        "figures": Table(["", "value", "95% CI"], figures, f"{counts}."),
         "settings": Table(["", ""], [list(pair) for pair in about.facts.items()], text=2),
         "characteristics": Table(
             ["", *of_people], [[name, *row] for name, row in zip(of_people.index, of_people.to_numpy(), strict=True)]
@@ -402,7 +407,7 @@ def report_sections(
         "participants": [f"{counted(unread, 'image')} could not be read, and is in no figure."] if unread else [],
         "calibration": [about.calibration] if about.calibration else [],
     }
-    charts = [Picture(path.read_bytes(), f"{PLOTS[path.stem]}: {rest}.", PLOTS[path.stem]) for path in plots]
+    charts = [Picture(path.read_bytes(), f"{PLOTS[path.stem]}: {counts}.", PLOTS[path.stem]) for path in plots]
     shown, found = _shown(predictions), []
     for name, title, lead, wanted in SECTIONS:
         made_here = [
@@ -440,4 +445,4 @@ def _cell(value: Any, low: Any, high: Any) -> str:
         return value
     if isinstance(value, (int, np.integer)):
         return f"{value:,}"
-    return number(value) + ("" if low is None or pd.isna(low) else f"\n({interval(low, high)})")
+    return with_interval(value, low, high)

@@ -335,9 +335,9 @@ def write_report(
     if about is not None:
         table = characteristics(about.parts, predictions.problem_type, predictions.class_names)
         write_table(folder / "characteristics.csv", table.rename_axis("characteristic").reset_index())
-        shown = {**tables, "characteristics": table}
-        sections = report_sections(about, predictions, metrics, shown, figures, arguments.level)
-        page = render(about.name, f"{counts_text(predictions, arguments.level)}.", sections, FOOTER)
+        shown, counts = {**tables, "characteristics": table}, counts_text(predictions, arguments.level)
+        sections = report_sections(about, predictions, metrics, shown, figures, counts)
+        page = render(about.name, f"{counts}.", sections, FOOTER)
         with atomic_file(folder / "report.html") as partial:
             partial.write_text(page, encoding="utf-8")
     return metrics
