@@ -98,6 +98,12 @@ def measure_threshold(truth: Any, scores: Any, threshold: float, patients: Any =
     return {name: share_interval(hits[among], names[among]) for name, (among, hits) in sides.items()}
 
 
+def outcome_counts(truth: np.ndarray, called: np.ndarray) -> dict[str, int]:
+    """The 2 x 2 table of bool (N,) truth and calls: `tp`, `fp`, `fn`, `tn`."""
+    sides = {"tp": called & truth, "fp": called & ~truth, "fn": ~called & truth, "tn": ~called & ~truth}
+    return {name: int(rows.sum()) for name, rows in sides.items()}
+
+
 def choose_points(
     predictions: "Predictions", wanted: Sequence[tuple[Criterion, float | None]]
 ) -> list[OperatingPoint]:
@@ -185,10 +191,9 @@ def points_table(
                                "threshold": point.threshold}  # fmt: skip
         measured = measure_threshold(truth, scores, point.threshold, predictions.patients)
         row |= with_ends(measured)
-        called, positives = scores >= point.threshold, int(truth.sum())
+        positives = int(truth.sum())
         row |= {"positives": positives, "negatives": len(truth) - positives}
-        row |= {"tp": int((called & truth).sum()), "fp": int((called & ~truth).sum()),
-                "fn": int((~called & truth).sum()), "tn": int((~called & ~truth).sum())}  # fmt: skip
+        row |= outcome_counts(truth, scores >= point.threshold)
         if share := (prevalence or {}).get(point.label):
             there = predictive_values(measured["sensitivity"], measured["specificity"], share)
             row |= {"prevalence": share, **with_ends({f"{name}_there": found for name, found in there.items()})}

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ..errors import RetFoundError
 from ..evaluation import document
 from ..evaluation.bootstrap import RESAMPLES, Estimate
 from ..evaluation.calibration import calibration_line
@@ -16,11 +15,12 @@ from ..evaluation.predictions import Predictions
 from ..evaluation.subgroups import FEWEST, column_groups, subgroup_metrics
 from ..evaluation.thresholds import (
     Criterion,
-    choose_threshold,
+    choose_points,
     confidence_and_correctness,
     decision_curve,
     finding_of,
     measure_threshold,
+    outcome_counts,
     reliability_curve,
 )  # fmt: skip
 from ..vocabulary import REGRESSION, SINGLE_LABEL
@@ -351,25 +351,22 @@ def operating_points(found: StudyResults, data: str) -> Block | None:
     shown = _classifiers(found, data)
     loaded = {system: found.cases(system.job, "test") for system in shown}
     for system, test in loaded.items():
-        val = found.cases(system.job, "val")
-        for index in shown_classes(test):
-            for criterion, target in wanted:
-                try:
-                    threshold = choose_threshold(val.truth[:, index], val.scores[:, index], criterion, target)
-                except RetFoundError:  # validation has one outcome only
-                    continue
-                measured = measure_threshold(test.truth[:, index], test.scores[:, index], threshold, test.patients)
-                label = test.class_names[index]
-                place = f"{criterion}={target:g}/{label}"
-                chosen = Estimate(threshold, None, None, 0, "chosen on validation")
-                numbers.append(result_row(system, "val", f"threshold@{place}", chosen, len(val)))
-                numbers += [
-                    result_row(system, "test", f"{name}@{place}", value, len(test)) for name, value in measured.items()
-                ]
-                aim = f"{criterion} {document.percent(target)}"
-                cells.append([system.label, titles[label], aim, number(threshold),
-                              *map(estimated, measured.values()),
-                              _counts(test.truth[:, index], test.scores[:, index] >= threshold)])  # fmt: skip
+        val, classes = found.cases(system.job, "val"), shown_classes(test)
+        for point in choose_points(val, wanted):
+            if (index := test.class_names.index(point.label)) not in classes:
+                continue
+            true, scores, threshold = test.truth[:, index], test.scores[:, index], point.threshold
+            measured = measure_threshold(true, scores, threshold, test.patients)
+            place = f"{point.criterion}={point.target:g}/{point.label}"
+            chosen = Estimate(threshold, None, None, 0, "chosen on validation")
+            numbers.append(result_row(system, "val", f"threshold@{place}", chosen, len(val)))
+            numbers += [
+                result_row(system, "test", f"{name}@{place}", value, len(test)) for name, value in measured.items()
+            ]
+            aim = f"{point.criterion} {document.percent(point.target)}"
+            counts = " / ".join(f"{count:,}" for count in outcome_counts(true, scores >= threshold).values())
+            cells.append([system.label, titles[point.label], aim, number(threshold),
+                          *map(estimated, measured.values()), counts])  # fmt: skip
     if not cells:
         return None
     columns = ["model", "class", "chosen for", "threshold", "sensitivity", "specificity", "PPV", "NPV",
@@ -384,11 +381,6 @@ def operating_points(found: StudyResults, data: str) -> Block | None:
     table = Table(columns, cells, caption, text=2 if event else 3)
     charts = [_net_benefit(found, data, loaded)] if event else []
     return Block(charts=charts, tables=[table], numbers=numbers)
-
-
-def _counts(true: np.ndarray, called: np.ndarray) -> str:
-    """The 2 x 2 table of a threshold in a cell."""
-    return " / ".join(f"{(called == one)[true == two].sum():,}" for one, two in ((1, 1), (1, 0), (0, 1), (0, 0)))
 
 
 def _net_benefit(found: StudyResults, data: str, loaded: dict[System, Predictions]) -> Picture:
