@@ -325,8 +325,7 @@ def counts_text(predictions: Predictions, case: str = "image") -> str:
 
 def _shown(predictions: Predictions) -> list[str]:
     """The finding of two exclusive classes, else the first classes."""
-    finding = finding_of(predictions.problem_type, predictions.class_names, predictions.class_order)
-    return [finding] if finding else list(predictions.class_names[:MOST_CLASSES])
+    return [predictions.finding] if predictions.finding else list(predictions.class_names[:MOST_CLASSES])
 
 
 POINT = ("class", "criterion", "target")

@@ -17,7 +17,7 @@ from ..vocabulary import REGRESSION
 from .bootstrap import CONFIDENCE
 from .metrics import class_areas
 from .predictions import Predictions
-from .thresholds import confidence_and_correctness, decision_curve, finding_of, reliability_curve
+from .thresholds import confidence_and_correctness, decision_curve, reliability_curve
 
 COLUMN, PAGE = 3.5, 7.2  # inches: one and two columns of Nature's pages
 # Okabe and Ito, "Color Universal Design" (2008), without yellow, which is too pale for lines on white.
@@ -108,8 +108,7 @@ def write_plots(folder: str | Path, predictions: Predictions) -> list[Path]:
 
 def shown_classes(predictions: Predictions) -> list[int]:
     """Of two exclusive classes the positive one, else all."""
-    finding = finding_of(predictions.problem_type, predictions.class_names, predictions.class_order)
-    return [index for index, name in enumerate(predictions.class_names) if finding in (None, name)]
+    return [index for index, name in enumerate(predictions.class_names) if predictions.finding in (None, name)]
 
 
 def plot_roc(predictions: Predictions, path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,10 +14,9 @@ from ..errors import BadArgumentError, BadDataError, join_names, require, requir
 from ..files import with_formulas, write_table
 from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, known_order
 from .bootstrap import MIN_DEFINED, RESAMPLES, Estimate, Patients, patient_numbers, patients_of
+from .intervals import find_intervals
 from .metrics import THRESHOLD, Rows, metric_of, metrics_for, weighted_metrics
-
-if TYPE_CHECKING:
-    from .thresholds import OperatingPoint
+from .thresholds import OperatingPoint, finding_of, points_table
 
 Level = Literal["image", "eye", "patient"]
 Aggregate = Literal["mean", "max"]
@@ -164,6 +163,11 @@ class Predictions:
         return self.rows.truth
 
     @property
+    def finding(self) -> str | None:
+        """Of two exclusive classes the one that figures and reports are about; None for all other tasks."""
+        return finding_of(self.problem_type, self.class_names, self.class_order)
+
+    @property
     def metric_names(self) -> list[str]:
         """Names in `metrics.json`: the metrics, then `<metric>/<class>`; a lone target has no names of its own."""
         rows = metrics_for(self.problem_type)
@@ -226,15 +230,15 @@ class Predictions:
     def intervals(self, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Estimate]:
         """Every metric with its 95% interval over patients (over rows where patients are unknown), by name.
 
-        All images of a patient count together. Each row of `METRICS` names its way, see `intervals`: a score interval
-        for AUROC, that of Agresti and Coull for shares, combined for balanced accuracy, the jackknife with Student's t
-        for F1, kappa, AUPRC and losses, the bootstrap for numbers. The ECE has none: a sample's is biased upwards.
+        All images of a patient count together. The row of a metric in `METRICS` names how its interval is found: a
+        score interval for AUROC, Agresti and Coull's for shares, combined for balanced accuracy, the jackknife with
+        Student's t for F1, kappa, AUPRC and losses, the bootstrap for numbers. There is none for the ECE, which is
+        biased upwards in a sample, nor with fewer than `Metric.fewest` patients; `method` says why.
 
-        By simulation over prevalences of 2 to 50%, 30 to 300 patients with two eyes each, whose scores correlate by
-        0.2 to 0.9, and AUROCs of 0.6 to 0.97, the intervals of AUROC, accuracy and balanced accuracy hold the true
-        value in 93 to 98% of samples, with five or fewer patients of the rarer class in up to 100%. Those of the
-        jackknife hold in 94 to 99%, in the worst cells in 90%. Below `Metric.fewest` patients there is none, and
-        `method` says why.
+        In simulations (30 to 300 patients, prevalences of 2 to 50%, AUROCs of 0.6 to 0.97, scores of two eyes that
+        correlate by 0.2 to 0.9) the intervals of AUROC, accuracy and balanced accuracy hold the true value in 93 to
+        99% of samples, with five or fewer patients of the rarer class in up to 100%; those of the jackknife in 94 to
+        99%, at worst in 90%.
 
         Args:
             resamples: number of bootstrap samples, at least 100.
@@ -243,8 +247,6 @@ class Predictions:
         Raises:
             BadDataError: a single patient.
         """
-        from .intervals import find_intervals
-
         require_range("resamples", resamples, MIN_DEFINED)
         return find_intervals(self, self.metrics(), resamples, seed)
 
@@ -271,7 +273,7 @@ class Predictions:
                 yield chosen, patients_of(self.patients, len(self), self.truth if within else None)
 
     def without_interval(self, name: str) -> Estimate:
-        """A metric of which resamples are biased."""
+        """Value of a metric that has no interval, because resamples bias it."""
         count = int(patient_numbers(self.patients, len(self)).max()) + 1
         method = f"no interval: the {metric_of(name).title} of a sample is biased upwards"
         return Estimate(self.values([name])[name], None, None, count, method)
@@ -354,10 +356,8 @@ class Predictions:
 
         return subgroups_table(self, columns if isinstance(columns, Mapping) else dict.fromkeys(columns), resamples)
 
-    def operating_points(self, points: "Sequence[OperatingPoint]") -> pd.DataFrame:
+    def operating_points(self, points: Sequence[OperatingPoint]) -> pd.DataFrame:
         """Sensitivity, specificity and predictive values of thresholds chosen on other images, see `points_table`."""
-        from .thresholds import points_table
-
         return points_table(self, points)
 
     def calibration(self) -> pd.DataFrame:

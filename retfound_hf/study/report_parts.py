@@ -16,7 +16,6 @@ from ..evaluation.document import Block, Picture, Section, counted, is_missing
 from ..evaluation.metrics import METRICS, lower_is_better, metric_title
 from ..evaluation.plots import COLOURS
 from ..evaluation.plots import figure as styled_figure
-from ..evaluation.thresholds import finding_of
 from ..files import atomic_file, read_json
 from .results import JobResult, StudyResults
 
@@ -109,19 +108,14 @@ def class_titles(found: StudyResults, data: str) -> dict[str, str]:
 
 def own_name(found: StudyResults, data: str, metric: str) -> str:
     """Of two exclusive classes `auprc/<finding>` for `auprc`, which is the mean over both; else the name itself."""
-    task = found.task(data)
-    finding = finding_of(task["problem_type"], task["class_names"], task.get("class_order"))
+    finding = found.finding(data)
     return f"{metric}/{finding}" if finding and metric != "auroc" and METRICS[metric].per_class else metric
 
 
 def title_of(found: StudyResults, data: str, metric: str) -> str:
-    """Heading of a metric, which says of a mean over several classes that it is one."""
-    task = found.task(data)
-    same = (
-        metric == "auroc"
-        and finding_of(task["problem_type"], task["class_names"], task.get("class_order")) is not None
-    )
-    return metric_title(metric, several=len(task["class_names"]) > 1 and not same)
+    """Heading of a metric; a mean of several classes is called one."""
+    same = metric == "auroc" and found.finding(data) is not None  # for both of two classes
+    return metric_title(metric, several=len(found.task(data)["class_names"]) > 1 and not same)
 
 
 MOST_DRAWN = 6  # systems in one figure: as many as there are colours that the colour-blind can tell

@@ -18,7 +18,6 @@ from ..evaluation.thresholds import (
     choose_points,
     confidence_and_correctness,
     decision_curve,
-    finding_of,
     measure_threshold,
     outcome_counts,
     reliability_curve,
@@ -265,8 +264,8 @@ THRESHOLDS = np.arange(1, 91) / 100
 
 def shown_classes(cases: Predictions) -> list[int]:
     """Of two exclusive classes the positive one; of many the most frequent ones."""
-    if finding := finding_of(cases.problem_type, cases.class_names, cases.class_order):
-        return [cases.class_names.index(finding)]
+    if cases.finding:
+        return [cases.class_names.index(cases.finding)]
     return sorted(np.argsort(-cases.truth.sum(axis=0), kind="stable")[:MOST_CLASSES].tolist())
 
 
@@ -275,8 +274,8 @@ def probabilities(cases: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
     Of the positive one of two exclusive classes, of the predicted class among many, or of every label.
     """
-    if finding := finding_of(cases.problem_type, cases.class_names, cases.class_order):
-        index = cases.class_names.index(finding)
+    if cases.finding:
+        index = cases.class_names.index(cases.finding)
         return cases.scores[:, index], cases.truth[:, index], cases.patients
     found = confidence_and_correctness(cases.truth, cases.scores, cases.problem_type == SINGLE_LABEL)
     patients = cases.patients
@@ -285,9 +284,7 @@ def probabilities(cases: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def event_of(found: StudyResults, data: str) -> str:
     """Of two exclusive classes the positive one, as a reader calls it; empty for other tasks."""
-    task = found.task(data)
-    finding = finding_of(task["problem_type"], task["class_names"], task.get("class_order"))
-    return class_titles(found, data).get(finding, "")
+    return class_titles(found, data).get(found.finding(data), "")
 
 
 def _classifiers(found: StudyResults, data: str) -> list[System]:

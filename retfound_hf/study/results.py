@@ -10,6 +10,7 @@ import pandas as pd
 from ..errors import BadDataError, OutputError, one_line
 from ..evaluation.metrics import metrics_for
 from ..evaluation.predictions import Predictions
+from ..evaluation.thresholds import finding_of
 from ..files import read_json, unguard, with_formulas, write_json
 from ..vocabulary import SINGLE_LABEL
 from .config import Reporting, Study, read_settings
@@ -169,6 +170,11 @@ class StudyResults:
     def task(self, data: str) -> dict[str, Any]:
         """`problem_type`, `class_names`, `label_columns`, and `images`, `patients` of every split and external set."""
         return read_task(self.folder, data)
+
+    def finding(self, data: str) -> str | None:
+        """Of two exclusive classes the one that reports are about; None for all other tasks."""
+        task = self.task(data)
+        return finding_of(task["problem_type"], task["class_names"], task.get("class_order"))
 
 
 def read_study(folder: str | Path) -> StudyResults:
