@@ -1,7 +1,6 @@
 """`run.json`: what a command was asked, with what versions, from which revision."""
 
 import dataclasses
-import os
 import platform
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import write_json
+from .processes import usable_cores
 
 RECORDED_PACKAGES = (
     "retfound-hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "evaluate", "peft",
@@ -53,7 +53,7 @@ def hardware() -> str:
     if torch is not None and torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return f"{cores} CPU core{'s' if cores > 1 else ''}"
 
 
