@@ -19,7 +19,7 @@ import torchvision
 from PIL import Image
 
 from ..errors import BadDataError, UnreadableImageError, join_names, require, require_range
-from ..files import atomic_folder, file_lock, read_json, write_json
+from ..files import atomic_folder, file_lock, file_stamp, read_json, write_json
 from ..images.field_of_view import CROP_VERSION, crop_field_of_view, side_to_read
 from ..images.reading import read_image, resize
 
@@ -282,11 +282,8 @@ def fingerprint(rows: pd.DataFrame, *options: object) -> str:
     for name, image in zip(rows["id"], rows["image"], strict=True):
         if isinstance(image, bytes):
             content: object = hashlib.blake2b(image, digest_size=16).hexdigest()
-        elif os.path.isfile(image):
-            facts = os.stat(image)
-            content = (image, facts.st_size, facts.st_mtime_ns)
         else:
-            content = (image, "absent")
+            content = (image, *(file_stamp(image) or ("absent",)))
         digest.update(repr((name, content)).encode())
     return digest.hexdigest()
 
