@@ -274,11 +274,11 @@ class ShardSource(ImageSource):
             for shard in shards:
                 column = self._fields[shard]
                 with tables.parquet_errors(shard):
-                    schema = pq.read_schema(shard)
-                    wanted = [name for name in schema.names if name != column]
-                    has_path = pa.types.is_struct(schema.field(column).type)
-                    rows = pq.ParquetFile(shard).read([*wanted, *([f"{column}.path"] if has_path else [])])
-                    cells = rows[column].to_pylist() if has_path else [None] * pq.read_metadata(shard).num_rows
+                    file = pq.ParquetFile(shard)
+                    wanted = [name for name in file.schema_arrow.names if name != column]
+                    has_path = pa.types.is_struct(file.schema_arrow.field(column).type)
+                    rows = file.read([*wanted, *([f"{column}.path"] if has_path else [])])
+                    cells = rows[column].to_pylist() if has_path else [None] * file.metadata.num_rows
                     paths += [cell and cell["path"] for cell in cells]
                     some = rows.select(wanted).to_pandas(ignore_metadata=True).reindex(range(len(cells)))
                 found.append(some.assign(**{SHARD: str(shard)}))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import BadDataError, join_names, nearest, one_line
@@ -56,8 +57,9 @@ def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
     """
     try:
         if path.suffix.lower() == ".parquet":
-            pq.read_table(path).validate(full=True)  # pandas meets text that is not UTF-8 only where it is used
-            table = pd.read_parquet(path).rename(columns=lambda name: name.strip() if isinstance(name, str) else name)
+            stored = pq.read_table(path)
+            stored.validate(full=True)  # pandas meets text that is not UTF-8 only where it is used
+            table = stored.to_pandas().rename(columns=lambda name: name.strip() if isinstance(name, str) else name)
         else:
             table = with_formulas(_read_csv(path, text_columns))
     except Exception as error:  # damaged files give errors of every type
@@ -122,11 +124,9 @@ def check_suffix(path: Path, accepted: str) -> None:
 @contextmanager
 def parquet_errors(path: str | Path) -> Iterator[None]:
     """Turn errors of reading a parquet file within the block into `BadDataError`."""
-    import pyarrow
-
     try:
         yield
-    except (pyarrow.ArrowException, OSError, LookupError, ValueError) as error:
+    except (pa.ArrowException, OSError, LookupError, ValueError) as error:
         raise BadDataError(f"{path} cannot be read as a parquet table: {one_line(error)}", source=path) from error
 
 
@@ -137,12 +137,9 @@ def image_field(path: Path, wanted: str) -> str | None:
     """
     if path.suffix.lower() != ".parquet":
         return None
-    import pyarrow
-    import pyarrow.parquet
-
     with parquet_errors(path):
-        schema = pyarrow.parquet.read_schema(path)
-        kinds = (pyarrow.types.is_struct, pyarrow.types.is_binary, pyarrow.types.is_large_binary)
+        schema = pq.read_schema(path)
+        kinds = (pa.types.is_struct, pa.types.is_binary, pa.types.is_large_binary)
         found = [column.name for column in schema if any(is_kind(column.type) for is_kind in kinds)]
         return wanted if wanted in found else found[0] if len(found) == 1 and wanted not in schema.names else None
 
