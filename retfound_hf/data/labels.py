@@ -306,7 +306,7 @@ def find_patients(
     unknown = pd.Series(None, table.index, dtype=object)
     if patient_column == NONE:
         return unknown
-    if patient_column == BY_NAME and BY_NAME not in table.columns.drop("image"):
+    if patient_column == BY_NAME:
         return names_without_eye(table["id"])
     column = "patient_id" if patient_column is None else OWN_ID if patient_column == "id" else patient_column
     if patient_column is None and column not in table:
