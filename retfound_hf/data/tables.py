@@ -59,7 +59,8 @@ def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
         if path.suffix.lower() == ".parquet":
             stored = pq.read_table(path)
             stored.validate(full=True)  # pandas meets text that is not UTF-8 only where it is used
-            table = stored.to_pandas().rename(columns=lambda name: name.strip() if isinstance(name, str) else name)
+            table = stored.to_pandas().reset_index(drop=True)  # rows of a table that pandas had filtered or joined
+            table = table.rename(columns=lambda name: name.strip() if isinstance(name, str) else name)
         else:
             table = with_formulas(_read_csv(path, text_columns))
     except Exception as error:  # damaged files give errors of every type

@@ -194,6 +194,18 @@ def test_parquet_tables_keep_their_dates(tmp_path):
     assert found.events["date"].max() == pd.Timestamp("2020-01-01")
 
 
+@pytest.mark.parametrize("index", [[10, 20, 30], [0, 1, 0], ["x", "y", "z"]])
+def test_parquet_tables_with_an_index_of_pandas(tmp_path, build, index):
+    EVENTS.to_parquet(tmp_path / "events.parquet")
+    for number, images in enumerate((IMAGES, IMAGES.set_axis(index), changed(IMAGES, 1, "date", "x").set_axis(index))):
+        images.to_parquet(tmp_path / f"{number}.parquet")
+    plain, indexed = (
+        build(read_registry(tmp_path / f"{number}.parquet", tmp_path / "events.parquet")).table for number in range(2)
+    )
+    assert len(plain) and indexed.equals(plain)
+    assert refused(lambda: read_registry(tmp_path / "2.parquet", tmp_path / "events.parquet")).rows == (2,)
+
+
 def test_an_event_in_two_spellings_is_refused_unless_both_are_asked_for(registry, build):
     """Otherwise those whose event is spelled in the other way would be controls."""
     events = pd.concat([EVENTS, pd.DataFrame([("p1", None, "Stroke", "2020-05-01")], columns=EVENTS.columns)])
