@@ -99,11 +99,7 @@ class ShardPart:
     def refs(self) -> list[ImageRef]:
         with tables.parquet_errors(self.path):
             cells = pq.read_table(self.path, columns=[self.column])[self.column].to_pylist()
-        images = [cell if isinstance(cell, dict) else {"bytes": cell} for cell in cells]
-        return [
-            ImageRef(name, image.get("bytes") or placed(image.get("path") or "", self.roots))
-            for name, image in zip(self.ids, images, strict=True)
-        ]
+        return [ImageRef(name, content_of(cell, self.roots)) for name, cell in zip(self.ids, cells, strict=True)]
 
     @cached_property
     def identity(self) -> str:
@@ -366,6 +362,16 @@ def placed(path: str, roots: Sequence[str]) -> str:
     outside = f"its file {path} is not below {roots[0]}; name the folder that holds it with `image_root`"
     reason = outside if path else "the row holds no image"
     raise UnreadableImageError(f"cannot read an image of a data set: {reason}", path=path, reason=reason)
+
+
+def content_of(cell: dict[str, Any] | bytes | None, roots: Sequence[str]) -> str | bytes:
+    """The bytes in a cell of a data set, or the path of its file, see `placed`.
+
+    An empty cell gives no bytes: one unreadable image, which need not stop the others.
+    """
+    if not isinstance(cell, dict):
+        return cell or b""
+    return cell.get("bytes") or (placed(cell["path"], roots) if cell.get("path") else b"")
 
 
 def open_files(

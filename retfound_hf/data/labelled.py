@@ -18,7 +18,7 @@ from ..images.reading import find_images, walk_images
 from ..vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from . import tables
 from .image_cache import warn_identical_content
-from .image_sources import placed, roots_of, stored_ids
+from .image_sources import content_of, roots_of, stored_ids
 from .labels import OWN_ID, clean_labels, find_patients, infer_problem_type, unfold_lists
 from .splits import PAPER_FRACTIONS, SPLITS, assign_splits, fraction_of_patients, patient_groups
 from .stored_images import find_image_column, load_splits
@@ -407,8 +407,8 @@ def _table_of_part(
             table[name] = [inner.int2str([int(index) for index in found]) for found in table[name]]
             table.attrs[name] = inner.names  # `unfold_lists` takes their order
     table = table.rename(columns=str.strip).rename(columns={"id": OWN_ID})
-    contents = [image["bytes"] or placed(image["path"] or "", roots) for image in images]
-    return table.assign(image=pd.Series(contents, dtype=object), id=[image["path"] for image in images])
+    contents = [content_of(image, roots) for image in images]
+    return table.assign(image=pd.Series(contents, dtype=object), id=[image and image["path"] for image in images])
 
 
 def _in_order_of_model(

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import save_noise
 
+from retfound_hf.data.image_cache import cache_images
 from retfound_hf.data.image_sources import FolderSource, encoded_bytes, open_files
 from retfound_hf.data.labelled import _read_source, read_labelled
 from retfound_hf.data.stored_images import DatasetSource, open_source
@@ -265,6 +266,22 @@ def test_one_parquet_file_with_ids_and_a_null(stored, tmp_path):
     (ref,) = source
     with pytest.raises(UnreadableImageError):
         read(source, ref)
+
+
+@pytest.mark.parametrize("cell", [None, {"bytes": None, "path": None}, {"bytes": b"", "path": None}])
+def test_an_empty_cell_is_one_unreadable_image(folder, tmp_path, cell, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    content = (folder / NAMES[0]).read_bytes()
+    cells = pa.array([{"bytes": content, "path": None}, cell], IMAGE_CELL)
+    data = tmp_path / "one.parquet"
+    pq.write_table(pa.table({"image": cells, "label": ["a", "b"]}), data)
+    rows = read_labelled(str(data), need_splits=()).table
+    assert rows["id"].tolist() == ids(open_files(data)) == ["train/0", "train/1"]
+    for images in (rows["image"].tolist(), [ref.image for ref in open_files(data)]):
+        assert images[0] == content
+        with pytest.raises(UnreadableImageError):
+            read_image(images[1])
+    assert cache_images(rows, size=8, crop=False, exact=True, on_bad_image="skip").rejected[0][0] == "train/1"
 
 
 def test_a_single_image_and_a_list(folder):
