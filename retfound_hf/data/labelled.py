@@ -18,7 +18,7 @@ from ..images.reading import find_images, walk_images
 from ..vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from . import tables
 from .image_cache import warn_identical_content
-from .image_sources import content_of, roots_of, stored_ids
+from .image_sources import as_utf8, content_of, roots_of, stored_ids
 from .labels import OWN_ID, clean_labels, find_patients, infer_problem_type, unfold_lists
 from .splits import PAPER_FRACTIONS, SPLITS, assign_splits, fraction_of_patients, patient_groups
 from .stored_images import find_image_column, load_splits
@@ -329,6 +329,9 @@ def _read_folder(root: Path, folders: dict[str | None, list[Path]], allow_empty:
             for path in images:
                 inner = None if split else _split_within(path.relative_to(parent))
                 rows.append((path.relative_to(root).as_posix(), str(path.absolute()), parent.name, split or inner))
+    if unfit := [as_utf8(name) for name, path, _, _ in rows if as_utf8(path) != path]:
+        message = f"{root}: the paths of {len(unfit)} images are not UTF-8 ({join_names(unfit)}); rename them"
+        raise BadDataError(message, rows=unfit, source=root)
     used, others = {row[0] for row in rows}, []
     warn_of_passed_over(root, others, [name for name in walk_images(str(root), others) if name not in used])
     table = pd.DataFrame(rows, columns=["id", "image", "label", "split"])

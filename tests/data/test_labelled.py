@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from tiny import save_noise
 
 from retfound_hf.data.labelled import LabelledSet, keep_fraction, read_labelled
 from retfound_hf.data.splits import SPLITS
@@ -254,6 +255,14 @@ def test_folders_that_do_not_fit(class_folder):
     assert len(read_labelled(str(class_folder), need_splits=("test",)).rows("test")) == 6
     (class_folder / "test/amd").rename(class_folder / "test/AMD")
     refused(class_folder, "'AMD' and 'amd'")
+
+
+def test_names_that_are_not_utf8(class_folder):
+    try:
+        save_noise(class_folder / "test/amd/\udce9.png", 99, (24, 20))
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    refused(class_folder, "not UTF-8", rows=("test/amd/?.png",))
 
 
 def test_class_that_a_split_lacks(class_folder, divided, save_table, caplog):
