@@ -1,7 +1,6 @@
 """Parquet shards of prepared images: worker processes, writing, and the completion record of each shard."""
 
 import json
-import os
 import posixpath
 import shutil
 import signal
@@ -23,10 +22,10 @@ from tqdm import tqdm
 
 from ..errors import OutputError, RetFoundError, UnreadableImageError, one_line
 from ..files import atomic_file, refuse_existing, write_json
-from ..images.reading import IMAGE_SUFFIXES
 from ..processes import clean_start, deferred_interrupt, exit_with_parent, worker_context
 from .image_cache import Prepared, Preparer
 from .image_sources import ImageRef, ImageSource, Part, ShardPart
+from .tables import stem
 
 if TYPE_CHECKING:
     import datasets
@@ -191,7 +190,7 @@ class Shard:
 
     def add(self, ref: ImageRef, prepared: Prepared) -> None:
         """Append one image."""
-        image = {"bytes": prepared.image, "path": _stem(ref.id) + self._suffix}
+        image = {"bytes": prepared.image, "path": stem(posixpath.basename(ref.id)) + self._suffix}
         self._pending.append((image, ref.id, prepared.hash, *ref.facts.values()))
         self.rows += 1
         self.image_bytes += len(prepared.image)
@@ -250,12 +249,6 @@ def number_images(path: Path, copy: Path) -> int:
             writer.write_table(table)
             rows += len(table)
     return rows
-
-
-def _stem(name: str) -> str:
-    """The last part of an id, without the suffix of an image file."""
-    stem, suffix = os.path.splitext(posixpath.basename(name))
-    return stem if suffix.lower() in IMAGE_SUFFIXES else stem + suffix
 
 
 @dataclass(frozen=True)

@@ -350,8 +350,8 @@ def find_files(paths: Iterable[Any], data: object) -> list[Any]:
             listed[folder] = {}
             for other in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
                 if other.lower().endswith(IMAGE_SUFFIXES):
-                    listed[folder].setdefault(_stem(other), []).append(other)
-        found = listed[folder].get(_stem(name), [])
+                    listed[folder].setdefault(stem(other), []).append(other)
+        found = listed[folder].get(stem(name), [])
         if len(found) > 1:
             message = f"{data}: {name} does not exist, and {join_names(found)} do; give the whole name"
             raise BadDataError(message, rows=[path], source=data)
@@ -360,9 +360,10 @@ def find_files(paths: Iterable[Any], data: object) -> list[Any]:
     return [find(path) for path in paths]
 
 
-def _stem(name: str) -> str:
-    stem, suffix = os.path.splitext(name)
-    return stem if suffix.lower() in IMAGE_SUFFIXES else name
+def stem(name: str) -> str:
+    """A file's name without the suffix of an image."""
+    without, suffix = os.path.splitext(name)
+    return without if suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def check_images_exist(table: pd.DataFrame, data: object) -> None:
