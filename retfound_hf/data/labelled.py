@@ -310,7 +310,8 @@ def _class_folders(root: Path) -> dict[str | None, list[Path]]:
     if len(splits) > len(set(splits.values())):
         message = f"{root} has two folders for one split ({join_names(sorted(map(str, splits)))}); keep one"
         raise BadDataError(message, source=root)
-    return found if any(find_images(folder) for folders in found.values() for folder in folders) else {}
+    inner = (str(folder) for folders in found.values() for folder in folders)
+    return found if any(next(walk_images(folder), None) for folder in inner) else {}
 
 
 def _read_folder(root: Path, folders: dict[str | None, list[Path]], allow_empty: bool) -> pd.DataFrame:
