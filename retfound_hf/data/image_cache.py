@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -112,7 +113,7 @@ class Preparer:
             image.save(encoded, "JPEG", quality=self.quality, subsampling="4:4:4")
         else:
             image.save(encoded, "PNG", compress_level=1)
-        return Prepared(encoded.getvalue(), hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest())
+        return Prepared(encoded.getvalue(), _digest(image.tobytes()))
 
     def prepare(self, source: str | bytes) -> Image.Image:
         """The prepared image, 8-bit RGB of `size` x `size`.
@@ -281,7 +282,7 @@ def fingerprint(rows: pd.DataFrame, *options: object) -> str:
     digest = hashlib.blake2b(repr(versions).encode(), digest_size=16)
     for name, image in zip(rows["id"], rows["image"], strict=True):
         if isinstance(image, bytes):
-            content: object = hashlib.blake2b(image, digest_size=16).hexdigest()
+            content: object = _digest(image)
         else:
             content = (image, *(file_stamp(image) or ("absent",)))
         digest.update(repr((name, content)).encode())
@@ -295,13 +296,22 @@ def content_digests(images: Iterable[str | bytes]) -> list[str]:
     """BLAKE2b digests (128 bits, hex) of image files, given by paths or bytes; empty where a file is absent."""
 
     def digest(image: str | bytes) -> str:
-        if isinstance(image, str) and not os.path.isfile(image):
-            return ""
-        content = Path(image).read_bytes() if isinstance(image, str) else image
-        return hashlib.blake2b(content, digest_size=16).hexdigest()
+        if isinstance(image, bytes):
+            return _digest(image)
+        return _digest_of_file(image, file_stamp(image)) if os.path.isfile(image) else ""
 
     with ThreadPool(4) as pool:  # reading and hashing release the interpreter
         return pool.map(digest, images)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+@lru_cache(2**20)
+def _digest_of_file(path: str, stamp: tuple[int, int] | None) -> str:
+    """Digest of a file with this `file_stamp`; a run that asks again does not read it again."""
+    return _digest(Path(path).read_bytes())
 
 
 def resolved_paths(images: Iterable[str | bytes]) -> list[str]:

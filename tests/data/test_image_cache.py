@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, JpegImagePlugin
 
 from retfound_hf.data import image_cache
-from retfound_hf.data.image_cache import Preparer, cache_images
+from retfound_hf.data.image_cache import Preparer, cache_images, content_digests
 from retfound_hf.errors import BadArgumentError, BadDataError, UnreadableImageError
 from retfound_hf.images.field_of_view import crop_field_of_view
 from retfound_hf.images.reading import read_image
@@ -90,6 +90,21 @@ def test_second_call_decodes_nothing(prepare, rows, monkeypatch):
     second = prepare()
     assert second.images.cache_files == first.images.cache_files
     np.testing.assert_array_equal(np.asarray(second.images["image"][2]), np.asarray(first.images["image"][2]))
+
+
+def test_content_is_read_once_unless_the_file_changes(rows, tmp_path, monkeypatch):
+    def plain(image):
+        return hashlib.blake2b(image, digest_size=16).hexdigest()
+
+    paths, absent = rows["image"].tolist(), str(tmp_path / "absent.png")
+    contents = [Path(path).read_bytes() for path in paths]
+    expected = [*map(plain, contents), plain(b"x"), ""]
+    assert content_digests([*paths, b"x", absent]) == expected
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} is read again"))
+        assert content_digests([*paths, b"x", absent]) == expected
+    Path(paths[1]).write_bytes(contents[1] + b"x")
+    assert content_digests(paths) == [expected[0], plain(contents[1] + b"x"), expected[2]]
 
 
 def test_another_option_order_file_or_crop_rule_is_decoded_anew(prepare, rows, tmp_path, monkeypatch):
