@@ -193,12 +193,11 @@ class TableSource(ImageSource):
     ):  # fmt: skip
         self.name = path
         table = read_table(Path(path), ("id", *keep_columns))
-        check_columns(table, [image_column], path, "image_column")
         check_columns(table, keep_columns, path, "keep_columns")
-        if by_id := by_id and "id" in table.columns and image_column != "id":
-            check_filled(table, "id", path)
         listed = table_images(table, path, image_column, image_root)
-        listed = listed.assign(id=table["id"]) if by_id else listed
+        if by_id and "id" in table.columns and image_column != "id":
+            check_filled(table, "id", path)
+            listed = listed.assign(id=table["id"])
         listed = listed.assign(image=tables.find_files(listed["image"], path))
         try:
             kept = pa.Table.from_pandas(table[list(keep_columns)], preserve_index=False).replace_schema_metadata(None)

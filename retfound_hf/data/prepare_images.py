@@ -217,8 +217,7 @@ def _run(arguments: PrepareArguments) -> PreparedShards:
     records = Records(out, source.name, arguments.options)
     records.open(arguments.overwrite_output_dir)
     crop = MODALITIES[arguments.modality].crop
-    size, form = (arguments.image_size, crop, arguments.min_side), (arguments.image_format, arguments.quality)
-    preparer = Preparer(*size, *form)
+    preparer = Preparer(arguments.image_size, crop, arguments.min_side, arguments.image_format, arguments.quality)
     _warn_of_modality(source, preparer, arguments.modality)
     num_workers = arguments.num_workers or usable_cores()
     began = time.time()
