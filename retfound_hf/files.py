@@ -30,15 +30,15 @@ MODEL_FILES = {
     "adapter_model.safetensors",
     "operating_points.json",
 }
-# Faults of a place, whatever is written there, and those that are one where a path of the output is named.
+# Errors of a disk that no file can be written to, and those that count where they name a path of the output.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
-# Words of numpy and torch for it, which say no more.
+# Messages of numpy and torch on a full disk, which give no other sign of it.
 CUT = re.compile("requested and [0-9]+ written|PytorchStreamWriter failed|file write failed|unexpected pos [0-9]+ vs")
 # Seconds to wait for a folder: a killed run's loader processes inherit its lock, another may be saving its last steps.
 PATIENCE = 20
-# Begin of a text that a spreadsheet computes, at the start of a cell or after what may end one there, with the
-# apostrophes before it. A semicolon ends a cell where the comma is the decimal sign, quoted or not.
+# Start of a text that a spreadsheet computes, with the apostrophes before it: at the start of a cell, or after what
+# may end a cell. A semicolon does where the comma is the decimal sign, quoted or not.
 FORMULA = r"(?:^|(?<=[;\t\r\n]))(?='*(?:[^\S\t\r\n]*[=+\-@＝＋－＠]|[\t\r\n]))"
 GUARD, GUARDED = re.compile(FORMULA), re.compile(FORMULA.replace("(?='*", "'(?='*"))
 
@@ -48,7 +48,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on any exception it is removed.
 
     Raises:
-        OutputError: a full or read-only disk, see `output_faults`; so do the others here.
+        OutputError: a full or read-only disk, see `output_faults`; the other functions here raise it too.
     """
     path = Path(path)
     with output_faults(path):
@@ -71,7 +71,7 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it becomes `path`, on any exception it is removed.
 
     Raises:
-        OutputError: `path` exists, is not an empty folder, and `overwrite` is false; also if it is so in the end.
+        OutputError: `path` exists, is not an empty folder, and `overwrite` is false, at the start or at the end.
     """
     path = Path(path).resolve()  # a link keeps pointing at the folder, and `.` gets a name
     refuse_existing(path, overwrite)
@@ -123,10 +123,10 @@ def move_into(folder: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def output_faults(path: str | Path) -> Iterator[None]:
-    """Raise `OutputError` for what fails in the block since `path`, a file or folder, cannot be written.
+    """Turn errors of the block into `OutputError` if they come from `path`, a file or folder that cannot be written.
 
-    Libraries report a full disk in their own ways, some with no word of it. So another exception is one too where
-    nothing more can be written.
+    Libraries report a full disk in their own ways, some without a word of it. So any exception counts if nothing can
+    be written to `path` after it.
     """
     try:
         yield
@@ -140,7 +140,7 @@ def output_faults(path: str | Path) -> Iterator[None]:
 
 
 def _fault(error: Exception, path: Path) -> tuple[Path, str]:
-    """Place and reason of an error that lies in a place, that of `path` or another; no reason for any other error."""
+    """Path that cannot be written, `path` or another, and the reason; an empty reason for errors of other kinds."""
     named, code = getattr(error, "filename", None), getattr(error, "errno", None)
     named = Path(os.path.abspath(os.fsdecode(named))) if isinstance(named, (str, bytes, os.PathLike)) else path
     if code in FULL or any(os.strerror(full) in str(error) for full in FULL) or CUT.search(str(error)):
@@ -157,7 +157,7 @@ def _fault(error: Exception, path: Path) -> tuple[Path, str]:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise `OutputError` unless a file can be written at or below `path`; one is, and vanishes."""
+    """Raise `OutputError` unless a file can be written at or below `path`; a temporary one is written to find out."""
     place = Path(os.path.abspath(path))
     try:
         while not place.exists():
@@ -203,7 +203,7 @@ def exclusive_folder(folder: str | Path | None, share: str = "") -> Iterator[Non
     """Lock of an output folder: one process writes it, however that process ends.
 
     Args:
-        folder: which `output_faults` holds for, too; nothing is locked where None.
+        folder: also guarded by `output_faults`; None locks nothing.
         share: name of a part of the folder, where several machines each write their own.
 
     Raises:
@@ -246,7 +246,7 @@ def _lock_beside(path: Path, share: str = "") -> "FileLock":
 
 
 def _holder(lock_file: str) -> str:
-    """Words on who holds a lock that is a mere file, as on disks without locks, where it outlives its machine."""
+    """Who holds a lock, for messages; on disks without locks it is an ordinary file that may outlive its machine."""
     try:
         lines = Path(lock_file).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -262,7 +262,7 @@ def _holder(lock_file: str) -> str:
 
 
 def _short(name: str, most: int = 180) -> str:
-    """A name, or in place of one of more than `most` bytes a digest, which leaves room for what is put to it."""
+    """The name, or a digest of one longer than `most` bytes, which leaves room for a prefix and a suffix."""
     encoded = os.fsencode(name)
     return name if len(encoded) <= most else hashlib.blake2b(encoded, digest_size=16).hexdigest()
 
@@ -293,7 +293,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def guard(cell: Any) -> Any:
-    """A cell as tables hold it: before text that a spreadsheet would compute stands an apostrophe. Numbers stay."""
+    """A cell as tables hold it: text that a spreadsheet would compute gets an apostrophe, numbers stay as they are."""
     return GUARD.sub("'", cell) if isinstance(cell, str) else cell
 
 
@@ -303,7 +303,7 @@ def unguard(cell: Any) -> Any:
 
 
 def without_formulas(table: "pd.DataFrame") -> "pd.DataFrame":
-    """A table whose texts and names of columns no spreadsheet computes, see `guard`."""
+    """The table with its texts and column names guarded from being computed by a spreadsheet, see `guard`."""
     return _changed(table, guard)
 
 
@@ -323,7 +323,7 @@ def _changed(table: "pd.DataFrame", change: Callable[[Any], Any]) -> "pd.DataFra
 
 
 def write_table(path: str | Path, table: "pd.DataFrame", **options: Any) -> None:
-    """Write a table as CSV, whole or not at all, which a spreadsheet opens without computing any of it.
+    """Write a table as CSV, whole or not at all, so that a spreadsheet computes none of its cells.
 
     Args:
         path: of the file.
@@ -339,7 +339,7 @@ def write_table(path: str | Path, table: "pd.DataFrame", **options: Any) -> None
 
 @contextmanager
 def rows_of_csv(path: Path, header: Iterable[str]) -> Iterator[Callable[[Iterable[Any]], None]]:
-    """Yield the writer of one row after the other, for a table that memory need not hold; see `write_table`."""
+    """Yield a function that writes one row, for tables that are not held in memory; see `write_table`."""
     with atomic_file(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
 
         def write(row: Iterable[Any]) -> None:
@@ -351,7 +351,7 @@ def rows_of_csv(path: Path, header: Iterable[str]) -> Iterator[Callable[[Iterabl
 
 
 def _line_end(returns: bool) -> str:
-    """End of a line. csv quotes a carriage return in a cell, which readers take for an end, only if it ends lines."""
+    """End of a line: with a carriage return where a cell holds one, which `csv` otherwise leaves without quotes."""
     return "\r\n" if returns else "\n"
 
 
