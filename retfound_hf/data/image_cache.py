@@ -315,7 +315,7 @@ def _digest_of_file(path: str, stamp: tuple[int, int] | None) -> str:
 
 
 def resolved_paths(images: Iterable[str | bytes]) -> list[str]:
-    """The one path of each file that tables may reach in several ways; empty for images held as bytes."""
+    """Path of each file with its links resolved, so that files of two tables can be matched; empty for bytes."""
     return [os.path.realpath(image) if isinstance(image, str) else "" for image in images]
 
 

@@ -83,8 +83,9 @@ class ShardPart:
 
     Attributes:
         index, name: position, and a unique name that fits a file.
-        path, column: of the file, and of its images.
-        ids: of its images.
+        path: of the file.
+        column: of the images.
+        ids: of the images.
         roots: see `placed`.
     """
 
@@ -130,7 +131,7 @@ class ImageSource:
         return file_stamp(ref.image)
 
     def columns(self) -> pd.DataFrame | None:
-        """What else the source tells of its images, such as patients: a row per image, with its `id`."""
+        """Further columns of the source, such as patients, with the `id` of each image; None where it has none."""
         return None
 
     def opener(self) -> Callable[[Any], str | bytes]:
@@ -245,7 +246,7 @@ class ListSource(ImageSource):
 
 
 class ShardSource(ImageSource):
-    """Parquet files that hold images, read one by one; named as a labelled set of them is, see `stored_ids`."""
+    """Parquet files that hold images, read one by one; images have the ids of a labelled set, see `stored_ids`."""
 
     def __init__(self, name: str, shards: Sequence[Path], image_column: str = "image", image_root: str | None = None):
         self.name, self._splits = name, _splits_of_shards(name, shards)
@@ -311,13 +312,15 @@ def _splits_of_shards(name: str, shards: Sequence[Path]) -> dict[str, list[Path]
 
 
 def stored_ids(paths: Sequence[str | None], own: Any, numbers: Sequence[str], root: str) -> list[str]:
-    """Ids of images in a data set, by which every command knows them.
+    """Ids of the images of a data set, the same in every command.
+
+    File names are taken if all are known and differ, else the column `id` if all are filled and differ, else numbers.
 
     Args:
-        paths: of the files that the images were, None where unknown: these name them, relative to `root` or without
-            folders, where all differ.
-        own: else the column `id`, if each is filled and another.
-        numbers: else their places, such as `train/17`.
+        paths: of the files that the images came from, None where unknown; a name is relative to `root`, or without
+            folders where the file is elsewhere.
+        own: column `id`, or None.
+        numbers: positions, such as `train/17`.
         root: path of the data set.
     """
     names = [_name_of_file(path, root) if path else None for path in paths]
@@ -332,7 +335,7 @@ def _name_of_file(path: str, root: str) -> str:
 
 
 def roots_of(data: str, image_root: str | None = None) -> tuple[str, ...]:
-    """Folders below which a data set may name files: `image_root`, its own, or of one on the Hub those of its copy."""
+    """Folders of the files that a data set may name: `image_root`, then its own, or of a Hub id those of its copy."""
     given = (image_root,) if image_root else ()
     if os.path.exists(data):
         return (*given, os.path.dirname(os.path.abspath(data)) if os.path.isfile(data) else os.path.abspath(data))
@@ -343,16 +346,16 @@ def roots_of(data: str, image_root: str | None = None) -> tuple[str, ...]:
 
 
 def placed(path: str, roots: Sequence[str]) -> str:
-    """Where the file of an image lies that a data set names in place of its bytes.
+    """Path of the image file that a data set names in place of bytes.
 
-    Such a data set may come from anyone, and must not have files of this machine read into shards or a model.
+    A data set may come from anyone, and must not bring other files of this machine into shards or a model.
 
     Args:
-        path: as stored; relative ones start at the first of `roots` that has the file.
-        roots: folders, see `roots_of`; the file is below one of them, also where links lead.
+        path: as stored; a relative one starts at the first of `roots` that has the file.
+        roots: folders, see `roots_of`; the file must lie below one of them, with links resolved.
 
     Raises:
-        UnreadableImageError: it is not.
+        UnreadableImageError: it lies elsewhere, or `path` is empty.
     """
     tops = tuple(os.path.realpath(root).rstrip("/") + "/" for root in roots)
     places = [os.path.join(root, path) for root in roots if path]
@@ -423,7 +426,7 @@ def _as_it_is(image: str | bytes) -> str | bytes:
 
 
 def with_place(image: dict[str, Any] | None, roots: Sequence[str]) -> dict[str, Any] | None:
-    """A stored image that, where it has no bytes, has the whole path of its file, see `placed`."""
+    """A stored image; one without bytes gets the full path of its file, see `placed`."""
     if image is None or image["bytes"] is not None or not image["path"]:
         return image
     return {**image, "path": placed(image["path"], roots)}

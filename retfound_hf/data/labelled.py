@@ -99,7 +99,7 @@ class LabelledSet:
         return values[:, 0] if self.problem_type == REGRESSION and values.shape[1] == 1 else values
 
     def unpredicted(self, split: str) -> Predictions:
-        """Predictions that say nothing, to check before a computation what a report asks of the labels."""
+        """Placeholder predictions, to check what a report asks of the labels before anything is computed."""
         rows, outputs = self.rows(split), len(self.class_names)
         scores = np.full((len(rows), outputs), 1 / outputs)
         targets = self.targets(split)
@@ -168,7 +168,7 @@ def read_labelled(
         patient_column: column that names the patients, by default `patient_id`; "image" takes the images' names
             without left or right, "none" takes each image for a patient of its own.
         positive_class: of two classes the finding; by default as the names tell, or the order of the classes.
-        divide: splits of a table without them ("all": it is used as a whole), or None for `split_fractions`.
+        divide: gives the splits of a table without them ("all" to use it as a whole), or None for `split_fractions`.
 
     Raises:
         BadDataError, BadArgumentError: anything that would make results wrong or impossible, in one line.
@@ -251,7 +251,7 @@ def _strata(found: LabelledSet, split: str) -> np.ndarray:
 
 
 def _say_split(found: LabelledSet, given: bool, data: str) -> None:
-    """One line: by what the images are divided; another of the order of three classes or more."""
+    """Log the order of the classes, and whether images are split by patient."""
     table, names = found.table, found.class_names
     if found.problem_type == SINGLE_LABEL:
         _say_order(names, found.class_order, data)
@@ -261,20 +261,20 @@ def _say_split(found: LabelledSet, given: bool, data: str) -> None:
     else:
         by = f"by image, for lack of patients (a column patient_id, or `patient_column`): {len(table)} images"
     counts = ", ".join(f"{split} {(table['split'] == split).sum()}" for split in SPLITS)
-    logger.info("%s: %s %s; %s", data, "splits as given, looked at" if given else "split", by, counts)
+    logger.info("%s: %s %s; %s", data, "splits as given, checked" if given else "split", by, counts)
 
 
 def _say_order(names: Sequence[str], order: Sequence[str] | None, data: object) -> None:
-    """One line on the order of classes, or on the finding of two."""
+    """Log the order of the classes, or which of two is the finding."""
     if len(names) == 2 and order:
         logger.info("%s: the finding is %s (`positive_class` sets another)", data, order[-1])
     elif len(names) == 2:
-        message = "%s: %s is taken for the finding, since no name denies one; `positive_class` sets it"
+        message = "%s: %s is taken as the finding, since no class has a name like normal; `positive_class` sets it"
         logger.warning(message, data, names[1])
     elif order:
         logger.info("%s: classes in their order (`class_names` sets another): %s", data, join_names(order, 50))
     else:
-        message = "%s: the order of the classes %s is not known, and so no quadratic kappa; `class_names` states it"
+        message = "%s: the order of the classes %s is unknown, so no quadratic kappa; set it with `class_names`"
         logger.info(message, data, join_names(names, 50))
 
 

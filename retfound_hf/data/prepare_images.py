@@ -85,7 +85,7 @@ class PrepareArguments:
     )
     split: str | None = field(default=None, metadata={"help": "of a data set; all of its splits by default"})
     image_column: str = field(default="image", metadata={"help": "of a table or a data set"})
-    image_root: str | None = field(default=None, metadata={"help": "where relative paths of a table or set start"})
+    image_root: str | None = field(default=None, metadata={"help": "folder of the relative paths of a table or set"})
     keep_columns: list[str] = field(
         default_factory=list, metadata={"help": "columns of a table or a data set to carry along; none by default"}
     )
@@ -94,7 +94,7 @@ class PrepareArguments:
     )
     push_names: bool = field(
         default=False,
-        metadata={"help": "send the names of the images and rejected.csv, too; by default numbers stand for names"},
+        metadata={"help": "also send the names of the images and rejected.csv; by default numbers replace the names"},
     )
     public: bool = field(
         default=False, metadata={"help": "make a new data set on the Hub public; by default it is private"}
@@ -253,7 +253,7 @@ def _run(arguments: PrepareArguments) -> PreparedShards:
 
 
 def _warn_of_modality(source: ImageSource, preparer: Preparer, modality: str) -> None:
-    """Warn where the readable ones of 16 images, of the first thousand, look like another modality."""
+    """Warn if some 16 of the first thousand images look like another modality; unreadable ones do not count."""
     opened, few = source.opener(), []
     for ref in islice(source, 0, 1000, max(1, min(len(source), 1000) // 16)):
         with suppress(UnreadableImageError):
@@ -381,7 +381,7 @@ def push_shards(out: Path, repo_id: str, private: bool, names: bool = False) -> 
         out: folder with all shards.
         repo_id: data set on the Hub, made if it is not there.
         private: whether a new one is; one that is there stays as it is.
-        names: send the images' names and `rejected.csv`; without, a copy of the shards is made for the time.
+        names: send the images' names and `rejected.csv`; otherwise a temporary copy without names is sent.
 
     Returns:
         Its address.

@@ -42,7 +42,7 @@ Task = TypeVar("Task")
 
 
 class Job(NamedTuple):
-    """What a worker is started with: how to get at an image, what to do with it, and within how many seconds."""
+    """Work of a worker process: how to open an image, how to prepare it, and the seconds that both may take."""
 
     opener: Callable[[Any], str | bytes]
     preparer: Preparer
@@ -230,7 +230,7 @@ def open_shard(path: Path, schema: pa.Schema, image_format: str) -> Iterator[Sha
 
 
 def number_images(path: Path, copy: Path) -> int:
-    """Copy a shard with numbers for the names of its images, which it also holds as those of files; count its rows."""
+    """Copy a shard with numbers in place of its images' names, in `id` and in their paths; return the rows."""
     shard, rows = pq.ParquetFile(path), 0
     with atomic_file(copy) as partial, pq.ParquetWriter(partial, shard.schema_arrow) as writer:
         for group in range(shard.num_row_groups):

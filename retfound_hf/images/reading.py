@@ -87,7 +87,7 @@ BLANK = 8  # of 255
 PNG, PNG_TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt")
 SUBFILE_TYPE, BITS, PHOTOMETRIC, PLANAR = 254, 258, 262, 284  # tags of TIFF
 APART = "its colours of 16 bits lie in planes of their own; save it with the colours of a pixel side by side"
-REDUCED_OR_MASK = 0b101  # bits of the former
+REDUCED_OR_MASK = 0b101  # bits of SUBFILE_TYPE
 
 
 def is_dicom(source: str | Path | bytes) -> bool:
@@ -317,7 +317,7 @@ def _open(source: str | Path | bytes) -> Image.Image:
 
 
 def _seek_central(image: Image.Image) -> None:
-    """Go to the central one of a file's frames that are as large as the largest, and of one mode.
+    """Go to the central frame of a file, among those of the size and mode of the largest.
 
     Raises:
         UnreadableImageError: more than `MAX_FRAMES`, or too many pixels to decode on the way to the central one.
@@ -436,7 +436,7 @@ GRAY = 3.0
 
 
 def modality_mismatch(images: Iterable[Any], modality: str | None) -> str | None:
-    """How some RGB images look, in words, where that is as another modality than `modality` does; else None."""
+    """Words for how RGB images look, if as another modality than `modality`; else None."""
     spreads = [np.ptp(np.asarray(image, dtype=np.int16), axis=2).mean() for image in images]
     if not spreads or modality not in MODALITIES or (np.median(spreads) < GRAY) == MODALITIES[modality].gray:
         return None

@@ -84,7 +84,7 @@ def test_the_finding_of_two_classes(images, save_table, caplog, labels, options,
     table = save_table(images.assign(label=labels * 12))
     with caplog.at_level(logging.INFO):
         assert read_labelled(table, **options).class_order == order
-    assert ("no name denies one" in caplog.text) == (order is None)
+    assert ("no class has a name like normal" in caplog.text) == (order is None)
 
 
 def test_findings_that_are_none_of_two_classes(images, save_table):
