@@ -53,7 +53,8 @@ VIT_KEYS = (
 )  # fmt: skip
 
 
-def _all_keys(stored: PreTrainedConfig) -> dict[str, Any]:
+def all_keys(stored: PreTrainedConfig) -> dict[str, Any]:
+    """Settings of a configuration, without what transformers adds about the file."""
     left_out = ("model_type", "architectures", "transformers_version")
     return {key: value for key, value in stored.to_dict().items() if key not in left_out}
 
@@ -98,8 +99,8 @@ SPLIT = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_pro
 BACKBONES = {
     row.name: row
     for row in (
-        Backbone("retfound", "RETFound", _all_keys, has_decoder=True, pretrains=True),
-        Backbone("vit_mae", "ViT-MAE", _all_keys, has_decoder=True, pretrains=True),
+        Backbone("retfound", "RETFound", all_keys, has_decoder=True, pretrains=True),
+        Backbone("vit_mae", "ViT-MAE", all_keys, has_decoder=True, pretrains=True),
         Backbone("vit", "ViT", _vit_keys, pretrains=True),
         Backbone("dinov2", "DINOv2", projections=SPLIT),
         Backbone("dinov2_with_registers", "DINOv2", projections=SPLIT),

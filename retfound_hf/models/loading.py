@@ -17,7 +17,15 @@ from transformers import (
 
 from ..errors import BadModelError, nearest, one_line
 from .adapters import HEAD, adapter_base, describe_adapted, errors_of_loading, has_config, head_size, merge_adapter
-from .backbones import AUTO_CLASSES, BACKBONES, StockEncoderConfig, accepted_models, backbone_of, stored_processor
+from .backbones import (
+    AUTO_CLASSES,
+    BACKBONES,
+    StockEncoderConfig,
+    accepted_models,
+    all_keys,
+    backbone_of,
+    stored_processor,
+)
 from .configuration_retfound import UNCALIBRATED, RetFoundConfig, is_adapter
 from .image_processing_retfound import RetFoundImageProcessor
 from .key_tables import check_sizes
@@ -224,9 +232,7 @@ def network_config(stored: PreTrainedConfig, **options: Any) -> RetFoundConfig |
     if row.retfound_options is not None:
         return RetFoundConfig(**{**row.retfound_options(stored), **options})
     if stored.model_type == StockEncoderConfig.model_type:
-        left_out = ("model_type", "architectures", "transformers_version")
-        own = {key: value for key, value in stored.to_dict().items() if key not in left_out}
-        return StockEncoderConfig(**{**own, **options})
+        return StockEncoderConfig(**{**all_keys(stored), **options})
     encoder = copy.deepcopy(stored)
     encoder.name_or_path = ""  # a path of this machine, which a nested configuration would be saved with
     return StockEncoderConfig(encoder_config=encoder, **options)
