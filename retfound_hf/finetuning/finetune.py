@@ -105,10 +105,8 @@ def _training_data(prepared: "Prepared", data: str) -> str:
         row = [split, f"{len(part.rows)}", *([f"{part.rows['patient_id'].nunique()}"] if known else [])]
         rows.append(row + [f"{(part.targets == index).sum()}" for index in range(len(classes))])
     columns = ["split", "images", *(["patients"] if known else []), *classes]
-    table = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table]
     apart = "by patient" if known else "by image, as no patients were given"
-    text = f"`{data}`, the splits kept apart {apart}:\n\n" + "\n".join(lines)
+    text = f"`{data}`, the splits kept apart {apart}:\n\n{cards.markdown_table(columns, rows)}"
     described = _population(pd.concat([part.rows for part in prepared.splits.values()]))
     return f"{text}\n\n{described or 'The data say nothing of age, sex or origin of the patients.'}"
 
