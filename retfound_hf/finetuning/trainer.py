@@ -146,8 +146,6 @@ def layer_decay_groups(
     return [groups[key] for key in sorted(groups)]
 
 
-# A loss of some units moves AUROC by less than one pair out of 100,000 would.
-TIE_BREAK = 1e-6
 UNDEFINED = 1e30  # JSON and trackers know no infinity
 
 
