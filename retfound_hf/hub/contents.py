@@ -1,6 +1,5 @@
 """Contents of a published folder: allowed files, licence, no small groups, and a card that equals the results."""
 
-import json
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import BadDataError, BadModelError, one_line
 from ..evaluation.subgroups import FEWEST, without_small_groups
+from ..files import read_json as read_object
 from ..files import read_rows, rows_of_csv
 from ..models.cards import evaluation_tables, read_metrics, title
 from ..models.configuration_retfound import is_adapter
@@ -133,12 +133,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a folder.
 
     Raises:
-        BadModelError: it is not valid JSON.
+        BadModelError: it is damaged, or holds anything but an object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadModelError(f"{path} is not valid JSON: {one_line(error)}", model=path.parent) from error
+        return read_object(path)
+    except BadDataError as error:
+        raise BadModelError(str(error), model=path.parent) from error
 
 
 def may_be_published(path: str) -> bool:

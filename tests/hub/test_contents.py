@@ -105,6 +105,15 @@ def test_pickles_and_damaged_weights_are_refused(folder):
     assert "damaged" in refused(place)
 
 
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "run.json"])
+@pytest.mark.parametrize("content", ["{", "[]", "null"])
+def test_json_that_holds_no_settings_is_refused(folder, change_json, name, content):
+    place = folder("classifier")
+    change_json(place / "config.json", weights_license=None)  # so that the record is asked
+    (place / name).write_text(content)
+    assert name in refused(place)
+
+
 @pytest.mark.parametrize("name", ["base", "classifier"])
 @pytest.mark.parametrize("stated", ["license: apache-2.0\n", ""])
 def test_the_licence_cannot_be_dropped(folder, name, stated):
