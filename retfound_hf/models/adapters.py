@@ -88,20 +88,32 @@ def describe_adapted(config: PreTrainedConfig, name_or_path: str | Path, **hub_o
     return config
 
 
+def _peft_config(name_or_path: str, **hub_options: Any) -> Any:
+    """Configuration of an adapter as PEFT reads it.
+
+    Raises:
+        BadModelError: a rank whose matrices would fill the memory.
+    """
+    from peft import PeftConfig
+
+    stored = PeftConfig.from_pretrained(name_or_path, **hub_options)
+    highest = max(getattr(stored, "r", 1), *(getattr(stored, "rank_pattern", None) or {"": 1}).values())
+    if highest > HIGHEST_RANK:
+        message = f"adapter {name_or_path} has rank {highest:,}; accepted: up to {HIGHEST_RANK:,}"
+        raise BadModelError(message, model=name_or_path)
+    return stored
+
+
 def merge_adapter(model: Any, name_or_path: str) -> Any:
     """Base `model` with the weights of an adapter in its own layers, in evaluation mode.
 
     Raises:
         BadModelError: an adapter of another network, or of a kind that cannot be merged.
     """
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
+    from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 
     try:
-        stored = PeftConfig.from_pretrained(name_or_path)
-        ranks = [getattr(stored, "r", 1), *(getattr(stored, "rank_pattern", None) or {}).values()]
-        if max(ranks) > HIGHEST_RANK:
-            raise ValueError(f"its rank is {max(ranks)}")
-        adapted = PeftModel.from_pretrained(model, name_or_path)
+        adapted = PeftModel.from_pretrained(model, name_or_path, config=_peft_config(name_or_path))
         given = load_peft_weights(name_or_path, device="cpu")
         _check_taken(given, get_peft_model_state_dict(adapted), name_or_path, model)
         return adapted.merge_and_unload().eval()
@@ -123,12 +135,12 @@ def attach_adapter(model: Any, name_or_path: str, adapter_name: str = "default",
         Names of the tensors that it brings along, as in the model without adapter.
 
     Raises:
-        BadModelError: an adapter of another network.
+        BadModelError: an adapter of another network, or of a rank above `HIGHEST_RANK`.
     """
-    from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, load_peft_weights
+    from peft import get_peft_model_state_dict, inject_adapter_in_model, load_peft_weights
     from peft.utils import set_peft_model_state_dict
 
-    config = PeftConfig.from_pretrained(name_or_path, **hub_options)
+    config = _peft_config(name_or_path, **hub_options)
     config.inference_mode = True
     given = load_peft_weights(name_or_path, device="cpu", **hub_options)
     given = {name.removeprefix("base_model.model."): tensor for name, tensor in given.items()}

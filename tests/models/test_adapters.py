@@ -128,7 +128,7 @@ def test_the_head_of_a_classifier_serves_an_adapter_without_one(tmp_path):
 
 
 @pytest.mark.parametrize("load", [load_classifier, AutoModelForImageClassification.from_pretrained])
-@pytest.mark.parametrize("change", ["no base", "deeper", "wider"])
+@pytest.mark.parametrize("change", ["no base", "deeper", "wider", "rank"])
 def test_an_adapter_that_does_not_fit_is_refused(change, load, tmp_path):
     folder = tmp_path / "adapter"
     base = save_autoencoder(tmp_path / "base", **{"deeper": {"num_hidden_layers": 3}}.get(change, {}))
@@ -136,10 +136,12 @@ def test_an_adapter_that_does_not_fit_is_refused(change, load, tmp_path):
     adapt(network, folder, LoraConfig(target_modules=["query"], modules_to_save=["classifier"]))
     network.config.save_pretrained(folder)
     named_base = None if change == "no base" else str(save_autoencoder(tmp_path / "other", hidden_size=64))
+    named_base = str(base) if change == "rank" else named_base
     if change == "deeper":
         named_base = str(save_autoencoder(tmp_path / "shallow"))
         (folder / "config.json").unlink()
     stored = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**stored, "base_model_name_or_path": named_base}))
+    rank = {"r": 4097} if change == "rank" else {}
+    (folder / "adapter_config.json").write_text(json.dumps({**stored, "base_model_name_or_path": named_base, **rank}))
     with pytest.raises(BadModelError):
         load(str(folder))
