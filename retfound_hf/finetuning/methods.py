@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import BadArgumentError, BadModelError, RetFoundError, one_line, require, require_range
+from ..evaluation.calibration import LogitScaling
 from ..evaluation.linear_probe import fit_linear_probe
 from ..inference.predict import Classifier, PreparedSplit, head_inputs
 from ..models.backbones import backbone_of
@@ -26,7 +27,6 @@ from ..vocabulary import MULTI_LABEL, REGRESSION
 from .trainer import BalancedSampler, FinetuneTrainer, Mix, TargetScale, TrainingPixels
 
 if TYPE_CHECKING:
-    from ..evaluation.calibration import LogitScaling
     from .arguments import FinetuneArguments
 
 
@@ -145,7 +145,7 @@ def trained_head(model: nn.Module) -> nn.Linear:
 
 
 @torch.no_grad()
-def fold_scaling(model: nn.Module, scaling: "LogitScaling") -> None:
+def fold_scaling(model: nn.Module, scaling: LogitScaling) -> None:
     """Change the last linear layer by slope and intercept: of a network, or of the head that an adapter trains.
 
     Whatever reads the weights, be it `pipeline`, ONNX or another library, then gives calibrated probabilities.
@@ -155,7 +155,7 @@ def fold_scaling(model: nn.Module, scaling: "LogitScaling") -> None:
     slope, intercept = (torch.tensor(values).to(head.weight) for values in (scaling.slope, scaling.intercept))
     head.weight.mul_(slope[:, None])
     head.bias.mul_(slope).add_(intercept)
-    both = scaling.after(type(scaling).of(config.to_dict(), len(slope)))
+    both = scaling.after(LogitScaling.of(config.to_dict(), len(slope)))
     config.calibration_temperature = 1.0
     config.calibration_slope, config.calibration_intercept = list(both.slope), list(both.intercept)
 
