@@ -2,8 +2,8 @@
 
 A folder of an adapter holds `adapter_config.json`, `adapter_model.safetensors` and, from `finetune`, the `config.json`
 of the adapted network: names of the classes and problem type, which PEFT does not write. transformers takes a local
-folder with a `config.json` for a whole model, and every other one for its base with the base's own configuration;
-therefore `from_pretrained` of this package's classes looks for itself.
+folder with a `config.json` for a whole model; of any other adapter it loads the base with the base's own
+configuration. So `from_pretrained` of this package's classes looks for adapters itself.
 """
 
 import json
@@ -27,7 +27,7 @@ HIGHEST_RANK = 4096
 
 @contextmanager
 def errors_of_loading(name_or_path: str | Path) -> Iterator[None]:
-    """Turn errors of loading into `BadModelError`, and silence the table of tensors that its report holds."""
+    """Turn errors of loading into `BadModelError`, and silence the table of missing and unexpected tensors."""
     logger = logging.getLogger("transformers.modeling_utils")
     # Not its level, which transformers 5 asks whether to report on tensor parallelism.
     before, logger.disabled = logger.disabled, True
@@ -37,8 +37,10 @@ def errors_of_loading(name_or_path: str | Path) -> Iterator[None]:
         raise
     except Exception as error:  # files can be wrong in every way
         reason = one_line(error)
-        if isinstance(error, pickle.UnpicklingError) or "weights_only" in reason:  # and advice on how to let it run
-            reason = "its weights are a pickle with other things than tensors; nothing in it was run"
+        if (
+            isinstance(error, pickle.UnpicklingError) or "weights_only" in reason
+        ):  # the message advises how to let it run
+            reason = "its weights are a pickle that holds more than tensors; nothing in it was run"
         raise BadModelError(f"model {name_or_path} cannot be loaded: {reason}", model=str(name_or_path)) from error
     finally:
         logger.disabled = before
@@ -78,7 +80,7 @@ def head_size(name_or_path: str | Path, **hub_options: Any) -> int | None:
 
 
 def describe_adapted(config: PreTrainedConfig, name_or_path: str | Path, **hub_options: Any) -> PreTrainedConfig:
-    """Make the configuration of a base that of the network with an adapter that brings no configuration."""
+    """Change the configuration of a base into that of the adapted network, for an adapter that brings none."""
     labels = head_size(name_or_path, **hub_options)
     if labels not in (None, config.num_labels):
         config.num_labels = labels  # with the names LABEL_0...
@@ -105,7 +107,7 @@ def _peft_config(name_or_path: str, **hub_options: Any) -> Any:
 
 
 def merge_adapter(model: Any, name_or_path: str) -> Any:
-    """Base `model` with the weights of an adapter in its own layers, in evaluation mode.
+    """Base `model` with an adapter merged into its weights, in evaluation mode.
 
     Raises:
         BadModelError: an adapter of another network, or of a kind that cannot be merged.
@@ -129,10 +131,10 @@ def merge_adapter(model: Any, name_or_path: str) -> Any:
 def attach_adapter(model: Any, name_or_path: str, adapter_name: str = "default", **hub_options: Any) -> set[str]:
     """Put an adapter into the layers of a classifier, or of its encoder, as `load_adapter` of transformers does.
 
-    That of transformers 5.24 loses the magnitudes of DoRA, without a word.
+    `load_adapter` of transformers 5.24 silently loses the magnitudes of DoRA.
 
     Returns:
-        Names of the tensors that it brings along, as in the model without adapter.
+        Names of the tensors that the adapter brings, as in the model without it.
 
     Raises:
         BadModelError: an adapter of another network, or of a rank above `HIGHEST_RANK`.
@@ -159,7 +161,7 @@ def _check_taken(given: Iterable[str], taken: Iterable[str], adapter: str, model
     if apart := sorted(set(given) ^ set(taken)):
         raise BadModelError(
             f"adapter {adapter} does not fit {type(model).__name__}: {len(apart)} tensors, such as {apart[0]}, are in "
-            "one of the two alone",
+            "only one of the two",
             model=adapter,
         )
 

@@ -389,7 +389,7 @@ def stored_processor(name_or_path: str) -> Any:
         if not {"image_processor_type", "feature_extractor_type", "image_mean"} & settings.keys():
             raise BadModelError("it names no image processor")
         if not pixels.isfinite().all():
-            raise BadModelError("it makes values of images that are not finite")
+            raise BadModelError("it turns an image into values that are not finite")
     except Exception as error:  # files can be wrong in every way
         raise BadModelError(
             f"preprocessor_config.json of model {name_or_path} cannot be used: {one_line(error)}; restore it from "
@@ -407,7 +407,7 @@ def _has_processor(name_or_path: str) -> bool:
         if any(cached_file(name_or_path, name, **options) is not None for name in PROCESSOR_FILES):
             return True
     except OSError:
-        return False  # there is no such model, which its configuration says better
+        return False  # there is no such model; reading its configuration says so better
     if try_to_load_from_cache(name_or_path, PROCESSOR_FILES[0]) is None:
         raise BadModelError("it is not in the cache, and the Hub cannot be asked whether there is one")
     return False

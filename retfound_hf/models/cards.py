@@ -27,7 +27,7 @@ TEMPLATES = (PACKAGE / "model_cards", PACKAGE.parent / "model_cards")
 TAGS = ("retfound", "ophthalmology", "retina", "medical-imaging")
 SUBGROUP_METRICS = ("auroc", "mae")  # the one of classifiers, the one of regression
 MAX_SUBGROUPS = 40  # rows shown
-BALANCED = "Training made all classes count alike: what is rare is given too high a probability."
+BALANCED = "Training made all classes count alike, so rare classes get too high a probability."
 NUMERIC = re.compile(r"(-?\d[\d.]*( to .*| \(.*)?|undefined)?")
 
 
@@ -69,14 +69,14 @@ def _templates() -> Path:
 
 
 def describe_preprocessing(processor: RetFoundImageProcessor, stock: bool = True) -> str:
-    """The steps of the image processor, read from its settings; with `stock`, what a stock one leaves out of them."""
+    """Steps of the image processor, read from its settings; with `stock`, also those that a stock one leaves out."""
     crop = "Crop to the field of view and pad to a square; then r" if processor.do_fundus_crop else "R"
     size, cut = processor.resized_size, dict(processor.size)
     shorter = size.get("shortest_edge")
     resized = f"the shorter side to {shorter}" if shorter else f"to {size['width']} x {size['height']}"
     unknown = ["the crop to the field of view"] * processor.do_fundus_crop + ["the margin"] * (size != cut)
     warning = (
-        f" Take `AutoImageProcessor`: a stock `ViTImageProcessor` reads size, mean and deviation of this folder, but "
+        f" Use `AutoImageProcessor`: a stock `ViTImageProcessor` reads size, mean and deviation of this folder, but "
         f"does not know {' or '.join(unknown)}, and gives other pixels."
     )
     return (

@@ -16,9 +16,9 @@ WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 HEAD_NORMS = ("single", "double")
 SHARE = "must be at least 0 and below 1"
-# What the configuration says of a head to which nothing was fitted.
+# Values for a head that was not calibrated.
 UNCALIBRATED = {"calibration_temperature": 1.0, "calibration_slope": None, "calibration_intercept": None}
-# Options of the loss belong to one training: no file keeps them, and those in files of before are passed over.
+# Options of the loss belong to one training: they are not saved, and those in older files are ignored.
 LOSS_OPTIONS = ("label_smoothing", "class_weights", "target_scale")
 
 # Only what differs from the defaults of `RetFoundConfig.__init__`, which are the paper's ViT-L.
@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def is_calibrated(settings: Mapping[str, Any]) -> bool:
-    """Whether a configuration records a change that was fitted to the logits, which the head contains."""
+    """Whether a configuration records a calibration, which the head contains."""
     return any(settings.get(name, value) != value for name, value in UNCALIBRATED.items())
 
 
@@ -48,11 +48,11 @@ class HeadOptions:
         label_smoothing: smoothing of the targets in the classification losses, in [0, 1).
         class_weights: one weight per label in the loss (positive-class weights for multi-label targets).
         target_scale: regression only: one scale per target, by which the errors are divided in the loss.
-        calibration_slope, calibration_intercept: by which the head was multiplied, and what was added to it, after
-            training, one per label, to calibrate its probabilities; None where it was not. A record: the stored
-            weights hold the change, and every reader of them is calibrated. They are None again when the head is
-            trained on or made anew.
-        calibration_temperature: the same of folders whose head was divided by a number alone (Guo et al. 2017).
+        calibration_slope, calibration_intercept: one factor and one summand per label, by which the head was changed
+            after training to calibrate its probabilities; None where it was not. A record: the stored weights contain
+            the change, so every reader of them gets calibrated probabilities. Both are reset to None when the head is
+            trained further or replaced.
+        calibration_temperature: the same for older folders, whose head was divided by one number (Guo et al. 2017).
         modality: key of `MODALITIES` ("cfp", "oct"), or None when unknown.
         kwargs: of the configuration that it is mixed into.
     """
@@ -83,7 +83,7 @@ class HeadOptions:
         if not calibration_temperature > 0:
             self._refuse("calibration_temperature", "must be above 0")
         if (calibration_slope is None) != (calibration_intercept is None):
-            self._refuse("calibration_slope", "needs `calibration_intercept`, and the reverse")
+            self._refuse("calibration_slope", "needs `calibration_intercept`, and vice versa")
         if calibration_slope is not None and not min(calibration_slope) > 0:
             self._refuse("calibration_slope", "must hold numbers above 0")
         if modality is not None:
@@ -91,11 +91,11 @@ class HeadOptions:
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether a change was fitted to the logits, which the head contains."""
+        """Whether the head contains a calibration."""
         return is_calibrated(vars(self))
 
     def forget_calibration(self) -> None:
-        """Take back the record of what was fitted to a head that is no more."""
+        """Reset the record of the calibration of a head that was trained further or replaced."""
         for name, value in UNCALIBRATED.items():
             setattr(self, name, value)
 

@@ -51,17 +51,17 @@ class RetFoundImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[c
 
 
 FRAMING = ("size", "crop_pct", "crop_size", "keep_aspect_ratio")
-# The official evaluation transform resizes to 256 for an input of 224 and smaller ones, and cuts no margin above.
+# Up to 224 pixels the official evaluation transform resizes to 256/224 of the input; above, it cuts no margin.
 LARGEST_WITH_MARGIN, OFFICIAL_PCT = 224, 224 / 256
 
 
 class RetFoundImageProcessor(TorchvisionBackend):
     """Fundus crop, resize to 256 x 256 (bicubic, antialiased), centre crop to 224, ImageNet mean and deviation.
 
-    That is RETFound's evaluation transform (reference code, `util/datasets.py`) behind the crop of its
-    preprocessing, but for images that are not square: they are squeezed, as all were for pretraining. Accepts what
-    every image processor accepts, and paths and bytes; grayscale, palette, RGBA, CMYK, 16-bit and EXIF-rotated images
-    come out as upright 8-bit RGB.
+    This is RETFound's evaluation transform (reference code, `util/datasets.py`) after the crop of its preprocessing,
+    except that images that are not square are squeezed, as all were for pretraining. Accepts what every image
+    processor accepts, and paths and bytes; grayscale, palette, RGBA, CMYK, 16-bit and EXIF-rotated images come out as
+    upright 8-bit RGB.
 
     `size` is the network's input. Images are resized to `size / crop_pct` first (`resized_size`), as ConvNeXT's are.
     `crop_size` is the older name of the input: files without `crop_pct`, and calls that pass both sizes, mean by
@@ -90,7 +90,7 @@ class RetFoundImageProcessor(TorchvisionBackend):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The processor of a stored dictionary, one of the older kind included, with `kwargs` in place of its own."""
+        """The processor of a stored dictionary, also of the older kind; `kwargs` override its settings."""
         _warn_of_backend(kwargs)
         stored = dict(image_processor_dict)
         if stored.get("crop_pct") is None and stored.get("size") is not None:
@@ -129,7 +129,7 @@ class RetFoundImageProcessor(TorchvisionBackend):
         return _resized(**_framing({}, self.__dict__), do_center_crop=self.do_center_crop)
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings; `crop_size` for stock processors, which take no centre without one."""
+        """All settings, with `crop_size` for stock processors, which crop no centre without it."""
         return {**super().to_dict(), "crop_size": _framing({}, self.__dict__)["size"]}
 
     def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> Any:

@@ -254,7 +254,7 @@ def _norm(source: str, target: str, width: int) -> Iterator[Row]:
 
 
 def check_sizes(settings: Mapping[str, Any], name_or_path: str) -> None:
-    """Refuse a configuration that is far larger than its weights: the network would fill the memory before them."""
+    """Refuse a configuration far larger than its weights: the network would fill the memory before they are read."""
     sizes: dict[str, list[int]] = {}
     for part in (settings, settings.get("encoder_config")):
         for name, value in part.items() if isinstance(part, dict) else ():
@@ -262,7 +262,7 @@ def check_sizes(settings: Mapping[str, Any], name_or_path: str) -> None:
                 sizes[name] = list(value) if isinstance(value, (list, tuple)) else [value]
                 most = MOST_LAYERS if name.endswith(("layers", "depths")) else WIDEST
                 if not all(isinstance(size, (int, float)) and 0 < size <= most for size in sizes[name]):
-                    reason = f"config.json has {name} {join_names(sizes[name])}, where 1 to {most:,} is read"
+                    reason = f"config.json has {name} {join_names(sizes[name])}; accepted: 1 to {most:,}"
                     raise BadModelError(f"model {name_or_path}: {reason}", model=name_or_path)
     first = {name: values[0] for name, values in sizes.items() if values}
     stages = zip(sizes.get("depths", ()), sizes.get("hidden_sizes", ()), strict=False)
@@ -276,9 +276,11 @@ def check_sizes(settings: Mapping[str, Any], name_or_path: str) -> None:
     folder = Path(name_or_path)  # of an adapter the weights are elsewhere
     files = () if (folder / ADAPTER_FILE).exists() else (path for each in WEIGHTS for path in folder.glob(each))
     stored = sum(path.stat().st_size for path in files)
-    if parameters > (stored + SPARE if stored else MOST_PARAMETERS):
+    most = stored + SPARE if stored else MOST_PARAMETERS
+    if parameters > most:
+        beside = f" beside weights of {stored:,} bytes" if stored else ""
         raise BadModelError(
-            f"model {name_or_path}: config.json asks for some {parameters:,} parameters, and the weights have "
-            f"{stored:,} bytes; restore the file",
+            f"model {name_or_path}: config.json describes a network of some {parameters:,} parameters; accepted"
+            f"{beside}: up to {most:,}; restore the file",
             model=name_or_path,
         )

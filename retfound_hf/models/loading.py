@@ -183,7 +183,7 @@ def read_config(name_or_path: str) -> PreTrainedConfig:
         )
     try:
         settings, _ = PreTrainedConfig.get_config_dict(name_or_path)
-        check_sizes(settings, name_or_path)  # before lists of as many layers are made
+        check_sizes(settings, name_or_path)  # before a list is made with an entry for each layer
         return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     except BadModelError:
         raise
@@ -277,7 +277,7 @@ def load_network(
 
 
 def _refuse_unknown(unexpected: Sequence[str], name_or_path: str) -> None:
-    """Refuse tensors that the network of the configuration has no use for, such as those of more layers."""
+    """Refuse tensors that the configured network does not use, such as those of further layers."""
     unknown = [name for name in unexpected if not name.removeprefix("vit.").startswith(LEFT_OUT)]
     if unknown:
         raise BadModelError(
@@ -298,7 +298,7 @@ def load_classifier(name_or_path: str) -> PreTrainedModel:
         if type(config) in AUTO_CLASSES:
             kept = {name: getattr(config, name) for name in UNCALIBRATED}
             model, has_head = load_network(base, read_config(base), config, classifier=True)
-            # The base lacks the head; the adapter's own is as its configuration says.
+            # The head is missing from the base, and the adapter's is as its configuration says.
             model._head_changed = False
             model.config.update(kept)
         else:
@@ -334,8 +334,8 @@ def load_encoder(name_or_path: str) -> PreTrainedModel:
         model = load_classifier(name_or_path)
         if type(model.config) not in AUTO_CLASSES:
             raise BadModelError(
-                f"adapter {name_or_path} belongs onto a {type(model).__name__} of transformers, whose features are "
-                "others; adapt a model that was loaded from a folder of this package",
+                f"adapter {name_or_path} was trained on a {type(model).__name__} of transformers, whose features are "
+                "not RETFound's; adapt a model that was loaded from a folder of this package",
                 model=name_or_path,
             )
         return model.base_model
@@ -345,9 +345,9 @@ def load_encoder(name_or_path: str) -> PreTrainedModel:
 
 
 def fit_input(model: PreTrainedModel, processor: RetFoundImageProcessor) -> PreTrainedModel:
-    """Make a RetFound model take what `processor` gives, with interpolated positions where that is another size.
+    """Interpolate a RETFound model's positions where `processor` gives images of another size than the model's.
 
-    Folders that fine-tuning wrote before kept the configuration of the pretraining beside a processor of another size.
+    Older folders of fine-tuning hold the configuration of the pretraining beside a processor of another size.
     """
     side = processor.size.height
     if isinstance(model, RetFoundPreTrainedModel) and side != model.config.image_size:
@@ -428,8 +428,8 @@ def load_processor(
         )
     elif not isinstance(stored, RetFoundImageProcessor) and type(read_config(name_or_path)) in AUTO_CLASSES:
         raise BadModelError(
-            f"preprocessor_config.json of model {name_or_path} describes a {type(stored).__name__}, whose "
-            f"preprocessing is not the model's; restore the file of its {RetFoundImageProcessor.__name__}",
+            f"preprocessor_config.json of model {name_or_path} is for a {type(stored).__name__}, not for the model's "
+            f"{RetFoundImageProcessor.__name__}; restore the file",
             model=name_or_path,
         )
     if isinstance(stored, RetFoundImageProcessor) and image_size is None:

@@ -62,8 +62,8 @@ def positions_for_grid(table: Tensor, grid: int) -> Tensor:
     """Position table (1, 1 + n * n, width) bicubically interpolated to `grid` x `grid` patches.
 
     The class token's row is kept. Interpolation runs in float32, since bicubic weights in half precision shift the
-    positions; the result has the table's dtype and shape (1, 1 + grid * grid, width). While `torch.jit.trace` runs it
-    interpolates always, as stock models do, so that the traced model takes other sizes too.
+    positions; the result has the table's dtype and shape (1, 1 + grid * grid, width). Under `torch.jit.trace`
+    it always interpolates, as stock models do, so that the traced model takes other sizes too.
     """
     own = math.isqrt(table.shape[1] - 1)
     if own == grid and not torch.jit.is_tracing():
@@ -83,15 +83,15 @@ def classification_loss(
     logits: Tensor, labels: Tensor, config: PreTrainedConfig, class_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0, target_scale: Sequence[float] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Mean loss over a batch, in which each image counts by the weight of its class, where there are weights.
+    """Mean loss over a batch; with class weights each image counts by the weight of its class.
 
     Args:
         logits: (batch, num_labels).
         labels: (batch,) integer classes, or (batch, num_labels) class probabilities from mixup and cutmix, for
             single-label targets; (batch, num_labels) of 0 and 1 for multi-label; (batch,) or (batch, num_labels)
             for regression.
-        config: gives `problem_type`. Where that is None, it is told from the labels by the rule of transformers and
-            written here, so that it is saved with the model.
+        config: with `problem_type`. None is inferred from the labels by the rule of transformers, and set here, so
+            that it is saved with the model.
         class_weights: one per label, of positive labels for multi-label targets.
         label_smoothing: of the targets, in [0, 1); regression has none.
         target_scale: of regression, one per target, by which the errors are divided.
@@ -324,11 +324,11 @@ def _classifier_logits(classifier: nn.Module, features: Tensor) -> Tensor:
 
 
 class FolderModel:
-    """Part of every model class: parameters that no training changes, and a head's record, which goes with the head.
+    """Part of every model class: fixed parameters stay fixed, and the record of a calibration goes with its head.
 
     Attributes:
-        _fixed_parameters: endings of the names of the former: sin-cos positions, and a norm that no output uses.
-        _head_changed: whether the head has been trained or made anew since it was loaded.
+        _fixed_parameters: ends of their names: sin-cos positions, and a norm that no output uses.
+        _head_changed: whether the head has been trained or replaced since it was loaded.
     """
 
     config: Any
@@ -368,7 +368,7 @@ class FolderModel:
         return super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
 
     def forget_head(self) -> None:
-        """Take back the calibration of a head that was made anew or is being trained."""
+        """Reset the record of the calibration of a head that was replaced or is being trained."""
         if not self._head_changed or self.config.is_calibrated:
             self._head_changed = True
             self.config.forget_calibration()
@@ -379,7 +379,7 @@ class FolderModel:
         saved = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         points = Path(save_directory, POINTS_FILE)
         if self._head_changed and points.is_file():
-            logger.warning(f"{points} is removed: its thresholds are of the head that was here before")
+            logger.warning(f"{points} is removed: its thresholds belong to the previous head")
             points.unlink()
         return saved
 
