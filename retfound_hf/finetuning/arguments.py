@@ -64,11 +64,11 @@ class DataArguments:
         },
     )
     class_names: list[str] | None = field(
-        default=None, metadata={"help": "classes in their order, as of grades; default: as stated, or sorted"}
+        default=None, metadata={"help": "classes in their order, such as grades; default: as stated, or sorted"}
     )
     positive_class: str | None = field(
         default=None,
-        metadata={"help": "of two classes the finding, of which curves and reports speak; default: as the names tell"},
+        metadata={"help": "which of two classes is the finding, for curves and reports; default: as their names tell"},
     )
     split_fractions: list[float] = field(
         default_factory=lambda: [0.55, 0.15, 0.30],
@@ -217,7 +217,7 @@ class DecisionArguments:
     calibrate: bool = field(
         default=False,
         metadata={
-            "help": "after training, fit slope and intercepts of the logits on validation images, into the head"
+            "help": "after training, calibrate the head: fit slope and intercepts of its logits on validation images"
         },
     )
     target_sensitivity: float = field(

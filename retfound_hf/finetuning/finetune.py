@@ -38,7 +38,7 @@ from .methods import METHODS, Method, build_classifier, build_processor, fold_sc
 from .trainer import TargetScale
 
 logger = logging.getLogger(__name__)
-OLDEST = 89  # years that may be told; HIPAA's safe harbour wants all above as one group
+OLDEST = 89  # years; HIPAA's safe harbour asks for one group of all older ones
 
 
 def write_finetuned_card(
@@ -200,7 +200,7 @@ def prepare(args: FinetuneArguments, method: Method) -> Prepared:
         tested = everything.rows("test")
         seen = splits_in_training(args.model_name_or_path, tested, args.data).isin(("train", "val"))
         if seen.any():
-            message = "%s: %d of %d test images were trained or validated on by %s already, so that the test flatters"
+            message = "%s: %d of %d test images were trained or validated on by %s, so the test is too optimistic"
             logger.warning(message, args.data, seen.sum(), len(tested), args.model_name_or_path)
     labelled = keep_fraction(everything, args.train_fraction, args.seed)
     kind, targets = labelled.problem_type, labelled.targets("train")
@@ -309,8 +309,8 @@ def _check_report(args: FinetuneArguments, prepared: Prepared) -> None:
         raise BadArgumentError("`calibrate` is for probabilities, and regression has none", field="calibrate")
     if args.is_balanced and not args.calibrate and process_state().is_main_process:
         logger.warning(
-            "the training makes all classes count alike, and the probabilities will be those of classes that are "
-            "equally frequent; for those of these data pass `calibrate`"
+            "the training makes all classes count alike, so the probabilities will be those of equally frequent "
+            "classes; pass `calibrate` to fit them to these data"
         )
     _check_metric(args.training.metric_for_best_model.removeprefix("eval_"), labelled)
     report.check_columns(labelled.table, args.data)

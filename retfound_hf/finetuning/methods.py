@@ -37,7 +37,7 @@ def label_options(class_names: tuple[str, ...], problem_type: str) -> dict[str, 
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: index for index, name in enumerate(class_names)},
         "problem_type": problem_type,
-        **UNCALIBRATED,  # what training makes of a calibrated head is calibrated no more
+        **UNCALIBRATED,  # a calibrated head is no longer calibrated once it is trained further
     }
 
 
@@ -139,16 +139,16 @@ def build_processor(
 
 
 def trained_head(model: nn.Module) -> nn.Linear:
-    """The last linear layer: of a network, or that which an adapter trains."""
+    """The last linear layer of a network, or the one that an adapter trains."""
     head = model.base_model.model.classifier if hasattr(model, "peft_config") else model.classifier
     return head.modules_to_save[model.active_adapter] if hasattr(head, "modules_to_save") else head
 
 
 @torch.no_grad()
 def fold_scaling(model: nn.Module, scaling: LogitScaling) -> None:
-    """Change the last linear layer by slope and intercept: of a network, or of the head that an adapter trains.
+    """Scale and shift the last linear layer, of a network or of the head that an adapter trains.
 
-    Whatever reads the weights, be it `pipeline`, ONNX or another library, then gives calibrated probabilities.
+    Whatever reads the weights, such as `pipeline` or ONNX, then gives calibrated probabilities.
     `config.calibration_slope` and `config.calibration_intercept` record the change.
     """
     config, head = (model.base_model.model if hasattr(model, "peft_config") else model).config, trained_head(model)

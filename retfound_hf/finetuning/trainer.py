@@ -299,8 +299,8 @@ class FinetuneTrainer(Trainer):
     def _load_weights(self, checkpoint: str) -> bool:
         """Load whole weights as `from_pretrained` does; False where Trainer's own way is the right one.
 
-        Trainer matches tensors by name, and would pass over those of stock models, which transformers 5 stores under
-        other names than they bear in memory.
+        Trainer matches tensors by name, and would skip those of stock models, which transformers 5 stores under other
+        names than they have in memory.
         """
         model = self.model
         if not isinstance(model, PreTrainedModel) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
@@ -312,7 +312,7 @@ class FinetuneTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss with this training's options, which in evaluation is `evaluate`'s."""
+        """Loss with the options of this training; in evaluation the plain loss, as `evaluate` computes it."""
         outputs = model(pixel_values=inputs["pixel_values"])
         if self.target_scale:
             outputs.logits = self.target_scale.to_units(outputs.logits)
@@ -328,9 +328,9 @@ TIE_BREAK = 1e-6
 def selection_metrics(prediction: EvalPrediction, classifier: Classifier) -> dict[str, float]:
     """Validation metrics of one epoch, and `selection`, the number by which the best epoch is chosen.
 
-    That is AUROC as in the paper, of equal ones the epoch of the lower loss: a small validation split is soon ranked
-    without a fault, long before the probabilities mean anything. Where AUROC is undefined, and for regression, it is
-    the negative loss.
+    That is AUROC as in the paper; among epochs of equal AUROC the one of the lowest loss is chosen, since a small
+    validation split is soon ranked without a fault, long before the probabilities mean anything. Where AUROC is
+    undefined, and for regression, it is the negative loss.
     """
     # Rounded to float32, so that probabilities which differ by the noise of the last bits are ties.
     kind, names, order = classifier.problem_type, classifier.class_names, classifier.class_order

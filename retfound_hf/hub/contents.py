@@ -344,7 +344,7 @@ def _wrong_row(folder: Path, section: str) -> str | None:
 
 
 def _without_means(line: str) -> str:
-    """A line of a card as older ones have it, which do not call means over classes means."""
+    """A line as in older cards, which do not mark means over classes as such."""
     return re.sub(r", mean of (classes|targets)(?= \|)", "", line)
 
 

@@ -236,10 +236,10 @@ def write_timm(model: PreTrainedModel, is_classifier: bool, processor: RetFoundI
 
 
 def timm_data(model: PreTrainedModel, is_classifier: bool, processor: RetFoundImageProcessor) -> dict[str, Any]:
-    """timm's `pretrained_cfg`: what `timm.data.resolve_model_data_config` makes the input's transform of.
+    """timm's `pretrained_cfg`, from which `timm.data.resolve_model_data_config` makes the transform of the input.
 
-    All but the crop to the field of view, which timm has no name for. Of an odd margin (as of 48 in 55 pixels) it cuts
-    the smaller half elsewhere, which moves the input by one pixel.
+    It lacks the crop to the field of view, for which timm has no name. With an odd margin (such as 48 in 55 pixels)
+    timm cuts the smaller half on the other side, which moves the input by one pixel.
     """
     height, width, resized = processor.size.height, processor.size.width, processor.resized_size
     share = height / resized.get("shortest_edge", resized.get("height", height)) if processor.do_resize else 1.0

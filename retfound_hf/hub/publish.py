@@ -156,8 +156,8 @@ def _check_base(contents: Contents) -> None:
         file = Path(cached) if isinstance(cached, str) else file
     if file.is_file() and read_json(file).get("model_type") != contents.config["model_type"]:
         raise BadModelError(
-            f"the adapter was made on {base}, weights of another class: from the Hub, transformers would load it into "
-            "that class, with other scores; publish the merged model (`merge` in fine-tuning)",
+            f"the adapter was made on {base}, a model of another class: from the Hub, transformers would load it into "
+            "that class and give other scores; publish the merged model instead (`merge` in fine-tuning)",
             model=base,
         )
 

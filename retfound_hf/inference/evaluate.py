@@ -54,7 +54,7 @@ class EvaluateArguments:
     )
     positive_class: str | None = field(
         default=None,
-        metadata={"help": "of two classes the finding, of which curves and reports speak; default: the model's"},
+        metadata={"help": "which of two classes is the finding, for curves and reports; default: the model's"},
     )
     cache_dir: str | None = field(
         default=None, metadata={"help": "where decoded images are kept between runs; default: the datasets cache"}
