@@ -154,7 +154,8 @@ def known_order(names: Sequence[str]) -> tuple[str, ...] | None:
             ]
         if denied[0] != denied[1]:
             return tuple(names if denied[0] > denied[1] else names[::-1])
-    numbers = [re.findall(r"(?<![\d.])[+-]?\d+(?:\.\d+)?", name) for name in names]
+    # The sign in `stage-2` is a hyphen.
+    numbers = [re.findall(r"(?<![\d.])(?:(?<![^\W_])[+-])?\d+(?:\.\d+)?", name) for name in names]
     stems = {re.sub(r"[\W\d_]+", "", name).casefold() for name in names}
     if any(len(found) != 1 for found in numbers) or len({float(found[0]) for found in numbers}) < len(names):
         return None

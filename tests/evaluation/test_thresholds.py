@@ -149,6 +149,8 @@ def test_the_finding_that_is_stated():
     ("names", "order"),
     [
         ("0|1|2|3|4", "0|1|2|3|4"), ("stage 10|stage 2|stage 1", "stage 1|stage 2|stage 10"), ("R3|R0|R1", "R0|R1|R3"),
+        ("stage-2|stage-10|stage-1", "stage-1|stage-2|stage-10"), ("DR-1|DR-0", "DR-0|DR-1"), ("1|-1|0", "-1|0|1"),
+        ("change -1|change +1|change 0", "change -1|change 0|change +1"),
         ("Mild|No_DR|Severe", None), ("6 weeks|drusen 3|x 4", None), ("grade 1|grade 1.0|grade 2", None),
         ("amd|dme|normal", None), ("normal|early|late", None), ("a|b", None), ("in|out", None),
     ],
