@@ -129,17 +129,18 @@ def entry_names(entries: Sequence[zipfile.ZipInfo]) -> dict[str, str]:
     A name is UTF-8 where the entry or its bytes say so, else in the code page that makes the most sense of all names
     together: common characters, or letters of one script in a row.
     """
-    meant = {entry.filename: _unicode_path(entry) or entry.filename for entry in entries}
+    stated = {entry.filename: _unicode_path(entry) for entry in entries}
+    meant = {name: path or name for name, path in stated.items()}
     raw = {
         entry.filename: entry.filename.encode("cp437")
         for entry in entries
-        if not entry.flag_bits & UTF8_NAME and not entry.filename.isascii() and meant[entry.filename] == entry.filename
+        if not entry.flag_bits & UTF8_NAME and not entry.filename.isascii() and not stated[entry.filename]
     }
     if raw:
         everything = b"/".join(raw.values())
-        pages = [page for page in ("utf-8", *WIDE_PAGES, *NARROW_PAGES) if _decoded(everything, page)]
-        page = max(pages, key=lambda page: _plausibility(_decoded(everything, page), page))
-        meant |= {name: content.decode(page) for name, content in raw.items()}
+        texts = {page: _decoded(everything, page) for page in ("utf-8", *WIDE_PAGES, *NARROW_PAGES)}
+        best = max(filter(texts.get, texts), key=lambda page: _plausibility(texts[page], page))
+        meant |= {name: content.decode(best) for name, content in raw.items()}
     return meant
 
 

@@ -7,7 +7,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 
-from retfound_hf.app.uploads import ACCEPTED, Archive, Batch, Limits
+from retfound_hf.app.uploads import ACCEPTED, Archive, Batch, Limits, entry_names
 from retfound_hf.errors import BadDataError
 
 
@@ -159,12 +159,16 @@ def test_names_in_other_code_pages_are_read_as_they_were_meant(page, names):
     assert all(content == b"x" for _, content in archive)
 
 
-def test_a_name_that_is_marked_as_utf8_is_taken():
-    path = "左眼.jpg".encode()
-    entry = zipfile.ZipInfo("zuo.jpg")
+@pytest.mark.parametrize("name", ["左眼.jpg", "α.jpg"])
+def test_a_name_that_is_marked_as_utf8_is_taken(name):
+    """Also where it is that of the entry: later versions of `zipfile` read the field, and α is a sign of cp437."""
+    path = name.encode()
+    entry = zipfile.ZipInfo("zzz.jpg")
     entry.extra = struct.pack("<HHBI", 0x7075, 5 + len(path), 1, 0) + path
     file = BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(entry, b"x")
         archive.writestr("œil.jpg", b"x")
-    assert sorted(name for name, _ in Archive(file, Limits())) == ["œil.jpg", "左眼.jpg"]
+    assert sorted(found for found, _ in Archive(file, Limits())) == sorted(["œil.jpg", name])
+    entry.filename, entry.flag_bits = name, 0
+    assert entry_names([entry]) == {name: name}
