@@ -7,7 +7,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -242,7 +241,7 @@ def run(args: FinetuneArguments) -> FinetuneRun:
     classes also `operating_points.json`, thresholds chosen on the validation split, and `operating_points.csv`, what
     they reach on the test split.
     """
-    with exclusive_folder(args.output_dir) if process_state().is_main_process else nullcontext():
+    with exclusive_folder(args.output_dir if process_state().is_main_process else None):
         try:
             with output_faults(args.output_dir):
                 return _run(args)

@@ -4,7 +4,6 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -92,7 +91,7 @@ def run(arguments: EmbedArguments, forward_arguments: ForwardArguments) -> tuple
         BadDataError: unreadable images, unless they are skipped.
         OutputError: parts of another model in the folder, or another run in it.
     """
-    with exclusive_folder(forward_arguments.output_dir) if process_state().is_main_process else nullcontext():
+    with exclusive_folder(forward_arguments.output_dir if process_state().is_main_process else None):
         return _run(arguments, forward_arguments)
 
 

@@ -5,7 +5,6 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -98,7 +97,7 @@ def run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repor
 
     A model folder with thresholds (`operating_points.json`) also brings `operating_points.csv`: what they reach here.
     """
-    with exclusive_folder(forward_arguments.output_dir) if process_state().is_main_process else nullcontext():
+    with exclusive_folder(forward_arguments.output_dir if process_state().is_main_process else None):
         return _run(arguments, forward_arguments, report)
 
 

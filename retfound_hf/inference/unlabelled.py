@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,7 +96,7 @@ def run(arguments: PredictArguments, forward_arguments: PredictForwardArguments)
 
     Probabilities are those of `evaluate` on the same images, to the bit.
     """
-    with exclusive_folder(forward_arguments.output_dir) if process_state().is_main_process else nullcontext():
+    with exclusive_folder(forward_arguments.output_dir if process_state().is_main_process else None):
         return _predict(arguments, forward_arguments)
 
 

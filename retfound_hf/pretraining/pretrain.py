@@ -4,7 +4,6 @@ import errno
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from logging import getLogger
@@ -104,7 +103,7 @@ def run(arguments: Arguments) -> PretrainingRun:
         refuse_existing(output_dir, args.overwrite_output_dir)
     accelerator = make_accelerator(args, output_dir)
     logging.disable_progress_bar()  # of the files of each checkpoint, across the bar of the run
-    with exclusive_folder(output_dir) if accelerator.is_main_process else nullcontext():
+    with exclusive_folder(output_dir if accelerator.is_main_process else None):
         accelerator.wait_for_everyone()
         # Another run may have written a later one before it let go of the folder.
         checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
