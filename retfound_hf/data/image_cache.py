@@ -188,17 +188,28 @@ def cache_images(
                 _write(folder, rows, decoder, num_workers)
     rejected = _rejected(folder)
     if rejected:
-        named, ids = join_names(f"{path}: {reason}" for path, reason in rejected), [path for path, _ in rejected]
-        if on_bad_image == "error":
-            raise BadDataError(
-                f"{len(rejected)} of {len(rows)} images cannot be read ({named}); repair or remove them, or pass "
-                "`on_bad_image='skip'`",
-                rows=ids,
-            )
-        if len(rejected) == len(rows):
-            raise BadDataError(f"none of the {len(rows)} images can be read ({named})", rows=ids)
+        if on_bad_image == "error" or len(rejected) == len(rows):
+            raise unreadable_images(rejected, len(rows), on_bad_image)
+        named = join_names(f"{path}: {reason}" for path, reason in rejected)
         logger.warning("%d of %d images cannot be read and are left out (%s)", len(rejected), len(rows), named)
     return CachedImages(datasets.load_from_disk(str(folder / "images")), rejected)
+
+
+def unreadable_images(
+    rejected: Sequence[tuple[str, str]], count: int, on_bad_image: OnBadImage = "error", source: str = ""
+) -> BadDataError:
+    """The error for images that cannot be read, or, where such are skipped, for a set of nothing else.
+
+    Args:
+        rejected: id or path and reason of each.
+        count: of all images.
+        on_bad_image: as the caller was told.
+        source: of the images.
+    """
+    named = join_names(f"{name}: {reason}" for name, reason in rejected)
+    fixes = {"error": "repair or remove them, or pass `on_bad_image='skip'`", "skip": "repair them, or give others"}
+    message = f"{len(rejected)} of {count} images cannot be read ({named}); {fixes[on_bad_image]}"
+    return BadDataError(message, rows=[name for name, _ in rejected], source=source)
 
 
 @dataclass(frozen=True)

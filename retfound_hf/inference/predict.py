@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ..data.image_cache import OnBadImage, cache_images, prepare_image
+from ..data.image_cache import OnBadImage, cache_images, prepare_image, unreadable_images
 from ..data.image_sources import ImageSource, Part, ShardPart, open_files
 from ..data.labelled import LabelledSet
-from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, require, require_range
+from ..errors import BadArgumentError, UnreadableImageError, require, require_range
 from ..evaluation.document import About
 from ..evaluation.predictions import Predictions
 from ..images.reading import modality_mismatch, resize
@@ -274,11 +274,7 @@ def forward_part(
     values, reasons = forward_here(model, dataset, processor, take, **{"description": None, **options})
     rejected = [(name, reason) for name, reason in zip(ids, reasons, strict=True) if reason]
     if rejected and on_bad_image == "error":
-        named = join_names(f"{name}: {reason}" for name, reason in rejected)
-        raise BadDataError(
-            f"{len(rejected)} of {len(ids)} images cannot be read ({named}); repair or remove them, or pass "
-            "`on_bad_image=skip`", rows=[name for name, _ in rejected],
-        )  # fmt: skip
+        raise unreadable_images(rejected, len(ids))
     kept = np.flatnonzero([not reason for reason in reasons])
     return [ids[index] for index in kept], values[kept], rejected
 

@@ -14,11 +14,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..data.image_cache import OnBadImage, prepare_image
+from ..data.image_cache import OnBadImage, prepare_image, unreadable_images
 from ..data.image_sources import ImageRef, ImageSource, Part
 from ..data.labels import find_patients
 from ..data.tables import check_unique_images
-from ..errors import BadDataError, UnreadableImageError, join_names, require
+from ..errors import UnreadableImageError, require
 from ..evaluation.predictions import Predictions
 from ..evaluation.report import ReportArguments, read_points
 from ..evaluation.thresholds import OperatingPoint
@@ -114,10 +114,7 @@ def _predict(arguments: PredictArguments, forward_arguments: PredictForwardArgum
     rejected = [(one.id, one.reason) for one in found if one.reason]
     found = [one for one in found if not one.reason]
     if rejected and (forward_arguments.on_bad_image == "error" or not found):
-        named = join_names(f"{bad}: {reason}" for bad, reason in rejected)
-        fix = "" if not found else "; repair or remove them, or pass `on_bad_image='skip'`"
-        message = f"{len(rejected)} of {len(found) + len(rejected)} images cannot be read ({named}){fix}"
-        raise BadDataError(message, rows=[bad for bad, _ in rejected], source=name)
+        raise unreadable_images(rejected, len(rejected) + len(found), forward_arguments.on_bad_image, name)
     scores = to_scores(np.stack([one.logits for one in found]), classifier.problem_type)
     columns = pd.DataFrame({"id": [one.id for one in found]}).merge(known, on="id", how="left")
     columns = columns.assign(**_decisions(points, classifier.class_names, scores))
