@@ -1,6 +1,5 @@
 """Predictions for images without labels, with thresholds and quality, and the command `predict`."""
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,6 @@ from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
 from .predict import Classifier, ForwardArguments, PreparedSet, forward_here, load_classifier, process_state, to_scores
 
-logger = logging.getLogger(__name__)
 BATCHES = 16  # that are prepared before the model runs over them
 QUALITY = ("quality", "quality_reasons")
 
@@ -122,11 +120,9 @@ def _predict(arguments: PredictArguments, forward_arguments: PredictForwardArgum
     predictions = Predictions.of_table(columns, None, scores, classifier.class_names, classifier.problem_type)
     result = PredictedImages(predictions, rejected, None if folder is None else Path(folder) / "predictions.csv")
     if result.output is not None and state.is_main_process:
-        tables = {"predictions": result.table}
+        predictions.to_csv(result.output, list(columns))
         if rejected:
-            tables["rejected"] = pd.DataFrame(rejected, columns=["id", "reason"])
-        for title, table in tables.items():
-            write_table(result.output.parent / f"{title}.csv", table, float_format="%.9g")
+            write_table(result.output.parent / "rejected.csv", pd.DataFrame(rejected, columns=["id", "reason"]))
         write_run_record(
             result.output.parent, "predict", [arguments, forward_arguments], images=len(predictions),
             seconds=round(time.time() - started, 1), rejected_images=rejected,
