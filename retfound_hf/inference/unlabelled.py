@@ -117,7 +117,9 @@ def _predict(arguments: PredictArguments, forward_arguments: PredictForwardArgum
     columns = pd.DataFrame({"id": [one.id for one in found]}).merge(known, on="id", how="left")
     columns = columns.assign(**_decisions(points, classifier.class_names, scores))
     columns[list(QUALITY)] = [one.quality for one in found]
-    predictions = Predictions.of_table(columns, None, scores, classifier.class_names, classifier.problem_type)
+    predictions = Predictions.of_table(
+        columns, None, scores, classifier.class_names, classifier.problem_type, classifier.class_order
+    )
     result = PredictedImages(predictions, rejected, None if folder is None else Path(folder) / "predictions.csv")
     if result.output is not None and state.is_main_process:
         predictions.to_csv(result.output, list(columns))

@@ -75,11 +75,12 @@ def test_what_is_written(classifier_folder, unlabelled, images_folder, tmp_path,
 
 
 def test_thresholds_of_the_model_are_applied(tmp_path, labelled_table, unlabelled):
-    model = save_classifier(tmp_path / "model", ("mild", "none", "severe"))
+    model = save_classifier(tmp_path / "model", ("mild", "none", "severe"), class_order=["none", "mild", "severe"])
     points = [OperatingPoint("severe", "sensitivity", 0.9, 0.694), OperatingPoint("none", "youden", None, 0.15)]
     write_points(model, points, ReportArguments(), 30)
     found = rf.predict(model, unlabelled, **QUIET)
     table, scores = found.table, found.predictions.scores
+    assert found.predictions.class_order == ("none", "mild", "severe")
     assert table["positive/severe/sensitivity_0.9"].tolist() == (scores[:, 2] >= 0.694).astype(int).tolist()
     assert table["positive/none/youden"].tolist() == (scores[:, 1] >= 0.15).astype(int).tolist()
     assert 0 < table["positive/severe/sensitivity_0.9"].sum() < 61
