@@ -231,6 +231,8 @@ class ListSource(ImageSource):
     name = "the list"
 
     def __init__(self, images: Sequence[Any], ids: Sequence[str] | None = None):
+        if not len(images):
+            raise BadDataError("the list holds no image; give at least one", source=self.name)
         images = [str(image) if isinstance(image, Path) else image for image in images]
         names = ids or [image if isinstance(image, str) else str(place) for place, image in enumerate(images)]
         self.refs = [ImageRef(name, image) for name, image in zip(names, images, strict=True)]
@@ -252,6 +254,10 @@ class ShardSource(ImageSource):
         self.name, self._splits = name, _splits_of_shards(name, shards)
         self._roots = roots_of(name, image_root)
         self._fields = {shard: tables.image_field(shard, image_column) or image_column for shard in shards}
+        with tables.parquet_errors(name):
+            is_empty = not any(pq.read_metadata(shard).num_rows for shard in shards)
+        if is_empty:
+            raise BadDataError(f"{name} has no rows", source=name)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -326,6 +326,11 @@ def test_what_is_refused(folder, save_table, tmp_path):
         with pytest.raises(BadDataError) as error:
             opened(save_table(table))
         assert error.value.rows == (3,)
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "none.parquet")
+    for source in ([], tmp_path / "none.parquet"):
+        with pytest.raises(BadDataError) as error:
+            open_files(source)
+        assert error.value.source in ("the list", str(tmp_path / "none.parquet"))
 
 
 def labelled(data, root=None):
