@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.image_sources import find_shards, roots_of
-from ..errors import BadDataError, HubAccessError, one_line
+from ..errors import BadDataError, HubAccessError, RetFoundError, one_line
 from ..hub_access import is_connection_error
 
 RETRY_WAITS = (1, 5, 20, 60, 180)  # seconds: a run of weeks outlives a network that is gone for minutes
@@ -66,9 +66,10 @@ class StreamShard:
         """
         check()
         if not self.source:
-            return self._convert(convert, self._local(check))
+            return self._convert(convert, _tried(self._local, LOCAL_WAITS, _is_of_files, check, self._unreadable))
         with tempfile.TemporaryDirectory(prefix="retfound-shard-", dir=folder, ignore_cleanup_errors=True) as download:
-            return self._convert(convert, self._download(download, check))
+            fetch = partial(self._download, download)
+            return self._convert(convert, _tried(fetch, RETRY_WAITS, _may_pass, check, self._unfetched))
 
     def _convert(self, convert: Callable[[Path], T], file: Path) -> T:
         try:
@@ -82,35 +83,50 @@ class StreamShard:
             "`resume_from_checkpoint=latest`", rows=[self.member], source=self.name,
         )  # fmt: skip
 
-    def _local(self, check: Callable[[], None]) -> Path:
-        for wait in (*LOCAL_WAITS, None):
-            try:
-                with open(self.path, "rb"):
-                    return Path(self.path)
-            except OSError as error:
-                if wait is None:
-                    raise self._unreadable(error) from error
-            time.sleep(wait)
-            check()
-        raise AssertionError("the last try returns or raises")
+    def _local(self) -> Path:
+        with open(self.path, "rb"):
+            return Path(self.path)
 
-    def _download(self, folder: str, check: Callable[[], None]) -> Path:
+    def _download(self, folder: str) -> Path:
         from huggingface_hub import hf_hub_download
 
         place = {"repo_type": "dataset", "revision": self.revision, "local_dir": folder}
-        for wait in (*RETRY_WAITS, None):
-            try:
-                return Path(hf_hub_download(self.source, self.path, **place))  # resumes, and checks the size
-            except Exception as error:  # of the network, the Hub, the disk
-                if wait is None or not _may_pass(error):
-                    raise HubAccessError(
-                        f"shard {self.name} cannot be fetched ({one_line(error)}); check the network and your access, "
-                        "and go on with `resume_from_checkpoint=latest`",
-                        repo_id=self.source, status=getattr(getattr(error, "response", None), "status_code", None),
-                    ) from error  # fmt: skip
-            time.sleep(wait)
-            check()
-        raise AssertionError("the last try returns or raises")
+        return Path(hf_hub_download(self.source, self.path, **place))  # resumes, and checks the size
+
+    def _unfetched(self, error: Exception) -> HubAccessError:
+        return HubAccessError(
+            f"shard {self.name} cannot be fetched ({one_line(error)}); check the network and your access, and go on "
+            "with `resume_from_checkpoint=latest`",
+            repo_id=self.source, status=getattr(getattr(error, "response", None), "status_code", None),
+        )  # fmt: skip
+
+
+def _tried(
+    attempt: Callable[[], T], waits: Sequence[float], may_pass: Callable[[Exception], bool],
+    check: Callable[[], None], failed: Callable[[Exception], RetFoundError],
+) -> T:  # fmt: skip
+    """The result of `attempt`, which is tried again after each of the waits.
+
+    Args:
+        attempt: what is tried.
+        waits: seconds before each further try.
+        may_pass: whether another try may mend an error.
+        check: called before each further try; what it raises ends them.
+        failed: makes the error that is raised in the end.
+    """
+    for wait in (*waits, None):
+        try:
+            return attempt()
+        except Exception as error:  # of the network, the Hub, the disk
+            if wait is None or not may_pass(error):
+                raise failed(error) from error
+        time.sleep(wait)
+        check()
+    raise AssertionError("the last try returns or raises")
+
+
+def _is_of_files(error: Exception) -> bool:
+    return isinstance(error, OSError)
 
 
 def _may_pass(error: Exception) -> bool:
