@@ -236,10 +236,6 @@ def open_shards(
     return tables[0] if len(tables) == 1 else datasets.concatenate_datasets(tables)
 
 
-def _with_place(row: dict[str, Any], roots: Sequence[str]) -> dict[str, Any]:
-    return {**row, "image": with_place(row["image"], roots)}
-
-
 def fingerprint(table: "datasets.Dataset") -> str:
     """Hash of the number of images and of a thousand of them, by which a resumed run knows its data again."""
     rows = np.unique(np.linspace(0, len(table) - 1, min(SAMPLED_ROWS, len(table))).astype(int))
