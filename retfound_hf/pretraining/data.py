@@ -27,7 +27,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from ..data.image_sources import encoded_bytes, find_shards, roots_of, with_place
 from ..errors import BadArgumentError, BadDataError, RetFoundError, UnreadableImageError, one_line
 from ..hub_access import look_up_data_set
-from ..images.reading import MAX_PASSED_PIXELS, MAX_PIXELS, SHORTEST_SCAN, read_image, to_tensor
+from ..images.reading import check_pixels, check_scans, read_image, to_tensor
 from ..processes import exit_with_parent
 from .arguments import DataArguments, PretrainingArguments
 from .objectives.base import Draw
@@ -179,10 +179,10 @@ def decode(encoded: bytes) -> Tensor:
         with suppress(RuntimeError, ValueError, OSError, Image.DecompressionBombError):
             # torchvision takes the memory and time that the file asks for.
             width, height = Image.open(BytesIO(encoded), formats=["JPEG"]).size
-            pixels = width * height
-            if pixels <= MAX_PIXELS and len(encoded) // SHORTEST_SCAN * pixels <= MAX_PASSED_PIXELS:
-                data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-                return decode_jpeg(data, ImageReadMode.RGB, apply_exif_orientation=True)
+            check_pixels(width, height)
+            check_scans(encoded, width * height)
+            data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+            return decode_jpeg(data, ImageReadMode.RGB, apply_exif_orientation=True)
     return to_tensor(read_image(encoded))
 
 
