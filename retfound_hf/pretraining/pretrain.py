@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ..errors import BadArgumentError, RetFoundError, one_line
 from ..files import exclusive_folder, move_into, refuse_existing
-from ..images.reading import GRAY
+from ..images.reading import modality_mismatch
 from ..models.cards import base_metadata, cost_text, describe_preprocessing, describe_start, write_card
 from ..models.image_processing_retfound import RetFoundImageProcessor
 from ..record import hardware, write_run_record
@@ -34,7 +34,6 @@ from .objectives.base import Objective
 from .objectives.distributed import convert_sync_batchnorm
 
 LOOKED_AT = 16
-
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -198,13 +197,12 @@ def prepare(arguments: Arguments, accelerator: Accelerator, checkpoint: Path | N
 
 
 def _warn_of_modality(reader: ImageReader, modality: str | None) -> None:
-    """Warn where images look like the other modality than the network's, as `reading.modality_mismatch` tells it."""
-    pixels = reader.read(reader.spread_rows(LOOKED_AT))[0].float()
-    gray = bool((pixels.amax(1) - pixels.amin(1)).mean((1, 2)).median() < GRAY)
-    if modality in MODALITIES and MODALITIES[modality].gray != gray:
-        look = "gray, as OCT scans are" if gray else "coloured, as fundus photographs are"
-        message = "the images look %s, but the network is of %s: check `train_data` and `modality`"
-        getLogger(__name__).warning(message, look, modality.upper())
+    """Warn where images look like the other modality than the network's."""
+    pixels = reader.read(reader.spread_rows(LOOKED_AT))[0]
+    seen = modality_mismatch(pixels.permute(0, 2, 3, 1).numpy(), modality)
+    if seen is not None:
+        message = "%s, but the network is of %s: check `train_data` and `modality`"
+        getLogger(__name__).warning(message, seen, str(modality).upper())
 
 
 def check_batch(objective: type[Objective], args: PretrainingArguments, num_processes: int) -> None:
