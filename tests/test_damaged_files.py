@@ -191,44 +191,22 @@ def classifier(tmp_path_factory):
     return save_classifier(tmp_path_factory.mktemp("models") / "classifier", ("a", "b"))
 
 
-def test_configurations(classifier, survive, count):
-    path = classifier / "config.json"
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [("config.json", load_classifier), ("preprocessor_config.json", load_processor),
+     ("model.safetensors", load_classifier)],
+)  # fmt: skip
+def test_files_of_a_model(name, load, classifier, survive, count, model_count):
+    path = classifier / name
     whole = path.read_bytes()
+    counts = {"config.json": count // 2, "preprocessor_config.json": count, "model.safetensors": model_count}
 
     def read(content):
         path.write_bytes(content)
-        load_classifier(str(classifier))
+        load(str(classifier))
 
     try:
-        assert survive(read, mutated(whole, count // 2, text=True)) > 0
-    finally:
-        path.write_bytes(whole)
-
-
-def test_settings_of_processors(classifier, survive, count):
-    path = classifier / "preprocessor_config.json"
-    whole = path.read_bytes()
-
-    def read(content):
-        path.write_bytes(content)
-        load_processor(str(classifier))
-
-    try:
-        assert survive(read, mutated(whole, count, text=True)) > 0
-    finally:
-        path.write_bytes(whole)
-
-
-def test_weights(classifier, survive, model_count):
-    path = classifier / "model.safetensors"
-    whole = path.read_bytes()
-
-    def read(content):
-        path.write_bytes(content)
-        load_classifier(str(classifier))
-
-    try:
-        assert survive(read, mutated(whole, model_count)) > 0
+        assert survive(read, mutated(whole, counts[name], text=name.endswith(".json"))) > 0
     finally:
         path.write_bytes(whole)
 
