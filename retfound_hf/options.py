@@ -11,7 +11,7 @@ import logging
 import math
 import re
 import sys
-from argparse import ArgumentDefaultsHelpFormatter
+from argparse import Action, ArgumentDefaultsHelpFormatter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,6 +200,17 @@ def option_words(options: Mapping[str, Any], types: Sequence[type], source: str)
     return [positional[name] for name in fields if name in positional] + words
 
 
+class _Help(ArgumentDefaultsHelpFormatter):
+    """Help that says which options are required, and the defaults of those that have one."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        if action.option_strings and action.required:
+            return f"{action.help} (required)"
+        if action.const is False:
+            return f"turn --{action.dest} off"
+        return action.help if action.default in (None, "", []) else super()._get_help_string(action)
+
+
 def _parser(types: Sequence[type], description: str) -> Any:
     from transformers import HfArgumentParser  # takes a second: not before it is needed
 
@@ -225,7 +236,7 @@ def _parser(types: Sequence[type], description: str) -> Any:
         description=description,
         # argparse's own line would list each of Trainer's 150 options before a word of help.
         usage=" ".join(["%(prog)s", *positional, "[options]"]),
-        formatter_class=ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
 

@@ -160,6 +160,17 @@ def test_help_lists_every_option_with_its_default(capsys):
     said = capsys.readouterr().out
     for word in ("SOURCE", "OUT", "--image_size", "default: 224", "--label_columns", "--mixup", "what to read"):
         assert word in said
+    assert "None" not in said and "turn --augment off" in said
+
+
+def test_help_says_what_is_required(capsys):
+    @dataclass
+    class Needed:
+        model: str = field(metadata={"help": "which one"})
+
+    with pytest.raises(SystemExit):
+        parse_arguments(Needed, argv=["--help"])
+    assert "which one (required)" in capsys.readouterr().out
 
 
 class TestRunCommand:
