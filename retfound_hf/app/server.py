@@ -163,7 +163,7 @@ def _check_port(host: str, port: int) -> None:
 class AppArguments:
     model: str = field(metadata={"help": "fine-tuned folder, adapter folder or Hub id; or a folder of pretraining"})
     reconstruction_model: str | None = field(
-        default=None, metadata={"help": "folder of pretraining for a further tab"}
+        default=None, metadata={"help": "folder of pretraining, for a tab with its reconstructions"}
     )
     host: str = field(default=LOOPBACK[0], metadata={"help": "address to listen on; 0.0.0.0 for the whole network"})
     port: int = field(default=7860, metadata={"help": "port to listen on"})
@@ -174,7 +174,7 @@ class AppArguments:
     password_file: str | None = field(default=None, metadata={"help": "file whose first line is the password"})
     allowed_hosts: list[str] = field(
         default_factory=list,
-        metadata={"help": "names by which visitors may ask for the page, such as that of a proxy before it"},
+        metadata={"help": "further names under which the page may be visited, such as that of a proxy in front of it"},
     )
     max_upload_mb: int = field(default=200, metadata={"help": "largest file that may be uploaded"})
     max_megapixels: int = field(default=100, metadata={"help": "largest image, in millions of pixels"})

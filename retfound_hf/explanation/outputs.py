@@ -40,26 +40,30 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ExplainArguments:
-    model_name_or_path: str = field(metadata={"help": "fine-tuned folder or adapter; for reconstruction a pretrained"})
+    model_name_or_path: str = field(
+        metadata={"help": "fine-tuned folder or adapter; for reconstruction a pretrained folder"}
+    )
     data: str = field(metadata={"help": "an image, a folder, a CSV or parquet table, or a folder of shards"})
     method: Literal["relevance", "relprop", "rollout", "integrated_gradients", "reconstruction"] = field(
         default="relevance", metadata={"help": "method of the relevance maps, or reconstruction by an autoencoder"}
     )
     target: str = field(
-        default=PREDICTED, metadata={"help": "class to explain: a name, `predicted`, or `label` for each image's own"}
+        default=PREDICTED, metadata={"help": "class to explain: a name, predicted, or label for each image's own"}
     )
     split: str | None = field(
         default=None, metadata={"help": "split of a labelled set (train, val, test, all); default: every image"}
     )
-    label_column: str = field(default="label", metadata={"help": "column of a table that `target=label` reads"})
-    steps: int = field(default=32, metadata={"help": "of integrated gradients"})
+    label_column: str = field(
+        default="label", metadata={"help": "column of the labels in a table, read for target label"}
+    )
+    steps: int = field(default=32, metadata={"help": "steps of integrated gradients"})
     mask_ratio: float | None = field(
         default=None, metadata={"help": "share of hidden patches in a reconstruction; default: the model's"}
     )
     picture_size: int = field(
         default=1024, metadata={"help": "longest side of the pictures in pixels, 0 for the image's own"}
     )
-    opacity: float = field(default=0.75, metadata={"help": "of the overlay where relevance is high, 0 to 1"})
+    opacity: float = field(default=0.75, metadata={"help": "opacity of the overlay where relevance is high, 0 to 1"})
     max_images: int = field(default=0, metadata={"help": "explain only the first images, 0 for all"})
     sheet_images: int = field(default=24, metadata={"help": "images on the contact sheet"})
 
@@ -83,7 +87,10 @@ class ExplainArguments:
 @dataclass
 class ExplainForwardArguments(ForwardArguments):
     per_device_eval_batch_size: int = field(default=8, metadata={"help": "images per step"})
-    seed: int = field(default=0, metadata={"help": "of the hidden patches; with an image's id it gives its mask"})
+    seed: int = field(
+        default=0,
+        metadata={"help": "seed of the hidden patches; an image's mask depends on it and on the image's id alone"},
+    )
 
 
 @dataclass(frozen=True)

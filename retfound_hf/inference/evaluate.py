@@ -42,14 +42,16 @@ class EvaluateArguments:
     data: str = field(metadata={"help": "{train,val,test}/<class>/ folder, CSV or parquet table, or Hub dataset id"})
     split: Literal["train", "val", "test", "all"] = field(
         default="test",
-        metadata={"help": "split to evaluate on; a set without splits is used whole, but for images trained on"},
+        metadata={"help": "split to evaluate on; of a set without splits all images but those trained on"},
     )
     label_columns: list[str] | None = field(
         default=None, metadata={"help": "columns of the targets in a table; default: the model's"}
     )
     patient_column: str | None = field(
         default=None,
-        metadata={"help": "column of the patients, image or none; default: that of training on these data"},
+        metadata={
+            "help": "column of the patients, or image or none as in finetune; default: that of training on these data"
+        },
     )
     positive_class: str | None = field(
         default=None,

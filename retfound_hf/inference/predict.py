@@ -50,10 +50,11 @@ class ForwardArguments:
     on_bad_image: OnBadImage = field(
         default="error", metadata={"help": "unreadable images: stop and name them, or skip and count them"}
     )
-    seed: int = field(default=0, metadata={"help": "seed of a split by patient, where nothing else tells it"})
-    image_column: str = field(default="image", metadata={"help": "column of the images in a table"})
+    seed: int = field(default=0, metadata={"help": "seed of a split by patient, unless the training recorded one"})
+    image_column: str = field(default="image", metadata={"help": "column of the images in a table or in shards"})
     image_root: str | None = field(
-        default=None, metadata={"help": "folder that image paths are relative to; default: the table's"}
+        default=None,
+        metadata={"help": "folder that image paths are relative to; default: that of the table or shards"},
     )
 
     def __post_init__(self) -> None:

@@ -37,7 +37,10 @@ class PredictArguments:
     model_name_or_path: str = field(metadata={"help": "fine-tuned folder, adapter folder or Hub id"})
     data: str = field(metadata={"help": "an image, a folder of images, a folder of parquet shards, or a table"})
     patient_column: str | None = field(
-        default=None, metadata={"help": "column of the patients, image or none; default: patient_id, if there is one"}
+        default=None,
+        metadata={
+            "help": "column of the patients, or image or none as in finetune; default: patient_id, if there is one"
+        },
     )
 
 

@@ -106,7 +106,7 @@ class DataArguments:
         metadata={"help": "folders of shards made by prepare_images, parquet files, or Hub dataset ids; several join"},
     )
     image_root: str | None = option(
-        None, "folder of images that shards name in place of holding them; by default that of the shards"
+        None, "folder of the image files, for shards that hold paths in place of images; default: the shards' folder"
     )
     streaming: bool = option(False, "fetch shards as they are needed, without a copy of all of them")
     mixed_shards: int = option(
