@@ -22,7 +22,7 @@ from retfound_hf.files import write_json
 from retfound_hf.record import git_revision, hardware, versions
 from retfound_hf.vocabulary import SINGLE_LABEL
 
-PATIENTS, PREVALENCES, CORRELATIONS, AUROCS = (30, 100, 300), (0.02, 0.05, 0.5), (0.2, 0.9), (0.6, 0.8, 0.97)
+PATIENTS, PREVALENCES, CORRELATIONS, AUROCS = (30, 100, 300, 1000), (0.02, 0.05, 0.5), (0.2, 0.9), (0.6, 0.8, 0.97)
 METRICS = ("auroc", "balanced_accuracy", "accuracy")
 
 
@@ -75,14 +75,14 @@ def main() -> None:
     parser.add_argument("--sets", type=int, default=1000, help="samples of each cell")
     parser.add_argument("--out", required=True, help="JSON file")
     args = parser.parse_args()
-    rows = []
+    what = "share of samples whose 95% interval holds the true value; share of equal models told apart by AUROC"
+    facts = {"what": what, "sets": args.sets, "hardware": hardware(), "versions": versions()}
+    facts["git_revision"], rows = git_revision(), []
     for seed, cell in enumerate(itertools.product(PATIENTS, PREVALENCES, CORRELATIONS, AUROCS)):
         names = ("patients", "prevalence", "correlation", "auroc")
         rows.append(dict(zip(names, cell, strict=True)) | {"held": coverage(args.sets, seed, *cell)})
         print(rows[-1], flush=True)
-    what = "share of samples whose 95% interval holds the true value; share of equal models told apart by AUROC"
-    facts = {"what": what, "sets": args.sets, "hardware": hardware(), "versions": versions()}
-    write_json(args.out, facts | {"git_revision": git_revision(), "cells": rows})
+    write_json(args.out, facts | {"cells": rows})
 
 
 if __name__ == "__main__":
