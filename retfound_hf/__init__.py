@@ -11,6 +11,7 @@ from .models.backbones import RetFoundBackbone, register
 from .models.configuration_retfound import PRESETS, RetFoundConfig
 from .models.image_processing_retfound import RetFoundImageProcessor
 from .models.modeling_retfound import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundModel
+from .record import __version__ as __version__
 
 if TYPE_CHECKING:
     from .data.prepare_images import prepare_images
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from .study.runner import run_study
     from .vocabulary import MODALITIES, PROBLEM_TYPES
 
-__version__ = "0.1.0"
 # Name -> module that is imported when the name is first used (PEP 562).
 _LAZY = {
     "BACKBONES": "models.backbones",

@@ -12,15 +12,16 @@ from typing import Any
 from .files import write_json
 from .processes import usable_cores
 
+__version__ = "0.1.0"  # setup.cfg, run.json and the cards read it here
 RECORDED_PACKAGES = (
-    "retfound-hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "evaluate", "peft",
+    "torch", "torchvision", "transformers", "accelerate", "datasets", "evaluate", "peft",
     "safetensors", "huggingface-hub", "scikit-learn", "scipy", "statsmodels", "numpy", "pillow",
 )  # fmt: skip
 
 
 def versions() -> dict[str, str | None]:
-    """Installed versions of the packages that can change a result, `None` for one that is absent."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """Version of this package, and of the installed ones that can change a result, `None` for one that is absent."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "retfound-hf": __version__}
     for package in RECORDED_PACKAGES:
         try:
             found[package] = metadata.version(package)

@@ -76,6 +76,7 @@ def test_packages_that_are_absent_are_recorded_as_such(monkeypatch):
     monkeypatch.setattr(record, "RECORDED_PACKAGES", ("torch", "no-such-package"))
     assert versions() == {
         "python": platform.python_version(),
+        "retfound-hf": retfound_hf.__version__,
         "torch": metadata.version("torch"),
         "no-such-package": None,
     }
@@ -125,7 +126,3 @@ def test_no_revision_for_an_installed_package(package_copy):
 def test_no_revision_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert git_revision() is None
-
-
-def test_package_has_a_version():
-    assert retfound_hf.__version__ == "0.1.0"

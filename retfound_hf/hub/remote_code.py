@@ -12,7 +12,7 @@ from typing import Any
 
 from ..models.backbones import AUTO_CLASSES
 from ..models.image_processing_retfound import RetFoundImageProcessor
-from ..record import versions
+from ..record import __version__
 
 PACKAGE = Path(__file__).parents[1]
 RELATIVE = re.compile(r"^( *)from (\.+)([\w.]+) import ", re.M)
@@ -85,4 +85,4 @@ def _flattened(path: Path) -> str:
     text = RELATIVE.sub(lambda found: f"{found[1]}from .{_flat(Path(found[3].split('.')[-1]))} import ", text)
     text = OPTIONAL.sub(r"\1try:\n\1    \2\n\1except ImportError:\n\1    raise", text)
     origin = path.relative_to(PACKAGE).as_posix()
-    return f"# Generated from retfound_hf {versions()['retfound-hf']}, module {origin}.\n{text}"
+    return f"# Generated from retfound_hf {__version__}, module {origin}.\n{text}"

@@ -13,6 +13,7 @@ from ..evaluation.document import INTERVAL, metric_rows
 from ..evaluation.metrics import METRICS, metric_title
 from ..evaluation.subgroups import FEWEST, without_small_groups
 from ..files import atomic_file, read_json, read_rows
+from ..record import __version__
 from ..vocabulary import MODALITIES, REGRESSION, problem_type_of
 from .configuration_retfound import is_calibrated
 from .image_processing_retfound import RetFoundImageProcessor
@@ -55,6 +56,8 @@ def write_card(folder: str | Path, template: str, metadata: dict[str, Any] | Non
         autoescape=False,
     )
     facts.setdefault("folder_name", folder.name)
+    if "provenance" in facts:
+        facts["provenance"] += f" Written by retfound_hf {__version__}."
     card = environment.get_template(f"{template}.md").render(
         card_data=yaml.safe_dump(metadata, sort_keys=False).strip(), **facts
     )
