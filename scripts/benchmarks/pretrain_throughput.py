@@ -1,147 +1,290 @@
-"""Images per second, model FLOP utilisation and memory of ViT-L pretraining, on the code path of `pretrain`.
+"""Speed of pretraining against its peers: the step, the loop around it, the loader, and the other objectives.
 
-    python scripts/benchmarks/pretrain_throughput.py --out scripts/benchmarks/results/pretrain_throughput.json
+    OMP_WAIT_POLICY=passive python scripts/benchmarks/pretrain_throughput.py \
+        --output_file scripts/benchmarks/results/pretrain_throughput.json
 
-Uint8 batches that lie on the device already pass through augmentation, network, backward and optimiser, so that the
-figure is the device's own. The loader's figure stands beside it: images that one process decodes per second. FLOPs are
-counted by torch in one forward and backward pass; utilisation is per `--peak_tflops`, the dense bf16 peak of the GPU
-(A100 312, H100 and H200 989, T4 65 in fp16).
+Four questions, each also by itself (`--questions step`): the step of masked autoencoding on the code path of
+`pretrain` against the released code and stock classes; the loop from shards against that step alone; a batch from
+encoded images against `ImageFolder`; the steps of the other objectives against lightly's modules. All ways of a
+question take turns in one process; the record holds medians and ratios (above 1: faster than the peer). Without a GPU
+the preset is the small one in float32, for each number of `--threads`.
 """
 
 import argparse
-import io
-import os
-import platform
-import time
+import gc
+import json
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peers
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import PreTrainedModel
 
-from retfound_hf import RetFoundConfig, RetFoundForPreTraining
-from retfound_hf.files import write_json
+import retfound_hf as rf
+from retfound_hf import RetFoundConfig, RetFoundForPreTraining, RetFoundModel
 from retfound_hf.images.synthetic import draw_patient, render
-from retfound_hf.pretraining.data import decode, step_generator
+from retfound_hf.pretraining.arguments import PretrainingArguments
+from retfound_hf.pretraining.data import ImageReader, MicroBatch, MicroBatches, open_shards, step_generator
 from retfound_hf.pretraining.loop import gradient_norm, guarded_step, make_optimizer
-from retfound_hf.pretraining.objectives.mae import MaskedAutoencoding
-from retfound_hf.record import git_revision, versions
+from retfound_hf.pretraining.objectives import OBJECTIVES
+from retfound_hf.pretraining.objectives.base import Objective
+from retfound_hf.pretraining.pretrain import save_memory_and_compile
 
-GB = 1e9
 SIDE = 256
+DIFFERENT = 32
 
 
-def flops_per_image(preset: str) -> float:
+def make_objective(config: RetFoundConfig, name: str = "mae") -> Objective:
+    """An objective on a network from random weights, with the published heads and crops."""
+    network: PreTrainedModel = RetFoundForPreTraining(config) if name == "mae" else RetFoundModel(config)
+    kind = OBJECTIVES[name]
+    options = kind.Options() if name == "mae" else kind.Options(views="published")
+    return kind(network.train(), SIDE, options)
+
+
+def flops_per_image(config: RetFoundConfig) -> float:
     """Of a training step, forward and backward, counted on two images."""
-    objective = MaskedAutoencoding(RetFoundForPreTraining(RetFoundConfig.from_preset(preset)), SIDE)
+    objective = make_objective(config)
     images = torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8)
     views = objective.views(images, objective.draw(2, step_generator(0, 0)))
     with FlopCounterMode(display=False) as counter:
-        loss, _ = objective(views)
-        loss.backward()
+        objective(views)[0].backward()
     return counter.get_total_flops() / 2
 
 
-def throughput(preset: str, batch: int, steps: int, compiled: bool, checkpointing: bool, cap: float | None) -> Any:
-    """Images per second of the device and its peak memory, over `steps` steps after a warm-up."""
-    on_gpu = torch.cuda.is_available()
-    accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no", cpu=not on_gpu)
-    if on_gpu:
-        torch.set_float32_matmul_precision("high")
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        if cap:
-            total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, cap * GB / total))
-    objective = MaskedAutoencoding(RetFoundForPreTraining(RetFoundConfig.from_preset(preset)), SIDE)
-    if checkpointing:
-        objective.model.gradient_checkpointing_enable({"use_reentrant": False})
-    if compiled:
-        for module in objective.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                module.compile()
+def pretraining_step(
+    objective: Objective, images: Tensor, augment: bool, precision: str = "no", **options: Any
+) -> peers.Step:
+    """A step of `pretrain` on a batch of uint8 images that lie on the device already.
+
+    Args:
+        augment: make the views at every step, as `pretrain` does; else once.
+        precision: of Accelerate.
+        options: of `PretrainingArguments`, such as `torch_compile`.
+    """
+    accelerator = Accelerator(mixed_precision=precision, cpu=images.device.type == "cpu")
+    save_memory_and_compile(objective, PretrainingArguments("unused", **options))
     network, optimizer = accelerator.prepare(objective, make_optimizer(objective, 1e-4, 0.05, (0.9, 0.95)))
     network.train()
-    images = torch.randint(0, 256, (batch, 3, SIDE, SIDE), dtype=torch.uint8, device=accelerator.device)
-    draws = {name: value.to(accelerator.device) for name, value in objective.draw(batch, step_generator(0, 0)).items()}
+    draws = {
+        name: value.to(images.device) for name, value in objective.draw(len(images), step_generator(0, 0)).items()
+    }
 
-    def step() -> None:
-        with torch.no_grad():
-            views = objective.views(images, draws)
-        loss, _ = network(views)
+    @torch.no_grad()
+    def views() -> dict[str, Tensor]:
+        return objective.views(images, draws)
+
+    ready = None if augment else views()
+
+    def step() -> Tensor:
+        objective.before_step(0.0, 0.0)
+        loss, _ = network(views() if ready is None else ready)
         accelerator.backward(loss)
-        norm = gradient_norm(accelerator, network, 0.0)
-        guarded_step(accelerator, optimizer, norm.isfinite())
+        for parameter in objective.frozen_parameters(0.0):
+            parameter.grad = None
+        guarded_step(accelerator, optimizer, gradient_norm(accelerator, network, 0.0).isfinite())
         optimizer.zero_grad()
+        objective.after_step(0.0)
+        return loss.detach()
 
-    def wait() -> None:
-        if on_gpu:
-            torch.cuda.convert_sync_batchnorm()
-
-    for _ in range(3):
-        step()
-    wait()
-    started = time.perf_counter()
-    for _ in range(steps):
-        step()
-    wait()
-    speed = steps * batch / (time.perf_counter() - started)
-    memory = torch.cuda.max_memory_allocated() / GB if on_gpu else None
-    return {"images_per_second": round(speed, 1), "peak_gb": None if memory is None else round(memory, 2)}
+    return step
 
 
-def decoded_per_second(count: int = 300) -> float:
-    """JPEG images of 256 x 256 that one loader process decodes per second."""
-    torch.set_num_threads(1)
-    rng = np.random.default_rng(0)
-    encoded = io.BytesIO()
-    pixels = render(draw_patient(rng, "cfp")[0], "normal", 0.0, 400, rng).image
-    Image.fromarray(pixels).resize((SIDE, SIDE)).save(encoded, "JPEG", quality=95, subsampling=0)
-    started = time.perf_counter()
-    for _ in range(count):
-        decode(encoded.getvalue())
-    return round(count / (time.perf_counter() - started), 1)
+def random_images(batch: int, device: str) -> Tensor:
+    return torch.randint(0, 256, (batch, 3, SIDE, SIDE), dtype=torch.uint8, device=device)
+
+
+def normalised(batch: int, size: int, device: str) -> Tensor:
+    return torch.randn(batch, 3, size, size, device=device)
+
+
+def ask_step(config: RetFoundConfig, batch: int, rounds: int, work: Path) -> dict[str, Any]:
+    """The step on views that are ready; Trainer's clips and has a schedule, the others do not."""
+    pixels, images = normalised(batch, config.image_size, "cpu"), random_images(batch, "cpu")
+    stock = partial(peers.stock_autoencoder, config)
+    ways = {
+        "official": peers.official_pretraining(config, pixels),
+        "stock_trainer": peers.trainer_step(stock(), {"pixel_values": pixels}, work / "trainer"),
+        "ours": pretraining_step(make_objective(config), images, augment=False),
+        "ours_with_augmentation": pretraining_step(make_objective(config), images, augment=True),
+    }
+    times = peers.alternate(ways, rounds)
+    return {
+        "batch": batch,
+        "times": times,
+        "against_official": peers.ratio(times, "official", "ours"),
+        "against_stock": peers.ratio(times, "stock_trainer", "ours"),
+        "augmentation_share": round(1 - times["ours"]["seconds"] / times["ours_with_augmentation"]["seconds"], 3),
+    }
+
+
+def draw_folder(folder: Path, count: int) -> Path:
+    """`count` JPEGs of 256 x 256 pixels, copies of a few synthetic photographs, as a folder of one class."""
+    rng, encoded = np.random.default_rng(0), []
+    (folder / "any").mkdir(parents=True)
+    for number in range(count):
+        path = folder / "any" / f"{number:05d}.jpg"
+        if number < DIFFERENT:
+            pixels = render(draw_patient(rng, "cfp")[number % 2], "normal", 0.0, 400, rng).image
+            Image.fromarray(pixels).resize((SIDE, SIDE)).save(path, quality=95, subsampling=0)
+            encoded.append(path.read_bytes())
+        else:
+            path.write_bytes(encoded[number % DIFFERENT])
+    return folder
+
+
+def shards_of(folder: Path, target: Path) -> Path:
+    """The same files as a shard."""
+    import datasets
+
+    files = sorted(folder.rglob("*.jpg"))
+    rows = {
+        "image": [{"bytes": file.read_bytes(), "path": None} for file in files],
+        "id": [file.name for file in files],
+    }
+    target.mkdir()
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
+    table.to_parquet(target / "train-00000.parquet")
+    return target
+
+
+def ask_loader(config: RetFoundConfig, batch: int, rounds: int, work: Path) -> dict[str, Any]:
+    """Encoded images to a training batch, all in this process.
+
+    `decoded` is what a process of our loader does where the device augments: beside a GPU.
+    """
+    folder = draw_folder(work / "images", 4 * batch)
+    objective = make_objective(config)
+    table = open_shards([str(shards_of(folder, work / "shards"))], str(work / "cache"))
+    loader = MicroBatches(ImageReader(table), objective.draw, batch, 0)
+    theirs, order, number = peers.image_folder_batches(folder, batch), np.random.default_rng(0), 0
+
+    def decoded() -> Any:
+        nonlocal number
+        number += 1
+        return loader[MicroBatch(tuple(order.permutation(len(table))[:batch].tolist()), number, 0)]
+
+    def ours() -> Any:
+        item = decoded()
+        return objective.views(item["images"], item["draws"])
+
+    times = peers.alternate({"image_folder": lambda: next(theirs), "ours": ours, "decoded": decoded}, rounds)
+    return {
+        "batch": batch,
+        "times": times,
+        "images_per_second": {name: round(batch / row["seconds"], 1) for name, row in times.items()},
+        "with_augmentation": peers.ratio(times, "image_folder", "ours"),
+        "without": peers.ratio(times, "image_folder", "decoded"),
+    }
+
+
+def ask_loop(config: RetFoundConfig, batch: int, rounds: int, work: Path) -> dict[str, Any]:
+    """`pretrain` from shards, its own images per second of each log line, against the step on views that are ready."""
+    shards = shards_of(draw_folder(work / "loop-images", 8 * batch), work / "loop-shards")
+    network = work / "network"
+    RetFoundForPreTraining(config).save_pretrained(network)
+    step = pretraining_step(make_objective(config), random_images(batch, "cpu"), augment=False)
+    bare: list[float] = []
+    loop: list[float] = []
+    waiting: list[float] = []
+    for number in range(3):
+        bare.append(peers.alternate({"bare": step}, rounds)["bare"]["seconds"])
+        run = rf.pretrain(
+            shards, work / f"run-{number}", model_name_or_path=str(network), modality="cfp", max_steps=2 + rounds,
+            per_device_train_batch_size=batch, logging_steps=1, preview_steps=0, cache_dir=str(work / "cache"),
+        )  # fmt: skip
+        lines = [line for line in run.metrics if line["step"] > 2]
+        loop += [line["images_per_second"] for line in lines]
+        waiting += [line["data_wait_fraction"] for line in lines]
+        bare.append(peers.alternate({"bare": step}, rounds)["bare"]["seconds"])
+    speeds = {"bare_step": batch / float(np.median(bare)), "loop": float(np.median(loop))}
+    return {
+        "batch": batch,
+        "images_per_second": {name: round(speed, 2) for name, speed in speeds.items()},
+        "of_the_bare_step": round(speeds["loop"] / speeds["bare_step"], 3),
+        "data_wait_fraction": round(float(np.median(waiting)), 3),
+    }
+
+
+def ask_objectives(config: RetFoundConfig, batch: int, rounds: int, work: Path) -> dict[str, Any]:
+    """Steps on views that are ready, and the making of views, with the published heads, crops and views."""
+    images, rows = random_images(batch, "cpu"), {}
+    pictures = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).numpy()]
+    for name in sorted(OBJECTIVES.keys() - {"mae"}):
+        objective = make_objective(config, name)
+        sizes = [view.size for view in objective.draw.views]
+        pixels = [normalised(batch, size, "cpu") for size in sizes]
+        transform = peers.lightly_transform(name)
+        draws = objective.draw(batch, step_generator(0, 0))
+        with torch.no_grad():
+            views = peers.alternate(
+                {
+                    "lightly": lambda transform=transform: [transform(picture) for picture in pictures],
+                    "ours": partial(objective.views, images, draws),
+                },
+                rounds,
+            )
+        ways = {
+            "lightly": peers.lightly_step(name, config, pixels[:2], pixels[2:]),
+            "ours": pretraining_step(objective, images, augment=False),
+        }
+        step = peers.alternate(ways, rounds)
+        rows[name] = {
+            "views_of_an_image": len(sizes),
+            "step": step,
+            "step_ratio": peers.ratio(step, "lightly", "ours"),
+            "views": views,
+            "views_ratio": peers.ratio(views, "lightly", "ours"),
+        }
+        del ways, objective
+        gc.collect()
+    return {"batch": batch, "objectives": rows}
+
+
+# Batch and rounds that take about a minute each on a processor.
+QUESTIONS: dict[str, tuple[Callable[..., dict[str, Any]], int, int]] = {
+    "step": (ask_step, 32, 9),
+    "loader": (ask_loader, 64, 9),
+    "loop": (ask_loop, 32, 4),
+    "objectives": (ask_objectives, 8, 5),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Throughput of pretraining.")
-    parser.add_argument("--out", required=True, help="JSON file to write")
-    parser.add_argument("--preset", default="retfound-cfp")
-    parser.add_argument("--batch_size", type=int, default=224)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--peak_tflops", type=float, default=None, help="dense peak of the device, for utilisation")
-    parser.add_argument("--cap_gb", type=float, default=None, help="memory that the process may use")
+    parser = argparse.ArgumentParser(description="Speed of pretraining against its peers, on a CPU.")
+    parser.add_argument("--output_file", required=True, type=Path, help="JSON file; other questions in it are kept")
+    parser.add_argument("--questions", nargs="+", default=list(QUESTIONS), choices=list(QUESTIONS))
+    parser.add_argument("--preset", default="retfound-tiny")
+    parser.add_argument("--threads", nargs="+", type=int, default=[2, 1])
+    parser.add_argument("--batch_size", type=int, default=None, help="default: by question")
+    parser.add_argument("--rounds", type=int, default=None, help="default: by question")
     arguments = parser.parse_args()
-    on_gpu = torch.cuda.is_available()
-    flops = flops_per_image(arguments.preset)
-    rows = []
-    for compiled, checkpointing in ((False, False), (True, False), (False, True)):
-        if compiled and not on_gpu:
-            continue
-        row = {"torch_compile": compiled, "gradient_checkpointing": checkpointing}
-        row |= throughput(
-            arguments.preset, arguments.batch_size, arguments.steps, compiled, checkpointing, arguments.cap_gb
-        )
-        if arguments.peak_tflops:
-            row["utilisation"] = round(row["images_per_second"] * flops / (arguments.peak_tflops * 1e12), 3)
-        rows.append(row)
-        print(row)
-    write_json(
-        arguments.out,
-        {
-            "what": f"pretraining {arguments.preset}, batch {arguments.batch_size}, {'bf16' if on_gpu else 'float32'}",
-            "machine": torch.cuda.get_device_name(0) if on_gpu else f"{platform.machine()}, {os.cpu_count()} cores",
-            "versions": versions(),
-            "git_revision": git_revision(),
-            "gflop_per_image": round(flops / 1e9, 2),
-            "peak_tflops": arguments.peak_tflops,
-            "decoded_per_second_and_process": decoded_per_second(),
-            "rows": rows,
-        },
-    )
+    config = RetFoundConfig.from_preset(arguments.preset, modality="cfp")
+    path = arguments.output_file
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    found = {name: kept[name] for name in QUESTIONS if name in kept}
+    for name in arguments.questions:
+        ask, batch, rounds = QUESTIONS[name]
+        found[name] = {}
+        for threads in arguments.threads:
+            torch.set_num_threads(threads)
+            torch.manual_seed(0)
+            with tempfile.TemporaryDirectory() as work:
+                answer = ask(config, arguments.batch_size or batch, arguments.rounds or rounds, Path(work))
+            found[name][f"{threads} thread{'s' * (threads > 1)}"] = answer
+            print(name, threads, {key: value for key, value in answer.items() if key != "times"}, flush=True)
+    peers.write_record(
+        path, f"pretraining, {arguments.preset}, float32 on a CPU, images of {SIDE} pixels",
+        gflop_per_image=round(flops_per_image(config) / 1e9, 2), **found,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
