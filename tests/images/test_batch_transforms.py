@@ -11,7 +11,14 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from retfound_hf.errors import BadArgumentError, BadDataError
 from retfound_hf.images import batch_transforms
-from retfound_hf.images.batch_transforms import blur, crop_resize, draw_crops, draw_flips, jitter_colour
+from retfound_hf.images.batch_transforms import (
+    blur,
+    crop_resize,
+    draw_crops,
+    draw_flips,
+    jitter_colour,
+    resize_by_products,
+)  # fmt: skip
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
@@ -20,6 +27,12 @@ SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(params=[crop_resize, resize_by_products])
+def resize(request):
+    """The way of a CPU and that of a GPU."""
+    return request.param
 
 
 def noise(generator: torch.Generator, count: int, height: int, width: int, low: int = 0, high: int = 256) -> Tensor:
@@ -46,11 +59,11 @@ def assert_within_rounding(ours: Tensor, theirs: Tensor) -> None:
 
 
 @pytest.mark.parametrize("height, width, size", [(256, 256, 224), (96, 160, 64), (160, 90, 96), (48, 48, 112)])
-def test_random_crops_equal_torchvision(generator, height, width, size):
+def test_random_crops_equal_torchvision(generator, resize, height, width, size):
     images = noise(generator, 24, height, width)
     crops, flips = draw_crops(24, height, width, generator), draw_flips(24, generator)
     assert 0 < flips.sum() < 24
-    assert_within_rounding(crop_resize(images, crops, size, flips), one_by_one(images, crops, size, flips))
+    assert_within_rounding(resize(images, crops, size, flips), one_by_one(images, crops, size, flips))
 
 
 @pytest.mark.parametrize(
@@ -59,58 +72,64 @@ def test_random_crops_equal_torchvision(generator, height, width, size):
      (11, 0, 32, 32)],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [3, 7, 32, 224])
-def test_extreme_crops_equal_torchvision(generator, crop, size):
+def test_extreme_crops_equal_torchvision(generator, resize, crop, size):
     images = noise(generator, 2, 120, 160)
     crops = torch.tensor([crop, crop])
     flips = torch.tensor([False, True])
-    difference = (crop_resize(images, crops, size, flips) - one_by_one(images, crops, size, flips)).abs()
+    difference = (resize(images, crops, size, flips) - one_by_one(images, crops, size, flips)).abs()
     assert difference.max() < 1.3
+
+
+def test_a_cpu_gives_torchvisions_result_to_the_bit(generator):
+    images, crops = noise(generator, 6, 64, 80), draw_crops(6, 64, 80, generator)
+    flips = draw_flips(6, generator)
+    assert torch.equal(crop_resize(images, crops, 48, flips), one_by_one(images, crops, 48, flips))
 
 
 def test_without_rounding_the_result_is_that_of_torchvision_in_float(generator):
     # Away from 0 and 255 nothing is clamped, so that float resampling is the same to float precision.
     images = noise(generator, 24, 128, 100, low=100, high=156)
     crops = draw_crops(24, 128, 100, generator, scale=(0.01, 1.0))
-    assert (crop_resize(images, crops, 64) - one_by_one(images.float(), crops, 64)).abs().max() < 2e-3
+    assert (resize_by_products(images, crops, 64) - one_by_one(images.float(), crops, 64)).abs().max() < 2e-3
 
 
-def test_overshoot_is_clamped_between_the_passes_as_in_8_bits(generator):
+def test_overshoot_is_clamped_between_the_passes_as_in_8_bits(generator, resize):
     images = (torch.rand(8, 3, 128, 128, generator=generator) < 0.5).to(torch.uint8) * 255
     crops = draw_crops(8, 128, 128, generator)
-    ours = crop_resize(images, crops, 112)
+    ours = resize(images, crops, 112)
     assert ours.min() == 0 and ours.max() == 255
     assert_within_rounding(ours, one_by_one(images, crops, 112))
 
 
-def test_other_channel_counts_layouts_and_integers_are_taken(generator):
+def test_other_channel_counts_layouts_and_integers_are_taken(generator, resize):
     images = noise(generator, 4, 40, 56)
     crops = draw_crops(4, 40, 56, generator)
-    expected = crop_resize(images, crops, 32)
-    assert torch.equal(crop_resize(images.contiguous(memory_format=torch.channels_last), crops.int(), 32), expected)
-    assert torch.allclose(crop_resize(images[:, 1:2], crops, 32), expected[:, 1:2], atol=1e-3)
+    expected = resize(images, crops, 32)
+    assert torch.equal(resize(images.contiguous(memory_format=torch.channels_last), crops.int(), 32), expected)
+    assert torch.allclose(resize(images[:, 1:2], crops, 32), expected[:, 1:2], atol=1e-3)
     assert expected.is_contiguous() and expected.dtype == torch.float32
-    assert crop_resize(images[:0], crops[:0], 32).shape == (0, 3, 32, 32)
+    assert resize(images[:0], crops[:0], 32).shape == (0, 3, 32, 32)
 
 
 def test_chunks_do_not_change_the_result(generator, monkeypatch):
     images, crops, flips = noise(generator, 7, 64, 64), draw_crops(7, 64, 64, generator), draw_flips(7, generator)
-    whole = crop_resize(images, crops, 48, flips)
-    monkeypatch.setattr(batch_transforms, "CHUNK_BYTES", {"cpu": 1})
-    assert torch.allclose(crop_resize(images, crops, 48, flips), whole, atol=1e-3)
+    whole = resize_by_products(images, crops, 48, flips)
+    monkeypatch.setattr(batch_transforms, "CHUNK_BYTES", 1)
+    assert torch.allclose(resize_by_products(images, crops, 48, flips), whole, atol=1e-3)
 
 
-def test_autocast_does_not_change_the_result(generator):
+def test_autocast_does_not_change_the_result(generator, resize):
     images, crops = noise(generator, 4, 64, 64), draw_crops(4, 64, 64, generator)
-    expected = crop_resize(images, crops, 48)
+    expected = resize(images, crops, 48)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(crop_resize(images, crops, 48), expected)
+        assert torch.equal(resize(images, crops, 48), expected)
 
 
 @pytest.mark.parametrize("truncates", [False, True])
 def test_tf32_keeps_the_result_within_a_level(generator, monkeypatch, truncates):
     """Both products with their operands cut to TF32's 10-bit mantissa, as a GPU may take them."""
     images, crops = noise(generator, 8, 128, 128), draw_crops(8, 128, 128, generator)
-    expected, theirs = crop_resize(images, crops, 112), one_by_one(images, crops, 112)
+    expected, theirs = resize_by_products(images, crops, 112), one_by_one(images, crops, 112)
 
     def cut(x: Tensor) -> Tensor:
         bits = x.contiguous().view(torch.int32)
@@ -118,7 +137,7 @@ def test_tf32_keeps_the_result_within_a_level(generator, monkeypatch, truncates)
 
     product = torch.bmm
     monkeypatch.setattr(torch, "bmm", lambda a, b: product(cut(a), cut(b)))
-    ours = crop_resize(images, crops, 112)
+    ours = resize_by_products(images, crops, 112)
     assert 0 < (ours - expected).abs().mean() < 0.15
     assert (ours - theirs).abs().mean(dim=(1, 2, 3)).max() < 0.5
 
@@ -156,7 +175,7 @@ def test_nothing_waits_for_the_device_and_nothing_loops_over_images(generator):
         )  # fmt: skip
         mean, std = torch.tensor(MEAN), torch.tensor(STD)
         with Recorder() as recorder:
-            batch_transforms.normalize(crop_resize(images, crops, 48, flips), mean, std)
+            batch_transforms.normalize(resize_by_products(images, crops, 48, flips), mean, std)
         assert not [name for name in recorder.called if any(wait in name for wait in waits)]
         counts.append(len(recorder.called))
     assert counts[0] == counts[1]
@@ -203,12 +222,12 @@ def test_draws_follow_the_generator_alone():
     assert draw(10_000, seed=3)[1].float().mean() == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_slice_of_a_global_batch_is_augmented_as_in_the_whole(generator):
+def test_a_slice_of_a_global_batch_is_augmented_as_in_the_whole(generator, resize):
     images, crops, flips = noise(generator, 8, 64, 64), draw_crops(8, 64, 64, generator), draw_flips(8, generator)
-    whole = crop_resize(images, crops, 48, flips)
+    whole = resize(images, crops, 48, flips)
     for rank in range(4):
         own = slice(2 * rank, 2 * rank + 2)
-        assert torch.allclose(crop_resize(images[own], crops[own], 48, flips[own]), whole[own], atol=1e-3)
+        assert torch.allclose(resize(images[own], crops[own], 48, flips[own]), whole[own], atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", [tuple, torch.tensor])
