@@ -4,13 +4,11 @@ Importing the package registers its models with the Auto classes; everything els
 """
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from .errors import RetFoundError
-from .models.backbones import RetFoundBackbone, register
-from .models.configuration_retfound import PRESETS, RetFoundConfig
-from .models.image_processing_retfound import RetFoundImageProcessor
-from .models.modeling_retfound import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundModel
 from .record import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -24,8 +22,11 @@ if TYPE_CHECKING:
     from .inference.evaluate import evaluate
     from .inference.predict import load_classifier
     from .inference.unlabelled import predict
-    from .models.backbones import BACKBONES
+    from .models.backbones import BACKBONES, RetFoundBackbone
+    from .models.configuration_retfound import PRESETS, RetFoundConfig
+    from .models.image_processing_retfound import RetFoundImageProcessor
     from .models.loading import STARTING_POINTS
+    from .models.modeling_retfound import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundModel
     from .pretraining.objectives import OBJECTIVES
     from .pretraining.pretrain import pretrain
     from .study.runner import run_study
@@ -38,8 +39,15 @@ _LAZY = {
     "METRICS": "evaluation.metrics",
     "MODALITIES": "vocabulary",
     "OBJECTIVES": "pretraining.objectives",
+    "PRESETS": "models.configuration_retfound",
     "PROBLEM_TYPES": "vocabulary",
     "Predictions": "evaluation.predictions",
+    "RetFoundBackbone": "models.backbones",
+    "RetFoundConfig": "models.configuration_retfound",
+    "RetFoundForImageClassification": "models.modeling_retfound",
+    "RetFoundForPreTraining": "models.modeling_retfound",
+    "RetFoundImageProcessor": "models.image_processing_retfound",
+    "RetFoundModel": "models.modeling_retfound",
     "STARTING_POINTS": "models.loading",
     "embed": "inference.embed",
     "evaluate": "inference.evaluate",
@@ -90,4 +98,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-register()
+# `retfound --help` answers before PyTorch is loaded, and loads no model.
+_PROGRAM, *_WORDS = [*sys.argv, ""]
+if os.path.basename(_PROGRAM) not in ("retfound", "retfound.exe") or _WORDS[0] not in ("", "-h", "--help"):
+    importlib.import_module(".models.backbones", __name__).register()

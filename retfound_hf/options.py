@@ -11,7 +11,7 @@ import logging
 import math
 import re
 import sys
-from argparse import Action, ArgumentDefaultsHelpFormatter
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +24,7 @@ CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 # `level`, `level=eye` or `level='eye'` in an error's message.
 FIELD = re.compile(r"`(\w+)(?:=([^`]*))?`")
 _fields: dict[str, str] = {}  # of the command that runs in this process, and how each is written there
+_values: dict[str, Any] = {}  # of its options
 
 
 def option(default: Any, help: str, low: float | None = None, high: float = math.inf, **ends: float) -> Any:
@@ -78,20 +79,54 @@ def parse_arguments(
     for each in (field for kind in types for field in dataclasses.fields(kind)):
         _fields[each.name] = each.name.upper() if each.metadata.get("positional") else f"--{each.name}"
     parser = _parser(types, description)
+    if argv is _ASK_FOR_PARSER:
+        raise _AskedForParser(parser)
     *parsed, unknown = parser.parse_args_into_dataclasses(
         args=words, return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
         known = [name for action in parser._actions for name in action.option_strings]
         raise _unknown_option(unknown[0], known)
+    _values.clear()
+    for each in parsed:
+        _values.update((field.name, getattr(each, field.name, None)) for field in dataclasses.fields(each))
     return tuple(parsed)
 
 
-def run_command(function: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:
-    """Run a command's function as a process does: 0 on success, 2 with a one-line reason on bad input."""
+def parsed_values() -> dict[str, Any]:
+    """Options of the command that runs in this process, by the names of their fields."""
+    return dict(_values)
+
+
+class _AskedForParser(Exception):
+    """Carries the parser of a command that is not run."""
+
+
+_ASK_FOR_PARSER: Sequence[str] = ("<parser>",)
+
+
+def parser_of(function: Callable[[Sequence[str] | None], Any]) -> ArgumentParser:
+    """Parser of a command, which is not run: the command parses its words before it does anything."""
+    try:
+        function(_ASK_FOR_PARSER)
+    except _AskedForParser as asked:
+        return asked.args[0]
+    raise TypeError(f"{function} parses no arguments")
+
+
+def run_command(
+    function: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None, quiet: bool = False
+) -> int:
+    """Run a command's function as a process does: 0 on success, 2 with a one-line reason on bad input.
+
+    Args:
+        function: of the command; it takes the words after its name.
+        argv: these words.
+        quiet: leave the notes out, not the warnings.
+    """
     _hide_script_folder()
     try:
-        with _notes_on_stderr():
+        with _notes_on_stderr(logging.WARNING if quiet else logging.INFO):
             function(argv)
     except RetFoundError as error:
         print(f"error: {with_flags(' '.join(str(error).split()), _fields)}", file=sys.stderr)
@@ -137,12 +172,12 @@ def build_arguments(types: Sequence[type], options: Mapping[str, Any]) -> tuple[
 
 
 @contextmanager
-def _notes_on_stderr() -> Iterator[None]:
-    """Print what the package logs for information, such as by what images were split, while a command runs."""
+def _notes_on_stderr(least: int) -> Iterator[None]:
+    """Print what the package logs from a level on, such as by what images were split, while a command runs."""
     log = logging.getLogger(__package__)
     handler, level = logging.StreamHandler(), log.level
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(least)
     try:
         yield
     finally:

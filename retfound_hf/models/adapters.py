@@ -23,6 +23,7 @@ from .configuration_retfound import ADAPTER_FILE
 
 HEAD = ("fc_norm.", "classifier.")
 HIGHEST_RANK = 4096
+PACKAGED = Path(__file__).parent / "weights"  # folders of weights that come with the package
 
 
 @contextmanager
@@ -61,7 +62,10 @@ def adapter_base(name_or_path: str | Path, **hub_options: Any) -> str:
             "base_model_name_or_path",
             model=name_or_path,
         )
-    return base
+    path = Path(base)
+    # An adapter on weights of the package, made where the package lay elsewhere.
+    is_packaged = path.parts[-4:-1] == PACKAGED.parts[-3:] and not path.exists()
+    return str(PACKAGED / path.name) if is_packaged else base
 
 
 def has_config(name_or_path: str | Path, **hub_options: Any) -> bool:

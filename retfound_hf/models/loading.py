@@ -16,7 +16,15 @@ from transformers import (
 )
 
 from ..errors import BadModelError, nearest, one_line
-from .adapters import HEAD, adapter_base, describe_adapted, errors_of_loading, has_config, head_size, merge_adapter
+from .adapters import (
+    HEAD,
+    adapter_base,
+    describe_adapted,
+    errors_of_loading,
+    has_config,
+    head_size,
+    merge_adapter,
+)
 from .backbones import (
     AUTO_CLASSES,
     BACKBONES,
@@ -47,6 +55,7 @@ class StartingPoint:
         make: the command that makes the folder, for weights that no `from_pretrained` reads as they are published.
         file: checkpoint in the repository, for those that `retfound fetch` converts.
         modality: of the images that they were trained on; None where it is not known.
+        folder: that holds them in this package, for those that come with it.
     """
 
     name: str
@@ -56,6 +65,7 @@ class StartingPoint:
     make: str | None = None
     file: str | None = None
     modality: str | None = None
+    folder: str | None = None
 
 
 def _official(name: str, repository: str, title: str, modality: str | None = None) -> StartingPoint:
@@ -116,6 +126,8 @@ def resolve(name_or_path: str) -> str:
         wrong = f"is an official checkpoint; convert it once with `retfound convert_checkpoint {name_or_path} FOLDER`"
     elif start is None:
         return name_or_path
+    elif start.folder is not None:
+        return start.folder
     elif start.make is None:
         return str(start.hub_id)
     else:
