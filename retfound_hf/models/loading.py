@@ -16,15 +16,7 @@ from transformers import (
 )
 
 from ..errors import BadModelError, nearest, one_line
-from .adapters import (
-    HEAD,
-    adapter_base,
-    describe_adapted,
-    errors_of_loading,
-    has_config,
-    head_size,
-    merge_adapter,
-)
+from .adapters import HEAD, adapter_base, describe_adapted, errors_of_loading, has_config, head_size, merge_adapter
 from .backbones import (
     AUTO_CLASSES,
     BACKBONES,
@@ -126,10 +118,8 @@ def resolve(name_or_path: str) -> str:
         wrong = f"is an official checkpoint; convert it once with `retfound convert_checkpoint {name_or_path} FOLDER`"
     elif start is None:
         return name_or_path
-    elif start.folder is not None:
-        return start.folder
     elif start.make is None:
-        return str(start.hub_id)
+        return start.folder or str(start.hub_id)
     else:
         where = "not published" if start.hub_id is None else f"published as {start.hub_id}, which is gated"
         wrong = (
@@ -435,15 +425,13 @@ def load_processor(
             return load_processor(adapter_base(name_or_path), image_size, crop)
         config = read_config(name_or_path)
         row = BACKBONES.get(getattr(config, "encoder_config", config).model_type, BACKBONES["retfound"])
-        stored = RetFoundImageProcessor.for_image_size(
-            getattr(config, "image_size", 224), image_mean=list(row.image_mean), image_std=list(row.image_std)
-        )
+        normalisation = {"image_mean": list(row.image_mean), "image_std": list(row.image_std)}
+        stored = RetFoundImageProcessor.for_image_size(getattr(config, "image_size", 224), **normalisation)
     elif not isinstance(stored, RetFoundImageProcessor) and type(read_config(name_or_path)) in AUTO_CLASSES:
         raise BadModelError(
             f"preprocessor_config.json of model {name_or_path} is for a {type(stored).__name__}, not for the model's "
-            f"{RetFoundImageProcessor.__name__}; restore the file",
-            model=name_or_path,
-        )
+            f"{RetFoundImageProcessor.__name__}; restore the file", model=name_or_path,
+        )  # fmt: skip
     if isinstance(stored, RetFoundImageProcessor) and image_size is None:
         processor = stored
     else:
@@ -451,10 +439,9 @@ def load_processor(
         own = dict(getattr(stored, "crop_size", None) or getattr(stored, "size", None) or {})
         processor = RetFoundImageProcessor.for_image_size(
             image_size or own.get("height") or own.get("shortest_edge") or 224,
-            image_mean=list(stored.image_mean),
-            image_std=list(stored.image_std),
+            image_mean=list(stored.image_mean), image_std=list(stored.image_std),
             do_fundus_crop=getattr(stored, "do_fundus_crop", True),
-        )
+        )  # fmt: skip
     if crop is not None:
         processor.do_fundus_crop = crop
     return processor
