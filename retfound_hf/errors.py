@@ -143,14 +143,15 @@ class MissingPackageError(RetFoundError):
     """Optional dependency that is not installed.
 
     Attributes:
-        package, extra: the package, and the extra of retfound-hf that brings it.
+        package, extra: the package, and the extra of retfound-hf that brings it, empty where none does.
     """
 
     package: str
     extra: str
 
-    def __init__(self, package: str, extra: str):
-        message = f"{package} is not installed; it comes with: pip install 'retfound-hf[{extra}]'"
+    def __init__(self, package: str, extra: str = ""):
+        wanted = f"'retfound-hf[{extra}]'" if extra else package
+        message = f"{package} is not installed; it comes with: pip install {wanted}"
         super().__init__(message, package=package, extra=extra)
 
 

@@ -6,6 +6,7 @@ This module alone knows that fields become flags: errors name fields in backtick
 import copy
 import dataclasses
 import errno
+import importlib.util
 import json
 import logging
 import math
@@ -18,7 +19,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .errors import BadArgumentError, RetFoundError, nearest, one_line, require_range, shown
+from .errors import (
+    BadArgumentError,
+    MissingPackageError,
+    RetFoundError,
+    nearest,
+    one_line,
+    require,
+    require_range,
+    shown,
+)
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 # `level`, `level=eye` or `level='eye'` in an error's message.
@@ -52,6 +62,43 @@ def check_ranges(options: Any) -> None:
         require_range(name, value, low if above is None else above, high, open_low=above is not None)
         if not value < below:
             raise BadArgumentError(f"`{name}={value}` must be below {below:g}", field=name, value=value)
+
+
+# Trackers of training with an extra of their name; of the others, the packages that are called otherwise.
+TRACKERS = ("tensorboard", "trackio", "wandb")
+PACKAGES = {"azure_ml": "azureml-core", "flyte": "flytekit"}
+
+
+def check_trackers(report_to: str | Iterable[str] | None, known: Iterable[str], installed: Iterable[str]) -> list[str]:
+    """Trackers that `report_to` asks for, without "none"; ["all"] for those that are installed.
+
+    Args:
+        report_to: one name or several.
+        known: names of the trackers that the engine of the training has.
+        installed: those whose package it found.
+
+    Raises:
+        BadArgumentError: a name that the engine does not know.
+        MissingPackageError: one whose package is not installed.
+    """
+    names = [report_to] if isinstance(report_to, str) else list(dict.fromkeys(report_to or []))
+    # Those that have an extra come first in what a message says is accepted.
+    accepted = list(dict.fromkeys(["none", "all", *TRACKERS, *sorted(known)]))
+    for name in names:
+        require("report_to", name, accepted)
+    found = {"none", "all", *installed}
+    for name in names:
+        if name not in found and not _is_there(package := PACKAGES.get(name, name)):
+            raise MissingPackageError(package, name if name in TRACKERS else "")
+    return ["all"] if "all" in names else [name for name in names if name != "none"]
+
+
+def _is_there(package: str) -> bool:
+    """Whether a package can be imported; an engine does not look for all that it knows."""
+    try:
+        return importlib.util.find_spec(package.replace("-", "_")) is not None
+    except ValueError:  # one that was put into sys.modules by hand
+        return True
 
 
 def parse_arguments(

@@ -5,8 +5,16 @@ from typing import Literal
 import pytest
 import yaml
 
-from retfound_hf.errors import BadArgumentError, RetFoundError
-from retfound_hf.options import build_arguments, check_ranges, option, parse_arguments, run_command, with_flags
+from retfound_hf.errors import BadArgumentError, MissingPackageError, RetFoundError
+from retfound_hf.options import (
+    build_arguments,
+    check_ranges,
+    check_trackers,
+    option,
+    parse_arguments,
+    run_command,
+    with_flags,
+)
 
 
 @dataclass
@@ -255,3 +263,35 @@ def test_numbers_outside_their_range_name_their_field(wrong):
 def test_ranges_leave_unset_and_fitting_numbers_alone():
     assert parse_arguments(Ranged, argv=["--share", "0"]) == (Ranged(share=0.0),)
     assert (Ranged().rate, Ranged().workers) == (None, 2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        (None, []), ("none", []), ([], []), (["none", "none"], []), ("trackio", ["trackio"]),
+        (["all", "none"], ["all"]),
+        (["wandb", "none", "trackio", "wandb"], ["wandb", "trackio"]),
+    ],
+)  # fmt: skip
+def test_trackers_that_are_there(asked, found):
+    assert check_trackers(asked, ["wandb", "trackio", "comet_ml"], ["wandb", "trackio"]) == found
+
+
+@pytest.mark.parametrize("name", ["wanbd", "TensorBoard", "trackio,wandb", ""])
+def test_an_unknown_tracker_is_named_with_those_that_are_known(name):
+    with pytest.raises(BadArgumentError) as error:
+        check_trackers(["trackio", name], ["comet_ml"], ["trackio"])
+    assert (error.value.field, error.value.value) == ("report_to", name)
+    assert {"none", "tensorboard", "trackio", "wandb", "comet_ml"} <= set(error.value.accepted)
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [("trackio", "trackio", "trackio"), ("no_such", "no_such", ""), ("azure_ml", "azureml-core", "")],
+)
+def test_a_tracker_without_its_package_comes_with_the_command_that_brings_it(name, package, extra, monkeypatch):
+    monkeypatch.setattr("retfound_hf.options._is_there", lambda package: False)
+    with pytest.raises(MissingPackageError) as error:
+        check_trackers(name, ["no_such", "azure_ml"], ["wandb"])
+    assert (error.value.package, error.value.extra) == (package, extra)
+    assert str(error.value).endswith("pip install 'retfound-hf[trackio]'" if extra else f"pip install {package}")

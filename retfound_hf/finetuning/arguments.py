@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import TrainingArguments
+from transformers import TrainingArguments, integrations
 
 from ..errors import BadArgumentError, RetFoundError, one_line, require, require_range
 from ..evaluation.metrics import lower_is_better
@@ -13,7 +13,7 @@ from ..evaluation.report import ReportArguments
 from ..inference.predict import forward_options
 from ..models.configuration_retfound import PRESETS
 from ..models.loading import STARTING_POINTS, accepted_weights
-from ..options import build_arguments
+from ..options import build_arguments, check_trackers
 from .methods import METHODS
 
 
@@ -155,7 +155,7 @@ class FinetuneTrainingArguments(TrainingArguments):
     )
     # HfArgumentParser reads unions of three by position.
     report_to: None | str | list[str] = field(  # noqa: RUF036
-        default="none", metadata={"help": "trackers, such as tensorboard"}
+        default="none", metadata={"help": "trackers: tensorboard, trackio, wandb, or others of Trainer"}
     )
     seed: int = field(default=0, metadata={"help": "seed of initialisation, shuffling and augmentation"})
     dataloader_num_workers: int = field(default=2, metadata={"help": "loader processes"})
@@ -169,7 +169,8 @@ class FinetuneTrainingArguments(TrainingArguments):
         require_range("label_smoothing_factor", self.label_smoothing_factor, 0, 0.99)
         if self.fp16 and not torch.accelerator.is_available():
             raise BadArgumentError("`fp16` needs a GPU, and there is none here", field="fp16", value=True)
-        self._check_trackers()
+        installed = integrations.get_available_reporting_integrations()
+        self.report_to = check_trackers(self.report_to, integrations.INTEGRATION_TO_CALLBACK, installed) or "none"
         self.remove_unused_columns = False  # there are none: the collator reads all
         for name, value in UNFIT.items():
             if getattr(self, name, None) == value:
@@ -192,17 +193,6 @@ class FinetuneTrainingArguments(TrainingArguments):
             super().__post_init__()
         except (ValueError, ImportError, RuntimeError) as error:  # options that exclude each other, or lack a package
             raise RetFoundError(f"options of the training: {one_line(error)}") from error
-
-    def _check_trackers(self) -> None:
-        """Raise for trackers that do not exist, or whose package is missing."""
-        from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
-
-        wanted = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
-        for name in set(wanted) - {"none", "all"}:
-            require("report_to", name, INTEGRATION_TO_CALLBACK)
-            if name not in get_available_reporting_integrations():
-                message = f"`report_to={name}` needs {name}, which is not installed: pip install {name}"
-                raise BadArgumentError(message, field="report_to", value=name)
 
 
 # Options of Trainer for data of other kinds, which would stop a run after its first steps or its first epoch.

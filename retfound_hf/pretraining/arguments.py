@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import Any, Literal, NamedTuple, get_type_hints
 
 import torch
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 
 from ..errors import BadArgumentError, require, require_range
 from ..models.configuration_retfound import PRESETS
-from ..options import build_arguments, check_ranges, option, parse_arguments
+from ..options import build_arguments, check_ranges, check_trackers, option, parse_arguments
 from ..vocabulary import MODALITIES
 from .objectives import OBJECTIVES
 from .objectives.base import RESNET, Objective, ObjectiveOptions, Recipe
@@ -173,13 +175,15 @@ class PretrainingArguments:
         "stop", "NaN or infinite loss: stop and name the images, or skip and count the step"
     )
     report_to: list[str] = field(
-        default_factory=lambda: ["none"], metadata={"help": "trackers of Accelerate, such as tensorboard or wandb"}
+        default_factory=lambda: ["none"],
+        metadata={"help": "trackers: tensorboard, trackio, wandb, or others of Accelerate"},
     )
 
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.max_steps <= 0:
             require_range("num_train_epochs", self.num_train_epochs, 0, open_low=True)
+        self.report_to = check_trackers(self.report_to, map(str, LoggerType), map(str, get_available_trackers()))
         require("optim", self.optim, (None, "adamw", "lars"))
         require("on_non_finite", self.on_non_finite, ("stop", "skip"))
         if self.fp16 and self.bf16:

@@ -128,14 +128,13 @@ def make_accelerator(args: PretrainingArguments, output_dir: Path) -> Accelerato
     """Accelerate as `accelerate launch` configured it, with the run's precision and trackers."""
     if torch.accelerator.is_available():
         torch.set_float32_matmul_precision("high")  # TF32 in what mixed precision leaves in float32
-    trackers = [name for name in args.report_to if name != "none"]
     try:
         accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
             # accelerate joins processes on CPUs only when it is told.
             cpu=not torch.accelerator.is_available(),
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            log_with=trackers or None,
+            log_with=args.report_to or None,
             project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / "trackers")),
             kwargs_handlers=[
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
@@ -145,12 +144,11 @@ def make_accelerator(args: PretrainingArguments, output_dir: Path) -> Accelerato
         )
     except (ValueError, ImportError) as error:
         raise RetFoundError(f"Accelerate refuses its settings: {error}") from error
-    if len(accelerator.log_with) < len(trackers):
-        raise BadArgumentError(
-            f"`report_to={' '.join(trackers)}`: not installed, or unknown to Accelerate",
-            field="report_to", value=trackers,
-        )  # fmt: skip
-    accelerator.init_trackers("retfound")
+    try:
+        accelerator.init_trackers("retfound")
+    except Exception as error:  # of any tracker's own kind, such as a missing login
+        refused = f"a tracker of `report_to={' '.join(args.report_to)}` does not start: {one_line(error)}"
+        raise BadArgumentError(refused, field="report_to", value=args.report_to) from error
     return accelerator
 
 

@@ -7,7 +7,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError, OutputError, RetFoundError
+from retfound_hf.errors import (
+    BadArgumentError,
+    BadDataError,
+    BadModelError,
+    MissingPackageError,
+    OutputError,
+    RetFoundError,
+)
 from retfound_hf.finetuning.finetune import main
 from retfound_hf.finetuning.finetune import run as run_finetuning
 from retfound_hf.models.loading import load_processor
@@ -176,3 +183,10 @@ def test_the_command_says_it_in_one_line_with_flags(planted, tmp_path, capsys, w
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and all(flag in line for flag in flags)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_refused_with_its_command(refused, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: [])
+    monkeypatch.setattr("retfound_hf.options._is_there", lambda package: False)
+    error = refused(report_to=["tensorboard", "none"])
+    assert isinstance(error, MissingPackageError) and error.extra == "tensorboard"

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError, RetFoundError
+from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError, MissingPackageError, RetFoundError
 from retfound_hf.options import run_command
 from retfound_hf.pretraining.arguments import PretrainingArguments, objective_arguments
 from retfound_hf.pretraining.objectives import OBJECTIVES
@@ -26,11 +26,12 @@ BAD_ARGUMENTS = [
     {"num_prototypes": 9, "objective": "simclr"}, {"mask_ratio": 0.5, "objective": "simclr"},
     {"sinkhorn_epsilon": 0, "objective": "swav"}, {"sinkhorn_epsilon": 0.03, "objective": "dino"},
     {"temperature": 0, "objective": "simclr"}, {"teacher_momentum": 1.1, "objective": "dino"},
+    {"report_to": "paper"}, {"report_to": ["trackio", "paper"]},
     {"config_name": "retfound-tiny", "objective": "simclr"}, {"image_size": 48, "objective": "simclr"},
 ]  # fmt: skip
 OTHERS = [
     ({"on_non_finite": "pray"}, RetFoundError), ({"max_step": 3}, RetFoundError),
-    ({"max_steps": "many"}, RetFoundError), ({"report_to": ["paper"]}, RetFoundError),
+    ({"max_steps": "many"}, RetFoundError),
     ({"train_data": ["/absent/shards"]}, BadDataError), ({"model_name_or_path": "/absent/model"}, RetFoundError),
 ]  # fmt: skip
 
@@ -145,3 +146,26 @@ def test_an_adapter_is_refused(start, tmp_path):
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(BadModelError):
         start(model_name_or_path=str(tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize("asked", ["trackio", ["none", "trackio"]])
+def test_a_tracker_that_is_not_installed_is_refused_with_its_command(asked, pretrain_words, tmp_path, monkeypatch):
+    monkeypatch.setattr("retfound_hf.pretraining.arguments.get_available_trackers", lambda: [])
+    monkeypatch.setattr("retfound_hf.options._is_there", lambda package: False)
+    with pytest.raises(MissingPackageError) as error:
+        PretrainingArguments(output_dir="out", report_to=asked)
+    assert error.value.package == error.value.extra == "trackio"
+    with pytest.raises(MissingPackageError):
+        main(pretrain_words(tmp_path / "out", report_to=asked))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tracker_that_does_not_start_ends_the_run_before_its_first_step(pretrain_words, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("no login\nhere")
+
+    monkeypatch.setattr("accelerate.Accelerator.init_trackers", refuse)
+    with pytest.raises(BadArgumentError) as error:
+        main(pretrain_words(tmp_path / "out", report_to="tensorboard"))
+    assert error.value.field == "report_to" and "no login here" in str(error.value)
+    assert not list(tmp_path.glob("out/*.json"))
