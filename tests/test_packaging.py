@@ -176,6 +176,10 @@ def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return programs
 
 
+def installed_version(python: Path, folder: Path) -> str:
+    return run([python, "-c", "from importlib.metadata import version; print(version('retfound-hf'))"], folder).strip()
+
+
 @pytest.mark.slow
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path):
     with zipfile.ZipFile(wheel) as file:
@@ -211,7 +215,8 @@ def test_every_command_runs_from_the_wheel(clean: Path, tmp_path: Path):
     def retfound(*words: str) -> str:
         return run([clean / "retfound", *words], tmp_path, **env)
 
-    assert all(name in retfound("--help") for name in COMMANDS)
+    listed = retfound("--help")
+    assert all(name in listed for name in COMMANDS)
     assert run([clean / "python", "-c", EVERY_HELP, *COMMANDS], tmp_path, **env).count("usage:") == len(COMMANDS)
 
     retfound("make_synthetic", "images", "--modality", "cfp", "--num_patients", "30", "--image_size", "64")
@@ -220,7 +225,7 @@ def test_every_command_runs_from_the_wheel(clean: Path, tmp_path: Path):
     retfound("finetune", *fit, *quick, "--output_dir", "classifier")
     retfound("evaluate", "--model_name_or_path", "classifier", *quick, "--output_dir", "evaluation")
     save_noise(tmp_path / "eye.png", size=(64, 64))
-    retfound("explain", "--model_name_or_path", "classifier", "--image", "eye.png", "--output_dir", "maps")
+    retfound("explain", "--model_name_or_path", "classifier", "--data", "eye.png", "--output_dir", "maps")
     version = f"retfound_hf {retfound_hf.__version__}"
     assert version in (tmp_path / "classifier" / "README.md").read_text(encoding="utf-8")
     for name in ("classifier/report.html", "evaluation/metrics.json", "maps"):
@@ -265,3 +270,75 @@ def test_wheel_installs_and_compiles_under_each_python(version: str, wheel: Path
         shutil.copy(place / f"{name}.py", front)
     code = "from front import errors, files, processes, record, vocabulary; print(record.versions()['retfound-hf'])"
     assert run([python, "-c", code], tmp_path).strip() == retfound_hf.__version__
+
+
+@pytest.mark.slow
+def test_wheelhouse_installs_without_a_network(tmp_path: Path):
+    """By its own two lines, but without the dependencies, 4 GB."""
+    offline = ("--no-deps", "--no-index", "--no-build-isolation")
+    words = ["bash", ROOT / "scripts" / "make_wheelhouse.sh", "house", "app,dicom", *offline]
+    said = run(words, tmp_path, PYTHON=sys.executable)
+    assert [path.name for path in (tmp_path / "house").iterdir()] == [
+        f"retfound_hf-{retfound_hf.__version__}-py3-none-any.whl"
+    ]
+    make, install = (line.strip() for line in said.splitlines()[-2:])
+    assert "'retfound-hf[app,dicom]'" in install
+    run(["bash", "-euc", f"{make.replace('python3', sys.executable)}\n{install} --no-deps"], tmp_path)
+    assert installed_version(tmp_path / "retfound" / "bin" / "python", tmp_path) == retfound_hf.__version__
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Instructions of the Dockerfile, and what each is given."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.M).replace("\\\n", " ")
+    return [
+        (name, rest.strip()) for name, _, rest in (line.partition(" ") for line in text.splitlines() if line.strip())
+    ]
+
+
+def test_the_container_runs_the_command_as_a_user_without_rights():
+    last = dict(instructions())
+    assert last["ENTRYPOINT"] == '["retfound"]' and last["USER"] not in ("0", "root")
+    names = [name for name, _ in instructions()]
+    assert names.index("USER") > max(index for index, name in enumerate(names) if name == "RUN")
+    assert [rest for name, rest in instructions() if name == "COPY"] == [". /src"]
+
+
+def test_the_dockerfile_has_no_fault_that_its_linter_knows():
+    linter = shutil.which("hadolint") or Path(sys.executable).with_name("hadolint")
+    if not Path(linter).exists():
+        pytest.skip("needs hadolint")
+    run([linter, "Dockerfile"], ROOT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("device", "index"), [("cpu", ["--index-url"]), ("cuda", []), ("tpu", None)])
+def test_the_steps_of_the_container_in_order(device: str, index: list[str] | None, tmp_path: Path):
+    """In a new environment, on the files that .dockerignore lets through; what pip would fetch is written down."""
+    kept = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert kept[1] == "*" and "**/__pycache__" in kept
+    for name in (line.removeprefix("!") for line in kept if line.startswith("!")):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        (tmp_path / "src").mkdir(exist_ok=True)
+        copy(ROOT / name, tmp_path / "src" / name)
+    run([sys.executable, "-m", "venv", "env"], tmp_path)
+    pip = """pip() {
+        case "$*" in *torch*) echo "$@" >> fetched; return ;; esac
+        "$PYTHON" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir built "${@: -1}" &&
+            env/bin/pip install --quiet --no-deps --no-index built/*.whl
+    }
+    useradd() { mkdir -p home/retfound; }
+    """
+    steps = [rest for name, rest in instructions() if name == "RUN"]
+    steps = [f"{{ {step}; }} || exit" for step in steps]
+    here = "\n".join(steps).replace("/src", f"{tmp_path}/src").replace("/home", f"{tmp_path}/home")
+    words = ["bash", "-euc", pip + here]
+    env = {"DEVICE": device, "EXTRAS": "app,dicom", "PYTHON": sys.executable}
+    if index is None:
+        with pytest.raises(AssertionError, match="accepted: cpu, cuda"):
+            run(words, tmp_path, **env)
+        return
+    run(words, tmp_path, **env)
+    fetched = (tmp_path / "fetched").read_text().split()
+    assert {"install", "torch", "torchvision", *index} <= set(fetched) and ("--index-url" in fetched) == bool(index)
+    assert not (tmp_path / "src").exists()
+    assert installed_version(tmp_path / "env" / "bin" / "python", tmp_path) == retfound_hf.__version__
