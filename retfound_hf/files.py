@@ -385,6 +385,11 @@ def read_json(path: str | Path, kind: type = dict, absent: Any = None) -> Any:
     return content
 
 
+def is_remote(source: str | Path) -> bool:
+    """Whether a source is an address such as `s3://bucket/my-shards`."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", str(source)) is not None
+
+
 def identities(folder: str | Path) -> list[tuple[str, int, int]]:
     """Path, size and time of change of every file directly in `folder`; empty where that is not a folder."""
     files = [str(path) for path in sorted(Path(folder).glob("*")) if path.is_file()]

@@ -9,7 +9,9 @@ import torch
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
+from ..data.remote import check_address
 from ..errors import BadArgumentError, require, require_range
+from ..files import is_remote
 from ..models.configuration_retfound import PRESETS
 from ..options import build_arguments, check_ranges, check_trackers, option, parse_arguments
 from ..vocabulary import MODALITIES
@@ -105,7 +107,10 @@ def objective_arguments() -> type:
 class DataArguments:
     train_data: list[str] = field(
         default_factory=list,
-        metadata={"help": "folders of shards made by prepare_images, parquet files, or Hub dataset ids; several join"},
+        metadata={
+            "help": "folders of shards made by prepare_images, parquet files (both also as s3://, gs://, hf://), or "
+            "Hub dataset ids; several join"
+        },
     )
     image_root: str | None = option(
         None, "folder of the image files, for shards that hold paths in place of images; default: the shards' folder"
@@ -132,6 +137,8 @@ class DataArguments:
                 "`train_data` is missing; pass a folder of shards made by prepare_images", field="train_data"
             )
         check_ranges(self)
+        for source in filter(is_remote, self.train_data):
+            check_address(source, "train_data")
 
 
 @dataclass

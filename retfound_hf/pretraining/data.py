@@ -25,7 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from ..data.image_sources import encoded_bytes, find_shards, roots_of, with_place
+from ..data.remote import list_remote
 from ..errors import BadArgumentError, BadDataError, RetFoundError, UnreadableImageError, one_line
+from ..files import is_remote
 from ..hub_access import look_up_data_set
 from ..images.reading import check_pixels, check_scans, read_image, to_tensor
 from ..processes import exit_with_parent
@@ -194,7 +196,8 @@ def open_shards(
     `datasets` converts parquet files into its cache once; later runs map that.
 
     Args:
-        sources: folders with parquet files in them, parquet files, or Hub ids; the latter are fetched.
+        sources: folders with parquet files in them, parquet files, either of them here or in an object store, or Hub
+            ids; what is not here is fetched.
         cache_dir: of `datasets`.
         image_root: see `roots_of`.
 
@@ -205,12 +208,15 @@ def open_shards(
 
     tables = []
     for source in sources:
-        path = Path(source)
+        path, remote = Path(source), is_remote(source)
         files = [str(shard) for shard in find_shards(path)] if path.is_dir() else [source]
-        if path.exists() and not (files and files[0].endswith(".parquet")):
+        if remote:
+            folder, members = list_remote(source, "train_data")
+            files = [f"{folder}/{member}" for member in members]
+        if (path.exists() or remote) and not (files and files[0].endswith(".parquet")):
             raise no_shards(source)
         try:
-            if path.exists():
+            if path.exists() or remote:
                 # `load_dataset` would count the load on a server.
                 table = datasets.Dataset.from_parquet(files, split="train", cache_dir=cache_dir)
             else:

@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from ..errors import BadArgumentError, RetFoundError, one_line
-from ..files import exclusive_folder, move_into, refuse_existing
+from ..files import exclusive_folder, is_remote, move_into, refuse_existing
 from ..images.reading import modality_mismatch
 from ..models.cards import base_metadata, cost_text, describe_preprocessing, describe_start, write_card
 from ..models.image_processing_retfound import RetFoundImageProcessor
@@ -60,7 +60,7 @@ def pretrain(train_data: str | Path | Sequence[str | Path], output_dir: str | Pa
     """Pretrain on image shards, and write a model folder.
 
     Args:
-        train_data: folders of shards made by prepare_images, parquet files, or Hub ids.
+        train_data: folders of shards made by prepare_images, parquet files (also s3://, gs://, hf://), or Hub ids.
         output_dir: new folder; see `overwrite_output_dir` and `resume_from_checkpoint`.
         **options: the flags of `retfound pretrain`: `config_name`, `model_name_or_path`, `objective` and its options,
             `num_train_epochs` and so on. One of the first two is needed.
@@ -307,7 +307,7 @@ def write_pretrained_card(folder: Path, name: str, arguments: Arguments, loop: L
     objective, base = arguments.objective.objective_class, arguments.model.model_name_or_path
     metadata: dict[str, Any] = {"pipeline_tag": "image-feature-extraction", **base_metadata(base)}
     start = f"{'the weights of ' if base else ''}{describe_start(base, arguments.model.config_name)}"
-    on_hub = [source for source in arguments.data.train_data if not Path(source).exists()]
+    on_hub = [source for source in arguments.data.train_data if not (Path(source).exists() or is_remote(source))]
     if on_hub:
         metadata["datasets"] = on_hub
     sources = [f"`{source if source in on_hub else Path(source).name}`" for source in arguments.data.train_data]

@@ -1,5 +1,6 @@
-"""Shards of a stream: parquet files on this machine and on the Hub, listed by their footers, downloaded one by one."""
+"""Shards of a stream: parquet files here, on the Hub or in object stores, listed by their footers, fetched singly."""
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -15,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.image_sources import find_shards, roots_of
+from ..data.remote import fetch_remote, list_remote, open_remote
 from ..errors import BadDataError, HubAccessError, RetFoundError, one_line
+from ..files import is_remote
 from ..hub_access import is_connection_error
 
 RETRY_WAITS = (1, 5, 20, 60, 180)  # seconds: a run of weeks outlives a network that is gone for minutes
@@ -29,9 +32,9 @@ class StreamShard:
     """Parquet file with a column `image` (`bytes` and `path`) and mostly `id`.
 
     Attributes:
-        source: Hub id of the data set, or an empty string for a local file.
-        path: of the file, within the data set or on this machine.
-        revision: commit of the data set, so that a run and its resumption see the same images.
+        source: Hub id of the data set, address of a folder in an object store, or an empty string for a local file.
+        path: of the file, within the source or on this machine.
+        revision: commit of the data set, so that a run and its resumption see the same images; empty for others.
         rows: images in it.
         member: path of the file within its source, wherever that lies.
         content: hash of the bytes.
@@ -53,7 +56,7 @@ class StreamShard:
     def read(
         self, convert: Callable[[Path], T], folder: Path | None = None, check: Callable[[], None] = lambda: None
     ) -> T:
-        """`convert` of the file, which is downloaded first if it lies on the Hub, and removed after.
+        """`convert` of the file, which is downloaded first if it lies elsewhere, and removed after.
 
         Args:
             convert: from the path of the file to what is wanted.
@@ -62,7 +65,7 @@ class StreamShard:
 
         Raises:
             HubAccessError: several tries failed.
-            BadDataError: a local file is gone or not readable any more, or the file is damaged.
+            BadDataError: a file is gone or not readable any more, damaged, or in a store another one by now.
         """
         check()
         if not self.source:
@@ -88,12 +91,23 @@ class StreamShard:
             return Path(self.path)
 
     def _download(self, folder: str) -> Path:
+        if is_remote(self.source):
+            file = fetch_remote(self.source, self.path, Path(folder, "shard.parquet"))
+            with open(file, "rb") as opened:
+                if _content_of_footer(opened) != self.content:
+                    raise BadDataError(
+                        f"shard {self.name} was replaced during the run; bring the old one back",
+                        rows=[self.member], source=self.source,
+                    )  # fmt: skip
+            return file
         from huggingface_hub import hf_hub_download
 
         place = {"repo_type": "dataset", "revision": self.revision, "local_dir": folder}
         return Path(hf_hub_download(self.source, self.path, **place))  # resumes, and checks the size
 
-    def _unfetched(self, error: Exception) -> HubAccessError:
+    def _unfetched(self, error: Exception) -> RetFoundError:
+        if is_remote(self.source):
+            return error if isinstance(error, BadDataError) else self._unreadable(error)
         return HubAccessError(
             f"shard {self.name} cannot be fetched ({one_line(error)}); check the network and your access, and go on "
             "with `resume_from_checkpoint=latest`",
@@ -133,6 +147,8 @@ def _may_pass(error: Exception) -> bool:
     """Whether another try may succeed: a network that is gone, a Hub that is busy."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    if isinstance(error, OSError) and error.errno in (errno.EBUSY, errno.EIO, errno.ETIMEDOUT):  # of object stores
+        return True
     if isinstance(error, HfHubHTTPError) and error.response is not None:
         return error.response.status_code in (408, 429) or error.response.status_code >= 500
     return isinstance(error, LocalEntryNotFoundError) or is_connection_error(error)
@@ -183,6 +199,8 @@ def list_shards(
 
 def _list_source(source: str, revision: str | None) -> list[StreamShard]:
     path = Path(source)
+    if is_remote(source):
+        return _list_store(source)
     if not path.exists():
         return _list_hub(source, revision)
     files = find_shards(path) if path.is_dir() else [path] if path.suffix == ".parquet" else []
@@ -194,6 +212,18 @@ def _list_source(source: str, revision: str | None) -> list[StreamShard]:
                                                                 file.relative_to(root).as_posix()))
         for file in files
     ]  # fmt: skip
+
+
+def _list_store(source: str) -> list[StreamShard]:
+    folder, members = list_remote(source, "train_data")
+    if not members:
+        raise no_shards(source)
+
+    def look(member: str) -> StreamShard:
+        return StreamShard(folder, member, "", *_read_footer(partial(open_remote, folder, member), source, member))
+
+    with ThreadPoolExecutor(LISTING_THREADS) as threads:
+        return list(threads.map(look, members))
 
 
 def _list_hub(source: str, revision: str | None) -> list[StreamShard]:
@@ -244,7 +274,8 @@ def _read_footer(open_file: Callable[[], Any], source: str, member: str) -> tupl
     try:
         with open_file() as file:
             footer = pq.ParquetFile(file)
-            content = _content(file)
+            content = _listed_hash(file) if not is_remote(source) else ""
+            content = content or _content_of_footer(file)
     except Exception as error:  # not parquet, cut off, of the network
         raise BadDataError(
             f"`train_data={source}` has a shard that cannot be read: {member} ({one_line(error)})",
@@ -255,13 +286,14 @@ def _read_footer(open_file: Callable[[], Any], source: str, member: str) -> tupl
     return footer.metadata.num_rows, member, content
 
 
-def _content(file: Any) -> str:
-    """The hash that the Hub lists, or the size and a hash of the footer, which has the sizes of all columns."""
+def _listed_hash(file: Any) -> str:
+    """The hash that the Hub lists for its files, or an empty string."""
     listed = getattr(file, "details", {})
-    if listed.get("lfs"):
-        return listed["lfs"]["sha256"]
-    if listed.get("blob_id"):
-        return listed["blob_id"]
+    return listed["lfs"]["sha256"] if listed.get("lfs") else listed.get("blob_id") or ""
+
+
+def _content_of_footer(file: Any) -> str:
+    """The size of a file and a hash of the footer, which has the sizes of all columns."""
     size = file.seek(0, os.SEEK_END)
     file.seek(size - 8)
     length = int.from_bytes(file.read(4), "little")

@@ -347,7 +347,7 @@ def open_stream(
     )  # fmt: skip
     facts = {
         "fingerprint": fingerprint,
-        "revisions": {shard.source: shard.revision for shard in shards if shard.source},
+        "revisions": {shard.source: shard.revision for shard in shards if shard.revision},
         "stream": {"processes": processes, "mixed_shards": data_args.mixed_shards},
     }
     return table, order, facts
