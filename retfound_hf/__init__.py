@@ -1,11 +1,14 @@
 """RETFound, the retinal foundation model (Zhou et al., Nature 2023), native to Hugging Face Transformers.
 
-Importing the package registers its models with the Auto classes; everything else is imported when it is first used.
+Importing the package tells the Auto classes of its models; everything else, torch and transformers included, is
+imported when it is first used.
 """
 
 import importlib
-import os
 import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .errors import RetFoundError
@@ -88,17 +91,64 @@ __all__ = [
 ]
 
 
+# Names that transformers asks for, by the tables below.
+_ASKED_FOR = {
+    "RetFoundImageProcessorPil": "models.image_processing_retfound",
+    "StockEncoderConfig": "models.backbones",
+}
+# Model type -> its configuration, and the layers that LoRA adapts where no others are named.
+_MODEL_TYPES = {
+    "retfound": ("RetFoundConfig", ["query", "value"]),
+    "retfound_stock": ("StockEncoderConfig", ["q_proj", "v_proj"]),
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    module = _LAZY.get(name) or _ASKED_FOR.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return globals().setdefault(name, getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name))
+    return globals().setdefault(name, getattr(importlib.import_module(f".{module}", __name__), name))
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# `retfound --help` answers before PyTorch is loaded, and loads no model.
-_PROGRAM, *_WORDS = [*sys.argv, ""]
-if os.path.basename(_PROGRAM) not in ("retfound", "retfound.exe") or _WORDS[0] not in ("", "-h", "--help"):
-    importlib.import_module(".models.backbones", __name__).register()
+def _name_models(tables: ModuleType) -> None:
+    """Name the model types where transformers names its own, which it imports by name when one is asked for."""
+    processors = {"torchvision": "RetFoundImageProcessor", "pil": "RetFoundImageProcessorPil"}
+    for model_type, (config, _) in _MODEL_TYPES.items():
+        sys.modules[f"transformers.models.{model_type}"] = sys.modules[__name__]
+        tables.CONFIG_MAPPING_NAMES[model_type] = config
+        tables.IMAGE_PROCESSOR_MAPPING_NAMES[model_type] = processors
+
+
+def _name_lora_targets(constants: ModuleType) -> None:
+    """Tell a `LoraConfig` without target modules where to go."""
+    targets = {model_type: names for model_type, (_, names) in _MODEL_TYPES.items()}
+    constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.update(targets)
+
+
+# Tables of other libraries that this package adds to once they are imported: to import them here would take seconds.
+_TABLES = {"transformers.models.auto.auto_mappings": _name_models, "peft.utils.constants": _name_lora_targets}
+
+
+class _TableLoader(SourceFileLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        _TABLES[module.__name__](module)
+
+
+class _TableFinder(MetaPathFinder):
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target) if name in _TABLES else None
+        if spec is not None and spec.origin is not None:
+            spec.loader = _TableLoader(name, spec.origin)
+        return spec
+
+
+sys.meta_path.insert(0, _TableFinder())
+for _table in _TABLES.keys() & sys.modules.keys():
+    _TABLES[_table](sys.modules[_table])
+if "transformers.models.auto.configuration_auto" in sys.modules:  # which has copied the table
+    importlib.import_module(".models", __name__)

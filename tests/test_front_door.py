@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from tiny import save_classifier
 
 import retfound_hf as rf
 from retfound_hf.errors import OutputError
+from retfound_hf.models.backbones import AUTO_CLASSES, SPLIT
 
 SOURCE = Path(rf.__file__)
 
@@ -42,12 +44,52 @@ def test_functions_are_documented(name: str):
         assert "Args:" in inspect.getdoc(function)
 
 
-def test_import_is_light():
-    """No Trainer, no scikit-learn, no matplotlib, no pandas before they are needed."""
-    code = "import retfound_hf, sys; print(*sorted(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    heavy = {"sklearn", "matplotlib", "pandas", "datasets", "transformers.trainer", "captum"}
-    assert not heavy & set(loaded)
+LIBRARIES = {"torch", "torchvision", "transformers", "peft", "pandas", "scipy", "datasets"}
+NOT_FOR_MODELS = {"sklearn", "matplotlib", "datasets", "transformers.trainer", "captum", "peft"}
+
+
+def modules_after(code: str, *words: Path) -> set[str]:
+    """Modules that a fresh process has imported after `code`, which finds `words` in `sys.argv[1:]`."""
+    code = f"import sys\n{code}\nprint('imported:', *sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return set(run.stdout.rpartition("imported:")[2].split())
+
+
+@pytest.mark.parametrize("code", ["import retfound_hf", "from retfound_hf.cli import main; main(['--help'])"])
+def test_import_and_help_need_no_library(code):
+    assert not LIBRARIES & modules_after(code)
+
+
+def test_a_model_is_loaded_without_what_trains_and_draws(tmp_path):
+    folder = save_classifier(tmp_path / "classifier", ("a", "b"))
+    loaded = modules_after("import retfound_hf as rf; rf.load_classifier(sys.argv[1])", folder)
+    assert "torch" in loaded and not NOT_FOR_MODELS & loaded
+
+
+# The Auto classes come before or after the package, and the image processor may be what is first asked for.
+ASKED = """
+import retfound_hf
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
+assert type(AutoImageProcessor.from_pretrained(sys.argv[1])) is retfound_hf.RetFoundImageProcessor
+assert type(AutoModelForImageClassification.from_pretrained(sys.argv[1])) is retfound_hf.RetFoundForImageClassification
+from peft import LoraConfig, get_peft_model
+adapted = get_peft_model(AutoModel.from_pretrained(sys.argv[1]), LoraConfig())
+assert adapted.peft_config["default"].target_modules == {"query", "value"}
+"""
+
+
+@pytest.mark.parametrize("before", ["", "from transformers import AutoModel; import peft"])
+def test_auto_classes_know_the_models_whatever_is_imported_first(tmp_path, before):
+    modules_after(before + ASKED, save_classifier(tmp_path / "classifier", ("a", "b")))
+
+
+def test_names_for_transformers_are_those_of_the_classes():
+    assert {kind.model_type: kind.__name__ for kind in AUTO_CLASSES} == {
+        name: config for name, (config, _) in rf._MODEL_TYPES.items()
+    }
+    targets = {name: layers for name, (_, layers) in rf._MODEL_TYPES.items()}
+    assert targets == {"retfound": ["query", "value"], "retfound_stock": [SPLIT["query"], SPLIT["value"]]}
 
 
 NOWHERE = "nowhere"  # reading it would be another error

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import PIL
 import torch
-import torchvision
 from PIL import Image
 
 from ..errors import BadDataError, UnreadableImageError, join_names, require, require_range
@@ -289,6 +288,8 @@ def _write(folder: Path, rows: pd.DataFrame, decoder: _Decoder, num_workers: int
 
 def fingerprint(rows: pd.DataFrame, *options: object) -> str:
     """Hash of a set's images and of `options`, the versions of the crop rule and the decoding libraries included."""
+    import torchvision
+
     versions = (CACHE_VERSION, CROP_VERSION, PIL.__version__, torchvision.__version__, options)
     digest = hashlib.blake2b(repr(versions).encode(), digest_size=16)
     for name, image in zip(rows["id"], rows["image"], strict=True):

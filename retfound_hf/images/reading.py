@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode, functional
+from torch.nn import functional
 
 from ..errors import BadDataError, MissingPackageError, UnreadableImageError, one_line
 from ..vocabulary import MODALITIES
@@ -36,12 +36,20 @@ def apply_in_row_chunks(values: np.ndarray, to_eight_bits: Callable[[np.ndarray]
 def resize(image: Image.Image, size: Mapping[str, int]) -> Image.Image:
     """An 8-bit RGB image resized bicubically and antialiased, to the bit as the image processor does.
 
+    By the function that torchvision calls: to import torchvision takes a process longer than a hundred photographs.
+
     Args:
         size: `{"height": ..., "width": ...}`, or `{"shortest_edge": ...}` to keep the shape.
     """
-    target = [size["shortest_edge"]] if size.get("shortest_edge") else [size["height"], size["width"]]
-    resized = functional.resize(to_tensor(image), target, InterpolationMode.BICUBIC, antialias=True)
-    return Image.fromarray(resized.permute(1, 2, 0).contiguous().numpy())
+    if shortest := size.get("shortest_edge"):
+        height, width = (int(shortest * side / min(image.size)) for side in (image.height, image.width))
+    else:
+        height, width = size["height"], size["width"]
+    if (width, height) == image.size:
+        return image
+    rows = to_tensor(image).permute(1, 2, 0)[None]
+    resized = functional.interpolate(rows.permute(0, 3, 1, 2), (height, width), mode="bicubic", antialias=True)
+    return Image.fromarray(resized[0].permute(1, 2, 0).contiguous().numpy())
 
 
 def to_tensor(image: Image.Image, box: tuple[int, int, int, int] | None = None) -> Tensor:

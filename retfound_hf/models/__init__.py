@@ -1,1 +1,5 @@
-"""Configuration, models, image processor and the conversion of official checkpoints."""
+"""Configuration, models, image processor, loading of any weights; registered with the Auto classes."""
+
+from .backbones import register
+
+register()

@@ -356,19 +356,13 @@ AUTO_CLASSES: dict[type[PreTrainedConfig], dict[Any, type[PreTrainedModel]]] = {
 
 
 def register() -> None:
-    """Make every Auto class, and `LoraConfig` without target modules, know the model types of this package."""
-    # Half a second, and the only moment at which a later bare `LoraConfig()` can be told where to go.
-    from peft.utils import constants
-
+    """Make every Auto class know the model types of this package."""
     for config, classes in AUTO_CLASSES.items():
         AutoConfig.register(config.model_type, config, exist_ok=True)
         for auto_class, model_class in classes.items():
             auto_class.register(config, model_class, exist_ok=True)
         processors = {"torchvision": RetFoundImageProcessor, "pil": RetFoundImageProcessorPil}
         AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
-        names = {} if config is RetFoundConfig else SPLIT
-        targets = [names.get(name, name) for name in ("query", "value")]
-        constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[config.model_type] = targets
 
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
