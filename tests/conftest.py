@@ -58,3 +58,12 @@ def hub_here(hub, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
     return hub
+
+
+@pytest.fixture
+def cluster_here(monkeypatch):
+    """A cluster whose jobs run in this process, one after the other."""
+    submitit = pytest.importorskip("submitit", reason="submitit is not installed")
+    from submitit.local.debug import DebugExecutor
+
+    monkeypatch.setattr(submitit, "AutoExecutor", lambda folder, cluster: DebugExecutor(folder))

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "retfound_hf"
 FLOORS = {
-    "errors": 0, "options": 0, "files": 0, "record": 0, "vocabulary": 0, "hub_access": 0, "processes": 0,
+    "errors": 0, "options": 0, "files": 0, "cluster": 0, "record": 0, "vocabulary": 0, "hub_access": 0, "processes": 0,
     "images": 1, "evaluation": 1,
     "models": 2, "data": 2,
     "inference": 3,

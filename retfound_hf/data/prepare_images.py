@@ -7,7 +7,8 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow.parquet as pq
 
+from ..cluster import ClusterArguments
 from ..errors import BadArgumentError, BadDataError, OutputError, UnreadableImageError, require, require_range
 from ..files import atomic_file, exclusive_folder, output_faults, read_rows, rows_of_csv
 from ..hub_access import translate_hub_errors
@@ -26,7 +28,7 @@ from ..record import write_run_record
 from ..vocabulary import MODALITIES
 from .image_cache import Preparer
 from .image_sources import ImageSource
-from .shards import RECORDS, Records, Share, make_shards, number_images, shard_features
+from .shards import RECORDS, Records, make_shards, number_images, shard_features
 from .stored_images import open_source
 
 if TYPE_CHECKING:
@@ -80,9 +82,6 @@ class PrepareArguments:
     min_side: int = field(default=64, metadata={"help": "reject images with fewer pixels on the shorter side"})
     shard_size: int = field(default=5000, metadata={"help": "source images for each shard"})
     num_workers: int | None = field(default=None, metadata={"help": "processes; by default one for each usable core"})
-    part: str | None = field(
-        default=None, metadata={"help": "i/n: every n-th shard from the i-th, for n machines that share the work"}
-    )
     split: str | None = field(default=None, metadata={"help": "of a data set; all of its splits by default"})
     image_column: str = field(default="image", metadata={"help": "of a table or a data set"})
     image_root: str | None = field(default=None, metadata={"help": "folder of the relative paths of a table or set"})
@@ -111,23 +110,6 @@ class PrepareArguments:
         if self.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
             message = f"`push_to_hub={self.push_to_hub}` is not the id of a data set; give ORG/NAME"
             raise BadArgumentError(message, field="push_to_hub", value=self.push_to_hub)
-        if self.share.count > 1 and self.overwrite_output_dir:
-            raise BadArgumentError(
-                "`overwrite_output_dir` with `part` would remove the other parts' shards; remove the folder yourself "
-                "before the parts begin",
-                field="overwrite_output_dir", value=True,
-            )  # fmt: skip
-
-    @property
-    def share(self) -> Share:
-        """`part` as numbers, (1, 1) for the whole."""
-        if self.part is None:
-            return Share()
-        match = re.fullmatch(r"(\d+)/(\d+)", self.part)
-        if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            message = f"`part={self.part}` is not i/n with i from 1 to n; give such as 1/8 to 8/8"
-            raise BadArgumentError(message, field="part", value=self.part)
-        return Share(int(match[1]), int(match[2]))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -186,23 +168,24 @@ def prepare_images(source: str | Path, out: str | Path, modality: str, **options
         source: folder of images, table with a column `image`, folder of parquet shards, or Hub id.
         out: folder to write.
         modality: key of `MODALITIES`; colour fundus photographs are cropped to the field of view.
-        options: other fields of `PrepareArguments`, such as `image_size=224, keep_columns=["age"]`.
+        options: other fields of `PrepareArguments`, such as `image_size=224, keep_columns=["age"]`, and of
+            `ClusterArguments`.
 
     Raises:
         BadArgumentError, BadDataError, OutputError: an option, the source or the folder does not fit.
     """
     given = {"source": str(source), "out": str(out), "modality": modality, **options}
-    (arguments,) = build_arguments([PrepareArguments], given)
-    return run_preparation(arguments)
+    return run_preparation(*build_arguments([PrepareArguments, ClusterArguments], given))
 
 
-def run_preparation(arguments: PrepareArguments) -> PreparedShards:
+def run_preparation(arguments: PrepareArguments, cluster: ClusterArguments) -> PreparedShards:
     """Prepare what is not prepared yet, and write the card and `run.json`; see `prepare_images`."""
-    with exclusive_folder(arguments.out, arguments.part or ""):
-        return _run(arguments)
+    cluster.refuse_overwriting(arguments.overwrite_output_dir)
+    with exclusive_folder(arguments.out, cluster.part or ""):
+        return _run(arguments, cluster)
 
 
-def _run(arguments: PrepareArguments) -> PreparedShards:
+def _run(arguments: PrepareArguments, cluster: ClusterArguments) -> PreparedShards:
     started, out = time.time(), Path(arguments.out)
     if out.resolve().is_relative_to(Path(arguments.source).resolve()):
         message = f"output folder {out} lies in the source {arguments.source}; choose one outside of it"
@@ -216,19 +199,31 @@ def _run(arguments: PrepareArguments) -> PreparedShards:
     )
     records = Records(out, source.name, arguments.options)
     records.open(arguments.overwrite_output_dir)
+    units = -(-len(source) // arguments.shard_size)
     crop = MODALITIES[arguments.modality].crop
     preparer = Preparer(arguments.image_size, crop, arguments.min_side, arguments.image_format, arguments.quality)
     _warn_of_modality(source, preparer, arguments.modality)
     num_workers = arguments.num_workers or usable_cores()
     began = time.time()
-    read = make_shards(source, records, preparer, arguments.share, num_workers)
+    if cluster.cluster is None:
+        read = make_shards(source, records, preparer, cluster.share, num_workers)
+    else:
+        parts = source.parts(arguments.shard_size)
+        left = [part.index for part in parts if not records.is_done(part)]
+        task = partial(run_preparation, replace(arguments, overwrite_output_dir=False, push_to_hub=None))
+        shares = [share for share in cluster.shares if any(map(share.owns, left))]
+        done = cluster.run(task, out, shares)
+        read, num_workers = sum(each.images_read for each in done), sum(each.num_workers for each in done)
+        records.remove_beyond(source, cluster.share)
     made = _summarise(
         records,
-        units_in_source=-(-len(source) // arguments.shard_size),
+        units_in_source=units,
         images_read=read,
         images_per_second=round(read / (time.time() - began), 1),
         num_workers=num_workers,
     )
+    if made.units == units and (cluster.cluster is not None or cluster.share.count > 1):
+        records.check_whole(source)
     if made.written:
         name = arguments.push_to_hub or out.name
         _write_card(made, shard_features(source.features), arguments.options, name)
@@ -239,14 +234,14 @@ def _run(arguments: PrepareArguments) -> PreparedShards:
     facts |= {"rejected": made.rejected_images, "first_rejected": None}
     if made.rejected_images:
         facts["first_rejected"] = ": ".join(made.rejected[0])
-    write_run_record(out, "prepare_images", arguments, seconds=round(time.time() - started, 1), **facts)
-    if made.images and not made.written:
+    write_run_record(out, "prepare_images", [arguments, cluster], seconds=round(time.time() - started, 1), **facts)
+    if made.images and not made.written and made.units == units:
         raise BadDataError(
             f"none of the {made.images:,} images could be prepared (such as {facts['first_rejected']}); see "
             f"{out / 'rejected.csv'}",
             source=arguments.source,
         )
-    if arguments.push_to_hub is not None and made.units == made.units_in_source:
+    if arguments.push_to_hub is not None and made.units == units:
         url = push_shards(out, arguments.push_to_hub, not arguments.public, arguments.push_names)
         return PreparedShards(**{**vars(made), "url": url})
     return made
@@ -428,10 +423,13 @@ def _without_names(out: Path) -> Iterator[Path]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, prepare the images, and say what came of it."""
-    (arguments,) = parse_arguments(
-        PrepareArguments, argv=argv, description="Images to parquet shards that pretraining and `datasets` read."
+    arguments, cluster = parse_arguments(
+        PrepareArguments,
+        ClusterArguments,
+        argv=argv,
+        description="Images to parquet shards that pretraining and `datasets` read.",
     )
-    made = run_preparation(arguments)
+    made = run_preparation(arguments, cluster)
     print(
         f"{made.written:,} images written, {made.rejected_images:,} rejected, {made.duplicates:,} exact duplicates; "
         f"{made.units:,} of {made.units_in_source:,} units done"

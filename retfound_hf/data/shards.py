@@ -5,7 +5,7 @@ import posixpath
 import shutil
 import signal
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
+from ..cluster import Share
 from ..errors import OutputError, RetFoundError, UnreadableImageError, one_line
 from ..files import atomic_file, refuse_existing, write_json
 from ..processes import clean_start, deferred_interrupt, exit_with_parent, worker_context
@@ -344,10 +345,31 @@ class Records:
     def write(self, record: Record) -> None:
         write_json(self._path(record.unit), asdict(record))
 
-    def remove(self, unit: int) -> None:
-        """Forget a shard and remove it."""
-        self._path(unit).unlink(missing_ok=True)
-        self.shard(unit).unlink(missing_ok=True)
+    def remove_beyond(self, source: ImageSource, share: Share) -> None:
+        """Remove the shards of `share` that are left of a time when the source was larger."""
+        units = -(-len(source) // self.options["shard_size"])
+        for record in self:
+            if record.unit >= units and share.owns(record.unit):
+                self._path(record.unit).unlink(missing_ok=True)
+                self.shard(record.unit).unlink(missing_ok=True)
+
+    def check_whole(self, source: ImageSource) -> None:
+        """Raise `OutputError` unless the shards, with what was rejected, hold every image of the source once."""
+        strays = {*self.out.glob("data/train-*.parquet")} - {self.shard(each.unit) for each in self if each.written}
+        if strays:
+            message = f"{min(strays)} is no shard of {self.source}, whose images would come twice; remove it"
+            raise OutputError(message, path=min(strays))
+        for part in source.parts(self.options["shard_size"]):
+            record, path = self._read(self._path(part.index)), self.shard(part.index)
+            held = Counter(name for name, _ in record.rejected) if record is not None else Counter()
+            if record is not None and record.written:
+                held.update(pq.read_table(path, columns=["id"])["id"].to_pylist())
+            wanted = Counter(ref.id for ref in part.refs)
+            if wrong := [name for name in wanted | held if wanted[name] != held[name]]:
+                raise OutputError(
+                    f"{path} lacks images of {self.source} or holds them twice, such as {wrong[0]}; remove it and "
+                    "start the same command again", path=path,
+                )  # fmt: skip
 
     def shard(self, unit: int) -> Path:
         return self.out / "data" / f"train-{unit:05d}.parquet"
@@ -361,22 +383,6 @@ class Records:
             return Record(**json.loads(path.read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError, TypeError):  # absent, or not as this version writes it
             return None
-
-
-@dataclass(frozen=True)
-class Share:
-    """Share of one machine of several: the shards whose index leaves `number - 1` when divided by `count`."""
-
-    number: int = 1
-    count: int = 1
-
-    def owns(self, unit: int) -> bool:
-        return unit % self.count == self.number - 1
-
-    def images(self, total: int, shard_size: int) -> int:
-        """How many of `total` images are in these shards."""
-        full, rest = divmod(total, shard_size)
-        return len(range(self.number - 1, full, self.count)) * shard_size + rest * self.owns(full)
 
 
 def make_shards(source: ImageSource, records: Records, preparer: Preparer, share: Share, num_workers: int) -> int:
@@ -397,7 +403,8 @@ def make_shards(source: ImageSource, records: Records, preparer: Preparer, share
     """
     options = records.options
     schema = shard_features(source.features).arrow_schema
-    total = share.images(len(source), options["shard_size"])
+    full, rest = divmod(len(source), options["shard_size"])
+    total = len(share.of(range(full))) * options["shard_size"] + rest * share.owns(full)
     progress = tqdm(total=total, desc=f"Preparing {options['modality'].upper()}", unit="image")
     read = 0
     with progress, Workers(num_workers, Job(source.opener(), preparer)) as workers:
@@ -417,10 +424,7 @@ def make_shards(source: ImageSource, records: Records, preparer: Preparer, share
             facts = (len(part.refs), shard.rows, shard.image_bytes, size, rejected)
             records.write(Record(index, part.identity, records.source, options, *facts))
             read += len(part.refs)
-    units = -(-len(source) // options["shard_size"])
-    for record in records:  # left of a time when the source was larger
-        if record.unit >= units and share.owns(record.unit):
-            records.remove(record.unit)
+    records.remove_beyond(source, share)
     return read
 
 

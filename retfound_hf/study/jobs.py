@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..cluster import Share
 from ..data.labelled import LabelledSet, keep_fraction, read_labelled
 from ..errors import BadArgumentError, BadDataError, BadModelError, RetFoundError, join_names, nearest
 from ..evaluation.metrics import metrics_for
@@ -287,17 +288,10 @@ def plan_jobs(study: Study, tasks: Sequence[Task]) -> tuple[Job, ...]:
     return _with_unique_ids(jobs)
 
 
-def part_of(jobs: Sequence[Job], part: str | None) -> tuple[Job, ...]:
-    """The jobs of part `i/n`, in their order: every n-th of those alike, so that all parts take about as long."""
-    if part is None:
-        return tuple(jobs)
-    found = re.fullmatch(r"(\d+)/(\d+)", part)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise BadArgumentError(
-            f"`part={part}` is not accepted; give i/n, such as 1/4 to 4/4", field="part", value=part
-        )
+def part_of(jobs: Sequence[Job], share: Share) -> tuple[Job, ...]:
+    """The jobs of a share, in their order: those alike are dealt one by one, so that all shares take about as long."""
     alike = sorted(jobs, key=lambda job: (job.method, job.model, job.data, job.fraction))
-    mine = {job.id for job in alike[int(found[1]) - 1 :: int(found[2])]}
+    mine = {job.id for job in share.of(alike)}
     return tuple(job for job in jobs if job.id in mine)
 
 

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -21,6 +22,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from ..cluster import ClusterArguments
 from ..errors import RetFoundError, one_line, require_range
 from ..evaluation.metrics import METRICS
 from ..files import atomic_folder, exclusive_folder
@@ -75,8 +77,7 @@ def work(task: Work, errors: Connection) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = task.device  # Trainer would spread one job over all it sees
     torch.set_num_threads(task.threads)
     threadpool_limits(task.threads)
-    for table, rows in zip(TABLES, dill.loads(task.tables), strict=True):
-        table.update(rows)
+    _add_rows(task.tables)
     target, data = job_folder(task.folder, task.job.id), task.study.data[task.job.data]
     _remove_partial(target)
     with atomic_folder(target, overwrite=True) as partial:
@@ -98,6 +99,16 @@ def work(task: Work, errors: Connection) -> None:
             return
     for evaluated in data.evaluated:  # here, and not at the end by a single process
         resampled(task.folder, task.study, task.job.id, task.job.data, evaluated)
+
+
+def _rows() -> bytes:
+    """`TABLES` for another process."""
+    return dill.dumps([dict(table) for table in TABLES], recurse=True)
+
+
+def _add_rows(tables: bytes) -> None:
+    for table, rows in zip(TABLES, dill.loads(tables), strict=True):
+        table.update(rows)
 
 
 def _pickled(error: Exception) -> bytes:
@@ -141,7 +152,7 @@ def run_jobs(jobs: Sequence[Job], study: Study, folder: Path, at_once: int = 1) 
         at_once: number of jobs that run at the same time.
     """
     context, devices, waiting = worker_context(__name__), _devices(), list(jobs)
-    tables = dill.dumps([dict(table) for table in TABLES], recurse=True)
+    tables = _rows()
     threads = max(1, usable_cores() // at_once)
     running: dict[int, _Worker] = {}
     try:
@@ -209,10 +220,7 @@ class StudyArguments:
         default=None,
         metadata={"help": "folder of the study, which a later call goes on with; default: the file's name"},
     )
-    jobs: int = field(default=1, metadata={"help": "jobs to run at once on this machine"})
-    part: str | None = field(
-        default=None, metadata={"help": "i/n: this machine's share of the jobs, such as 1/4; all by default"}
-    )
+    jobs: int = field(default=1, metadata={"help": "jobs to run at once on a machine"})
 
     def __post_init__(self) -> None:
         require_range("jobs", self.jobs, 1)
@@ -239,6 +247,7 @@ class Plan:
     """
 
     arguments: StudyArguments
+    cluster: ClusterArguments
     study: Study
     folder: Path
     tasks: tuple[Task, ...]
@@ -247,7 +256,7 @@ class Plan:
     done: set[str]
 
     @classmethod
-    def of(cls, arguments: StudyArguments) -> "Plan":
+    def of(cls, arguments: StudyArguments, cluster: ClusterArguments) -> "Plan":
         """Read and check all that a study needs.
 
         Raises:
@@ -257,12 +266,17 @@ class Plan:
         folder = Path(arguments.output_dir or Path(arguments.study).stem)
         tasks = check_study(study)
         jobs = plan_jobs(study, tasks)
-        mine = part_of(jobs, arguments.part)
-        return cls(arguments, study, folder, tasks, jobs, mine, finished_of(folder, mine))
+        mine = part_of(jobs, cluster.share)
+        return cls(arguments, cluster, study, folder, tasks, jobs, mine, finished_of(folder, mine))
 
     def __str__(self) -> str:
         counts = f"{len(self.jobs)} jobs, {len(self.mine)} of them here, {len(self.done)} finished already"
         return f"{self.study.name}: {counts}"
+
+    def todo(self) -> list[Job]:
+        """Jobs of this machine's part that have not finished by now: another run may have ended."""
+        done = finished_of(self.folder, self.mine)
+        return [job for job in self.mine if job.id not in done]
 
     def table(self) -> str:
         """The jobs, and how long they will take."""
@@ -283,15 +297,19 @@ class Plan:
         Raises:
             OutputError: another run of the same part, or a folder that cannot be written.
         """
-        with exclusive_folder(self.folder, self.arguments.part or ""):
+        with exclusive_folder(self.folder, self.cluster.part or ""):
             return self._run()
 
     def _run(self) -> StudyResults:
-        done = finished_of(self.folder, self.mine)  # by now: another run may have ended
-        started, todo = time.time(), [job for job in self.mine if job.id not in done]
+        started, todo = time.time(), self.todo()
         write_plan(self.folder, self.study, self.tasks, self.jobs)
         errors: dict[str, BaseException | None] = {}
         try:
+            if self.cluster.cluster is not None:
+                left = {job.id for job in todo}
+                shares = [each for each in self.cluster.shares if left & {job.id for job in part_of(self.jobs, each)}]
+                self.cluster.run(partial(_run_share, self.arguments, _rows()), self.folder, shares)
+                todo = []
             with tqdm(total=len(todo), desc=self.study.name, unit="job", disable=not todo) as progress:
                 for result in run_jobs(todo, self.study, self.folder, self.arguments.jobs):
                     if result.status == "failed":
@@ -301,7 +319,10 @@ class Plan:
         finally:
             ended = write_results(self.folder, self.study, self.jobs)
         write_run_record(
-            self.folder, "study", [self.arguments, PlanArguments()], seconds=round(time.time() - started, 1)
+            self.folder,
+            "study",
+            [self.arguments, self.cluster, PlanArguments()],
+            seconds=round(time.time() - started, 1),
         )
         write_report(self.folder)
         failed = tuple(replace(job, error=errors.get(job.id)) for job in ended if job.status == "failed")
@@ -313,13 +334,22 @@ class Plan:
         return read_study(self.folder)
 
 
+def _run_share(arguments: StudyArguments, tables: bytes, cluster: ClusterArguments) -> None:
+    """Run the jobs of a share as one of a cluster; the tables and the report are left to who submitted it."""
+    _add_rows(tables)
+    plan = Plan.of(arguments, cluster)
+    with exclusive_folder(plan.folder, str(cluster.part)):
+        for result in run_jobs(plan.todo(), plan.study, plan.folder, arguments.jobs):
+            print(f"{result.status}: {result.id} {result.reason}", flush=True)
+
+
 def run_study(study: str | Path, output_dir: str | Path | None = None, **options: Any) -> StudyResults:
     """Run all jobs of a study that have not finished yet, and write its tables and report.
 
     Args:
         study: YAML file.
         output_dir: folder of the study, which a later call goes on with; the file's name by default.
-        **options: fields of `StudyArguments`, named as the flags of `retfound study`.
+        **options: fields of `StudyArguments` and `ClusterArguments`, named as the flags of `retfound study`.
 
     Returns:
         The jobs that have ended, and the tables.
@@ -329,20 +359,20 @@ def run_study(study: str | Path, output_dir: str | Path | None = None, **options
             `failed` has them, each with its `error`.
     """
     given = {"study": str(study), "output_dir": None if output_dir is None else str(output_dir), **options}
-    (arguments,) = build_arguments((StudyArguments,), given)
-    return Plan.of(arguments).run()
+    return Plan.of(*build_arguments((StudyArguments, ClusterArguments), given)).run()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, run, and say where the results lie."""
-    arguments, plan_arguments = parse_arguments(
+    arguments, cluster, plan_arguments = parse_arguments(
         StudyArguments,
+        ClusterArguments,
         PlanArguments,
         argv=argv,
         options_file=False,  # the study's file is one
         description="Models x methods x data sets x label fractions x seeds, from one file to tables.",
     )
-    plan = Plan.of(arguments)
+    plan = Plan.of(arguments, cluster)
     print(plan)
     if plan_arguments.dry_run:
         print(plan.table())

@@ -15,6 +15,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
@@ -260,6 +261,46 @@ def test_bad_options_are_refused_before_the_work(tmp_path, field, options):
 def test_png_does_not_depend_on_the_quality():
     one, two = (PrepareArguments("s", "o", "cfp", image_format="png", quality=quality) for quality in (50, 95))
     assert one.options == two.options
+
+
+# ---- several machines
+
+
+@pytest.mark.parametrize("place", ["this process", pytest.param("processes", marks=pytest.mark.slow)])
+def test_a_cluster_makes_the_shards_of_one_machine(prepare, damaged_photos, shard_bytes, request, place):
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    if place == "this process":
+        request.getfixturevalue("cluster_here")
+    one, options = prepare("one"), ("--cluster", "local", "--tasks", "3")
+    for number in range(2):  # the second finds a shard that is gone, as after a stop
+        many = prepare("many", *options)
+        assert shard_bytes(one) == shard_bytes(many)
+        for name in ("rejected.csv", "duplicates.csv", "dataset_info.json", "README.md"):
+            assert (one / name).read_bytes().replace(b"one", b"many") == (many / name).read_bytes()
+        run = json.loads((many / "run.json").read_text())
+        assert run["images_read"] == (5 if number else 28) and run["arguments"]["tasks"] == 3
+        (many / "data" / "train-00004.parquet").rename(many.parent / "moved")
+    assert (
+        prepare("many", *options) and (many.parent / "moved").read_bytes() == shard_bytes(one)["train-00004.parquet"]
+    )
+
+
+@pytest.mark.parametrize("what", ["stray", "twice", "missing"])
+def test_the_last_part_checks_that_nothing_is_missing_or_twice(prepare, what):
+    """Damage that sizes do not tell: the record says what the shard does not hold."""
+    out = prepare("shards", "--part", "1/2")
+    shard, record = out / "data" / "train-00002.parquet", out / ".prepared" / "00002.json"
+    if what == "stray":
+        shutil.copy(shard, out / "data" / "train-00007.parquet")
+    else:
+        table = pq.read_table(shard)
+        ids = table["id"].to_pylist()
+        changed = pa.array([ids[1], *ids[1:]]) if what == "twice" else pa.array(["elsewhere.jpg", *ids[1:]])
+        pq.write_table(table.set_column(table.schema.names.index("id"), table.schema.field("id"), changed), shard)
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"shard_bytes": shard.stat().st_size}))
+    with pytest.raises(OutputError) as error:
+        prepare("shards", "--part", "2/2")
+    assert error.value.path == (out / "data" / "train-00007.parquet" if what == "stray" else shard)
 
 
 # ---- the Hub

@@ -269,3 +269,59 @@ def test_bad_input(encoder_folder, images_folder, tmp_path, monkeypatch, options
     with pytest.raises(error):
         embed(**{"model": encoder_folder, "images": images_folder, "output_dir": "out", **options})
     assert not (tmp_path / "out").exists()
+
+
+# ---- several machines
+
+
+@pytest.fixture
+def undivided(encoder_folder, damaged, tmp_path) -> Path:
+    """The features of one machine, of images of which one is damaged."""
+    main(words(encoder_folder, damaged, tmp_path / "whole", "--part_size", 5, "--on_bad_image", "skip"))
+    return tmp_path / "whole"
+
+
+def assert_equal_files(folder: Path, other: Path) -> None:
+    for name in ("features.parquet", "rejected.csv"):
+        assert (folder / name).read_bytes() == (other / name).read_bytes()
+    assert not (folder / "parts").exists()
+
+
+def test_the_last_part_joins_all(encoder_folder, damaged, undivided, tmp_path, capsys):
+    out, options = tmp_path / "out", {"part_size": 5, "on_bad_image": "skip", "dataloader_num_workers": 0}
+    ids, expected = vectors(undivided)
+    for part, count in (("3/3", 5), ("1/3", 15 - 1), ("2/3", 24 - 1)):
+        found = embed(encoder_folder, damaged, out, part=part, **options)
+        assert len(found.ids) == count and (found.output is not None) == (part == "2/3")
+        places = [ids.index(name) for name in found.ids]
+        assert places == sorted(places) and np.array_equal(found.vectors, expected[places])
+    assert_equal_files(out, undivided)
+    assert len(found.rejected) == 1
+    more = [*words(encoder_folder, damaged, tmp_path / "other"), "--part", "1/2", "--part_size", "5", "--on_bad_image"]
+    main([*more, "skip"])
+    assert "2 parts are missing" in capsys.readouterr().out
+    with pytest.raises(BadArgumentError) as error:
+        embed(encoder_folder, damaged, part="1/2")
+    assert error.value.field == "part"
+
+
+def test_a_cluster_goes_on_with_what_failed(encoder_folder, damaged, undivided, tmp_path, cluster_here):
+    out, options = tmp_path / "out", {"part_size": 5, "cluster": "local", "tasks": 2, "dataloader_num_workers": 0}
+    with pytest.raises(RetFoundError) as error:
+        embed(encoder_folder, damaged, out, **options)
+    (failed,) = error.value.failed
+    name = find_images(damaged)[3].relative_to(damaged).as_posix()
+    assert failed.part == "1/2" and error.value.__cause__.rows == (name,)
+    times = {path: path.stat().st_mtime_ns for path in (out / "parts").glob("0*.parquet")}
+    assert {path.name[:5] for path in times} == {"00001", "00003"}
+    found = embed(encoder_folder, damaged, out, on_bad_image="skip", **options)
+    assert_equal_files(out, undivided)
+    assert found.output == out / "features.parquet" and len(found.rejected) == 1
+
+
+@pytest.mark.slow
+def test_jobs_of_a_cluster_in_processes_of_their_own(encoder_folder, damaged, undivided, tmp_path):
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    more = ["--part_size", 5, "--on_bad_image", "skip", "--cluster", "local", "--tasks", 2]
+    main(words(encoder_folder, damaged, tmp_path / "out", *more))
+    assert_equal_files(tmp_path / "out", undivided)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
+from retfound_hf.cluster import Share
 from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError, OutputError, RetFoundError
 from retfound_hf.study.config import read_settings
 from retfound_hf.study.jobs import check_study, model_identity, part_of, plan_jobs
@@ -171,12 +172,11 @@ def test_the_same_model_twice_is_refused_on_data_whose_names_clash_too(study_fil
 
 def test_parts_are_all_jobs(study_file):
     jobs = planned(study_file())
-    parts = [part_of(jobs, f"{number}/4") for number in range(1, 5)]
+    parts = [part_of(jobs, Share(number, 4)) for number in range(1, 5)]
     assert sorted(job.id for part in parts for job in part) == sorted(job.id for job in jobs)
-    for wrong in ("0/2", "3/2", "half"):
-        with pytest.raises(BadArgumentError) as error:
-            part_of(jobs, wrong)
-        assert error.value.field == "part"
+    with pytest.raises(BadArgumentError) as error:
+        run_study(study_file(), part="5/4")
+    assert error.value.field == "part"
 
 
 def test_a_finished_job_is_found_under_labels_that_are_spelled_anew(study_file, tmp_path):

@@ -139,7 +139,8 @@ def test_finished_jobs_are_not_done_again(halved, capsys):
 
 
 def test_the_record_holds_every_option(halved):
-    options = {name for kind in (runner.StudyArguments, runner.PlanArguments) for name in kind.__dataclass_fields__}
+    kinds = (runner.StudyArguments, runner.ClusterArguments, runner.PlanArguments)
+    options = {name for kind in kinds for name in kind.__dataclass_fields__}
     assert set(json.loads((halved[1] / "run.json").read_text())["arguments"]) == options
 
 
@@ -154,6 +155,27 @@ def test_parts_brought_together_give_the_same_tables(halved, tmp_path):
     run_study(path, tmp_path / "1-2")
     assert {job.name: job.stat().st_mtime_ns for job in (tmp_path / "1-2" / "jobs").iterdir()} == done
     assert_same(tmp_path / "1-2", folder)
+
+
+def test_a_cluster_gives_the_same_tables(halved, tmp_path, monkeypatch, cluster_here):
+    """Of a study that was stopped, the parts with jobs to do are submitted."""
+    path, folder = halved
+    plan = runner.Plan.of(runner.StudyArguments(str(path)), runner.ClusterArguments(part="1/2"))
+    for job in plan.mine:
+        shutil.copytree(folder / "jobs" / job.id, tmp_path / "out" / "jobs" / job.id)
+    submitted, run_share = [], runner._run_share
+    monkeypatch.setattr(runner, "_run_share", lambda *given: submitted.append(given[-1].part) or run_share(*given))
+    found = run_study(path, tmp_path / "out", cluster="local", tasks=2)
+    assert submitted == ["2/2"] and len(found.finished) == len(plan.jobs) == 4
+    assert_same(tmp_path / "out", folder)
+
+
+@pytest.mark.slow
+def test_jobs_in_processes_of_a_cluster_give_the_same_tables(halved, tmp_path):
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    path, folder = halved
+    run_study(path, tmp_path / "out", cluster="local", tasks=2)
+    assert_same(tmp_path / "out", folder)
 
 
 def test_killed_and_started_again_it_ends_the_same(halved, tmp_path):
