@@ -312,7 +312,10 @@ def test_half_precision_weights_take_float32_pixels(dtype, size, small_config, r
     assert half.dtype == dtype
     assert torch.nn.functional.cosine_similarity(half.float().flatten(), exact.flatten(), dim=0) > 0.995
     autoencoder = randomise(RetFoundForPreTraining(small_config())).to(dtype)
-    assert autoencoder(images(size=size), interpolate_pos_encoding=True).loss.isfinite()
+    for predict_all in (True, False):
+        outputs = autoencoder(images(size=size), interpolate_pos_encoding=True, predict_all=predict_all)
+        outputs.loss.backward()
+        assert outputs.loss.isfinite()
 
 
 # One parameter of every part: our name, and how stock transformers 5 calls it in memory.
@@ -361,6 +364,24 @@ def test_outputs_and_gradients_equal_stock(both, images, norm_pix_loss, mask_rat
         assert expected[stock_name].grad.abs().max() > 0
         found = gradients[name].grad
         torch.testing.assert_close(found, expected[stock_name].grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("size", [64, 96])
+@pytest.mark.parametrize("options", [{}, {"norm_pix_loss": False}, {"mask_ratio": 0.4}, {"mask_ratio": 0.85}])
+def test_hidden_patches_alone_give_the_same_loss_and_gradients(small_config, randomise, images, size, options):
+    model, pixels = randomise(RetFoundForPreTraining(small_config(**options))), images(3, size)
+    noise = torch.rand(3, (size // 16) ** 2, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for predict_all in (True, False):
+        model.zero_grad()
+        outputs = model(pixels, noise=noise, interpolate_pos_encoding=True, predict_all=predict_all)
+        outputs.loss.backward()
+        found[predict_all] = outputs, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    whole, part = found[True][0], found[False][0]
+    assert part.logits is None and torch.equal(part.mask, whole.mask)
+    torch.testing.assert_close(part.loss, whole.loss, atol=0, rtol=1e-6)
+    for name, gradient in found[True][1].items():
+        torch.testing.assert_close(found[False][1][name], gradient, atol=1e-7, rtol=1e-4, msg=name)
 
 
 def test_the_same_seed_draws_the_same_mask_as_stock(both, images):

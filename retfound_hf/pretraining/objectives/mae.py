@@ -116,7 +116,7 @@ class MaskedAutoencoding(Objective):
 
     def forward(self, views: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The loss of `RetFoundForPreTraining`: every image hides as many patches, so it is a mean over images."""
-        loss = self.model(**views).loss
+        loss = self.model(**views, predict_all=False).loss
         return loss, loss.new_zeros(0)
 
     def preview(self, images: Tensor, draws: dict[str, Tensor]) -> list[list[Tensor]]:
