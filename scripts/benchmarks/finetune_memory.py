@@ -1,6 +1,6 @@
 """Peak memory of fine-tuning ViT-L at batch 16 in half precision: measured on a GPU, computed where there is none.
 
-    python scripts/benchmarks/finetune_memory.py --out scripts/benchmarks/results/finetune_memory.json
+    python scripts/benchmarks/finetune_memory.py --output_file scripts/benchmarks/results/finetune_memory.json
 
 On a GPU two training steps run under a 15 GB cap, the part of a T4's 16 GB that a program gets. Elsewhere the bytes
 that autograd keeps for the backward pass are counted on the CPU for one and two images, carried on to the batch, and
@@ -9,6 +9,8 @@ added to those of weights, gradients and AdamW's moments. That sum leaves out te
 
 import argparse
 import platform
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,13 +22,13 @@ from retfound_hf.finetuning.methods import add_lora
 from retfound_hf.record import git_revision, versions
 
 CAP_GB = 15
+OFFICIAL = partial(RetFoundConfig.from_preset, "retfound-cfp")
 GB = 1e9
 
 
-def build(method: str, checkpointing: bool) -> nn.Module:
-    """The classifier of the official sizes as `finetune` trains it."""
-    config = RetFoundConfig.from_preset("retfound-cfp", num_labels=5, drop_path_rate=0.2 if method == "full" else 0.0)
-    model = RetFoundForImageClassification(config)
+def build(method: str, checkpointing: bool, config_of: Callable[..., RetFoundConfig] = OFFICIAL) -> nn.Module:
+    """The classifier as `finetune` trains it, of the official sizes or those that `config_of` gives."""
+    model = RetFoundForImageClassification(config_of(num_labels=5, drop_path_rate=0.2 if method == "full" else 0.0))
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if method == "lora":
@@ -89,7 +91,7 @@ def computed(method: str, checkpointing: bool, batch: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Peak memory of fine-tuning ViT-L in half precision.")
-    parser.add_argument("--out", required=True, help="JSON file to write")
+    parser.add_argument("--output_file", "--out", required=True, help="JSON file to write")
     parser.add_argument("--batch_size", type=int, default=16)
     arguments = parser.parse_args()
     on_gpu = torch.cuda.is_available()
@@ -110,7 +112,7 @@ def main() -> None:
     how = "measured" if on_gpu else "computed: bytes kept for backward at 1 and 2 images on the CPU, extrapolated"
     machine = torch.cuda.get_device_name(0) if on_gpu else platform.machine()
     write_json(
-        arguments.out,
+        arguments.output_file,
         {
             "what": f"fine-tuning ViT-L, 224 px, batch {arguments.batch_size}, half precision, AdamW",
             "how": how,

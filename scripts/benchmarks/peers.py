@@ -78,6 +78,11 @@ def ratio(times: Mapping[str, Mapping[str, float]], peer: str, ours: str, of: st
     return round(times[peer][of] / times[ours][of], 3)
 
 
+def both(times: Mapping[str, Mapping[str, float]], peer: str, ours: str) -> dict[str, float]:
+    """`ratio` by the clock, and by processor time, which is the one to go by on a busy machine with one thread."""
+    return {"wall": ratio(times, peer, ours), "processor": ratio(times, peer, ours, of="cpu_seconds")}
+
+
 def write_record(path: str | Path, what: str, threads: int | None = None, **facts: Any) -> None:
     """Write a result with machine, threads, versions and revision."""
     on_gpu = torch.cuda.is_available()
@@ -86,6 +91,7 @@ def write_record(path: str | Path, what: str, threads: int | None = None, **fact
         "what": what,
         "machine": torch.cuda.get_device_name(0) if on_gpu else cores,
         "threads": threads or torch.get_num_threads(),
+        "load_of_the_machine": round(os.getloadavg()[0], 1),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "versions": {**versions(), "timm": timm.__version__},
         "git_revision": git_revision(),
@@ -270,14 +276,14 @@ def trainer_step(model: nn.Module, inputs: Mapping[str, Tensor], output_dir: str
 
     Args:
         output_dir: that Trainer wants; it stays empty.
-        options: of `TrainingArguments`.
+        options: of `TrainingArguments`, such as `bf16=False, fp16=True`.
     """
     from transformers import Trainer, TrainingArguments
 
     on_gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
-        str(output_dir), bf16=on_gpu, use_cpu=not on_gpu, learning_rate=1e-4, weight_decay=WEIGHT_DECAY,
-        report_to="none", disable_tqdm=True, max_steps=1000, **options,
+        str(output_dir), use_cpu=not on_gpu, learning_rate=1e-4, weight_decay=WEIGHT_DECAY, report_to="none",
+        disable_tqdm=True, max_steps=1000, **{"bf16": on_gpu, **options},
     )  # fmt: skip
     trainer = Trainer(model, arguments, data_collator=lambda rows: rows)
     trainer.create_optimizer_and_scheduler(1000)

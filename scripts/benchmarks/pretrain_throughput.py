@@ -120,9 +120,11 @@ def ask_step(config: RetFoundConfig, batch: int, rounds: int, work: Path) -> dic
     return {
         "batch": batch,
         "times": times,
-        "against_official": peers.ratio(times, "official", "ours"),
-        "against_stock": peers.ratio(times, "stock_trainer", "ours"),
-        "augmentation_share": round(1 - times["ours"]["seconds"] / times["ours_with_augmentation"]["seconds"], 3),
+        "against_official": peers.both(times, "official", "ours"),
+        "against_stock": peers.both(times, "stock_trainer", "ours"),
+        "augmentation_share": round(
+            1 - times["ours"]["cpu_seconds"] / times["ours_with_augmentation"]["cpu_seconds"], 3
+        ),
     }
 
 
@@ -181,8 +183,8 @@ def ask_loader(config: RetFoundConfig, batch: int, rounds: int, work: Path) -> d
         "batch": batch,
         "times": times,
         "images_per_second": {name: round(batch / row["seconds"], 1) for name, row in times.items()},
-        "with_augmentation": peers.ratio(times, "image_folder", "ours"),
-        "without": peers.ratio(times, "image_folder", "decoded"),
+        "with_augmentation": peers.both(times, "image_folder", "ours"),
+        "without": peers.both(times, "image_folder", "decoded"),
     }
 
 
@@ -240,9 +242,9 @@ def ask_objectives(config: RetFoundConfig, batch: int, rounds: int, work: Path) 
         rows[name] = {
             "views_of_an_image": len(sizes),
             "step": step,
-            "step_ratio": peers.ratio(step, "lightly", "ours"),
+            "step_ratio": peers.both(step, "lightly", "ours"),
             "views": views,
-            "views_ratio": peers.ratio(views, "lightly", "ours"),
+            "views_ratio": peers.both(views, "lightly", "ours"),
         }
         del ways, objective
         gc.collect()
@@ -277,6 +279,7 @@ def main() -> None:
         for threads in arguments.threads:
             torch.set_num_threads(threads)
             torch.manual_seed(0)
+            np.random.seed(0)
             with tempfile.TemporaryDirectory() as work:
                 answer = ask(config, arguments.batch_size or batch, arguments.rounds or rounds, Path(work))
             found[name][f"{threads} thread{'s' * (threads > 1)}"] = answer
