@@ -1,6 +1,7 @@
 """DICOM images as 8-bit RGB; no name, number or date of a patient is read or kept."""
 
-from io import SEEK_CUR, BufferedReader, BytesIO, FileIO
+from functools import partial
+from io import SEEK_CUR, BytesIO
 from pathlib import Path
 from struct import error as StructError
 from struct import unpack, unpack_from
@@ -10,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import MissingPackageError, UnreadableImageError, one_line
-from .reading import MAGIC, MAX_PIXELS, PREAMBLE, apply_in_row_chunks, check_pixels, check_scans, scale_deep
+from .bounds import MAX_PIXELS, BoundedReader, check_pixels, check_scans
+from .reading import MAGIC, PREAMBLE, apply_in_row_chunks, scale_deep
 
 PIXEL_DATA = b"\xe0\x7f\x10\x00"
 OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
@@ -57,9 +59,7 @@ def read_dicom(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Imag
 
     source = _with_preamble(source)
 
-    def file() -> Any:
-        return _CountedReader(BytesIO(source) if isinstance(source, bytes) else FileIO(source))  # type: ignore[arg-type]
-
+    file = partial(BoundedReader, source, MAX_READS)
     with file() as opened:
         _check_syntax(opened)
         frame = _check_size(opened, max_pixels)
@@ -71,18 +71,6 @@ def read_dicom(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Imag
     except (AttributeError, RuntimeError, NotImplementedError) as error:
         raise UnreadableImageError(f"its image cannot be decoded: {one_line(error)}") from error
     return _picture(values, header)
-
-
-class _CountedReader(BufferedReader):
-    """File that refuses to be read in more than `MAX_READS` pieces: headers can hold millions of empty elements."""
-
-    reads, name = 0, ""  # pydicom asks for a name, which bytes have none of
-
-    def read(self, size: int | None = -1) -> bytes:
-        self.reads += 1
-        if self.reads > MAX_READS:
-            raise UnreadableImageError("its header holds too many elements")
-        return super().read(size)
 
 
 def _with_preamble(source: str | Path | bytes) -> str | Path | bytes:

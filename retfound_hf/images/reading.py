@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from io import BytesIO
 from mimetypes import MimeTypes
@@ -19,6 +19,18 @@ from torch.nn import functional
 
 from ..errors import BadDataError, MissingPackageError, UnreadableImageError, one_line
 from ..vocabulary import MODALITIES
+from .bounds import (
+    MAX_FRAMES,
+    MAX_PIXELS,
+    BoundedReader,
+    check_blocks,
+    check_decoder,
+    check_frames,
+    check_pixels,
+    check_scans,
+    raw_mode,
+    whole,
+)
 
 CHUNK_VALUES = 2**20
 RESIZING_ROWS = 64
@@ -80,12 +92,6 @@ BARE_DICOM = re.compile(rb"[\x02\x08]\0.\0(?:AE|CS|DA|DT|LO|OB|PN|SH|TM|UI|UL|US
 KNOWN_TYPES = MimeTypes()  # by suffix, as Python lists them; the machine's own list differs from place to place
 # Pillow's readers of the suffixes above, and no others: some hand a file to another program (PostScript).
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
-# What an image may cost, whatever its file claims: pixels of a frame (2 GB of memory at the worst), frames of a file,
-# and pixels of all frames up to the one that is read, or of all passes over a JPEG (some 10 s).
-MAX_PIXELS = 100_000_000
-MAX_FRAMES = 10_000
-MAX_PASSED_PIXELS = 5_000_000_000
-START_OF_SCAN, SHORTEST_SCAN = b"\xff\xda", 10  # bytes of a JPEG
 SENSOR_BITS = (8, 10, 12, 14, 16)
 SENSOR_LIMITS = [2**bits - 1 for bits in SENSOR_BITS]
 OVERSHOOT = 1.5  # largest value of floats that are meant to end at 1
@@ -159,9 +165,10 @@ def read_image(
             from .dicom import read_dicom  # only where there is one
 
             return to_rgb(read_dicom(source, max_pixels))
-        with _open(source) as image:
+        with open_image(source) as image:
             _seek_central(image)
             check_pixels(image.width, image.height, max_pixels)
+            check_decoder(image, source)
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
             upright = _upright_rgb(image)
@@ -290,38 +297,32 @@ def _is_met(link: str, root: str) -> bool:
     return within and (os.path.isdir(target) or is_image_file(target))
 
 
-def check_pixels(width: int, height: int, allowed: int = MAX_PIXELS) -> None:
-    """Raise `UnreadableImageError` for an image of more than `allowed` pixels."""
-    if width * height > allowed:
-        raise UnreadableImageError(f"it has {width} x {height} pixels, more than the {allowed:,} allowed")
+@contextmanager
+def open_image(source: str | Path | bytes) -> Iterator[Image.Image]:
+    """The image of a file, not decoded; texts of a PNG file that are longer than Pillow takes are left out.
 
-
-def check_scans(jpeg: str | Path | bytes, pixels: int) -> None:
-    """Raise `UnreadableImageError` for a JPEG whose scans, each a pass over its `pixels`, take too long together."""
-    length = len(jpeg) if isinstance(jpeg, bytes) else os.path.getsize(jpeg)
-    if length // SHORTEST_SCAN * pixels > MAX_PASSED_PIXELS:
-        scans = (jpeg if isinstance(jpeg, bytes) else Path(jpeg).read_bytes()).count(START_OF_SCAN)
-        if scans * pixels > MAX_PASSED_PIXELS:
-            raise UnreadableImageError(f"its JPEG has {scans:,} scans over {pixels:,} pixels; save it anew")
-
-
-def _open(source: str | Path | bytes) -> Image.Image:
-    """The image of a file; texts of a PNG file that are longer than Pillow takes are left out."""
-    try:
-        image = Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
-    except ValueError:  # an unknown format is an OSError
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
-        kept, position = [content[: len(PNG)]], len(PNG)
-        while content.startswith(PNG) and position + 8 <= len(content):
-            end = position + 12 + int.from_bytes(content[position : position + 4], "big")
-            kept += [] if content[position + 4 : position + 8] in PNG_TEXTS else [content[position:end]]
-            position = end
-        if len(kept) == 1:
+    Raises:
+        UnreadableImageError: its header, or the scans of a JPEG, ask for too much.
+    """
+    with BoundedReader(source) as file:
+        check_blocks(source, file.length)
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except UnreadableImageError:
             raise
-        return Image.open(BytesIO(b"".join(kept)), formats=FORMATS)
-    if image.format in ("JPEG", "MPO"):
-        check_scans(source, image.width * image.height)
-    return image
+        except ValueError:  # an unknown format is an OSError
+            content = whole(source)
+            kept, position = [content[: len(PNG)]], len(PNG)
+            while content.startswith(PNG) and position + 8 <= len(content):
+                end = position + 12 + int.from_bytes(content[position : position + 4], "big")
+                kept += [] if content[position + 4 : position + 8] in PNG_TEXTS else [content[position:end]]
+                position = end
+            if len(kept) == 1:
+                raise
+            image = Image.open(BoundedReader(b"".join(kept)), formats=FORMATS)
+        if image.format in ("JPEG", "MPO"):
+            check_scans(source, image.width * image.height)
+        yield image
 
 
 def _seek_central(image: Image.Image) -> None:
@@ -345,8 +346,7 @@ def _seek_central(image: Image.Image) -> None:
     else:
         count = getattr(image, "n_frames", 1)
         passed, places = count // 2 * image.width * image.height, range(count)
-    if count > MAX_FRAMES or passed > MAX_PASSED_PIXELS:
-        raise UnreadableImageError(f"it has {count:,} frames of {image.width} x {image.height} pixels")
+    check_frames(count, passed, image.width, image.height)
     if count > 1:
         image.seek(places[len(places) // 2])
 
@@ -369,7 +369,7 @@ def _with_all_bytes(image: Image.Image) -> Image.Image:
     Pillow can unpack either byte, in two passes. So it can leave colours as they are that it would divide by an alpha
     of 0 (premultiplied alpha of TIFF).
     """
-    raw = {_raw_mode(tile) for tile in getattr(image, "tile", ())}
+    raw = {raw_mode(tile) for tile in getattr(image, "tile", ())}
     is_planar = image.format == "TIFF" and image.tag_v2.get(PLANAR) == 2
     if is_planar and image.tag_v2.get(BITS, (8,))[0] == 16 and "R" in raw:
         raise UnreadableImageError(APART)
@@ -386,7 +386,7 @@ def _with_all_bytes(image: Image.Image) -> Image.Image:
         file = Image.open(BytesIO(content), formats=FORMATS)
         file.seek(image.tell())
         for number, tile in enumerate(file.tile):
-            mode = change(_raw_mode(tile))
+            mode = change(raw_mode(tile))
             args = mode if isinstance(tile.args, str) else type(tile.args)((mode, *tile.args[1:]))
             file.tile[number] = tile._replace(args=args)
         return np.asarray(file)
@@ -411,11 +411,6 @@ def _with_all_bytes(image: Image.Image) -> Image.Image:
     values = high.astype(np.uint16) << 8 | low
     bands = [scale_deep(part) for part in (values[..., :3], values[..., 3:]) if part.size]
     return Image.fromarray(np.concatenate(bands, axis=2))
-
-
-def _raw_mode(tile: Any) -> str:
-    found = tile.args if isinstance(tile.args, str) else tile.args[0] if tile.args else ""
-    return str(found)
 
 
 def _brightest(image: Image.Image) -> int:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from retfound_hf.errors import BadDataError, UnreadableImageError
-from retfound_hf.images import reading
+from retfound_hf.images import bounds
 from retfound_hf.images.field_of_view import ImageRegion
 from retfound_hf.images.reading import IMAGE_SUFFIXES, find_images, read_image, to_rgb
 
@@ -320,6 +320,77 @@ def test_only_regular_files_of_known_formats_are_opened(tmp_path, monkeypatch):
     assert not (tmp_path / "called").exists()
 
 
+def tiff_of(entries: list[tuple[int, int, int, int]], size: int, repeats: int = 1) -> bytes:
+    """TIFF whose directory lists `entries` (tag, type, count, value); further directories begin within it."""
+    most = len(entries) + size
+    content = bytearray(12 * (most + repeats) + 64)
+    content[:8] = b"II*\0" + struct.pack("<I", len(content))
+    for number in range(repeats):
+        struct.pack_into("<H", content, 8 + 12 * number, most)
+        struct.pack_into("<I", content, 10 + 12 * (number + most), 8 + 12 * (number + 1) if repeats > 1 else 0)
+    for number, entry in enumerate(entries):
+        struct.pack_into("<HHII", content, 10 + 12 * (repeats + number), *entry)
+    first = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return bytes(content) + first + struct.pack("<I", 8)
+
+
+def pixels_of_tiff(**changed: int) -> list[tuple[int, int, int, int]]:
+    tags = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262, "offsets": 273,
+            "samples": 277, "rows": 278, "counts": 279, "tile_width": 322, "tile_height": 323}  # fmt: skip
+    values = {"width": 8, "height": 8, "bits": 8, "compression": 1, "photometric": 1, "offsets": 8, "samples": 1,
+              "rows": 8, "counts": 64} | changed  # fmt: skip
+    return sorted((tags[name], 4, 1, value) for name, value in values.items())
+
+
+def run_length_bitmap(width: int, height: int, runs: bytes) -> bytes:
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(runs), 0, 0, 1078) + header + bytes(range(256)) * 4 + runs
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tiff_of(pixels_of_tiff(), 9000, repeats=2000),  # 18 million entries, some minutes
+        tiff_of([*pixels_of_tiff(), *((tag, 1, 2_000_000, 0) for tag in range(900, 1500))], 1)
+        + bytes(2_000_000),  # 1.2 GB
+        tiff_of(pixels_of_tiff(tile_width=40_000, tile_height=40_000), 1),
+        encoded(Image.new("L", (8, 8)), "GIF")[:-1] + b"!\xfe\1a\0" * 500_000 + b";",
+        encoded(Image.new("L", (8, 8)), "PNG")[:33] + png_chunk(b"abCd", b"") * 500_000,
+        encoded(Image.new("L", (8, 8)), "JPEG")[:2]
+        + (b"\xff\xe1\xff\xffExif\0\0" + bytes(65527)) * 110  # each copies those before it
+        + encoded(Image.new("L", (8, 8)), "JPEG")[2:],
+        run_length_bitmap(9999, 9999, b"\1\1\0\0" * 9999),  # 10 s
+        run_length_bitmap(10**8, 1, b"\0\2\xff\xff"),  # 25 GB
+        run_length_bitmap(99, 99, b"\xff\1" * 500_000),
+        b"P3\n99 99\n255\n" + b"#\n" * 400_000 + b"1 " * 3 * 99**2,  # some minutes
+        b"P1\n9999 9999\n" + b"1" * 10**6,
+    ],
+    ids=["directories", "copies", "tile", "GIF", "PNG", "EXIF", "runs", "steps", "no runs", "comments", "text"],
+)
+def test_small_files_that_ask_for_much_are_refused(content, monkeypatch):
+    monkeypatch.setattr(bounds, "MAX_READS", 100_000)
+    with pytest.raises(UnreadableImageError) as error:
+        read_image(content)
+    assert "damaged" not in error.value.reason and "format" not in error.value.reason
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        run_length_bitmap(3, 2, b"\3\5\0\0\3\5\0\1"),
+        b"P3\n3 2\n255\n# white\n" + b"5 " * 18,
+        tiff_of(pixels_of_tiff(), 1),
+    ],
+    ids=["runs", "text", "TIFF"],
+)
+def test_the_same_kinds_of_files_are_read_where_they_are_small(content):
+    assert read_image(content).size in ((3, 2), (8, 8))
+
+
 def test_files_that_would_take_all_time_or_memory_are_refused(monkeypatch):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
     jpeg = encoded(picture, "JPEG", progressive=True)
@@ -329,17 +400,17 @@ def test_files_that_would_take_all_time_or_memory_are_refused(monkeypatch):
               for kind in ("GIF", "TIFF")}  # fmt: skip
     for content in (bomb, *frames.values()):
         assert read_image(content).size == (50, 40)
-    monkeypatch.setattr(reading, "MAX_PASSED_PIXELS", 50 * 40 * 90)
+    monkeypatch.setattr(bounds, "MAX_PASSED_PIXELS", 50 * 40 * 90)
     assert read_image(jpeg).size == (50, 40)
     with pytest.raises(UnreadableImageError):
         read_image(bomb)
-    monkeypatch.setattr(reading, "MAX_PASSED_PIXELS", 50 * 40 * 4)
+    monkeypatch.setattr(bounds, "MAX_ANIMATED_PIXELS", 50 * 40 * 4)
     with pytest.raises(UnreadableImageError):
         read_image(frames["GIF"])
-    monkeypatch.setattr(reading, "MAX_FRAMES", 11)
+    monkeypatch.setattr(bounds, "MAX_FRAMES", 11)
     with pytest.raises(UnreadableImageError):
         read_image(frames["TIFF"])
-    large = Image.new("1", (reading.MAX_PIXELS // 8000 + 1, 8000))
+    large = Image.new("1", (bounds.MAX_PIXELS // 8000 + 1, 8000))
     with pytest.raises(UnreadableImageError):
         read_image(encoded(large, "PNG"))
 
