@@ -19,6 +19,7 @@ from ..errors import BadDataError, UnreadableImageError
 from ..files import file_stamp
 from ..images.reading import is_image_file, walk_images
 from . import tables
+from .parquet import holds_images, image_field, parquet_errors, splits_of_shards
 from .tables import (
     METADATA,
     TABLE_SUFFIXES,
@@ -98,7 +99,7 @@ class ShardPart:
 
     @property
     def refs(self) -> list[ImageRef]:
-        with tables.parquet_errors(self.path):
+        with parquet_errors(self.path):
             cells = pq.read_table(self.path, columns=[self.column])[self.column].to_pylist()
         return [ImageRef(name, content_of(cell, self.roots)) for name, cell in zip(self.ids, cells, strict=True)]
 
@@ -251,10 +252,10 @@ class ShardSource(ImageSource):
     """Parquet files that hold images, read one by one; images have the ids of a labelled set, see `stored_ids`."""
 
     def __init__(self, name: str, shards: Sequence[Path], image_column: str = "image", image_root: str | None = None):
-        self.name, self._splits = name, _splits_of_shards(name, shards)
+        self.name, self._splits = name, splits_of_shards(name, shards)
         self._roots = roots_of(name, image_root)
-        self._fields = {shard: tables.image_field(shard, image_column) or image_column for shard in shards}
-        with tables.parquet_errors(name):
+        self._fields = {shard: image_field(shard, image_column) or image_column for shard in shards}
+        with parquet_errors(name):
             is_empty = not any(pq.read_metadata(shard).num_rows for shard in shards)
         if is_empty:
             raise BadDataError(f"{name} has no rows", source=name)
@@ -275,7 +276,7 @@ class ShardSource(ImageSource):
             first = len(numbers)
             for shard in shards:
                 column = self._fields[shard]
-                with tables.parquet_errors(shard):
+                with parquet_errors(shard):
                     file = pq.ParquetFile(shard)
                     wanted = [name for name in file.schema_arrow.names if name != column]
                     has_path = pa.types.is_struct(file.schema_arrow.field(column).type)
@@ -297,24 +298,6 @@ class ShardSource(ImageSource):
 
     def columns(self) -> pd.DataFrame:
         return self._rows.drop(columns=SHARD)
-
-
-def _splits_of_shards(name: str, shards: Sequence[Path]) -> dict[str, list[Path]]:
-    """Shards by split, as `datasets` divides the files of a folder by their names."""
-    import datasets
-
-    if os.path.isfile(name):
-        return {"train": list(shards)}
-    try:
-        listed = datasets.load_dataset_builder(name).config.data_files or {}
-    except Exception:  # it reads cards, among others, with errors of every type
-        listed = {}
-    found = {str(split): [Path(file) for file in files] for split, files in listed.items()}
-    place = {os.path.realpath(path): path for path in shards}
-    known = {split: [place.pop(os.path.realpath(path)) for path in files if os.path.realpath(path) in place]
-             for split, files in found.items()}  # fmt: skip
-    known.setdefault("train", []).extend(place.values())
-    return {split: files for split, files in known.items() if files}
 
 
 def stored_ids(paths: Sequence[str | None], own: Any, numbers: Sequence[str], root: str) -> list[str]:
@@ -364,7 +347,7 @@ def placed(path: str, roots: Sequence[str]) -> str:
         UnreadableImageError: it lies elsewhere, or `path` is empty.
     """
     tops = tuple(os.path.realpath(root).rstrip("/") + "/" for root in roots)
-    places = [os.path.join(root, path) for root in roots if path]
+    places = [os.path.join(root, path) for root in roots if path and "\0" not in path]
     if below := [place for place in places if os.path.realpath(place).startswith(tops)]:
         return next(filter(os.path.exists, below), below[0])
     outside = f"its file {path} is not below {roots[0]}; name the folder that holds it with `image_root`"
@@ -402,12 +385,12 @@ def open_files(
     path, data = Path(data), str(data)
     if path.is_dir():
         shards = find_shards(path)
-        if shards and all(tables.holds_images(shard, image_column) for shard in shards):
+        if shards and all(holds_images(shard, image_column) for shard in shards):
             warn_of_passed_over(data, list(walk_images(data)))
             return ShardSource(data, shards, image_column, image_root)
         return FolderSource(str(path), ACCEPTED_FILES)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
-        if tables.holds_images(path, image_column):
+        if holds_images(path, image_column):
             return ShardSource(data, [path], image_column, image_root)
         return TableSource(os.path.abspath(data), image_column, image_root)
     if path.is_file() and is_image_file(path):

@@ -20,6 +20,7 @@ from . import tables
 from .image_cache import warn_identical_content
 from .image_sources import as_utf8, content_of, roots_of, stored_ids
 from .labels import OWN_ID, clean_labels, find_patients, infer_problem_type, unfold_lists
+from .parquet import holds_images
 from .splits import PAPER_FRACTIONS, SPLITS, assign_splits, fraction_of_patients, patient_groups
 from .stored_images import find_image_column, load_splits
 from .tables import (
@@ -291,7 +292,7 @@ def _read_source(
         return _read_stored(data, image_column, label_columns, image_root)
     if path.is_file():
         tables.check_suffix(path, ACCEPTED_DATA)
-        if tables.holds_images(path, image_column):
+        if holds_images(path, image_column):
             return _read_stored(data, image_column, label_columns, image_root)
         table = tables.read_table(path, label_columns)
         if image_column != "id":

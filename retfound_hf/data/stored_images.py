@@ -24,7 +24,8 @@ from .image_sources import (
     placed,
     roots_of,
 )
-from .tables import TABLE_SUFFIXES, check_columns, holds_images
+from .parquet import holds_images, is_image_type
+from .tables import TABLE_SUFFIXES, check_columns
 
 if TYPE_CHECKING:
     import datasets
@@ -180,9 +181,10 @@ def find_image_column(part: "datasets.Dataset", wanted: str, data: str) -> str:
     import datasets
 
     columns = [name for name, feature in part.features.items() if isinstance(feature, datasets.Image)]
+    schema = part.features.arrow_schema
     columns += [
         name for name, kind in part.features.items()
-        if (isinstance(kind, dict) and "bytes" in kind) or str(getattr(kind, "dtype", "")).endswith("binary")
+        if isinstance(kind, (dict, datasets.Value)) and is_image_type(schema.field(name).type)
     ]  # fmt: skip
     if isinstance(kind := part.features.get(wanted), datasets.Value) and kind.dtype.endswith("string"):
         columns.append(wanted)

@@ -4,22 +4,21 @@ import logging
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import BadDataError, join_names, nearest, one_line
+from ..errors import CONTROL, BadDataError, join_names, nearest, one_line
 from ..files import with_formulas
 from ..images.reading import IMAGE_SUFFIXES
 from .splits import SPLITS
 
 ACCEPTED_SPLITS = "accepted are train, val and test, and names such as Training, validation, dev, Test_Set, Test400"
+MOST_COLUMNS = 10_000
 logger = logging.getLogger(__name__)
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers", ".sav", ".dta", ".sas7bdat", ".rds", ".json")
@@ -80,6 +79,8 @@ def _read_csv(path: Path, text_columns: Sequence[str]) -> pd.DataFrame:
     options = {"sep": max(",;\t", key=first_line.count), "encoding": encoding, "skipinitialspace": True}
     if stated:
         options |= {"sep": stated[1], "skiprows": 1}
+    if first_line.count(options["sep"]) >= MOST_COLUMNS:
+        raise BadDataError(f"{path} has more than {MOST_COLUMNS:,} columns; keep those that are used", source=path)
     header = [str(name).strip() for name in pd.read_csv(path, nrows=0, **options).columns]
     twice = [name for name in (*text_columns, *TEXT_COLUMNS) if name in header and f"{name}.1" in header]
     if twice:
@@ -122,34 +123,6 @@ def check_suffix(path: Path, accepted: str) -> None:
         raise BadDataError(f"{path} is not a table ({', '.join(TABLE_SUFFIXES)}); {fix}", source=path)
 
 
-@contextmanager
-def parquet_errors(path: str | Path) -> Iterator[None]:
-    """Turn errors of reading a parquet file within the block into `BadDataError`."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, LookupError, ValueError) as error:
-        raise BadDataError(f"{path} cannot be read as a parquet table: {one_line(error)}", source=path) from error
-
-
-def image_field(path: Path, wanted: str) -> str | None:
-    """Column of a parquet file with the files' bytes, or what `datasets` writes for images: `wanted`, or the only one.
-
-    None where there is no such column, as in a table of paths.
-    """
-    if path.suffix.lower() != ".parquet":
-        return None
-    with parquet_errors(path):
-        schema = pq.read_schema(path)
-        kinds = (pa.types.is_struct, pa.types.is_binary, pa.types.is_large_binary)
-        found = [column.name for column in schema if any(is_kind(column.type) for is_kind in kinds)]
-        return wanted if wanted in found else found[0] if len(found) == 1 and wanted not in schema.names else None
-
-
-def holds_images(path: Path, image_column: str) -> bool:
-    """Whether `path` is a parquet file that holds images, see `image_field`."""
-    return image_field(path, image_column) is not None
-
-
 def table_images(
     table: pd.DataFrame, path: str | Path, image_column: str, image_root: str | None = None
 ) -> pd.DataFrame:
@@ -166,6 +139,14 @@ def table_images(
     """
     check_columns(table, [image_column], path, "image_column")
     check_filled(table, image_column, path)
+    kinds = {
+        type(name).__name__
+        for name in table[image_column]
+        if pd.api.types.is_list_like(name) or isinstance(name, bytes)
+    }
+    if kinds:
+        message = f"{path}: column {image_column!r} holds {join_names(sorted(kinds))} in place of paths or images"
+        raise BadDataError(message, source=path)
     root = os.path.abspath(image_root or os.path.dirname(path))
     # Strings, since pathlib takes its time for a million rows.
     names = [str(name).replace("\\", "/").removeprefix("./") for name in table[image_column]]
@@ -406,9 +387,12 @@ def warn_of_passed_over(root: str | Path, others: Sequence[str], images: Sequenc
 
 
 def check_spelling(names: Iterable[str], data: object) -> None:
-    """Raise if two classes differ in nothing but case, spaces, hyphens or underscores."""
+    """Raise if two classes differ in nothing but case, spaces, hyphens or underscores, or one has a line break."""
     seen: dict[str, str] = {}
     for name in sorted(set(names)):
+        if CONTROL.search(name):  # it would start lines of its own in cards and tables
+            message = f"{data}: class {name!r} has a line break or another control character; give it another name"
+            raise BadDataError(message, rows=[name], source=data)
         if (other := seen.setdefault(bare_name(name), name)) != name:
             message = f"{data}: classes {other!r} and {name!r} look like one class in two spellings; give it one name"
             raise BadDataError(message, source=data)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from io import BytesIO
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from types import FrameType
@@ -29,7 +28,8 @@ from ..data.remote import list_remote
 from ..errors import BadArgumentError, BadDataError, RetFoundError, UnreadableImageError, one_line
 from ..files import is_remote
 from ..hub_access import look_up_data_set
-from ..images.reading import check_pixels, check_scans, read_image, to_tensor
+from ..images.bounds import check_pixels
+from ..images.reading import open_image, read_image, to_tensor
 from ..processes import exit_with_parent
 from .arguments import DataArguments, PretrainingArguments
 from .objectives.base import Draw
@@ -180,9 +180,8 @@ def decode(encoded: bytes) -> Tensor:
     if encoded[:2] == JPEG_START and JPEG_END in encoded[-64:]:
         with suppress(RuntimeError, ValueError, OSError, Image.DecompressionBombError):
             # torchvision takes the memory and time that the file asks for.
-            width, height = Image.open(BytesIO(encoded), formats=["JPEG"]).size
-            check_pixels(width, height)
-            check_scans(encoded, width * height)
+            with open_image(encoded) as image:
+                check_pixels(*image.size)
             data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
             return decode_jpeg(data, ImageReadMode.RGB, apply_exif_orientation=True)
     return to_tensor(read_image(encoded))
@@ -222,23 +221,25 @@ def open_shards(
             else:
                 look_up_data_set(source)
                 table = datasets.load_dataset(source, split="train", cache_dir=cache_dir)
+            if "image" not in table.column_names:
+                raise no_image_column(source, table.column_names)
+            table = table.cast_column("image", datasets.Image(decode=False))
+            bare = pc.is_null(pc.struct_field(table.with_format("arrow")[:]["image"], "bytes"))
+            if pc.any(bare).as_py():
+                roots = roots_of(source, image_root)
+                table = table.map(
+                    lambda row, roots: {"image": with_place(row["image"], roots)}, fn_kwargs={"roots": roots}
+                )
+            if "id" not in table.column_names:
+                table = table.add_column("id", [f"{source}/{row}" for row in range(len(table))])
+            tables.append(table.select_columns(["image", "id"]).cast_column("id", datasets.Value("string")))
+        except BadDataError:
+            raise
         except Exception as error:  # loading runs through many readers, each with its own errors
             raise BadDataError(
                 f"`train_data={source}` cannot be read ({one_line(error)}); pass a folder made by prepare_images",
                 source=source,
             ) from error
-        if "image" not in table.column_names:
-            raise no_image_column(source, table.column_names)
-        table = table.cast_column("image", datasets.Image(decode=False))
-        bare = pc.is_null(pc.struct_field(table.with_format("arrow")[:]["image"], "bytes"))
-        if pc.any(bare).as_py():
-            roots = roots_of(source, image_root)
-            table = table.map(
-                lambda row, roots: {"image": with_place(row["image"], roots)}, fn_kwargs={"roots": roots}
-            )
-        if "id" not in table.column_names:
-            table = table.add_column("id", [f"{source}/{row}" for row in range(len(table))])
-        tables.append(table.select_columns(["image", "id"]).cast_column("id", datasets.Value("string")))
     return tables[0] if len(tables) == 1 else datasets.concatenate_datasets(tables)
 
 

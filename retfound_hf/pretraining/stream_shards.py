@@ -77,7 +77,7 @@ class StreamShard:
     def _convert(self, convert: Callable[[Path], T], file: Path) -> T:
         try:
             return convert(file)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, LookupError, pa.ArrowException) as error:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> BadDataError:

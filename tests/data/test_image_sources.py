@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import suppress
 
 import datasets
 import pandas as pd
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import save_noise
 
+from retfound_hf.data import parquet
 from retfound_hf.data.image_cache import cache_images
 from retfound_hf.data.image_sources import FolderSource, encoded_bytes, open_files
 from retfound_hf.data.labelled import _read_source, read_labelled
@@ -401,6 +403,36 @@ def test_a_stored_relative_path_starts_at_the_data(by_path, tmp_path, read, whol
     monkeypatch.chdir(tmp_path)  # where another image of that name lies
     found = read(by_path([".images/0.png", ".images/1.png"], whole))
     assert [read_image(image) for image in found] == [read_image(f"given/.images/{n}.png") for n in range(2)]
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize(
+    "cell",
+    [{"bytes": "{}/private/0.png"}, {"bytes": "{}/private/0.png", "path": None}, {"bytes": None, "path": "a\0b"},
+     {"bytes": None, "path": 5}, {"bytes": b"a", "path": [1]}, {"bytes": {"bytes": b"a"}}, {"path": "x"}, 5, [1]],
+)  # fmt: skip
+def test_cells_of_other_types_name_no_file(by_path, tmp_path, read, cell):
+    by_path([".images/0.png", ".images/1.png"])
+    if isinstance(cell, dict) and isinstance(cell.get("bytes"), str):
+        cell = {**cell, "bytes": cell["bytes"].format(tmp_path)}
+    table = pa.table({"image": [cell, cell], "label": ["a", "b"]})
+    pq.write_table(table, tmp_path / "given/other.parquet")
+    with suppress(BadDataError):
+        assert not any(
+            os.path.exists(image) for image in read(tmp_path / "given/other.parquet") if isinstance(image, str)
+        )
+
+
+@pytest.mark.parametrize("read", [labelled, listed, prepared])
+def test_shards_that_would_unpack_to_far_more_than_they_are_are_refused(tmp_path, read, monkeypatch):
+    monkeypatch.setattr(parquet, "MOST_UNPACKED", 10**6)
+    one = pa.DictionaryArray.from_arrays(pa.array([0] * 10**5, pa.int32()), pa.array([b"a"]))
+    for image in ([bytes(2 * 10**6)], one):
+        labels = pa.DictionaryArray.from_arrays(pa.array([0] * len(image), pa.int32()), pa.array(["a"]))
+        pq.write_table(pa.table({"image": image, "label": labels}), tmp_path / "bomb.parquet")
+        with pytest.raises(BadDataError) as error:
+            read(tmp_path / "bomb.parquet")
+        assert error.value.source == str(tmp_path / "bomb.parquet")
 
 
 @pytest.mark.parametrize("read", READERS)

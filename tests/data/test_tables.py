@@ -6,9 +6,10 @@ import datasets
 import pandas as pd
 import pytest
 
+from retfound_hf.data import tables
 from retfound_hf.data.labelled import read_labelled
 from retfound_hf.data.splits import SPLITS
-from retfound_hf.data.tables import splits_of
+from retfound_hf.data.tables import check_spelling, splits_of
 from retfound_hf.errors import BadDataError
 
 
@@ -187,3 +188,22 @@ def test_splits_of_a_data_set_by_other_names(divided, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda name: parts)
     found = read_labelled("someone/retinas", image_root=str(tmp_path))
     assert found.counts().sum().tolist() == [12, 6, 6]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_tables_of_a_million_columns_are_refused(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(tables, "MOST_COLUMNS", 50)
+    wide = pd.DataFrame([[1] * 51], columns=[str(number) for number in range(51)])
+    path = tmp_path / f"wide.{suffix}"
+    wide.to_csv(path, index=False) if suffix == "csv" else wide.to_parquet(path)
+    with pytest.raises(BadDataError) as error:
+        read_labelled(str(path))
+    assert error.value.source == str(path)
+
+
+@pytest.mark.parametrize("name", ["a\n# b", "a\x1b[31m", "a\u2028b", "a\u202eb"])
+def test_classes_with_control_characters_are_refused(name):
+    check_spelling(["a", "b c", "糖\xa0尿"], "table.csv")
+    with pytest.raises(BadDataError) as error:
+        check_spelling(["a", name], "table.csv")
+    assert error.value.rows == (name,) and "\n" not in str(error.value)
