@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 LONGEST = 200  # characters that a message repeats of what it was given
+# What a terminal does not show but obeys, and what would make two lines of one.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 LONG_PART = re.compile(rf"(?<!\w)'[^']{{{LONGEST},}}'(?!\w)|`[^`]{{{LONGEST},}}`|\S{{{LONGEST + 1},}}")
 
 
@@ -26,6 +28,7 @@ class RetFoundError(ValueError):
             for part in value if isinstance(value, (list, tuple)) else [value]:
                 if len(text := str(part)) > LONGEST:
                     message = message.replace(text, shown(text))
+        message = CONTROL.sub(lambda found: " " if found[0].isspace() else repr(found[0])[1:-1], message)
         super().__init__(_without_long_words(message))
         self.__dict__.update(attributes)
 

@@ -77,6 +77,12 @@ def test_join_names():
     assert join_names("abc") == "a, b, c" and join_names(range(7), 2) == "0, 1 and 5 more"
 
 
+def test_names_with_control_characters_are_one_line_that_no_terminal_obeys():
+    name = "a\nb\x1b[31m\u202e\u2028\ud800é"
+    error = BadDataError(f"{name} has no rows", rows=[name])
+    assert str(error) == "a b\\x1b[31m\\u202e \\ud800é has no rows" and error.rows == (name,)
+
+
 LONG = {"word": "x" * 5000, "phrase": "ab cd " * 900}
 
 
