@@ -7,20 +7,24 @@ import copy
 import dataclasses
 import errno
 import importlib.util
+import itertools
 import json
 import logging
 import math
 import re
 import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from .errors import (
     BadArgumentError,
+    BadDataError,
     MissingPackageError,
     RetFoundError,
     nearest,
@@ -29,7 +33,9 @@ from .errors import (
     require_range,
     shown,
 )
+from .files import read_json
 
+MAX_YAML, MAX_DIGITS = 2**18, 100  # bytes or values of a file that a person writes; characters of a number in it
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 # `level`, `level=eye` or `level='eye'` in an error's message.
 FIELD = re.compile(r"`(\w+)(?:=([^`]*))?`")
@@ -241,19 +247,65 @@ def _hide_script_folder() -> None:
 
 def _words_of_file(path: Path, types: Sequence[type]) -> list[str]:
     """Options of a YAML or JSON file as command-line words, so that both forms are checked alike."""
-    import yaml
-
     if not path.is_file():
         raise RetFoundError(f"options file {path} does not exist")
-    try:
-        text = path.read_text(encoding="utf-8")
-        options = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # also other encodings, and dates
-        kind = "JSON" if path.suffix == ".json" else "YAML"
-        raise RetFoundError(f"options file {path} is not valid {kind}: {one_line(error)}") from error
+    options = read_json(path, object) if path.suffix == ".json" else read_yaml(path)
     if not isinstance(options, dict):
         raise RetFoundError(f"options file {path} must map option names to values, found {type(options).__name__}")
     return option_words(options, types, str(path))
+
+
+@cache
+def _yaml_loader() -> Any:
+    """Loader of what a person writes: PyYAML's keeps the last of equal keys without a word, and makes huge numbers."""
+    import yaml  # not before it is needed
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            names = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            if repeated := [name for (_, name), count in names.items() if count > 1]:
+                raise ValueError(f"key {shown(repeated[0])} is written twice, line {node.start_mark.line + 1} on")
+            return super().construct_mapping(node, deep)
+
+        def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+            if len(node.value) > MAX_DIGITS:
+                raise ValueError(f"a number of {len(node.value):,} characters")
+            return super().construct_yaml_int(node)
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+    return Loader
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Content of a YAML file that a person writes, such as options.
+
+    Raises:
+        BadDataError: no YAML in UTF-8, a key written twice, more than `MAX_YAML` bytes, or aliases of aliases that
+            stand for more than `MAX_YAML` values.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_YAML:
+            raise ValueError(f"it has more than {MAX_YAML:,} bytes")
+        loader = _yaml_loader()(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if _extent(node, {}) > MAX_YAML:
+            raise ValueError(f"its aliases stand for more than {MAX_YAML:,} values")
+        return None if node is None else loader.construct_document(node)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # also other encodings, and dates
+        raise BadDataError(f"{path} is not valid YAML in UTF-8: {one_line(error)}", source=path) from error
+
+
+def _extent(node: Any, known: dict[int, float]) -> float:
+    """Values below a node, those of an alias each time that it occurs; infinite for one that holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts = node.value if isinstance(getattr(node, "value", None), list) else ()
+        below = itertools.chain.from_iterable(part if isinstance(part, tuple) else (part,) for part in parts)
+        known[id(node)] = 1 + sum(_extent(part, known) for part in below)
+    return known[id(node)]
 
 
 def option_words(options: Mapping[str, Any], types: Sequence[type], source: str) -> list[str]:

@@ -5,13 +5,14 @@ from typing import Literal
 import pytest
 import yaml
 
-from retfound_hf.errors import BadArgumentError, MissingPackageError, RetFoundError
+from retfound_hf.errors import BadArgumentError, BadDataError, MissingPackageError, RetFoundError
 from retfound_hf.options import (
     build_arguments,
     check_ranges,
     check_trackers,
     option,
     parse_arguments,
+    read_yaml,
     run_command,
     with_flags,
 )
@@ -295,3 +296,32 @@ def test_a_tracker_without_its_package_comes_with_the_command_that_brings_it(nam
         check_trackers(name, ["no_such", "azure_ml"], ["wandb"])
     assert (error.value.package, error.value.extra) == (package, extra)
     assert str(error.value).endswith("pip install 'retfound-hf[trackio]'" if extra else f"pip install {package}")
+
+
+LAUGHS = "a: &a [1, 2, 3, 4, 5, 6, 7, 8]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 8)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [LAUGHS, LAUGHS + "? *i\n: 1\n", "a: &a [*a]\n", "&a [*a]\n", "a: !!python/object/apply:os.system [exit]\n",
+     "a: 1\na: 2\n", "a: 0x" + "f" * 10**5, "a: " + ":".join(["59"] * 10**4), "a: " + "[" * 10**5,
+     "a: " + "b" * 10**6, "a: 2001-99-99", "a: \0"],
+    ids=["laughs", "key", "loop", "itself", "tag", "twice", "sixteens", "minutes", "deep", "long", "date", "zero"],
+)  # fmt: skip
+def test_yaml_that_asks_for_much_or_says_two_things_is_refused(content, tmp_path):
+    (tmp_path / "options.yaml").write_text(content)
+    with pytest.raises(BadDataError) as error:
+        read_yaml(tmp_path / "options.yaml")
+    assert error.value.source == str(tmp_path / "options.yaml") and len(str(error.value)) < 1000
+
+
+def test_yaml_with_aliases_and_merged_mappings(tmp_path):
+    (tmp_path / "options.yaml").write_text(
+        "base: &base {x: 1, y: [1, 2]}\nown: {<<: *base, x: 2}\nall: [*base, *base]\n"
+    )
+    base = {"x": 1, "y": [1, 2]}
+    assert read_yaml(tmp_path / "options.yaml") == {"base": base, "own": {**base, "x": 2}, "all": [base, base]}
+    (tmp_path / "options.yaml").write_text("")
+    assert read_yaml(tmp_path / "options.yaml") is None

@@ -1,16 +1,16 @@
 """Study file: YAML as pydantic models, every key known, every value checked, every path absolute."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import pydantic
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
 from ..data.splits import SPLITS
-from ..errors import BadArgumentError, BadDataError, join_names, nearest, one_line
+from ..errors import CONTROL, BadArgumentError, BadDataError, join_names, nearest, shown
 from ..evaluation.bootstrap import MIN_DEFINED
 from ..evaluation.metrics import METRICS
 from ..evaluation.predictions import Aggregate, Conflicts, Level
@@ -18,7 +18,7 @@ from ..finetuning.arguments import DataArguments, FinetuneArguments, training_ty
 from ..finetuning.methods import METHODS
 from ..models.configuration_retfound import PRESETS
 from ..models.loading import STARTING_POINTS
-from ..options import option_words, parse_arguments
+from ..options import option_words, parse_arguments, read_yaml
 from ..vocabulary import MODALITIES
 
 ANY = "any"  # the modality of a start that serves every data set
@@ -68,8 +68,9 @@ def _key_of(table: Collection[str]) -> AfterValidator:
 
 
 def _label(name: str) -> str:
-    if not name.strip() or "/" in name or name.startswith(".") or len(name.encode()) > LONGEST_NAME:
-        needed = f"text of at most {LONGEST_NAME} bytes that has no / and starts with no dot"
+    fits = name.strip() and not CONTROL.search(name) and len(name.encode()) <= LONGEST_NAME
+    if not fits or "/" in name or name.startswith("."):
+        needed = f"one line of at most {LONGEST_NAME} bytes that has no / and starts with no dot"
         raise ValueError(f"{name!r} is not accepted as a name; give {needed}")
     return name
 
@@ -77,8 +78,13 @@ def _label(name: str) -> str:
 def _by_name(value: Any) -> Any:
     """Settings by name; a list of names maps to the names themselves."""
     if not isinstance(value, (list, Mapping)) or not value:
-        raise ValueError(f"{value!r} is not accepted; map names to settings")
-    return dict(value) if isinstance(value, Mapping) else {name: name for name in _distinct(value)}
+        raise ValueError(f"{shown(repr(value))} is not accepted; map names to settings")
+    named = dict(value) if isinstance(value, Mapping) else {name: name for name in _distinct(value)}
+    # Names are those of folders, and some disks tell no capitals from small letters.
+    folded = Counter(str(name).casefold() for name in named)
+    if twice := [name for name in named if folded[str(name).casefold()] > 1]:
+        raise ValueError(f"{join_names(twice)} differ in capitals alone; give other names")
+    return named
 
 
 def _distinct(value: Any) -> Any:
@@ -347,31 +353,19 @@ def read_settings(path: str | Path) -> Study:
     field = ".".join(str(part) for part in (*found["loc"], own) if part not in ("[key]", ""))
     missing = found["type"] == "missing"
     reason = (
-        "the key is missing" if missing else f"{value!r} is not accepted; {found['msg'][0].lower()}{found['msg'][1:]}"
+        "the key is missing"
+        if missing
+        else f"{shown(repr(value))} is not accepted; {found['msg'][0].lower()}{found['msg'][1:]}"
     )
     accepted = getattr(cause, "accepted", ())
     raise BadArgumentError(f"{path}: {field}: {cause or reason}", field=field, value=value, accepted=accepted)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that is written twice is an error; PyYAML would keep the last one without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = [key for key in keys if keys.count(key) > 1]
-        if repeated:
-            raise yaml.YAMLError(f"key {repeated[0]!r} is written twice, line {node.start_mark.line + 1} on")
-        return super().construct_mapping(node, deep)
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         example = "give a YAML file such as scripts/studies/synthetic.yaml"
         raise BadDataError(f"study file {path} does not exist; {example}", source=path)
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # also other encodings, and odd dates
-        raise BadDataError(f"study file {path} is not valid YAML in UTF-8: {one_line(error)}", source=path) from error
+    content = read_yaml(path)
     if not isinstance(content, Mapping):
         raise BadDataError(f"study file {path} must map names to values, found {type(content).__name__}", source=path)
     return content
