@@ -9,14 +9,15 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BadDataError, OutputError, RetFoundError, one_line
+from .errors import BadDataError, OutputError, RetFoundError, join_names, one_line
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from filelock import FileLock
 
@@ -353,6 +354,34 @@ def rows_of_csv(path: Path, header: Iterable[str]) -> Iterator[Callable[[Iterabl
 def _line_end(returns: bool) -> str:
     """End of a line: with a carriage return where a cell holds one, which `csv` otherwise leaves without quotes."""
     return "\r\n" if returns else "\n"
+
+
+def read_table(path: str | Path, **options: Any) -> "pd.DataFrame":
+    """Table that `write_table` wrote; only its empty cells are missing, where any are.
+
+    Args:
+        path: of the file.
+        **options: of `pandas.read_csv`, such as `dtype`.
+
+    Raises:
+        BadDataError: no such file, cut short or damaged.
+    """
+    import pandas as pd
+
+    try:
+        return with_formulas(pd.read_csv(path, keep_default_na=False, **options))
+    except Exception as error:  # damaged files give errors of every type
+        message = f"{path} cannot be read as a table ({one_line(error)}); bring it back, or make it anew"
+        raise BadDataError(message, source=path) from error
+
+
+def numbers_of(table: "pd.DataFrame", names: Sequence[str], path: str | Path) -> "np.ndarray":
+    """Columns of a table that was read from `path`, float64 (rows, columns); `BadDataError` where they hold others."""
+    try:
+        return table[list(names)].to_numpy("float64")
+    except (ValueError, TypeError) as error:
+        message = f"{path}: {join_names(names)} must hold numbers ({one_line(error)})"
+        raise BadDataError(message, source=path) from error
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

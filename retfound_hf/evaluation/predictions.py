@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import BadArgumentError, BadDataError, join_names, require, require_range
-from ..files import with_formulas, write_table
+from ..files import numbers_of, read_table, write_table
 from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, known_order
 from .bootstrap import MIN_DEFINED, RESAMPLES, Estimate, Patients, patient_numbers, patients_of
 from .intervals import find_intervals
@@ -413,17 +413,17 @@ class Predictions:
                 probabilities of each row sum to 1, and findings where they do not.
 
         Raises:
-            BadDataError: columns that are missing, or labels that are no class.
+            BadDataError: a damaged file, columns that are missing or hold no numbers, or labels that are no class.
         """
         text = {"id": str, "patient_id": str, "eye": str, "label": str, "prediction": str}
         # A class may be called None or NA: only an empty cell is missing.
-        table = with_formulas(pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""]))
+        table = read_table(path, dtype=text, na_values=[""])
         names = [name.removeprefix(PROBABILITY) for name in table if str(name).startswith(PROBABILITY)]
         if "id" not in table:
             raise BadDataError(f"{path} has no column id", source=path)
         if not names:
             return cls._read_numbers(table, path)
-        scores = table[[PROBABILITY + name for name in names]].to_numpy(np.float64)
+        scores = numbers_of(table, [PROBABILITY + name for name in names], path)
         if problem_type is None:
             exclusive = len(names) > 1 and (np.abs(scores.sum(axis=1) - 1) <= SUM_TOLERANCE).all()
             problem_type = SINGLE_LABEL if exclusive else MULTI_LABEL
@@ -450,8 +450,8 @@ class Predictions:
         labels = ["label" + name.removeprefix("prediction") for name in predicted]
         names = [name.partition("/")[2] or "target" for name in predicted]
         known = all(name in table for name in labels)
-        targets = table[labels].to_numpy(np.float64) if known else None
-        return cls.of_table(table, targets, table[predicted].to_numpy(np.float64), names, REGRESSION)
+        targets = numbers_of(table, labels, path) if known else None
+        return cls.of_table(table, targets, numbers_of(table, predicted, path), names, REGRESSION)
 
 
 def _joined(names: np.ndarray, holds: np.ndarray) -> list[str]:

@@ -1,7 +1,6 @@
 """Report of an evaluation: `metrics.json`, `predictions.csv`, tables, plots and the table for the terminal."""
 
 import dataclasses
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -11,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
-from ..errors import BadArgumentError, BadDataError, BadModelError, join_names, nearest, require_range
-from ..files import atomic_file, write_json, write_table
+from ..errors import BadArgumentError, BadDataError, BadModelError, join_names, nearest, one_line, require_range
+from ..files import atomic_file, read_json, write_json, write_table
 from ..vocabulary import POINTS_FILE, PROBLEM_TYPES, SINGLE_LABEL
 from .bootstrap import MIN_DEFINED, RESAMPLES, Estimate, patient_numbers
 from .document import FOOTER, INTERVAL, About, characteristics, counts_text, metric_rows, render, report_sections
@@ -257,11 +257,14 @@ def read_points(folder: str | Path, class_names: tuple[str, ...], report: Report
     if path is None or not path.is_file():
         return []
     try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        points = [OperatingPoint(**point) for point in stored["points"]]
+        stored = read_json(path)
+        points = TypeAdapter(list[OperatingPoint]).validate_python(stored["points"])
         level, how = stored["level"], stored["aggregate"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise BadModelError(f"{path} is damaged ({error}); remove it, or fine-tune again", model=folder) from error
+        if not np.isfinite([point.threshold for point in points]).all():
+            raise ValueError("a threshold is no number")
+    except (ValueError, KeyError) as error:
+        reason = one_line(error)
+        raise BadModelError(f"{path} is damaged ({reason}); remove it, or fine-tune again", model=folder) from error
     if level != report.level or (level != "image" and how != report.aggregate):
         logger.warning(
             "the thresholds of %s are left out: they were chosen for the level %s (%s), and this report is about the "

@@ -19,7 +19,7 @@ from ..errors import BadDataError, join_names
 from ..evaluation.document import counts_text
 from ..evaluation.predictions import Predictions
 from ..evaluation.report import ReportArguments, format_table, measure, read_points, write_report
-from ..files import exclusive_folder, read_json, refuse_existing, with_formulas, write_table
+from ..files import exclusive_folder, read_json, read_table, refuse_existing, write_table
 from ..options import build_arguments, parse_arguments
 from ..record import write_run_record
 from ..vocabulary import SINGLE_LABEL, order_classes
@@ -192,10 +192,10 @@ def splits_in_training(model_folder: str, table: pd.DataFrame, data: str | None)
     splits, path = pd.Series(None, table.index, dtype=object), Path(model_folder) / SPLITS_FILE
     if not path.is_file():
         return splits
-    known = with_formulas(pd.read_csv(path, dtype=str, keep_default_na=False))
+    known = _read_splits(path)
     if "digest" not in known:
         same = data is not None and _is_data_of(_record(model_folder), data)
-        return table["id"].map(known.set_index("id")["split"]).astype(object) if same else splits
+        return table["id"].map(_split_by(known, "id")).astype(object) if same else splits
     known = known.sort_values("split", key=lambda names: names.map(SPLITS.index), kind="stable")
     splits = pd.Series(resolved_paths(table["image"]), table.index).map(_split_by(known, "path")).astype(object)
     digests = content_digests(table.loc[splits.isna(), "image"])
@@ -203,6 +203,14 @@ def splits_in_training(model_folder: str, table: pd.DataFrame, data: str | None)
     if splits.notna().any():
         splits = splits.fillna(table["patient_id"].map(_split_by(known, "patient_id")))
     return splits.where(splits.notna(), None)
+
+
+def _read_splits(path: Path) -> pd.DataFrame:
+    known = read_table(path, dtype=str)
+    if not {"id", "split"} <= set(known) or not known["split"].isin(SPLITS).all():
+        message = f"{path} names no split of some image ({join_names(SPLITS)}); remove it, or bring it back"
+        raise BadDataError(message, source=path)
+    return known
 
 
 def _split_by(known: pd.DataFrame, column: str) -> pd.Series:
@@ -255,7 +263,7 @@ def write_splits(folder: Path, table: pd.DataFrame, base: str | None = None) -> 
     facts = {"path": resolved_paths(table["image"]), "digest": content_digests(table["image"])}
     rows, before = [table[["id", "patient_id", "split"]].assign(**facts)], Path(base or "", SPLITS_FILE)
     if base is not None and before.is_file():
-        known = with_formulas(pd.read_csv(before, dtype=str, keep_default_na=False))
+        known = _read_splits(before)
         # Without patients, whose names may be those of others here.
         rows += [known[known["split"] != "test"].assign(patient_id="")] if "digest" in known else []
     write_table(folder / SPLITS_FILE, pd.concat(rows, ignore_index=True))

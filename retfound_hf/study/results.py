@@ -11,7 +11,7 @@ from ..errors import BadDataError, OutputError, one_line
 from ..evaluation.metrics import metrics_for
 from ..evaluation.predictions import Predictions
 from ..evaluation.thresholds import finding_of
-from ..files import read_json, unguard, with_formulas, write_json
+from ..files import guard, read_json, read_table, unguard, write_json
 from ..vocabulary import SINGLE_LABEL
 from .config import Reporting, Study, read_settings
 
@@ -38,11 +38,10 @@ def predictions_file(folder: str | Path, job_id: str, evaluated: str) -> Path:
 
 def read_csv(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
     """A table of the study; its names, and the columns `text`, stay as written ("NA" is a class, "007" is not 7)."""
-    header = pd.read_csv(path, nrows=0).columns
+    header = [guard(name) for name in read_table(path, nrows=0)]
     words = [name for name in header if unguard(name) in (*TEXT_COLUMNS, *text)]
     numbers = {name: [""] for name in header if name not in words}
-    table = pd.read_csv(path, dtype=dict.fromkeys(words, str), keep_default_na=False, na_values=numbers)
-    return with_formulas(table)
+    return read_table(path, dtype=dict.fromkeys(words, str), na_values=numbers)
 
 
 def read_task(folder: str | Path, data: str) -> dict[str, Any]:

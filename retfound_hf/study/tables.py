@@ -5,6 +5,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,12 +114,14 @@ def resampled(folder: Path, study: Study, job_id: str, data: str, evaluated: str
         reporting.label_conflicts,
         reporting.resamples,
     )
-    content = predictions_file(folder, job_id, evaluated).read_bytes()
+    stored = predictions_file(folder, job_id, evaluated)
+    content = stored.read_bytes() if stored.is_file() else b""  # then `read_cases` says that it is gone
     digest = hashlib.blake2b(repr(facts).encode() + content, digest_size=8).hexdigest()
     path = folder / "statistics" / job_id / f"{evaluated}-{digest}.npz"
-    if not path.is_file():
-        cases = read_cases(folder, job_id, data, evaluated, reporting)
-        _save(path, resample(cases, study.metrics, reporting.resamples))
+    with suppress(Exception):  # absent, or damaged in any way
+        return _load(path)
+    cases = read_cases(folder, job_id, data, evaluated, reporting)
+    _save(path, resample(cases, study.metrics, reporting.resamples))
     return _load(path)
 
 

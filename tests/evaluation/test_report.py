@@ -201,6 +201,23 @@ def test_thresholds_are_stored_read_and_measured(tmp_path, predicted, caplog):
         read_points(tmp_path, CLASSES, report)
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, "[]", "{}", b"\xff", {"points": 5}, {"points": [[1]]}, {"threshold": "high"}, {"threshold": None},
+     {"threshold": float("nan")}, {"label": 5}, {"criterion": "best"}, {"level": ...}],
+)  # fmt: skip
+def test_damaged_thresholds_are_refused(content, tmp_path):
+    if isinstance(content, dict):
+        point = {"label": "none", "criterion": "sensitivity", "target": 0.9, "threshold": 0.4}
+        given = {name: content.get(name, value) for name, value in point.items()}
+        facts = {"points": [given], "level": "image", "aggregate": "mean"} | content
+        content = json.dumps({name: value for name, value in facts.items() if value is not ...})
+    (tmp_path / "operating_points.json").write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(BadModelError) as error:
+        read_points(tmp_path, CLASSES, ReportArguments())
+    assert error.value.model == str(tmp_path) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_a_column_that_tells_who_somebody_is_makes_no_groups(predicted, known):
     rows, _, _ = predicted
