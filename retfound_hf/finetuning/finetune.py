@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from transformers import set_seed
+from transformers import TrainerState, set_seed
 
 from ..data.labelled import LabelledSet, keep_fraction, read_labelled
-from ..errors import BadArgumentError, OutputError, require
+from ..errors import BadArgumentError, OutputError, join_names, require
 from ..evaluation.calibration import fit_scaling
 from ..evaluation.document import counts_text, find_column
 from ..evaluation.metrics import metrics_for
@@ -27,6 +27,7 @@ from ..files import exclusive_folder, move_into, output_faults, refuse_existing,
 from ..inference.evaluate import splits_in_training, write_splits
 from ..inference.predict import Classifier, PreparedSplit, prepare_split, process_state, warn_of_modality
 from ..models import cards
+from ..models.adapters import errors_of_loading
 from ..models.configuration_retfound import is_adapter
 from ..models.loading import fit_input
 from ..options import parse_arguments
@@ -37,6 +38,8 @@ from .methods import METHODS, Method, build_classifier, build_processor, fold_sc
 from .trainer import TargetScale
 
 logger = logging.getLogger(__name__)
+STATE_KINDS = {"global_step": int, "max_steps": int, "epoch": (int, float), "log_history": list}
+OPTIMISER_FILES = ("optimizer.pt", "scheduler.pt")
 OLDEST = 89  # years; HIPAA's safe harbour asks for one group of all older ones
 
 
@@ -363,13 +366,27 @@ def checkpoint_to_resume(args: FinetuneArguments, method: Method) -> str | None:
             raise OutputError(
                 f"`resume_from_checkpoint={asked}`: there is no checkpoint in {args.output_dir}", path=args.output_dir
             )
-        return str(max(found, key=lambda path: int(path.name.removeprefix("checkpoint-"))))
-    if not Path(asked).is_dir():
+        asked = str(max(found, key=lambda path: int(path.name.removeprefix("checkpoint-"))))
+    elif not Path(asked).is_dir():
         raise BadArgumentError(
             f"`resume_from_checkpoint={asked}` is not a folder; pass a checkpoint folder or latest",
             field="resume_from_checkpoint", value=asked,
         )  # fmt: skip
+    _check_state(Path(asked), args)
     return asked
+
+
+def _check_state(checkpoint: Path, args: FinetuneArguments) -> None:
+    """Raise `BadModelError` for a checkpoint with a damaged state or without its optimiser: Trainer would make one."""
+    with errors_of_loading(checkpoint):
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if wrong := [name for name, kind in STATE_KINDS.items() if not isinstance(getattr(state, name), kind)]:
+            raise TypeError(f"trainer_state.json has a wrong {join_names(wrong)}")
+        files = (
+            () if args.training.save_only_model or args.training.deepspeed or args.training.fsdp else OPTIMISER_FILES
+        )
+        if absent := [name for name in files if not (checkpoint / name).is_file()]:
+            raise FileNotFoundError(f"it lacks {join_names(absent)}")
 
 
 def _remove_checkpoints(output_dir: str | Path) -> None:

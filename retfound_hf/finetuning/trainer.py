@@ -17,6 +17,7 @@ from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Progr
 from ..errors import BadArgumentError, RetFoundError, one_line
 from ..evaluation.predictions import Predictions
 from ..inference.predict import Classifier, Collator, EvaluationPixels, PreparedSet, PreparedSplit, to_scores
+from ..models.adapters import errors_of_loading
 from ..models.backbones import parameter_depths
 from ..models.image_processing_retfound import RetFoundImageProcessor
 from ..models.loading import read_weights
@@ -295,6 +296,14 @@ class FinetuneTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self._load_weights(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with errors_of_loading(checkpoint or ""):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with errors_of_loading(checkpoint or ""):
+            super()._load_rng_state(checkpoint)
 
     def _load_weights(self, checkpoint: str) -> bool:
         """Load whole weights as `from_pretrained` does; False where Trainer's own way is the right one.

@@ -17,14 +17,21 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, roc_auc_score
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, TrainerCallback
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    TrainerCallback,
+    TrainerState,
+)
 from transformers import pipeline as make_pipeline
 from two_processes import run_in_two
 
 import retfound_hf as rf
 from retfound_hf import RetFoundForImageClassification, RetFoundImageProcessor
 from retfound_hf.cli import command
-from retfound_hf.errors import BadArgumentError, OutputError, RetFoundError
+from retfound_hf.errors import BadArgumentError, BadModelError, OutputError, RetFoundError
 from retfound_hf.evaluation.calibration import LogitScaling
 from retfound_hf.evaluation.metrics import METRICS
 from retfound_hf.finetuning import finetune as finetuning
@@ -419,12 +426,47 @@ def test_checkpoint_to_resume(arguments, tmp_path):
         with pytest.raises(error):
             found(**options)
     # The state is written last: a checkpoint without it was cut off.
-    for step, names in ((9, ["model.safetensors", "trainer_state.json"]), (12, ["model.safetensors"])):
+    for step in (9, 12):
         folder = tmp_path / "out" / f"checkpoint-{step}"
         folder.mkdir(parents=True)
-        for name in names:
+        for name in ("model.safetensors", "optimizer.pt", "scheduler.pt"):
             (folder / name).touch()
+    state = tmp_path / "out/checkpoint-9/trainer_state.json"
+    TrainerState(global_step=9, max_steps=20, epoch=1.0).save_to_json(str(state))
     assert Path(found(resume_from_checkpoint="latest")).name == "checkpoint-9"
+    whole = json.loads(state.read_text())
+    for damaged in (
+        "",
+        "[" * 10**5,
+        "[]",
+        *(json.dumps({**whole, name: "x"}) for name in ("epoch", "log_history", "x")),
+    ):
+        state.write_text(damaged)
+        with pytest.raises(BadModelError):
+            found(resume_from_checkpoint="latest")
+    state.write_text(json.dumps(whole))
+    (state.parent / "optimizer.pt").unlink()  # Trainer would begin with another
+    with pytest.raises(BadModelError):
+        found(resume_from_checkpoint="latest")
+
+
+class StopAtSave(TrainerCallback):
+    def on_save(self, args, state, control, **kwargs):
+        raise InterruptedError
+
+
+def test_a_damaged_checkpoint_is_said_in_one_line(job, tmp_path):
+    options = {"num_train_epochs": 2, "output_dir": str(tmp_path / "out")}
+    with pytest.raises(InterruptedError):
+        job(**options).train(callback=StopAtSave())
+    made = job(resume_from_checkpoint="latest", **options)
+    checkpoint = Path(checkpoint_to_resume(made.args, made.method))
+    for name in ("rng_state.pth", "scheduler.pt", "optimizer.pt", "model.safetensors"):
+        whole = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(BadModelError) as error:
+            made.train(str(checkpoint))
+        assert error.value.model == str(checkpoint) and "\n" not in str(error.value)
 
 
 @pytest.mark.slow
