@@ -9,6 +9,7 @@ configuration. So `from_pretrained` of this package's classes looks for adapters
 import json
 import logging
 import pickle
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,9 @@ from .configuration_retfound import ADAPTER_FILE
 HEAD = ("fc_norm.", "classifier.")
 HIGHEST_RANK = 4096
 PACKAGED = Path(__file__).parent / "weights"  # folders of weights that come with the package
+# Expressions that PEFT matches with the name of every layer: repeated groups, and many repetitions, take for ever.
+REPEATED_GROUP, REPETITION, MOST_REPETITIONS = re.compile(r"\)[*+{]"), re.compile(r"[*+{]"), 4
+MOST_PATTERNS = 1000
 
 
 @contextmanager
@@ -98,16 +102,37 @@ def _peft_config(name_or_path: str, **hub_options: Any) -> Any:
     """Configuration of an adapter as PEFT reads it.
 
     Raises:
-        BadModelError: a rank whose matrices would fill the memory.
+        BadModelError: a rank whose matrices would fill the memory, expressions that would take hours, or settings
+            that name a module to import or hold for prompts alone.
     """
     from peft import PeftConfig
 
     stored = PeftConfig.from_pretrained(name_or_path, **hub_options)
+    patterns = list(_patterns(stored))
+    slow = [each for each in patterns
+            if REPEATED_GROUP.search(each) or len(REPETITION.findall(each)) > MOST_REPETITIONS]  # fmt: skip
+    if slow or len(patterns) > MOST_PATTERNS:
+        found = f"the expression {slow[0]!r}" if slow else f"{len(patterns):,} expressions"
+        message = f"adapter {name_or_path} names layers by {found}, which may take hours; list the layers by name"
+        raise BadModelError(message, model=name_or_path)
+    if stored.is_prompt_learning or getattr(stored, "megatron_config", None):
+        message = f"adapter {name_or_path} ({stored.peft_type}) is for prompts or for Megatron, not for an encoder"
+        raise BadModelError(message, model=name_or_path)
     highest = max(getattr(stored, "r", 1), *(getattr(stored, "rank_pattern", None) or {"": 1}).values())
     if highest > HIGHEST_RANK:
         message = f"adapter {name_or_path} has rank {highest:,}; accepted: up to {HIGHEST_RANK:,}"
         raise BadModelError(message, model=name_or_path)
     return stored
+
+
+def _patterns(stored: Any) -> Iterator[str]:
+    """Regular expressions in the configuration of an adapter."""
+    for name in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
+        found = getattr(stored, name, None) or ()
+        if isinstance(found, str):
+            yield found
+        elif name.endswith("pattern"):
+            yield from map(str, found)
 
 
 def merge_adapter(model: Any, name_or_path: str) -> Any:
