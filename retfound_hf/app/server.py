@@ -3,6 +3,7 @@
 import importlib.util
 import ipaddress
 import os
+import re
 import signal
 import socket
 import sys
@@ -30,11 +31,15 @@ HEADERS = {b"content-security-policy": POLICY.encode(), b"referrer-policy": b"no
 # Before gradio is imported: no telemetry, no check for a newer version.
 OFFLINE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 PASSWORD = "RETFOUND_APP_PASSWORD"
-LOGINS, LOGIN_SECONDS = 10, 60  # tries of one address within so many seconds
+# Tries of one address, and of all together (a proxy's header may name any address), within so many seconds.
+LOGINS, ALL_LOGINS, LOGIN_SECONDS = 10, 100, 60
+MAX_BODY = 2**20  # bytes of a request that is no upload
+# What gradio serves beside the page: visitors' videos for ffmpeg, other servers' answers, functions of components.
+UNUSED = re.compile(r"/(process_recording|component_server|proxy=|stream/|(undo-)?vibe-|run-history|monitoring)")
 
 
 class Guard:
-    """ASGI middleware: `HEADERS` on every answer, no foreign names of this server, few tries to log in.
+    """ASGI middleware: `HEADERS` on every answer, no foreign names, few tries to log in, no needless doors.
 
     A page elsewhere whose name its owner lets point to this machine (DNS rebinding) could read what is served here;
     its requests bear that name. An address of numbers cannot be made to point elsewhere.
@@ -58,12 +63,16 @@ class Guard:
 
         answer: Any = self.app
         if scope["type"] == "http":
-            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            host, path = dict(scope["headers"]).get(b"host", b"").decode("latin-1"), scope["path"].rstrip("/")
             if not self._known(host):
                 text = f"This page is not served as {host[:100]!r}; its owner can allow the name with --allowed_hosts."
                 answer = PlainTextResponse(text, 400)
-            elif scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/login") and self._too_many(scope):
+            elif UNUSED.search(path):
+                answer = PlainTextResponse("Not found", 404)
+            elif scope["method"] == "POST" and path.endswith("/login") and self._too_many(scope):
                 answer = PlainTextResponse("Too many tries; wait a minute.", 429, {"Retry-After": str(LOGIN_SECONDS)})
+            elif not path.endswith("/gradio_api/upload"):
+                receive = _bounded(receive)
         await answer(scope, receive, send_with_headers)
 
     def _known(self, host: str) -> bool:
@@ -80,11 +89,25 @@ class Guard:
                 times.popleft()
             if not times:
                 del self.logins[known]
-        times = self.logins.setdefault(address, deque())
-        if len(times) >= LOGINS:
+        own, everybody = (self.logins.setdefault(key, deque()) for key in (address, "everybody"))
+        if len(own) >= LOGINS or len(everybody) >= ALL_LOGINS:
             return True
-        times.append(now)
+        own.append(now)
+        everybody.append(now)
         return False
+
+
+def _bounded(receive: Callable[[], Awaitable[dict[str, Any]]]) -> Callable[[], Awaitable[dict[str, Any]]]:
+    """ASGI `receive` after which a body longer than `MAX_BODY` looks broken off; a server would keep it in memory."""
+    left = MAX_BODY
+
+    async def receive_some() -> dict[str, Any]:
+        nonlocal left
+        event = await receive()
+        left -= len(event.get("body", b""))
+        return event if left >= 0 else {"type": "http.disconnect"}
+
+    return receive_some
 
 
 def serve(

@@ -19,7 +19,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from retfound_hf.app.predictor import Reader
-from retfound_hf.app.server import LOGINS, PASSWORD, AppArguments, main, serve
+from retfound_hf.app.server import ALL_LOGINS, LOGINS, PASSWORD, AppArguments, main, serve
 from retfound_hf.app.uploads import private_folder
 from retfound_hf.cli import main as retfound
 from retfound_hf.errors import BadArgumentError, MissingPackageError
@@ -139,6 +139,27 @@ def test_few_tries_to_log_in(serve_here):
         last = httpx.post(f"{url}{path}", data={"username": "eye", "password": "wrong"}).status_code
     assert last == 429
     assert httpx.post(f"{url}login", data={"username": "eye", "password": "open sesame"}).status_code == 429
+
+
+def test_few_tries_to_log_in_whatever_addresses_a_proxy_names(serve_here):
+    url = serve_here(credentials=("eye", "open sesame")).local_url
+    with httpx.Client() as visitor:
+        for number in range(ALL_LOGINS):
+            last = visitor.post(f"{url}login", data={"username": "eye", "password": "wrong"},
+                                headers={"X-Forwarded-For": f"10.0.0.{number}"}).status_code  # fmt: skip
+            assert last == 400, number
+    right = {"username": "eye", "password": "open sesame"}
+    assert httpx.post(f"{url}login", data=right, headers={"X-Forwarded-For": "10.0.1.1"}).status_code == 429
+
+
+def test_doors_beside_the_page_and_large_requests_are_shut(served):
+    for place in ("proxy=http://localhost/", "stream/1", "process_recording", "component_server", "vibe-edit/"):
+        for answer in (httpx.get(f"{served.url}/gradio_api/{place}"), httpx.post(f"{served.url}/gradio_api/{place}")):
+            assert answer.status_code == 404, place
+    for content in (b"{" + bytes(2 * 2**20), iter([b"{", *[bytes(2**18)] * 8])):  # with its length, and in parts
+        answer = httpx.post(f"{served.url}/gradio_api/call/answer", content=content,
+                            headers={"Content-Type": "application/json"})  # fmt: skip
+        assert 400 <= answer.status_code < 500
 
 
 def test_names_that_lead_here_from_elsewhere_are_refused(serve_here):
