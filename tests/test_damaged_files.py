@@ -9,6 +9,7 @@ import logging
 import resource
 import shutil
 import signal
+import zipfile
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +27,8 @@ from tiny import save_classifier
 from retfound_hf.data.image_sources import encoded_bytes, open_files
 from retfound_hf.data.labelled import read_labelled
 from retfound_hf.errors import RetFoundError, UnreadableImageError
+from retfound_hf.evaluation.predictions import Predictions
+from retfound_hf.evaluation.report import ReportArguments, read_points
 from retfound_hf.files import read_json
 from retfound_hf.images.reading import read_image
 from retfound_hf.inference.embed import EmbedArguments
@@ -36,6 +39,7 @@ from retfound_hf.pretraining.data import decode
 from retfound_hf.pretraining.stream_shards import list_shards
 from retfound_hf.pretraining.streaming import StreamedTable
 from retfound_hf.study.config import read_settings
+from retfound_hf.vocabulary import SINGLE_LABEL
 
 SECONDS, MEGABYTES = 60, 1000  # of one file; a bound on time that a busy machine keeps too
 COUNT = {False: 200, True: 3000}  # by --slow
@@ -51,7 +55,7 @@ def saved(kind: str, **options) -> bytes:
     return file.getvalue()
 
 
-def dicom(syntax: str = "") -> bytes:
+def dicom(syntax: str = "", frame: bytes = b"") -> bytes:
     import pydicom
     from pydicom.pixels import set_pixel_data
 
@@ -61,7 +65,11 @@ def dicom(syntax: str = "") -> bytes:
     dataset.SOPClassUID, dataset.SOPInstanceUID = pydicom.uid.SecondaryCaptureImageStorage, "1.2.3"
     dataset.WindowCenter, dataset.WindowWidth = 1000, 2000
     set_pixel_data(dataset, np.arange(768, dtype=np.uint16).reshape(24, 32), "MONOCHROME2", 12)
-    if syntax:
+    if frame:  # of a kind that pydicom does not write, or not as small
+        set_pixel_data(dataset, np.zeros((24, 32, 3), np.uint8), "RGB", 8)
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.PixelData = pydicom.encaps.encapsulate([frame])
+    elif syntax:
         dataset.compress(syntax)
     dataset.save_as(file, enforce_file_format=True)
     return file.getvalue()
@@ -76,8 +84,12 @@ IMAGES = {
     "GIF": saved("GIF"),
     "WebP": saved("WEBP"),
     "JPEG 2000": saved("JPEG2000"),
+    "BMP": saved("BMP"),
+    "PPM": saved("PPM"),
     "DICOM": dicom(),
     "DICOM, run lengths": dicom("1.2.840.10008.1.2.5"),
+    "DICOM, JPEG 2000": dicom("1.2.840.10008.1.2.4.90", saved("JPEG2000", no_jp2=True)),
+    "DICOM, JPEG": dicom("1.2.840.10008.1.2.4.50", saved("JPEG")),
 }
 
 
@@ -175,15 +187,56 @@ def test_shards(into, survive, count, tmp_path):
     assert survive(read, mutated(file.getvalue(), count)) > 0
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_tables(suffix, into, survive, count):
+def archive(**contents: bytes) -> bytes:
+    file = BytesIO()
+    with zipfile.ZipFile(file, "w") as made:
+        for number, (name, content) in enumerate(contents.items()):
+            kinds = (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+            made.writestr(name, content, kinds[number % len(kinds)])
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "workbook"])
+def test_tables(kind, into, survive, count):
     for number in range(12):
         into(f"images/{number}.png", IMAGES["PNG"])
     table = pd.DataFrame({"image": [f"images/{number}.png" for number in range(12)], "label": list("ab") * 6,
                           "patient_id": [f"p{number // 2}" for number in range(12)]})  # fmt: skip
-    whole = table.to_csv(index=False).encode() if suffix == "csv" else parquet(table)
-    files = mutated(whole, count // 2, text=suffix == "csv")
+    kinds = {"csv": table.to_csv(index=False).encode(), "parquet": parquet(table),
+             "workbook": archive(**{"[Content_Types].xml": b"<Types/>", "xl/workbook.xml": b"<book/>"})}  # fmt: skip
+    files, suffix = mutated(kinds[kind], count // 2, text=kind == "csv"), "parquet" if kind == "parquet" else "csv"
     assert survive(lambda content: read_labelled(str(into(f"table.{suffix}", content)), need_splits=()), files) > 0
+
+
+def test_archives(survive, count):
+    pytest.importorskip("gradio")
+    from retfound_hf.app.uploads import Archive, Limits
+
+    def read(content):
+        for _, image in Archive(BytesIO(content), Limits()):
+            with suppress(UnreadableImageError):
+                read_image(image)
+
+    whole = archive(**{f"{name}.png": IMAGES["PNG"][:300] for name in "abcd"})
+    assert survive(read, mutated(whole, count)) > 0
+
+
+def test_results(into, survive, count):
+    """What a run has written and another reads: predictions and thresholds."""
+    found = Predictions(
+        list("abc"), np.array([[0.75, 0.25], [0.25, 0.75], [0.5, 0.5]]), np.array([0, 1, 1]), ("a", "b"), SINGLE_LABEL
+    )
+    path = into("predictions.csv", b"")
+    found.to_csv(path)
+    files = mutated(path.read_bytes(), count, text=True)
+    assert survive(lambda content: Predictions.read_csv(into("predictions.csv", content)), files) > 0
+    points = {"points": [{"label": "a", "criterion": "youden", "target": None, "threshold": 0.4}], "level": "image",
+              "aggregate": "mean"}  # fmt: skip
+
+    def read(content):
+        read_points(into("operating_points.json", content).parent, ("a", "b"), ReportArguments())
+
+    assert survive(read, mutated(json.dumps(points).encode(), count, text=True)) > 0
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +317,7 @@ def test_configurations_that_ask_for_more_than_there_is(classifier, survive, nam
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
 def test_options_and_records(suffix, into, survive, count):
-    options = {"model_name_or_path": "a", "data": "b", "part_size": 7, "overwrite_output_dir": True}
+    options = {"model_name_or_path": "a", "data": "b", "part_size": 7}
     whole = (
         json.dumps(options).encode()
         if suffix == "json"
@@ -289,7 +342,9 @@ def test_study_files(into, survive, count):
 
 
 ADAPTERS = {"r": 10**9, "rank_pattern": {"query": 10**9}, "peft_type": "X", "lora_alpha": "x", "target_modules": 5,
-            "base_model_name_or_path": None}  # fmt: skip
+            "base_model_name_or_path": None, "exclude_modules": "(([a-z.0-9])+.)+[A-Z]([a-z])+$",
+            "alpha_pattern": {"(.*a){25}": 2}, "layers_pattern": ".*.*.*.*.*=",
+            "megatron_config": {"a": 1}}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [*ADAPTERS, "itself", "weights"])

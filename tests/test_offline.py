@@ -2,32 +2,45 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 from small_runs import write_shards
 from tiny import save_autoencoder, save_classifier, save_planted_set
 
-# Runs commands one after another in one process, in which every connection is refused and listed.
+from retfound_hf.cli import COMMANDS
+from retfound_hf.models.key_tables import encoder_rows
+
+# Runs commands one after another in one process, in which every connection to another machine is refused and listed.
 RUN = """
 import json, socket, sys
 
 tried = []
 
-def refuse(self, address, *_):
-    if self.family == socket.AF_UNIX:
-        return connect(self, address)
-    tried.append(str(address))
-    raise OSError("no network")
+def to_here(original):  # the page asks itself whether it runs
+    def ask(self, address, *rest):
+        if self.family == socket.AF_UNIX or address[0] == "127.0.0.1":
+            return original(self, address, *rest)
+        tried.append(str(address))
+        raise OSError("no network")
+    return ask
 
-def look_up(host, *_, **__):
+def look_up(host, *rest, **options):
+    if host in ("127.0.0.1", "localhost"):
+        return addresses(host, *rest, **options)
     tried.append(str(host))
     raise socket.gaierror("no network")
 
-connect, socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo = (
-    socket.socket.connect, refuse, refuse, look_up)
+addresses, socket.getaddrinfo = socket.getaddrinfo, look_up
+socket.socket.connect, socket.socket.connect_ex = to_here(socket.socket.connect), to_here(socket.socket.connect_ex)
+from gradio import Blocks
 from retfound_hf.cli import main
+
+Blocks.block_thread = lambda page: page.close(verbose=False)
 
 for words in json.load(sys.stdin):
     status = main(words)
@@ -48,11 +61,27 @@ def run_commands(commands: list[str], folder: Path) -> tuple[dict[str, tuple[int
     return {name: (int(status), tried) for name, status, *tried in lines}, done.stderr
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def test_commands_on_local_files(tmp_path):
+    pytest.importorskip("gradio")
     save_planted_set(tmp_path / "images", {"train": 8, "val": 4, "test": 4})
     save_autoencoder(tmp_path / "encoder")
     save_classifier(tmp_path / "classifier", ("amd", "healthy"))
     write_shards(tmp_path / "few", (16,))
+    rows = encoder_rows(width=64, mlp=128, depth=2, patch=4, positions=17)
+    state = {row.source: torch.zeros(row.shape) for row in rows} | dict.fromkeys(
+        ("norm.weight", "norm.bias"), torch.ones(64)
+    )
+    torch.save({"model": state}, tmp_path / "cfp.pth")
+    (tmp_path / "study.yaml").write_text(
+        "models: {A: encoder}\nmethods: [linear]\ndata: {D: {data: images, modality: cfp}}\nseeds: [0]\n"
+        "finetune: {dataloader_num_workers: 0, cache_dir: cache}\nreporting: {resamples: 0}\n"
+    )
     # multiprocessing starts its servers by `python -c`, which takes modules from the working directory first.
     (tmp_path / "multiprocessing.py").write_text("open('executed', 'w')\n")
     quick = "--dataloader_num_workers 0 --cache_dir cache"
@@ -67,9 +96,24 @@ def test_commands_on_local_files(tmp_path):
             "explain --model_name_or_path classifier --data images/test/amd --output_dir maps",
             "export classifier --format timm --output_dir exported",
             "make_synthetic synthetic --modality oct --num_patients 13",
+            "make_registry registry --num_patients 40 --image_size 64",
+            "build_cohort registry/images.csv registry/events.csv cohort --event stroke --horizon 1y",
+            "check_dataset IDRiD images",
+            "convert_checkpoint cfp.pth converted --modality cfp",
+            "predict --model_name_or_path classifier --data images/test/amd --output_dir predicted",
+            "study study.yaml --output_dir studied",
+            "publish tuned --repo_id org/name --dry_run",
+            f"app --model classifier --port {free_port()}",
+            "completion bash",
+            "doctor",
+            "fetch retfound-cfp --output_dir fetched",
         ],
         tmp_path,
     )
+    assert found.keys() == COMMANDS.keys()
+    assert found.pop("fetch")[1]  # the one that asks a server
+    assert found.pop("check_dataset") == (2, [])  # of the wrong folder
+    assert found.pop("doctor")[1] == []  # whatever it lacks
     for name, (status, tried) in found.items():
         assert (status, tried) == (0, []), (name, [line for line in errors.splitlines() if "error" in line])
     assert not (tmp_path / "executed").exists()
