@@ -1,20 +1,26 @@
 """Contents of a published folder: allowed files, licence, no small groups, and a card that equals the results."""
 
+import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NoReturn
 
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
 
-from ..errors import BadDataError, BadModelError, one_line
+from ..errors import BadDataError, BadModelError, join_names, one_line
 from ..evaluation.subgroups import FEWEST, without_small_groups
 from ..files import read_json as read_object
 from ..files import read_rows, rows_of_csv
+from ..models import cards
 from ..models.cards import evaluation_tables, read_metrics, title
-from ..models.configuration_retfound import is_adapter
-from ..models.loading import OFFICIAL_LICENSE, OFFICIAL_ORGANISATION, read_config
+from ..models.configuration_retfound import ADAPTER_FILE, is_adapter
+from ..models.loading import OFFICIAL_LICENSE, OFFICIAL_ORGANISATION, load_processor, read_config
+from ..vocabulary import PROBLEM_TYPES, problem_type_of
+
+logger = logging.getLogger(__name__)
 
 MODEL_FILES = ("config.json", "preprocessor_config.json", "README.md")
 FROM_BASE = MODEL_FILES[:2]  # that PEFT does not write beside an adapter
@@ -66,6 +72,7 @@ class Contents:
         config: its `config.json`.
         files: paths within it that are published, sorted.
         left_out: paths that are not, with the reason.
+        card: text that takes the place of its `README.md`, where that is a form that nobody has filled in.
     """
 
     folder: Path
@@ -73,6 +80,7 @@ class Contents:
     config: dict[str, Any]
     files: tuple[str, ...]
     left_out: dict[str, str]
+    card: str | None = None
 
     @property
     def is_classifier(self) -> bool:
@@ -126,7 +134,57 @@ def read_contents(folder: str | Path) -> Contents:
     }  # fmt: skip
     own = "config.json" in top
     config = read_json(folder / "config.json") if own else read_config(str(folder)).to_dict()
-    return Contents(folder, kind, config, tuple(files), left_out)
+    contents = Contents(folder, kind, config, tuple(files), left_out)
+    if kind == "adapter" and "README.md" in top and _is_blank(folder / "README.md"):
+        logger.warning(
+            f"{folder / 'README.md'} is PEFT's form, and nobody has filled it in: a card of what the folder tells is "
+            "published in its place"
+        )
+        contents = replace(contents, card=_card_of_adapter(contents))
+    return contents
+
+
+def _is_blank(path: Path) -> bool:
+    """Whether a card is the Hub's form, as PEFT writes it beside every adapter, without a line of anybody's own."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    form = ModelCard.from_template(ModelCardData()).text.splitlines()
+    text = path.read_text(encoding="utf-8", errors="replace").partition("\n---\n")[2]
+    own = {line.strip() for line in text.splitlines()} - {line.strip() for line in form}
+    return bool(text) and all(re.fullmatch(r"### Framework versions|- PEFT [\w.+]+|", line) for line in own)
+
+
+def _card_of_adapter(contents: Contents) -> str:
+    """Card of an adapter that PEFT saved: what its files say, and what they do not."""
+    folder, stored = contents.folder, read_json(contents.folder / ADAPTER_FILE)
+    base, carried = stored.get("base_model_name_or_path"), _carried_licence(contents, {}, None)
+    config = PreTrainedConfig.from_dict(contents.config)
+    kind, names = problem_type_of(config), ", ".join(config.id2label.values())
+    metadata = {"pipeline_tag": "image-classification", **cards.base_metadata(base, "adapter"), "library_name": "peft"}
+    if carried:
+        metadata["license"] = carried[0]
+    named = (stored.get(key) or [] for key in ("target_modules", "modules_to_save"))
+    targets, saved = (join_names([names] if isinstance(names, str) else sorted(names)) for names in named)
+    rank = f" of rank {stored['r']}" if stored.get("r") else ""
+    is_measured = bool(read_metrics(folder))
+    return cards.render_card(
+        "adapter",
+        metadata,
+        folder_name=folder.resolve().name,
+        title=f"{folder.resolve().name}: an adapter of PEFT ({stored.get('peft_type')})",
+        description=(
+            f"Started from {cards.describe_start(base, None)}; trained: an adapter{rank} on {targets or 'its layers'}"
+            f"{f'; whole: {saved}' if saved else ''}."
+        ),
+        problem_type=kind,
+        targets=f"Each image has {PROBLEM_TYPES[kind].label}: {names}.",
+        training_data="The folder does not say what the adapter was trained on.",
+        preprocessing=cards.describe_preprocessing(load_processor(str(folder))),
+        evaluation=cards.evaluation_text(folder, "the images of `metrics.json`") if is_measured else "Not measured.",
+        calibration=cards.calibration_text(folder, kind),
+        cost=cards.cost_text(None, None),
+        provenance=f"Trained with PEFT {stored.get('peft_version') or 'of an unknown version'}, which wrote no card.",
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -270,8 +328,8 @@ METADATA = ("license", "library_name", "pipeline_tag", "tags")
 DECIMALS = 3  # of a rounded value in the model-index, at least: one or two would fit many values
 
 
-def read_card(folder: Path) -> tuple[dict[str, Any], str]:
-    """Metadata and text of a card, as the Hub's own library reads them.
+def read_card(folder: Path, text: str | None = None) -> tuple[dict[str, Any], str]:
+    """Metadata and text of a folder's card, or of the `text` in its place, as the Hub's own library reads them.
 
     Raises:
         BadModelError: metadata that are not valid YAML, or not valid results.
@@ -281,7 +339,7 @@ def read_card(folder: Path) -> tuple[dict[str, Any], str]:
 
     path = folder / "README.md"
     try:
-        card = ModelCard(path.read_text(encoding="utf-8"))
+        card = ModelCard(path.read_text(encoding="utf-8") if text is None else text)
     except (OSError, ValueError, TypeError, LookupError, RecursionError, yaml.YAMLError) as error:
         raise BadModelError(
             f"the metadata of {path} are not valid for the Hub: {one_line(error)}", model=folder

@@ -91,6 +91,8 @@ def staged(contents: Contents, repo_id: str, base_model: str | None = None) -> I
             _link_or_copy(contents.folder / path, stage / path)
             if Path(path).name == SUBGROUPS:
                 hide_small_groups(stage / path)
+        if contents.card is not None:
+            (stage / "README.md").write_text(contents.card, encoding="utf-8")
         if contents.kind == "adapter" and not (stage / "config.json").exists():
             write_json(stage / "config.json", contents.config)
         if contents.kind == "adapter" and not (stage / "preprocessor_config.json").exists():
@@ -220,7 +222,7 @@ def publish(
     contents = read_contents(folder)
     if space and not contents.is_classifier:
         raise BadArgumentError(f"`space` needs a classifier, which {folder} is not", field="space", value=space)
-    metadata, text = read_card(contents.folder)
+    metadata, text = read_card(contents.folder, contents.card)
     licence = check_licence(contents, metadata, base_model)
     check_card(contents, metadata, text)
     if contents.kind == "adapter":

@@ -33,13 +33,21 @@ NUMERIC = re.compile(r"(-?\d[\d.]*( to .*| \(.*)?|undefined)?")
 
 
 def write_card(folder: str | Path, template: str, metadata: dict[str, Any] | None, **facts: Any) -> Path:
-    """Write `README.md` into `folder`.
+    """Write `README.md` into `folder`; `folder_name` is added to the facts of `render_card`."""
+    path = Path(folder) / "README.md"
+    card = render_card(template, metadata, **{"folder_name": path.parent.name, **facts})
+    with atomic_file(path) as partial:
+        partial.write_text(card, encoding="utf-8")
+    return path
+
+
+def render_card(template: str, metadata: dict[str, Any] | None, **facts: Any) -> str:
+    """Text of a card.
 
     Args:
-        folder: of the model.
         template: name of a file in `model_cards/`, without `.md`.
         metadata: the YAML block that the Hub reads; `tags` and `library_name` are added. None for a finished card.
-        facts: the values of the template's placeholders; `folder_name` is added.
+        facts: the values of the template's placeholders.
 
     Raises:
         jinja2.UndefinedError: a placeholder without a value.
@@ -47,7 +55,6 @@ def write_card(folder: str | Path, template: str, metadata: dict[str, Any] | Non
     import jinja2
     import yaml
 
-    folder = Path(folder)
     metadata = {"library_name": "transformers", "tags": list(TAGS), **(metadata or {})}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_templates(), encoding="utf-8"),
@@ -55,16 +62,11 @@ def write_card(folder: str | Path, template: str, metadata: dict[str, Any] | Non
         keep_trailing_newline=True,
         autoescape=False,
     )
-    facts.setdefault("folder_name", folder.name)
     if "provenance" in facts:
         facts["provenance"] += f" Written by retfound_hf {__version__}."
-    card = environment.get_template(f"{template}.md").render(
+    return environment.get_template(f"{template}.md").render(
         card_data=yaml.safe_dump(metadata, sort_keys=False).strip(), **facts
     )
-    path = folder / "README.md"
-    with atomic_file(path) as partial:
-        partial.write_text(card, encoding="utf-8")
-    return path
 
 
 def _templates() -> Path:

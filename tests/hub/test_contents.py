@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForImageClassification
 
 from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError
-from retfound_hf.hub.contents import read_contents
+from retfound_hf.hub.contents import FROM_BASE, read_card, read_contents
 from retfound_hf.hub.publish import main, publish, staged
 
 
@@ -93,6 +95,34 @@ def test_what_trainer_leaves_beside_the_model_is_left_out(folder):
     assert left <= set(published.left_out) and not left & set(published.files)
     torch.save({}, place / "head.pt")
     assert "head.pt" in refused(place)
+
+
+def test_the_blank_form_of_peft_gives_way_to_a_card_of_what_is_known(workshop, tmp_path, caplog):
+    """A form with a line of somebody's own does not: it is to be filled in."""
+    base, place = str(workshop / "base"), tmp_path / "by-peft"
+    model = AutoModelForImageClassification.from_pretrained(base, num_labels=3)
+    options = {"r": 4, "target_modules": ["query", "value"], "modules_to_save": ["fc_norm", "classifier"]}
+    get_peft_model(model, LoraConfig(**options)).save_pretrained(place)
+    form = (place / "README.md").read_text()
+    assert "[More Information Needed]" in form and set(FROM_BASE).isdisjoint(path.name for path in place.iterdir())
+    assert "README.md" in publish(place, "org/mine", dry_run=True, base_model="org/base").files
+    assert "README.md" in caplog.text and (place / "README.md").read_text() == form
+    with staged(read_contents(place), "org/mine", "org/base") as stage:
+        metadata, text = read_card(stage)
+    assert (metadata["license"], metadata["base_model"], metadata["library_name"]) == (
+        "cc-by-nc-4.0", "org/base", "peft"
+    )  # fmt: skip
+    assert (
+        "of rank 4 on query, value" in text
+        and "LABEL_0, LABEL_1, LABEL_2" in text
+        and 'load_classifier("org/mine")' in text
+    )
+    assert str(tmp_path) not in text and str(workshop) not in text
+    own = form.replace("by:** [More Information Needed]", "by:** me").replace(
+        "peft\n", "peft\nlicense: cc-by-nc-4.0\n", 1
+    )
+    (place / "README.md").write_text(own)
+    assert "[More Information Needed]" in refused(place, base_model="org/base")
 
 
 def test_pickles_and_damaged_weights_are_refused(folder):
