@@ -1,5 +1,7 @@
 """Training: gradients, stochastic depth, checkpointing, compilation, a bare `Trainer`, and LoRA."""
 
+import importlib.util
+
 import accelerate
 import pytest
 import torch
@@ -152,8 +154,13 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 import retfound_hf
 
-folder, output = sys.argv[1:]
-dist.init_process_group("gloo")
+folder, output, library = sys.argv[1:]
+if library == "deepspeed":
+    import deepspeed
+    deepspeed.ops.__compatible_ops__ = dict.fromkeys(deepspeed.ops.__compatible_ops__, False)  # compile nothing
+    deepspeed.init_distributed("gloo")
+else:
+    dist.init_process_group("gloo")
 generator = torch.Generator().manual_seed(0)
 pixels, noise = (torch.randn(2, *shape, generator=generator) for shape in ((3, 64, 64), (16,)))
 labels = torch.tensor([0, 1])
@@ -181,9 +188,24 @@ def shard(model, version):
             fully_shard(module, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
-def two_steps(model, loss):
+def zero(model, optimizer):
+    # Every parameter is shared out between the processes, however small.
+    stage = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 1}
+    config = {"train_micro_batch_size_per_gpu": 2, "zero_optimization": stage, "gradient_clipping": 0.0}
+    config |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
+
+def two_steps(model, loss, engine=None):
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     losses = []
+    if engine:
+        model = engine(model, optimizer)
+        assert not any(p.numel() for p in model.parameters())
+        for _ in range(2):
+            losses.append(loss(model))
+            model.backward(losses[-1])
+            model.step()
+        return [float(value) for value in losses]
     for _ in range(2):
         optimizer.zero_grad()
         losses.append(loss(model))
@@ -209,7 +231,11 @@ for name, make, loss in (
     def seeded():
         torch.manual_seed(0)
         return make().train()
-    found[name] = {"one": two_steps(seeded(), loss), "ddp": two_steps(DistributedDataParallel(seeded()), loss)}
+    found[name] = {"one": two_steps(seeded(), loss)}
+    if library == "deepspeed":
+        found[name]["zero 3"] = two_steps(seeded(), loss, zero)
+        continue
+    found[name]["ddp"] = two_steps(DistributedDataParallel(seeded()), loss)
     if name != "vectors":
         found[name] |= {f"fsdp{version}": two_steps(shard(seeded(), version), loss) for version in (1, 2)}
 if dist.get_rank() == 0:
@@ -220,9 +246,13 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(pretraining_folder, tmp_path):
-    """DDP, and FSDP 1 and 2 with accelerate's own choice of modules, on the same images in both processes."""
-    run_in_two(SHARDED, [str(pretraining_folder()), str(tmp_path / "found.pt")], tmp_path)
+@pytest.mark.parametrize("library", ["torch", "deepspeed"])
+def test_two_processes_train_as_one(library, pretraining_folder, tmp_path):
+    """DDP, FSDP 1 and 2 with accelerate's own choice of modules, and ZeRO 3, on the same images in both processes."""
+    if library == "deepspeed" and importlib.util.find_spec(library) is None:
+        pytest.skip("needs deepspeed")  # whose import looks for compilers
+    words = [str(pretraining_folder()), str(tmp_path / "found.pt"), library]
+    run_in_two(SHARDED, words, tmp_path, DS_ACCELERATOR="cpu")
     for name, losses in torch.load(tmp_path / "found.pt").items():
         one = losses.pop("one")
         assert one[1] != pytest.approx(one[0], rel=1e-3), name
