@@ -201,7 +201,7 @@ def load_adapted(
     """Model of the base that an adapter names, with the adapter in its layers.
 
     Args:
-        model_class: with `from_base`.
+        model_class: with `from_base`; it fits its `_fitted_parameters` of another size itself.
         adapter: folder or Hub id.
         hub: token, revision and the like for the adapter; those of the base are in `kwargs`.
         args, kwargs: of `from_pretrained`.
@@ -220,7 +220,8 @@ def load_adapted(
         config = describe_adapted(config or model_class.config_class.from_pretrained(base), adapter, **hub)
     options = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
     model, info = model_class.from_base(base, *args, config=config, **options)
-    misfits = [name for name, *_ in info["mismatched_keys"] if not name.startswith(HEAD)]
+    misfits = [name for name, *_ in info["mismatched_keys"]
+               if not name.startswith(HEAD) and not name.endswith(model_class._fitted_parameters)]  # fmt: skip
     if misfits:
         message = f"adapter {adapter} and its base {base} differ in the size of {misfits[0]}"
         raise BadModelError(message, model=adapter)

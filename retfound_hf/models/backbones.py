@@ -27,7 +27,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import cached_file
 from transformers.utils.generic import can_return_tuple
 
-from ..errors import BadModelError, one_line
+from ..errors import BadArgumentError, BadModelError, one_line
 from .compat import BackboneMixin, PreTrainedConfig
 from .compat import initialization as init
 from .configuration_retfound import HeadOptions, RetFoundConfig
@@ -232,6 +232,15 @@ class StockEncoderConfig(HeadOptions, PreTrainedConfig):
     def image_size(self) -> int:
         """Side of the input in pixels that the weights were trained at, 224 where they do not say."""
         return getattr(self.encoder_config, "image_size", 224)
+
+    @image_size.setter
+    def image_size(self, value: int) -> None:
+        if value != self.image_size:
+            raise BadArgumentError(
+                f"`image_size={value}` is no option of a wrapped {backbone_of(self).title}, which takes images of "
+                "other sizes as it is; leave it out",
+                field="image_size", value=value,
+            )  # fmt: skip
 
     @property
     def patch_size(self) -> int:

@@ -346,12 +346,14 @@ class FolderModel:
 
     Attributes:
         _fixed_parameters: ends of their names: sin-cos positions, and a norm that no output uses.
+        _fitted_parameters: ends of the names of those that `from_pretrained` fits to another `image_size`.
         _head_changed: whether the head has been trained or replaced since it was loaded.
     """
 
     config: Any
     named_parameters: Any
     _fixed_parameters: tuple[str, ...] = ()
+    _fitted_parameters: tuple[str, ...] = ()
     _head_changed = False
 
     @classmethod
@@ -484,6 +486,7 @@ class RetFoundPreTrainedModel(FolderModel, ViTMAEPreTrainedModel):
     _supports_attention_backend = True
     _can_record_outputs = {}
     _fixed_parameters: tuple[str, ...] = TABLES
+    _fitted_parameters: tuple[str, ...] = TABLES
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:

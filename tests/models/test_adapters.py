@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from noise import with_noise
-from peft import LoHaConfig, LoraConfig, get_peft_model
+from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from tiny import SIZE, named, save_autoencoder, save_classifier, save_stock
 from torch import nn
@@ -100,6 +100,22 @@ def test_a_folder_of_peft_alone(options, tmp_path):
     assert largest_difference(load_classifier(str(folder)), expected) < 2e-6
     assert read_config(str(folder)).num_labels == 3
     assert load_processor(str(folder)).to_dict() == load_processor(str(base)).to_dict()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_adapter_takes_images_of_another_size(own, tmp_path):
+    """Asked for at loading, with and without a configuration beside the adapter."""
+    base, folder = save_autoencoder(tmp_path / "base"), tmp_path / "adapter"
+    network = AutoModelForImageClassification.from_pretrained(base, **named(CLASSES))
+    adapt(network, folder, LoraConfig(target_modules=["query", "value"], modules_to_save=SAVED))
+    if own:
+        network.config.save_pretrained(folder)
+    larger = AutoModelForImageClassification.from_pretrained(base, image_size=48, **named(CLASSES))
+    found = AutoModelForImageClassification.from_pretrained(folder, image_size=48)
+    images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(larger, folder).eval()(images).logits
+        assert found.config.image_size == 48 and torch.allclose(found(images).logits, expected, atol=1e-6)
 
 
 def test_a_stock_network_with_an_adapter_keeps_its_own_head(tmp_path):

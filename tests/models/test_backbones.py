@@ -21,7 +21,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from retfound_hf import RetFoundBackbone, RetFoundConfig, RetFoundForImageClassification, RetFoundModel
-from retfound_hf.errors import BadModelError
+from retfound_hf.errors import BadArgumentError, BadModelError
 from retfound_hf.models import backbones
 from retfound_hf.models.backbones import BACKBONES, Backbone, accepted_models, backbone_of, parameter_depths
 from retfound_hf.models.loading import load_classifier, load_encoder, load_network, network_config
@@ -234,6 +234,14 @@ def test_other_image_sizes_and_gradients(name, tmp_path):
     model.train()(torch.randn(4, 3, 48, 48), **given).loss.backward()
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert [name for name, parameter in trained if parameter.grad is None] == []
+
+
+def test_a_wrapped_encoder_has_no_image_size_to_set():
+    config = backbones.StockEncoderConfig(hf.Dinov2Config(image_size=56))
+    config.image_size = 56
+    with pytest.raises(BadArgumentError) as error:
+        config.image_size = 112
+    assert (error.value.field, error.value.value, config.image_size) == ("image_size", 112, 56)
 
 
 @pytest.mark.parametrize(

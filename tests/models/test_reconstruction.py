@@ -165,7 +165,7 @@ def test_bad_input_is_refused_in_one_line(small_config, images):
     for wrong in (RetFoundModel(small_config()), RetFoundForImageClassification(small_config())):
         with pytest.raises(BadModelError):
             reconstruct(wrong, images())
-    for pixel_values in (images()[0], images(size=72), images()[..., :48]):
+    for pixel_values in (images()[0], images(size=72), images()[..., :50]):
         with pytest.raises(BadDataError):
             reconstruct(model, pixel_values)
     with pytest.raises(BadArgumentError) as error:
