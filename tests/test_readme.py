@@ -212,6 +212,7 @@ def test_only_set_up_and_the_gpu_are_left_out():
         "needs a GPU",
         "serves until it is stopped",
         "needs 8 GPUs and the Hub",
+        "needs SLURM",
         "some twenty small runs, in a slow test",
         "needs two GPUs",
     ]

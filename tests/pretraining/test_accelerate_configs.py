@@ -1,5 +1,6 @@
 """The configurations of `accelerate launch` that lie ready are what accelerate itself reads them as."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,4 +24,7 @@ def test_says_what_its_name_says(name):
 
 
 def test_no_other_lies_there():
-    assert {path.name for path in FOLDER.iterdir()} == set(MACHINES_PROCESSES_PRECISION)
+    scripts = {"slurm.sh"}  # tests/pretraining/test_nodes.py runs it
+    assert {path.name for path in FOLDER.iterdir()} == {*MACHINES_PROCESSES_PRECISION, *scripts}
+    for name in scripts:
+        subprocess.run(["bash", "-n", str(FOLDER / name)], check=True)
