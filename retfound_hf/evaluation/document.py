@@ -222,7 +222,8 @@ def render(name: str, about: str, sections: Sequence[Section], footer: str) -> s
     return environment.from_string(page).render(name=name, about=about, sections=sections, style=style, footer=footer)
 
 
-# Item, topic, what it asks for, the sections of reports that answer it, and what of it they answer where not all.
+# Item, topic, development (D) or evaluation (E), what it asks for in short (the published wording, CC BY 4.0, is in
+# https://www.tripod-statement.org), the sections of reports that answer it, and what of it they answer where not all.
 ITEMS = TEMPLATES / "tripod_ai.csv"
 
 
@@ -239,13 +240,14 @@ def tripod_table(sections: Sequence[Section]) -> Table:
         where = (
             "; ".join(found) + (f": {item.remark}" if item.remark else "") if found else "to be written by the authors"
         )
-        rows.append([item.item, item.topic, item.asks, status, where])
-    answered = sum(row[3] != "no" for row in rows)
+        rows.append([item.item, item.topic, item.applies, item.asks, status, where])
+    answered = sum(row[4] != "no" for row in rows)
     caption = (
         f"{answered} of {len(rows)} parts of the 27 items are answered here, wholly or in part; the others must be "
-        "written by the authors."
+        "written by the authors. D: development of a model, E: evaluation. What items ask for is in short; the paper "
+        "has the whole wording."
     )
-    return Table(["item", "topic", "asks for", "answered", "where"], rows, caption, text=5)
+    return Table(["item", "topic", "for", "asks for", "answered", "where"], rows, caption, text=6)
 
 
 def tripod_section(sections: Sequence[Section]) -> Section:

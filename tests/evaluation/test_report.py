@@ -310,10 +310,13 @@ def test_the_checklist_has_every_item_once_and_says_what_is_left_to_the_authors(
     assert len(items) == len(set(items)) == 52 and {re.match(r"\d+", item)[0] for item in items} == set(
         map(str, range(1, 28))
     )
-    answered = {row[0]: (row[3], row[4]) for row in rows}
+    answered = {row[0]: (row[4], row[5]) for row in rows}
     assert answered["17"] == answered["25"] == ("no", "to be written by the authors")
     assert answered["21"] == ("yes", "Participants") and answered["10"][0] == "in part"
     assert answered["15"][0] == "no"  # no thresholds in this report
+    development, evaluation = ({row[0] for row in rows if row[2] == part} for part in "DE")
+    assert development == {"9a", "12a", "12b", "12c", "15", "22", "27a", "27b"}
+    assert evaluation == {"12f", "12g", "20c", "24"} and {row[2] for row in rows} == {"D", "E", "D;E"}
 
 
 @pytest.mark.parametrize(
