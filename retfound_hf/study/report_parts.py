@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ..evaluation.bootstrap import Estimate
 from ..evaluation.document import Block, Picture, Section, counted, is_missing
-from ..evaluation.metrics import METRICS, lower_is_better, metric_title
+from ..evaluation.metrics import lower_is_better, metric_title
 from ..evaluation.plots import COLOURS
 from ..evaluation.plots import figure as styled_figure
 from ..files import atomic_file, read_json
@@ -104,12 +104,6 @@ def class_titles(found: StudyResults, data: str) -> dict[str, str]:
     """What to call each class of a data set."""
     own = read_flow(found, data).get("classes", {})
     return {name: own.get(name, name) for name in found.task(data)["class_names"]}
-
-
-def own_name(found: StudyResults, data: str, metric: str) -> str:
-    """Of two exclusive classes `auprc/<finding>` for `auprc`, which is the mean over both; else the name itself."""
-    finding = found.finding(data)
-    return f"{metric}/{finding}" if finding and metric != "auroc" and METRICS[metric].per_class else metric
 
 
 def title_of(found: StudyResults, data: str, metric: str) -> str:

@@ -31,7 +31,6 @@ from .report_parts import (
     drawn_systems,
     duration,
     label_of,
-    own_name,
     result_row,
     section,
     seeds_of,
@@ -62,9 +61,8 @@ def comparison(found: StudyResults) -> Section | None:
         test = where(cells, data=data, set="test")
         tables = [_main_table(found, where(test, metric=metric), metric)]
         if others:
-            shown = [own_name(found, data, name) for name in others]
-            names = ["model", *(title_of(found, data, name) for name in shown)]
-            tables.append(_means(found, test, "metric", shown, names, "Further metrics on the test set"))
+            names = ["model", *(title_of(found, data, name) for name in others)]
+            tables.append(_means(found, test, "metric", others, names, "Further metrics on the test set"))
         patients = {name: f" of {count:,} patients" for name, count in task["patients"].items() if count}
         sizes = [f"{name} {count:,} images{patients.get(name, '')}" for name, count in task["images"].items()]
         chart = _forest(where(cells, data=data, metric=metric), found, data, metric)
@@ -78,7 +76,9 @@ def comparison(found: StudyResults) -> Section | None:
 
 
 def _meaning(metric: str, case: str) -> str:
-    meaning = MEANINGS.get(metric, "better when lower" if lower_is_better(metric) else "better when higher")
+    meaning = MEANINGS.get(
+        metric.split("/")[0], "better when lower" if lower_is_better(metric) else "better when higher"
+    )
     return meaning.format(case=case, a_case=f"a {case}" if case == "patient" else f"an {case}")
 
 

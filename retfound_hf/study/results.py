@@ -154,9 +154,8 @@ class StudyResults:
         return tuple(job for job in self.jobs if job.status == "finished")
 
     def metrics(self, data: str) -> tuple[str, ...]:
-        """Those of the study's metrics that exist for a data set; the first is its main one."""
-        accepted = [metric.name for metric in metrics_for(self.task(data)["problem_type"])]
-        return tuple(name for name in self.study.metrics if name in accepted)
+        """See `reported_metrics`; the first is the main one."""
+        return reported_metrics(self.study, self.task(data))
 
     def predictions(self, job: JobResult, evaluated: str) -> Predictions:
         """What a job predicted for `val`, `test` or an external set, by image."""
@@ -172,8 +171,21 @@ class StudyResults:
 
     def finding(self, data: str) -> str | None:
         """Of two exclusive classes the one that reports are about; None for all other tasks."""
-        task = self.task(data)
-        return finding_of(task["problem_type"], task["class_names"], task.get("class_order"))
+        return _finding(self.task(data))
+
+
+def reported_metrics(study: Study, task: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of a study's metrics that exist for a data set.
+
+    Of two exclusive classes a mean over both, such as `auprc`, becomes that of the finding, `auprc/<finding>`.
+    """
+    accepted, finding = {metric.name: metric for metric in metrics_for(task["problem_type"])}, _finding(task)
+    own = {name for name, metric in accepted.items() if metric.per_class and finding and name != "auroc"}
+    return tuple(f"{name}/{finding}" if name in own else name for name in study.metrics if name in accepted)
+
+
+def _finding(task: Mapping[str, Any]) -> str | None:
+    return finding_of(task["problem_type"], task["class_names"], task.get("class_order"))
 
 
 def read_study(folder: str | Path) -> StudyResults:

@@ -26,7 +26,17 @@ from ..evaluation.predictions import Predictions
 from ..files import atomic_file, write_json, write_table
 from .config import Study
 from .jobs import Job, Task, patients_in
-from .results import JOB_COLUMNS, STUDY_FILE, JobResult, curve_points, ended_jobs, predictions_file, read_cases
+from .results import (
+    JOB_COLUMNS,
+    STUDY_FILE,
+    JobResult,
+    curve_points,
+    ended_jobs,
+    predictions_file,
+    read_cases,
+    read_task,
+    reported_metrics,
+)
 
 RESULT_COLUMNS = (
     "job", "data", "model", "method", "fraction", "seed", "set", "metric", "value", "low", "high", "interval", "cases",
@@ -189,19 +199,28 @@ class Trained:
         return float(np.mean(self.values))
 
 
-def summarise(study: Study, jobs: Sequence[JobResult], table: Table) -> tuple[pd.DataFrame, pd.DataFrame]:
+def summarise(
+    study: Study, jobs: Sequence[JobResult], table: Table, reported: Mapping[str, Sequence[str]] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables `summary.csv` and `comparisons.csv` of finished jobs.
 
     The reference is compared with every other model of a cell, on `test` and the external sets: validation chose the
     weights, and says nothing about unseen patients. Holm's correction is over all comparisons of a metric.
+
+    Args:
+        study: the settings.
+        jobs: that finished.
+        table: their resampled metrics.
+        reported: by data set what is compared beside the study's metrics, see `reported_metrics`.
     """
     rows: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     for cell, metric, models in _cells(study, jobs, table):
-        compared = _compare(study, models, metric) if cell["set"] != "val" and metric in study.metrics else []
+        wanted = (*study.metrics, *(reported or {}).get(cell["data"], ()))
+        compared = _compare(study, models, metric) if cell["set"] != "val" and metric in wanted else []
         pairs += [{**cell, "metric": metric, **pair} for pair in compared]
         rows += [{**cell, "metric": metric, **_row(trained)} for trained in models]
-    for metric in study.metrics:
+    for metric in {pair["metric"] for pair in pairs}:
         family = [pair for pair in pairs if pair["metric"] == metric]
         for pair, adjusted in zip(family, holm([pair["p_value"] for pair in family]), strict=True):
             pair["p_holm"] = adjusted
@@ -300,7 +319,8 @@ def write_results(folder: Path, study: Study, jobs: Sequence[Job]) -> tuple[JobR
     write_table(folder / "results.csv", pd.DataFrame(rows, columns=list(RESULT_COLUMNS)))
     curves = [point for job in finished for point in curve_points(folder, job)]
     write_table(folder / "efficiency.csv", pd.DataFrame(curves, columns=list(CURVE_COLUMNS)))
-    summary, comparisons = summarise(study, finished, table)
+    reported = {data: reported_metrics(study, read_task(folder, data)) for data in {job.data for job in finished}}
+    summary, comparisons = summarise(study, finished, table, reported)
     write_table(folder / "summary.csv", summary)
     write_table(folder / "comparisons.csv", comparisons)
     return ended

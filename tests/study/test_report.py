@@ -260,7 +260,7 @@ def test_rows_of_classes_with_signs_in_their_names_stay(copied):
 
 
 def test_classes_and_numbers_in_one_study(study_file, desk, table_of, tmp_path):
-    """Data sets that share no metric, and an external set in which the main one is undefined."""
+    """Data sets that share no metric, and an external set in which the main one, the finding's own, is undefined."""
     rows = table_of("inside")
     rows["age"] = 50 + rows["patient_id"].str[1:].astype(int) % 7 * 5.5
     rows.to_csv(tmp_path / "ages.csv", index=False)
@@ -270,16 +270,19 @@ def test_classes_and_numbers_in_one_study(study_file, desk, table_of, tmp_path):
         "Ages": {"data": str(tmp_path / "ages.csv"), "label_columns": ["age"], "problem_type": "regression"},
         "Inside": {"data": "inside", "external": {"Cases": str(tmp_path / "cases.csv")}},
     }
-    path = study_file(data=data, fractions=[1.0], seeds=[0], metrics=["auroc", "mae"], reporting={"resamples": 100})
+    path = study_file(
+        data=data, fractions=[1.0], seeds=[0], metrics=["auprc", "auroc", "mae"], reporting={"resamples": 100}
+    )
     found = run_study(path, tmp_path / "out")
-    assert (found.metrics("Ages"), found.metrics("Inside")) == (("mae",), ("auroc",))
+    assert (found.metrics("Ages"), found.metrics("Inside")) == (("mae",), ("auprc/amd", "auroc"))
+    assert set(found.comparisons["metric"]) == {"auprc", "auprc/amd", "auroc", "mae"}
     sections = sections_of(found)
     summary = sections["summary"]
-    titles = [METRICS[name].title for name in ("mae", "auroc")]
+    titles = [METRICS["mae"].title, "AUPRC, amd"]
     assert [block.tables[0].columns[1] for block in summary.blocks] == titles
     assert all(title in summary.lead for title in titles)
     ages = found.summary.query("data == 'Ages' and set == 'test'")["mean"].sort_values()
     assert [row[1] for row in summary.blocks[0].tables[0].rows] == [f"{value:.3f}" for value in ages]
-    undefined = found.comparisons[found.comparisons["set"] == "Cases"]
+    undefined = found.comparisons.query("set == 'Cases' and metric == 'auprc/amd'")
     assert len(undefined) == 1 and undefined[["difference", "p_value", "p_holm"]].isna().all(axis=None)
     assert [block.title for block in sections["external"].blocks] == ["Inside"]
