@@ -112,7 +112,8 @@ HEALTH, BESIDES, AFTER, DENIALS, LESSER = (
     frozenset(words.split())
     for words in (
         """normal normals healthy health control controls ctrl ctrls ctl ctr cntrl unaffected well none absent negative
-        neg nl wnl hc nc n gradable gradeable usable good adequate acceptable sano sana sanos sanas saludable
+        neg nl wnl hc nc n gradable gradeable usable good adequate acceptable clear intact pass passed regular typical
+        normotensive survived survivor survivors sano sana sanos sanas saludable
         saludables sain saine sains saines temoin temoins gesund gesunde gesunder kontrolle kontrollen normale
         normales normali normaux normaal normalny normalna gezond gezonde frisk friska saudavel saudaveis negativo
         negativa negativos negatif negatifs negativ ausente controle controles controllo controlli zdrowy zdrowe zdravy
@@ -131,14 +132,17 @@ SHORT_DENIAL = re.compile(
 EAST_ASIAN_HEALTH = re.compile(
     r"^(?!.*(不正常|非正常|비정상)).*(正常|健康|健常|阴性|陰性|정상|음성|건강)|.*(なし|없음)$|^(无|無|未|没|非)"
 )
+ROMANS = {"I": 1, "II": 2, "III": 3, "IV": 4, "V": 5, "VI": 6, "VII": 7, "VIII": 8, "IX": 9, "X": 10}
+ROMAN = re.compile(rf"(?<![^\W_])(?:{'|'.join(ROMANS)})(?![^\W_])")
 DENYING_PREFIXES = ("un", "non", "not", "no", "n", "in", "ir", "a")
 
 
 def known_order(names: Sequence[str]) -> tuple[str, ...] | None:
     """Class names from the lowest to the highest where they tell it themselves, else None.
 
-    Names order themselves by the one number in each (`0` to `4`, `stage 2`), and two of them also by what they say:
-    the lower denies a finding (`normal`, `GON-`, `no_dr`, `NDR` beside `DR`, `unreferable`, `sano`, `正常`).
+    Names order themselves by the one number in each (`0` to `4`, `stage 2`, `Grade III`), and two of them also by
+    what they say: the lower denies a finding (`normal`, `GON-`, `no_dr`, `NDR` beside `DR`, `unreferable`, `sano`,
+    `正常`).
 
     Args:
         names: of exclusive classes.
@@ -154,13 +158,19 @@ def known_order(names: Sequence[str]) -> tuple[str, ...] | None:
             ]
         if denied[0] != denied[1]:
             return tuple(names if denied[0] > denied[1] else names[::-1])
+    # A Roman numeral without II beside it is a letter, which may mean anything.
+    is_roman = any("II" in ROMAN.findall(name) for name in names)
+    texts = {name: ROMAN.sub(lambda found: str(ROMANS[found[0]]), name) if is_roman else name for name in names}
     # The sign in `stage-2` is a hyphen.
-    numbers = [re.findall(r"(?<![\d.])(?:(?<![^\W_])[+-])?\d+(?:\.\d+)?", name) for name in names]
-    stems = {re.sub(r"[\W\d_]+", "", name).casefold() for name in names}
-    if any(len(found) != 1 for found in numbers) or len({float(found[0]) for found in numbers}) < len(names):
+    numbers = {n: re.findall(r"(?<![\d.])(?:(?<![^\W_])[+-])?\d+(?:\.\d+)?", text) for n, text in texts.items()}
+    if any(len(found) != 1 for found in numbers.values()):
         return None
+    values = {name: float(found[0]) for name, found in numbers.items()}
     # `6 weeks` and `drusen 3` have numbers too, but no common scale.
-    return tuple(sorted(names, key=lambda name: float(numbers[names.index(name)][0]))) if len(stems) == 1 else None
+    stems = {re.sub(r"[\W\d_]+", "", text).casefold() for text in texts.values()}
+    return (
+        tuple(sorted(names, key=values.get)) if len(stems) == 1 and len(set(values.values())) == len(names) else None
+    )
 
 
 def order_classes(

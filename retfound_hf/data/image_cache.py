@@ -331,23 +331,57 @@ def resolved_paths(images: Iterable[str | bytes]) -> list[str]:
     return [os.path.realpath(image) if isinstance(image, str) else "" for image in images]
 
 
-def warn_identical_content(table: pd.DataFrame, label_columns: Sequence[str], data: object) -> None:
-    """Warn of files with the same content in different splits or with different labels.
+def are_among(images: "pd.Series[Any]", others: "pd.Series[Any]") -> np.ndarray:
+    """Whether each image, a path or the bytes of a file, is one of others: by its file, or by its content."""
+    found = np.isin(resolved_paths(images), [path for path in resolved_paths(others) if path])
+    sizes, sizes_of_others = images.map(_bytes_of), others.map(_bytes_of)
+    maybe = ~found & sizes.isin(sizes_of_others).to_numpy()
+    known = set(content_digests(others[sizes_of_others.isin(sizes[maybe])])) - {""}
+    found[maybe] = [digest in known for digest in content_digests(images[maybe])]
+    return found
+
+
+def _bytes_of(image: str | bytes) -> int:
+    return len(image) if isinstance(image, bytes) else os.path.getsize(image) if os.path.isfile(image) else -1
+
+
+def check_identical_content(table: pd.DataFrame, label_columns: Sequence[str], data: object) -> None:
+    """Warn of files with the same content in different splits, with different labels or of different patients.
 
     Skipped where it would mean reading 256 MB or more.
+
+    Raises:
+        BadDataError: it is one file, which a link leads to under the other name (`rows`).
     """
     files = table.loc[table["image"].map(lambda image: isinstance(image, str)), ["id", "image", "split"]].copy()
     if files.empty:
         return
     files["labels"] = [repr(row) for row in table.loc[files.index, list(label_columns)].itertuples(index=False)]
-    files["size"] = [os.path.getsize(path) for path in files["image"]]
-    both = files["split"] + files["labels"]
+    files["patients"] = table["patient_id"]
+    stats = [os.stat(path) for path in files["image"]]
+    files["size"] = [one.st_size for one in stats]
+    differences = (
+        ("split", "occur in more than one split"), ("labels", "have different labels"),
+        ("patients", "are of different patients"),
+    )  # fmt: skip
+
+    def named(groups: Any, column: str) -> list[str]:
+        return [" = ".join(group["id"]) for _, group in groups if group[column].nunique() > 1]
+
+    links = files.assign(file=[(one.st_dev, one.st_ino) for one in stats])
+    links = links[links.duplicated("file", keep=False)]
+    for column, what in differences:
+        if same := named(links.groupby("file", sort=False), column):
+            message = f"{data}: {len(same)} image(s) {what} by links ({join_names(same)}); list each image once"
+            raise BadDataError(message, rows=links["id"], source=data)
+    if len(links):
+        message = "%s: %d images are listed more than once, by links (%s)"
+        logger.warning(message, data, links["file"].nunique(), join_names(links["id"]))
+    both = files["split"] + files["labels"] + files["patients"].fillna("")
     alike = files[both.groupby(files["size"]).transform("nunique") > 1]
     if alike.empty or alike["size"].sum() > HASHED_BYTES_LIMIT:
         return
     alike = alike.assign(digest=content_digests(alike["image"]))
-    for column, what in (("split", "occur in more than one split"), ("labels", "have different labels")):
-        same = [group for _, group in alike.groupby("digest", sort=False) if group[column].nunique() > 1]
-        if same:
-            named = "; ".join(" = ".join(group["id"]) for group in same[:5])
-            logger.warning("%s: %d image(s) %s under other names (%s)", data, len(same), what, named)
+    for column, what in differences:
+        if same := named(alike.groupby("digest", sort=False), column):
+            logger.warning("%s: %d image(s) %s under other names (%s)", data, len(same), what, "; ".join(same[:5]))

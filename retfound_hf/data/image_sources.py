@@ -397,7 +397,8 @@ def open_files(
         return ListSource([data], [path.name])
     if path.is_file():
         tables.check_suffix(path, ACCEPTED_FILES)
-    raise BadDataError(f"data {data} does not exist, or holds no image; give {ACCEPTED_FILES}", source=data)
+    hub = "; of a data set on the Hub give a split, saved with `to_parquet`" if data.count("/") == 1 else ""
+    raise BadDataError(f"data {data} does not exist, or holds no image; give {ACCEPTED_FILES}{hub}", source=data)
 
 
 def find_shards(folder: Path) -> list[Path]:

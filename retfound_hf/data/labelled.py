@@ -17,9 +17,9 @@ from ..evaluation.predictions import Predictions
 from ..images.reading import find_images, walk_images
 from ..vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from . import tables
-from .image_cache import warn_identical_content
+from .image_cache import check_identical_content
 from .image_sources import as_utf8, content_of, roots_of, stored_ids
-from .labels import OWN_ID, clean_labels, find_patients, infer_problem_type, unfold_lists
+from .labels import EYES, OWN_ID, clean_labels, find_patients, infer_problem_type, unfold_lists
 from .parquet import holds_images
 from .splits import PAPER_FRACTIONS, SPLITS, assign_splits, fraction_of_patients, patient_groups
 from .stored_images import find_image_column, load_splits
@@ -206,12 +206,15 @@ def read_labelled(
             source=data,
         )
     if kind == SINGLE_LABEL and len(names) < 2:
-        message = f"{data} has a single class, {names[0]!r}; classification needs at least two"
+        inner = Path(data, names[0])
+        deeper = f"; or give {inner}, which looks like a set" if inner.is_dir() and _class_folders(inner) else ""
+        message = f"{data} has a single class, {names[0]!r}; classification needs at least two{deeper}"
         raise BadDataError(message, source=data)
     table["image"] = pd.Series(tables.find_files(table["image"], data), table.index, dtype=object)
     if not has_splits:
         table["split"] = "all"
     found = LabelledSet(table, kind, names, tuple(label_columns), order)
+    checked_as_labelled = bool(need_splits)
     if not has_splits and need_splits:
         splits = divide(table) if divide else None
         if splits is None:
@@ -226,7 +229,8 @@ def read_labelled(
         tables.check_needed_splits(table, need_splits, data)
         check_no_patient_leak(table)
         tables.check_class_coverage(found.counts(), need_splits, data)
-        warn_identical_content(checked, label_columns, data)
+    if checked_as_labelled:
+        check_identical_content(checked, label_columns, data)
     if len(need_splits) == len(SPLITS):
         _say_split(found, has_splits, data)
     return found
@@ -334,6 +338,8 @@ def _read_folder(root: Path, folders: dict[str | None, list[Path]], allow_empty:
     if unfit := [as_utf8(name) for name, path, _, _ in rows if as_utf8(path) != path]:
         message = f"{root}: the paths of {len(unfit)} images are not UTF-8 ({join_names(unfit)}); rename them"
         raise BadDataError(message, rows=unfit, source=root)
+    if not allow_empty:
+        _check_inner_folders(root, [(row[2], Path(row[0]).parts) for row in rows])
     used, others = {row[0] for row in rows}, []
     warn_of_passed_over(root, others, [name for name in walk_images(str(root), others) if name not in used])
     table = pd.DataFrame(rows, columns=["id", "image", "label", "split"])
@@ -344,6 +350,30 @@ def _read_folder(root: Path, folders: dict[str | None, list[Path]], allow_empty:
         message = f"{root}: {len(outside)} images lie in no split ({join_names(outside)}), where others lie in one"
         raise BadDataError(f"{message}; lay them out as {{train,val,test}}/<class>/", rows=outside, source=root)
     return _with_metadata(table, root / METADATA) if (root / METADATA).is_file() else table
+
+
+def _check_inner_folders(root: Path, images: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Raise where every class folder holds the same folders, which look like the classes; warn where two are shared.
+
+    Args:
+        root: of the set.
+        images: class, and parts of the path within `root`, of each image.
+    """
+    inner: dict[str, set[str]] = {}
+    for label, parts in images:
+        within = [part for part in parts[parts.index(label) + 1 : -1] if not normalise_split(part)]
+        inner.setdefault(label, set()).add(within[0] if within else "")
+    shared = set.intersection(*inner.values()) - {""} if len(inner) > 1 else set()
+    if len(shared) < 2 or all(EYES.fullmatch(name) for name in shared):
+        return
+    asks = (
+        f"{root}: the folders {join_names(sorted(inner))} hold the same folders ({join_names(sorted(shared))}); if "
+        "those are the classes, lay them out as {train,val,test}/<class>/"
+    )
+    if all(names == shared for names in inner.values()) and not all(name.isdigit() for name in shared):
+        message = f"{asks}, else name the classes with `class_names`"
+        raise BadDataError(message, source=root)
+    logger.warning(asks)
 
 
 def _split_within(path: Path) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import chdtr
 
 from ..errors import BadArgumentError, BadDataError, join_names, require
 from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, order_classes
@@ -17,7 +18,9 @@ from .tables import as_text, bare, check_columns, check_filled, check_spelling
 
 logger = logging.getLogger(__name__)
 MANY_GRADES = 10  # different whole numbers, above which they may be measurements
-SEPARATORS = ("|", ";", ",", "+", "&", "/")
+SEPARATORS = ("|", ";", "；", "\n", ",", "，", "、", "+", "&", "/", " and ", " ")
+ALWAYS_SEPARATE = "|;；\n，、"
+HOT = re.compile(r"\s*[01]([\s;|]+[01])+\s*|\s*[01](\s*,\s*[01]){2,}\s*")  # multi-hot as text: 0 1 0
 
 NONE, BY_NAME = "none", "image"  # values of `patient_column` that are no columns
 OWN_ID = "id "  # a table's own column id, which may name patients; headers have no blanks at their ends
@@ -31,8 +34,9 @@ REPEATED_PATIENT_COLUMNS = re.compile(
     r"(unique|global|study|record|case|person|individual|proband|examinee|client|member|anon\w*|pseudo\w*|deid\w*|"
     r"research|medicalrecord|chart|nhs|pt|subj?|patient(en)?|paciente?|subject|participant|pat)"
     r"(ids?|identifier|nr|no|num|number|nummer|code|key|index|name|hash|uid|guid)|hospital(nr|no|num|number)|"
-    r"id(patient|subject|person|participant|case)|ids?|identifier|[ehpsu]id|mrn|hn|empi|urn|uhid|case|individual|"
-    r"proband|examinee|client|pseudonym|paciente|pt|subj"
+    r"id(patient|subject|person|participant|case)|ids?|identifier|[ehpsu]id|[fn]eid|mrn|hn|empi|urn|uhid|case|"
+    r"individual|proband|examinee|client|pseudonym|paciente|pt|subj|seqn|ssn|"
+    r"(患者|病人|환자)(id|号|编号|番号|번호)?"
 )
 UNKNOWN_PATIENTS = (
     "", "-", "--", "---", ".", "?", "??", "_", "*", "/", "x", "xx", "xxx", "unknown", "unk", "unkn", "unnamed", "n/a",
@@ -40,6 +44,9 @@ UNKNOWN_PATIENTS = (
     "not available", "not known", "not applicable", "not recorded", "unspecified", "anonymous", "anonymized", "tbd",
     "anonymised", "anon", "no id", "noid", "unbekannt", "inconnu", "desconocido",
 )  # fmt: skip
+# Of these the ones that may stand for a missing label.
+NO_LABEL = frozenset(UNKNOWN_PATIENTS) - set("-/._*x") - {"--", "---", "xx", "xxx", "none", "nil", ""}
+MISSING_NUMBER = re.compile(r"-?9{2,}|-9|-1|-?8{3,}|-?7{3,}")
 # A spreadsheet's writing of long numbers, whose last digits are lost.
 LOST_DIGITS = re.compile(r"\d([.,]\d+)?e\+?\d+", re.I)
 # Unknown where they occur on many more images than other values.
@@ -118,6 +125,7 @@ def clean_labels(
         names = tuple(stated or in_order(labels.unique()))
         if class_names is None:
             check_spelling(names, data)
+            _warn_of_missing(labels, columns[0], data)
         unknown = in_order(set(labels) - set(names))
         if unknown:
             raise BadDataError(
@@ -138,9 +146,27 @@ def clean_labels(
                 f"{join_names(ids)}), where only {accepted} are accepted",
                 rows=ids, source=data,
             )  # fmt: skip
+        if problem_type == REGRESSION:
+            _warn_of_missing(values, column, data)
     kind = float if problem_type == REGRESSION else int
     table = table.assign(**{column: values.astype(kind) for column, values in numbers.items()})
     return table, tuple(columns), order_classes(columns, problem_type, positive_class)
+
+
+def _warn_of_missing(values: pd.Series, column: str, data: object) -> None:
+    """Warn of words such as `unknown`, and of numbers such as -999 far from all others, which may be no labels."""
+    counts = values.value_counts()
+    numbers = pd.to_numeric(pd.Series(counts.index), errors="coerce").sort_values().to_numpy()
+    found = [name for name in counts.index if str(name).casefold() in NO_LABEL]
+    if len(numbers) > 3 and not np.isnan(numbers).any():
+        low, high = numbers[[0, -2]], numbers[[1, -1]]
+        spans = (numbers[-1] - high[0], low[1] - numbers[0])
+        for number, gap, span in zip(numbers[[0, -1]], high - low, spans, strict=True):
+            if MISSING_NUMBER.fullmatch(f"{number:g}") and gap > span:
+                found += [name for name in counts.index if float(name) == number]
+    if found:
+        message = "%s: %s in column %s (%d images) is taken for a label; if it stands for none, remove these rows"
+        logger.warning(message, data, join_names(f"{name}" for name in found), column, counts[found].sum())
 
 
 def _stated_order(values: pd.Series) -> tuple[str, ...] | None:
@@ -267,22 +293,24 @@ _BINARY = {"0", "1", "0.0", "1.0", "True", "False"}
 def _as_list(value: Any) -> list[Any] | None:
     if isinstance(value, (list, tuple, np.ndarray)):
         return list(value)
-    if isinstance(value, str) and re.fullmatch(r"\s*[\[(].*[\])]\s*", value):
+    if isinstance(value, str) and HOT.fullmatch(value):
+        return re.findall("[01]", value)
+    if isinstance(value, str) and re.fullmatch(r"\s*[\[({].*[\])}]\s*", value):
         try:
             found = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError):
-            found = re.findall(r"[^\s,'\"\[\]]+", value)
-        return list(found) if isinstance(found, (list, tuple)) else None
+            found = re.findall(r"[^\s,'\"\[\](){}]+", value)
+        return sorted(found) if isinstance(found, set) else list(found) if isinstance(found, (list, tuple)) else None
     return None
 
 
 def _separator(names: Iterable[str]) -> str | None:
     """What divides the findings of a combined label, such as "D|G"; None where no label looks combined."""
-    names = list(names)
+    names = set(names)
     for separator in SEPARATORS:
-        combined = [name for name in names if separator in name.strip(separator)]
-        parts = {part.strip() for name in combined for part in name.split(separator)}
-        if combined and (separator in "|;" or parts <= set(names)):
+        parts = [[part.strip() for part in name.split(separator) if part.strip()] for name in names]
+        combined = [part for found in parts if len(found) > 1 for part in found]
+        if combined and (separator in ALWAYS_SEPARATE or names.issuperset(combined)):
             return separator
     return None
 
@@ -365,25 +393,38 @@ def _warn_of_pairs(table: pd.DataFrame, label_columns: Sequence[str], data: obje
         _warn_of(
             "names look numbered within patients, such as " + " and ".join(example[:2]), numbered, table, "", data
         )
+    folders = table["id"].map(posixpath.dirname)
+    labels = [name for name in label_columns if not pd.api.types.is_float_dtype(table[name])]
+    parts = len(table[[*labels, *(["split"] if "split" in table else [])]].astype(str).drop_duplicates())
+    if folders.nunique() > max(MANY, 2 * parts) and len(table) >= 2 * folders.nunique():
+        what = f"the images lie in {folders.nunique()} folders, such as {folders.iloc[0]}"
+        _warn_of(what, folders, table, "", data)
     for name in table.columns.difference([*label_columns, "id", "image", "split", "patient_id"], sort=False):
         values = table[name]
         if not pd.api.types.is_float_dtype(values) and _look_like_patients(as_text(values)):
-            _warn_of(f"the values of column {str(name).strip()!r} repeat in pairs", values, table, name, data)
+            _warn_of(f"the values of column {str(name).strip()!r} occur a few times each", values, table, name, data)
 
 
 def _look_like_patients(values: pd.Series) -> bool:
-    """Whether values occur a few times each, at least half of them in pairs, as those of chance would not."""
-    images = values.map(values.value_counts())
-    return values.nunique() >= MANY and (images == 2).mean() >= 0.5 and images.max() <= 2 * MANY
+    """Whether values occur a few times each: at least half of them in pairs, or more evenly than those of chance."""
+    counts = values.value_counts()
+    images = values.map(counts)
+    if len(counts) < MANY or images.max() > 2 * MANY:
+        return False
+    # Pearson's statistic of equally likely values.
+    even = counts.mean() >= 2 and chdtr(len(counts) - 1, counts.var() * (len(counts) - 1) / counts.mean()) < 0.001
+    return bool((images == 2).mean() >= 0.5 or even)
 
 
 def _warn_of(what: str, patients: pd.Series, table: pd.DataFrame, option: object, data: object) -> None:
-    if "split" in table and (table["split"].groupby(patients).nunique() <= 1).all():
+    # Images of a val split that is still to be taken from train would be dealt apart.
+    splits = table["split"] if "split" in table else pd.Series(dtype=object)
+    if (splits == "val").any() and (splits.groupby(patients).nunique() <= 1).all():
         return
     column = str(option).strip()
     fix = f"pass `patient_column='{column}'`" if column else "name the patients in a column patient_id"
     logger.warning(
-        "%s: no patients are given, and %s; if these are of one patient, %s, or one patient's images lie in two "
+        "%s: no patients are given, and %s; if each of these is one patient, %s, or one patient's images lie in two "
         "splits", data, what, fix,
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ import logging
 import os
 import posixpath
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,29 +23,39 @@ MOST_COLUMNS = 10_000
 logger = logging.getLogger(__name__)
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers", ".sav", ".dta", ".sas7bdat", ".rds", ".json")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 SAVE_AS_CSV = "save it as CSV (in Excel: Save As, CSV UTF-8)"
 METADATA = "metadata.csv"  # beside images
 TEXT_COLUMNS = ("id", "patient_id", "image", "eye", "split")
 
 # Words of a split's name, as `datasets` knows them and more; digits, case and the words of FILLERS do not count.
 SPLIT_WORDS = {
-    "train": "train", "training": "train", "trn": "train", "tr": "train",
+    "train": "train", "training": "train", "trn": "train", "tr": "train", "learning": "train", "derivation": "train",
     "val": "val", "validation": "val", "validate": "val", "valid": "val", "dev": "val", "tune": "val", "tuning": "val",
-    "test": "test", "testing": "test", "tst": "test", "holdout": "test", "heldout": "test",
+    "test": "test", "testing": "test", "tst": "test", "te": "test", "holdout": "test", "heldout": "test",
     "eval": "test", "evaluation": "test", "evaluate": "test",
 }  # fmt: skip
 # The validation set beside a test set (RFMiD: Training_Set, Evaluation_Set, Test_Set), else the test set (`datasets`).
 EVALUATION = ("eval", "evaluation", "evaluate")
-FILLERS = ("set", "sets", "data", "dataset", "split", "subset", "part", "images", "image", "imgs", "img", "files")
+FILLERS = (
+    "set", "sets", "data", "dataset", "split", "subset", "part", "images", "image", "imgs", "img", "files", "csv",
+    "txt", "internal", "external", "public", "private", "official", "blind", "hidden", "final",
+)  # fmt: skip
+# Parts beside a split: development (of which `dev` is val) may be any.
+PARTS = {"development", "internal", "external", "discovery", "replication", "public", "private"}
 FOLDS = re.compile(r"(cv|kfold|folds?|splits?|partitions?|parts?)[\W_]*\d+", re.I)
 # Columns by their names without case, blanks, hyphens, dots and underscores. Those of the second line hold a split
 # only where their values say so.
-SPLIT_COLUMNS = ("split", "splits", "partition", "partitions", "fold", "folds", "usage", "cvfold", "kfold", "foldid")
-SPLIT_COLUMN_ENDS = ("split", "partition")
+SPLIT_COLUMNS = re.compile(
+    r".*(split|partition)s?|usage|tvt|(train|test|val|valid|dev){2,3}|cv|crossval(idation)?|"
+    r"(cv|k|inner|outer|test|val)?folds?(id|nr|no|num|number|idx|index)?"
+)
 
 
 def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
-    """Read a CSV (comma, semicolon or tab, told by its first line) or a parquet file.
+    """Read a CSV (comma, semicolon, tab or bar, told by its first line) or a parquet file.
+
+    Beside semicolons and tabs a decimal comma is read as a point.
 
     Args:
         path: of the file.
@@ -76,7 +87,7 @@ def _read_csv(path: Path, text_columns: Sequence[str]) -> pd.DataFrame:
         first_line = file.readline()
         stated = re.fullmatch(r'"?sep=(.)"?\s*', first_line, re.I)  # a line that Excel reads and writes
         first_line = file.readline() if stated else first_line
-    options = {"sep": max(",;\t", key=first_line.count), "encoding": encoding, "skipinitialspace": True}
+    options = {"sep": max(",;\t|", key=first_line.count), "encoding": encoding, "skipinitialspace": True}
     if stated:
         options |= {"sep": stated[1], "skiprows": 1}
     if first_line.count(options["sep"]) >= MOST_COLUMNS:
@@ -91,14 +102,27 @@ def _read_csv(path: Path, text_columns: Sequence[str]) -> pd.DataFrame:
     if words:
         exact = pd.read_csv(path, dtype=str, usecols=words, keep_default_na=False, **options)
         table = table.assign(**{name: exact[name].where(exact[name].str.strip() != "") for name in words})
+    if options["sep"] in (";", "\t"):
+        table = table.assign(**{name: _without_decimal_commas(table[name]) for name in header})
     return table
 
 
+def _without_decimal_commas(values: pd.Series) -> pd.Series:
+    """Numbers where all values have decimal commas or none, and some are no thousands; else the values."""
+    texts = values.dropna().astype(str).str.strip()
+    if values.name in TEXT_COLUMNS or not texts.str.contains(r",(?!\d{3}$)").any():
+        return values
+    numbers = texts.str.fullmatch(r"[+-]?\d+(,\d+)?").all()
+    return pd.to_numeric(texts.str.replace(",", ".")).reindex(values.index) if numbers else values
+
+
 def _encoding(path: Path) -> str:
-    """UTF-8 or UTF-16 as marked, UTF-8, or with a warning Windows-1252."""
+    """UTF-8 or UTF-16 as marked or by the zeros of its letters, UTF-8, or with a warning Windows-1252."""
     start = path.read_bytes()
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
+    if b"\0" in start[:2]:  # UTF-16 without its mark
+        return "utf-16-be" if start[0] == 0 else "utf-16-le"
     if start.startswith(b"PK\x03\x04"):
         raise BadDataError(f"{path} is a workbook or an archive, not text; {SAVE_AS_CSV}", source=path)
     try:
@@ -118,8 +142,9 @@ def _encoding(path: Path) -> str:
 def check_suffix(path: Path, accepted: str) -> None:
     """Raise unless `path` is called as a table is; `accepted` says what else may be given."""
     if path.suffix.lower() not in TABLE_SUFFIXES:
-        workbook = path.suffix.lower() in WORKBOOKS
-        fix = SAVE_AS_CSV if workbook else f"give {accepted}"
+        kind = path.suffix.lower()
+        fix = SAVE_AS_CSV if kind in WORKBOOKS else f"give {accepted}"
+        fix = "unpack it and give what it holds" if kind in ARCHIVES else fix
         raise BadDataError(f"{path} is not a table ({', '.join(TABLE_SUFFIXES)}); {fix}", source=path)
 
 
@@ -230,19 +255,19 @@ def splits_of(names: Iterable[object]) -> dict[object, str]:
 
 def name_splits(names: Iterable[str]) -> bool:
     """Whether all of several names are those of splits or folds, and so of no classes."""
-    names = list(names)
-    splits = [normalise_split(name) or ("fold" if FOLDS.fullmatch(name.strip()) else None) for name in names]
-    return len(names) > 1 and None not in splits
+    splits = {name: normalise_split(name) or FOLDS.fullmatch(name.strip()) for name in names}
+    parts = [name for name, split in splits.items() if not split]
+    return len(splits) > max(1, len(parts)) and all(PARTS & set(words_of(name)) for name in parts)
 
 
-FLAGS = {"0", "1", "0.0", "1.0", "true", "false", "yes", "no", "x", ""}
+FLAGS = {"0", "1", "0.0", "1.0", "true", "false", "yes", "no", "y", "n", "t", "f", "x", ""}
 
 
 def check_split_column(table: pd.DataFrame, label_columns: Sequence[str], data: object) -> None:
     """Raise if the splits are in a column of another name than `split`, told by its name or its values."""
     for name in table.columns.difference([*label_columns, "id", "image", "patient_id"], sort=False):
-        known = bare(name) in SPLIT_COLUMNS or bare(name).endswith(SPLIT_COLUMN_ENDS)
-        flag = normalise_split(re.sub(r"^\s*(is|in)(?=[\s_.\-A-Z])", "", str(name)))  # such as is_test
+        known = SPLIT_COLUMNS.fullmatch(bare(name))
+        flag = normalise_split(re.sub(r"^\s*(is|in|for|used?)(?=[\s_.\-A-Z]|t|val)", "", str(name)))  # such as is_test
         known = known or bool(flag and {str(value).casefold() for value in table[name].dropna()} <= FLAGS)
         if known or (table[name].nunique() <= 2 * len(SPLITS) and name_splits(as_text(table[name]).dropna().unique())):
             values = join_names(table[name].dropna().unique())
@@ -383,7 +408,7 @@ def warn_of_passed_over(root: str | Path, others: Sequence[str], images: Sequenc
     if kinds:
         named = "; ".join(f"{len(names)} {kind} ({join_names(names, 3)})" for kind, names in kinds.items())
         total = sum(map(len, kinds.values()))
-        logger.warning("%s: %d files are passed over: %s", root, total, named)
+        logger.warning("%s: %d files are skipped: %s", root, total, named)
 
 
 def check_spelling(names: Iterable[str], data: object) -> None:
@@ -402,6 +427,7 @@ def bare_name(name: str) -> str:
     """A name without what two spellings of it differ in: case, spaces, hyphens, underscores; of numbers, the value."""
     if re.fullmatch(r"[+-]?\d+([.,]\d+)?", name.strip()):
         return f"{float(name.replace(',', '.')):g}"
+    name = unicodedata.normalize("NFKC", name)
     return "".join(name.casefold().replace("_", " ").replace("-", " ").split()) or name
 
 

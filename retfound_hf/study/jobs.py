@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..cluster import Share
+from ..data.image_cache import are_among
 from ..data.labelled import LabelledSet, keep_fraction, read_labelled
 from ..errors import BadArgumentError, BadDataError, BadModelError, RetFoundError, join_names, nearest
 from ..evaluation.metrics import metrics_for
@@ -100,7 +101,7 @@ def _read_task(study: Study, name: str, data: DataSet) -> Task:
 def _check_unseen(place: str, trained: str, labelled: LabelledSet, tested: pd.DataFrame) -> None:
     """Refuse images that a model learns from; warn of patients, since ids of two clinics may be alike by chance."""
     learned = labelled.table[labelled.table["split"] != "test"]
-    shared = tested["image"].map(_resolved).isin(set(learned["image"].map(_resolved)))
+    shared = are_among(tested["image"], learned["image"])
     if shared.any():
         raise BadDataError(
             f"{place}: {shared.sum()} of its images are in the train or val split of {trained}; an external set must "
@@ -112,11 +113,6 @@ def _check_unseen(place: str, trained: str, labelled: LabelledSet, tested: pd.Da
             "%s: %d of its patients bear ids of train or val patients of %s (%s); if they are the same people, leave "
             "them out: an external set must be unseen", place, len(patients), trained, join_names(patients),
         )  # fmt: skip
-
-
-def _resolved(image: str | bytes) -> str | bytes:
-    """The one path of a file that tables may reach in several ways, such as `/a/x.png` and `/a/b/../x.png`."""
-    return os.path.realpath(image) if isinstance(image, str) else image
 
 
 def read_external(external: ExternalSet, trained: LabelledSet) -> LabelledSet:

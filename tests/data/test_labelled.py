@@ -305,6 +305,20 @@ def test_same_content_with_two_labels_is_a_warning(images, save_table, tmp_path,
     copy = images[:1].assign(image="copy.png", label="amd")
     read_labelled(save_table(pd.concat([images, copy], ignore_index=True)))
     assert "1 image(s) have different labels" in caplog.text and "copy.png" in caplog.text
+    copy = copy.assign(label="healthy", patient_id="p99")
+    read_labelled(save_table(pd.concat([images, copy], ignore_index=True)))
+    assert "1 image(s) are of different patients" in caplog.text
+
+
+def test_an_image_in_two_classes_by_a_link(class_folder, images, save_table, tmp_path, caplog):
+    (class_folder / "val/dme/more").symlink_to(class_folder / "val/amd")
+    found = refused(class_folder, "different labels by links", "val/amd/p07_L.png = val/dme/more/p07_L.png")
+    assert len(found.rows) == 4
+    (tmp_path / "other").symlink_to(tmp_path / "images")
+    link = images[:1].assign(image="other/p00_R.png", patient_id="p99")
+    refused(save_table(pd.concat([images, link], ignore_index=True)), "by links")
+    read_labelled(save_table(pd.concat([images, link.assign(patient_id="p00")], ignore_index=True)))
+    assert "1 images are listed more than once" in caplog.text
 
 
 def test_two_columns_of_one_name(images, tmp_path):

@@ -43,6 +43,7 @@ def save_stored(images, tmp_path):
         (["Severe_2", "Healthy_0", "Mild_1"], ("Healthy_0", "Mild_1", "Severe_2")),
         (["grade 2b", "grade 10a", "grade 2a"], ("grade 2a", "grade 2b", "grade 10a")),
         ([1, -1, 0], ("-1", "0", "1")),
+        (["Stage III", "Stage I", "Stage II"], ("Stage I", "Stage II", "Stage III")),
     ],
 )
 def test_order_by_the_numbers_in_names(images, save_table, labels, names):
@@ -134,12 +135,49 @@ def test_lists_of_classes(save_stored, images, save_table):
     assert len(refused(save_table(images.assign(label=["['D']", "D", "N"] * 8))).rows) == 16
 
 
-@pytest.mark.parametrize("labels", [["D", "D|G", "N"], ["D;G", "D", "N"], ["A", "B", "A, B"], ["A", "B", "A+B"]])
+@pytest.mark.parametrize("labels", [["D", "D|G", "N"], ["D，G", "D", "N"], ["A", "B", "A, B,"], ["A", "B", "A and B"],
+                                    ["A", "B", "A B"]])  # fmt: skip
 def test_combined_labels_are_a_question(images, save_table, labels):
     table = save_table(images.assign(label=labels * 8))
     assert len(refused(table).rows) == 8
     assert len(read_labelled(table, problem_type="single_label_classification").class_names) == 3
     assert len(read_labelled(table, problem_type=MULTI).class_names) in (2, 3)
+
+
+@pytest.mark.parametrize("rows", [["0 1 0", "1 1 0", "1 0 1"], ["0,1,0", "1,1,0", "1,0,1"], ["{'b'}", "{'a', 'b'}"]])
+def test_multi_hot_as_text(images, save_table, rows):
+    table = save_table(images.assign(label=np.resize(rows, 24)))
+    hot = [[0, 1, 0], [1, 1, 0], [1, 0, 1]] if len(rows) == 3 else [[0, 1], [1, 1]]
+    expected = {name: hot[number % len(hot)] for number, name in enumerate(images["image"])}
+    for problem_type in (None, MULTI):
+        found = read_labelled(table, problem_type=problem_type, need_splits=())
+        assert dict(zip(found.table["id"], found.targets("all").tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize(("word", "others"), [("unknown", ["mild", "severe"]), ("?", ["a", "b"]), (999, [0, 1, 2])])
+def test_labels_that_may_be_none(images, save_table, caplog, word, others):
+    read_labelled(save_table(images.assign(label=np.resize([word, *others], 24).astype(str))))
+    assert f"{word} in column label" in caplog.text
+    caplog.clear()
+    values = np.where(np.arange(24) % 8, np.arange(24) + 40.5, -999)
+    read_labelled(save_table(images.assign(label=values)), problem_type="regression")
+    assert "-999" in caplog.text and "3 images" in caplog.text
+    caplog.clear()
+    read_labelled(save_table(images.assign(label=np.arange(76, 100))), problem_type="regression")
+    assert "stands for none" not in caplog.text
+
+
+def test_decimal_commas_beside_semicolons(images, tmp_path):
+    for sep, decimals in ((";", "{:.1f}"), ("\t", "{:.2f}")):
+        values = [decimals.format(number / 4) for number in range(24)]
+        table = images.assign(label=[value.replace(".", ",") for value in values])
+        (tmp_path / "t.csv").write_text(table.to_csv(sep=sep, index=False))
+        found = read_labelled(str(tmp_path / "t.csv"), problem_type="regression", need_splits=())
+        by_id = dict(zip(images["image"], map(float, values), strict=True))
+        assert found.targets("all").tolist() == pytest.approx([by_id[name] for name in found.table["id"]])
+        assert found.table["patient_id"].iloc[0] == "p00"
+    (tmp_path / "t.csv").write_text(images.assign(label="1,234").to_csv(sep=";", index=False))
+    refused(str(tmp_path / "t.csv"), problem_type="regression")  # thousands?
 
 
 def test_numbers_among_names_of_classes(images, save_table):
@@ -171,7 +209,8 @@ def test_files_that_are_passed_over_are_named(class_folder, caplog):
 
 
 @pytest.mark.parametrize(
-    ("encoding", "start"), [("cp1252", ""), ("utf-8", "sep=;\n"), ("cp1252", '"sep=;"\n'), ("utf-16", "")]
+    ("encoding", "start"),
+    [("cp1252", ""), ("utf-8", "sep=;\n"), ("cp1252", '"sep=;"\n'), ("utf-16", ""), ("utf-16-le", "")],
 )
 def test_tables_of_spreadsheets(images, tmp_path, encoding, start, caplog):
     table = images.assign(label=["sain", "rétinopathie", "œdème"] * 8)

@@ -1,16 +1,30 @@
 """Names of splits and patients as people write them, in folders, columns and data sets."""
 
 import logging
+import re
+import shutil
+from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas as pd
 import pytest
 
+import retfound_hf
 from retfound_hf.data import tables
 from retfound_hf.data.labelled import read_labelled
+from retfound_hf.data.labels import find_patients
 from retfound_hf.data.splits import SPLITS
-from retfound_hf.data.tables import check_spelling, splits_of
+from retfound_hf.data.tables import (
+    FILLERS,
+    TABLE_SUFFIXES,
+    check_spelling,
+    check_split_column,
+    normalise_split,
+    splits_of,
+)
 from retfound_hf.errors import BadDataError
+from retfound_hf.vocabulary import known_order
 
 
 def refused(data, **options):
@@ -36,7 +50,10 @@ def patients_divided(table: pd.DataFrame) -> int:
         (["train_images", "test-data"], ["train", "test"]),
         (["trainset", "dev", "hold-out"], ["train", "val", "test"]),
         (["REFUGE-Training400", "REFUGE-Test400"], ["train", "test"]),
-        (["healthy", "trained eye", "latest", "value"], []),
+        (["Train", "Internal_Validation", "External_Test"], ["train", "val", "test"]),
+        (["train.csv", "te"], ["train", "test"]),
+        (["derivation", "Blind_Test"], ["train", "test"]),
+        (["healthy", "trained eye", "latest", "value", "external", "public"], []),
     ],
 )
 def test_names_of_splits(names, expected):
@@ -68,12 +85,47 @@ def test_splits_within_the_folders_of_classes(class_folder):
     assert refused(str(class_folder)).rows == ("amd/p10_L.png",)
 
 
-@pytest.mark.parametrize("names", [["fold1", "fold2", "fold3"], ["Train", "Test", "Val"]])
+@pytest.mark.parametrize("names", [["fold1", "fold2", "fold3"], ["Train", "Test", "Val"], ["development", "val"]])
 def test_splits_are_no_classes(images, save_table, names):
-    refused(save_table(images.assign(label=[*names] * 8)))
+    refused(save_table(images.assign(label=np.resize(names, 24))))
 
 
-@pytest.mark.parametrize("column", ["Split", "SPLIT", "set", "Usage", "partition", "fold", "Data Split", "group"])
+@pytest.mark.parametrize("parts", [("Entrenamiento", "Prueba"), ("训练集", "测试集"), ("set1", "set2")])
+def test_folders_that_share_their_folders_may_be_parts(class_folder, caplog, parts):
+    """Unless their names are known, or say left and right; a warning where the shared ones may be patients."""
+    (class_folder / "metadata.csv").unlink()
+    (class_folder / "test").rename(class_folder / parts[1])
+    shutil.rmtree(class_folder / "val")
+    (class_folder / "train").rename(class_folder / parts[0])
+    assert refused(str(class_folder)).source == str(class_folder)
+    assert len(read_labelled(str(class_folder), class_names=parts).table) == 18
+    for old, new in (("amd", "left"), ("dme", "right"), ("healthy", "left/more")):
+        for part in parts:
+            (class_folder / part / old).rename(class_folder / part / new)
+    assert set(read_labelled(str(class_folder)).class_names) == set(parts) and "same folders" not in caplog.text
+    for part in parts:
+        (class_folder / part / "left").rename(class_folder / part / "1")
+        (class_folder / part / "right").rename(class_folder / part / "2")
+    read_labelled(str(class_folder))
+    assert "same folders (1, 2)" in caplog.text
+
+
+def test_folders_of_patients_bring_a_warning(images, save_table, tmp_path, caplog):
+    table = images.drop(columns=["patient_id", "eye"]).assign(image=[f"{n // 4}/{n}x.png" for n in range(24)])
+    for name, old in zip(table["image"], images["image"], strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / old).rename(tmp_path / name)
+    read_labelled(save_table(table.assign(label=["a", "b"] * 12)))
+    assert "6 folders" in caplog.text and "patient_id" in caplog.text
+
+
+def test_a_folder_that_holds_the_set(class_folder, tmp_path):
+    (tmp_path / "outer").mkdir()
+    class_folder.rename(tmp_path / "outer/images")
+    assert str(tmp_path / "outer/images") in str(refused(str(tmp_path / "outer")))
+
+
+@pytest.mark.parametrize("column", ["Split", "set", "Usage", "outer_fold", "Data Split", "cv", "tvt", "group"])
 def test_splits_in_a_column_of_another_name(divided, save_table, column):
     table = save_table(divided.rename(columns={"split": column}))
     assert refused(table).source == table
@@ -82,9 +134,9 @@ def test_splits_in_a_column_of_another_name(divided, save_table, column):
     assert read_labelled(save_table(spelled)).counts().sum().tolist() == [12, 6, 6]
 
 
-@pytest.mark.parametrize("column", ["is_test", "isTrain", "test", "in_validation_set"])
+@pytest.mark.parametrize("column", ["is_test", "isTrain", "istest", "used_train", "test", "in_validation_set"])
 def test_flags_of_a_split(images, save_table, column):
-    for values in ([True, False], [0, 1], ["yes", "no"]):
+    for values in ([True, False], [0, 1], ["Y", "N"]):
         refused(save_table(images.assign(**{column: values * 12})))
     read_labelled(save_table(images.assign(**{column: range(24)})))
 
@@ -101,7 +153,7 @@ def test_blanks_around_headers(divided, save_table, header):
         assert found.patients_known and found.counts().sum().tolist() == [12, 6, 6]
 
 
-@pytest.mark.parametrize("name", ["id", "ID", "eid", "MRN", "PID", "Study ID", "record_id", "Patient.Name", "case"])
+@pytest.mark.parametrize("name", ["id", "ID", "f.eid", "MRN", "PID", "Study ID", "SEQN", "患者ID", "case"])
 def test_patients_in_a_column_of_any_name(images, save_table, name):
     data = save_table(images.rename(columns={"patient_id": name}))
     assert refused(data).source == data
@@ -122,6 +174,11 @@ def test_patients_told_by_pairs(images, save_table, tmp_path, caplog):
     numbers = pairs.assign(visitor=images["patient_id"], image=[f"i{number}x.png" for number in range(24)])
     read_labelled(save_table(numbers))
     assert "patient_column='visitor'" in caplog.text
+    caplog.clear()
+    rng = np.random.default_rng(0)
+    fours = numbers.assign(visitor=[f"v{number // 4}" for number in range(24)], age=rng.integers(50, 56, 24))
+    read_labelled(save_table(fours))
+    assert "patient_column='visitor'" in caplog.text and "'age'" not in caplog.text
 
 
 def test_one_line_says_by_what_images_are_split(images, save_table, caplog):
@@ -207,3 +264,33 @@ def test_classes_with_control_characters_are_refused(name):
     with pytest.raises(BadDataError) as error:
         check_spelling(["a", name], "table.csv")
     assert error.value.rows == (name,) and "\n" not in str(error.value)
+
+
+def cells(what: str, number: int) -> list[str]:
+    """Words in code type of a cell of the guide's table of what is read how, without options."""
+    guide = (Path(retfound_hf.__file__).parent / "data/README.md").read_text(encoding="utf-8")
+    (line,) = [line for line in guide.splitlines() if line.startswith(f"| {what}")]
+    return [word for word in re.findall("`(.+?)`", line.split(" | ")[number]) if not word.startswith("--")]
+
+
+def test_the_guide_names_what_the_code_knows():
+    assert all(normalise_split(word) or word in FILLERS for word in cells("names of splits", 1))
+    images = pd.DataFrame({"id": [f"{number}x.png" for number in range(8)]})
+    for name in cells("column of splits", 2):
+        with pytest.raises(BadDataError):
+            check_split_column(images.assign(**{name: [0, 1] * 4 if "_" in name else ["train", "test"] * 4}), (), "t")
+    for name in cells("column of patients", 2):
+        if "_" not in name:
+            with pytest.raises(BadDataError):
+                find_patients(images.assign(**{name: [*"abcd"] * 2}), (), None, "t")
+    unknown = cells("ids of patients", 1)
+    assert find_patients(images.head(len(unknown)).assign(patient_id=unknown), (), None, "t").isna().all()
+    spelled = cells("ids of patients", 2)
+    for pair in zip(spelled[::2], spelled[1::2], strict=True):
+        with pytest.raises(BadDataError):
+            find_patients(images.head(2).assign(patient_id=pair), (), None, "t")
+    findings = {"GON-": "GON+", "NDR": "DR", "unreferable": "referable", "0": "1"}
+    for name in cells("finding of two classes", 1):
+        assert known_order([findings.get(name, "glaucoma"), name])[0] == name
+    for suffix in TABLE_SUFFIXES:
+        assert suffix[1:] in (Path(retfound_hf.__file__).parent / "data/README.md").read_text().lower()

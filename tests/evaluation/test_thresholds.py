@@ -152,6 +152,7 @@ def test_the_finding_that_is_stated():
         ("stage-2|stage-10|stage-1", "stage-1|stage-2|stage-10"), ("DR-1|DR-0", "DR-0|DR-1"), ("1|-1|0", "-1|0|1"),
         ("change -1|change +1|change 0", "change -1|change 0|change +1"),
         ("Mild|No_DR|Severe", None), ("6 weeks|drusen 3|x 4", None), ("grade 1|grade 1.0|grade 2", None),
+        ("Grade III|Grade I|Grade II", "Grade I|Grade II|Grade III"), ("D|V|I", None), ("X|II|0", "0|II|X"),
         ("amd|dme|normal", None), ("normal|early|late", None), ("a|b", None), ("in|out", None),
     ],
 )  # fmt: skip

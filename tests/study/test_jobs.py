@@ -1,6 +1,7 @@
 """What is checked before a study runs, and ids of jobs: one for each cell, whatever else is in the study."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -76,7 +77,7 @@ def test_a_patient_with_one_healthy_eye_is_refused_before_anything_runs(study_fi
     checked(study_file(data=data, reporting={"level": "eye"}))
 
 
-def test_an_image_is_known_by_whatever_path_leads_to_it(study_file, desk, table_of, tmp_path):
+def test_an_image_is_known_by_whatever_path_leads_to_it_and_by_its_content(study_file, desk, table_of, tmp_path):
     """Tables in two folders spell a file differently; a link is the file that it leads to."""
     (tmp_path / "linked").symlink_to(desk / "inside")
     rows = table_of("inside")
@@ -90,6 +91,15 @@ def test_an_image_is_known_by_whatever_path_leads_to_it(study_file, desk, table_
     with pytest.raises(BadDataError) as error:
         checked(study_file(data=data))
     assert (error.value.source, len(error.value.rows)) == ("data.D.external.E", 2 * 28)
+    shutil.copytree(desk / "inside", tmp_path / "C", ignore=shutil.ignore_patterns("*.csv"))
+    copies = rows.assign(image=[name.as_posix() for name in names]).drop(columns="split")
+    copies.to_csv(tmp_path / "C/other.csv", index=False)
+    copied = {
+        "D": {"data": data["D"]["data"], "external": {"E": {"data": str(tmp_path / "C/other.csv"), "split": "all"}}}
+    }
+    with pytest.raises(BadDataError) as error:
+        checked(study_file(data=copied))
+    assert len(error.value.rows) > 0
     data["D"]["external"]["E"] = {"data": str(tmp_path / "B/cohort.csv"), "split": "test"}
     checked(study_file(data=data))
 
