@@ -3,7 +3,8 @@
 python scripts/benchmarks/coverage.py --sets 1000 --out scripts/benchmarks/results/coverage.json
 
 Patients have two eyes; a quarter of the ill have one healthy eye. Scores are normal, with an effect of the patient.
-Only samples with two patients of either class count.
+Only samples with two patients of either class count. Cells that the file holds for as many samples are kept, with the
+revision that they are of.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from retfound_hf.evaluation.bootstrap import rarer_side
 from retfound_hf.evaluation.comparisons import compare_aurocs
 from retfound_hf.evaluation.intervals import find_intervals
 from retfound_hf.evaluation.predictions import Predictions
-from retfound_hf.files import write_json
+from retfound_hf.files import read_json, write_json
 from retfound_hf.record import git_revision, hardware, versions
 from retfound_hf.vocabulary import SINGLE_LABEL
 
@@ -70,19 +71,25 @@ def coverage(sets: int, seed: int, *cell: Any) -> dict[str, float]:
 
 
 def main() -> None:
-    """Simulate every cell and write the rates."""
+    """Simulate every cell that the file lacks, and write the rates."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", type=int, default=1000, help="samples of each cell")
     parser.add_argument("--out", required=True, help="JSON file")
     args = parser.parse_args()
     what = "share of samples whose 95% interval holds the true value; share of equal models told apart by AUROC"
+    names, before = ("patients", "prevalence", "correlation", "auroc"), read_json(args.out, absent={})
     facts = {"what": what, "sets": args.sets, "hardware": hardware(), "versions": versions()}
-    facts["git_revision"], rows = git_revision(), []
+    facts["git_revision"] = git_revision()
+    done = {
+        tuple(row[name] for name in names): {"git_revision": before["git_revision"], **row}
+        for row in before.get("cells", ()) if before["sets"] == args.sets
+    }  # fmt: skip
     for seed, cell in enumerate(itertools.product(PATIENTS, PREVALENCES, CORRELATIONS, AUROCS)):
-        names = ("patients", "prevalence", "correlation", "auroc")
-        rows.append(dict(zip(names, cell, strict=True)) | {"held": coverage(args.sets, seed, *cell)})
-        print(rows[-1], flush=True)
-    write_json(args.out, facts | {"cells": rows})
+        if cell not in done:
+            row = dict(zip(names, cell, strict=True)) | {"held": coverage(args.sets, seed, *cell)}
+            done[cell] = {"git_revision": facts["git_revision"], **row}
+            print(done[cell], flush=True)
+            write_json(args.out, facts | {"cells": list(done.values())})
 
 
 if __name__ == "__main__":
