@@ -153,9 +153,9 @@ class FinetuneTrainingArguments(TrainingArguments):
     keep_checkpoints: bool = field(
         default=False, metadata={"help": "keep Trainer's checkpoints beside the finished folder"}
     )
-    # HfArgumentParser reads unions of three by position.
-    report_to: None | str | list[str] = field(  # noqa: RUF036
-        default="none", metadata={"help": "trackers: tensorboard, trackio, wandb, or others of Trainer"}
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"],
+        metadata={"help": "trackers: tensorboard, trackio, wandb, or others of Trainer"},
     )
     seed: int = field(default=0, metadata={"help": "seed of initialisation, shuffling and augmentation"})
     dataloader_num_workers: int = field(default=2, metadata={"help": "loader processes"})
@@ -170,7 +170,7 @@ class FinetuneTrainingArguments(TrainingArguments):
         if self.fp16 and not torch.accelerator.is_available():
             raise BadArgumentError("`fp16` needs a GPU, and there is none here", field="fp16", value=True)
         installed = integrations.get_available_reporting_integrations()
-        self.report_to = check_trackers(self.report_to, integrations.INTEGRATION_TO_CALLBACK, installed) or "none"
+        self.report_to = check_trackers(self.report_to, integrations.INTEGRATION_TO_CALLBACK, installed) or ["none"]
         self.remove_unused_columns = False  # there are none: the collator reads all
         for name, value in UNFIT.items():
             if getattr(self, name, None) == value:
