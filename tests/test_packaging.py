@@ -49,7 +49,7 @@ def packaged() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in own_files():
         room = next((parent for parent in path.parents if parent in rooms), None)
-        if room is None or (path.name in GUIDES and room.name != "model_cards"):
+        if room is None or (path.name in GUIDES and path.parent == room and room.name != "model_cards"):
             continue
         name = ".".join(room.relative_to(ROOT).parts).replace("model_cards", "retfound_hf.model_cards")
         found.setdefault(name, []).append(path.relative_to(room).as_posix())
@@ -166,11 +166,10 @@ def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run([sys.executable, "-m", "venv", place / "env"], place)
     programs = place / "env" / "bin"
     script = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    here, there = (
-        Path(run([python, "-c", script], place).strip()) for python in (sys.executable, programs / "python")
-    )
+    there = Path(run([programs / "python", "-c", script], place).strip())
+    here = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     run([programs / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], place)
-    (there / "dependencies.pth").write_text(f"{here}\n")
+    (there / "dependencies.pth").write_text("".join(f"{path}\n" for path in here))
     found = run([programs / "python", "-c", "import retfound_hf; print(retfound_hf.__file__)"], place).strip()
     assert Path(found).is_relative_to(there)
     return programs
@@ -217,7 +216,7 @@ def test_every_command_runs_from_the_wheel(clean: Path, tmp_path: Path):
 
     listed = retfound("--help")
     assert all(name in listed for name in COMMANDS)
-    assert run([clean / "python", "-c", EVERY_HELP, *COMMANDS], tmp_path, **env).count("usage:") == len(COMMANDS)
+    assert run([clean / "python", "-c", EVERY_HELP, *COMMANDS], tmp_path, **env).count("usage: ") >= len(COMMANDS)
 
     retfound("make_synthetic", "images", "--modality", "cfp", "--num_patients", "30", "--image_size", "64")
     quick = ("--cache_dir", "cache", "--data", "images")
