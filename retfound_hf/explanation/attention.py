@@ -84,9 +84,12 @@ def scored(view: PreTrainedModel, pixel_values: Tensor, target: Target, **option
         BadModelError: a model without logits.
         BadDataError: images that the model refuses.
     """
+    height, width = pixel_values.shape[-2:]
+    if height != width:
+        raise BadDataError(f"image size {height} x {width} is not accepted: explanations need square images")
     parameters = inspect.signature(getattr(view, "get_base_model", lambda: view)().forward).parameters
     # RetFound and DINOv2 fit their positions to the image; stock ViT refuses other sizes unless told.
-    if "interpolate_pos_encoding" in parameters and pixel_values.shape[-1] != getattr(view.config, "image_size", None):
+    if "interpolate_pos_encoding" in parameters and width != getattr(view.config, "image_size", None):
         options["interpolate_pos_encoding"] = True
     try:
         outputs = view(pixel_values=pixel_values, **options)

@@ -173,11 +173,11 @@ class RetFoundBackbone(BackboneMixin, RetFoundModel):
         """Feature maps of the blocks `config.out_features`.
 
         Args:
-            pixel_values: (batch, 3, size, size), ImageNet-normalised; size a multiple of the patch size.
+            pixel_values: (batch, 3, height, width), ImageNet-normalised; both sides multiples of the patch size.
             output_attentions, output_hidden_states: as in `RetFoundModel`.
 
         Returns:
-            `BackboneOutput` with `feature_maps`: (batch, width, size / patch, size / patch) each, or the tokens
+            `BackboneOutput` with `feature_maps`: (batch, width, rows, columns of patches) each, or the tokens
             (batch, 1 + patches, width) unless `config.reshape_hidden_states`.
         """
         asked, wants = requested_outputs(self.config, output_attentions, output_hidden_states)

@@ -58,18 +58,18 @@ def sincos_positions(width: int, grid: int, device: torch.device | None = None) 
     return torch.cat([patches.new_zeros(1, width), patches]).float()[None]
 
 
-def positions_for_grid(table: Tensor, grid: int) -> Tensor:
-    """Position table (1, 1 + n * n, width) bicubically interpolated to `grid` x `grid` patches.
+def positions_for_grid(table: Tensor, grid: int | tuple[int, int]) -> Tensor:
+    """Position table (1, 1 + n * n, width) bicubically interpolated to `grid` rows and columns of patches.
 
     The class token's row is kept. Interpolation runs in float32, since bicubic weights in half precision shift the
-    positions; the result has the table's dtype and shape (1, 1 + grid * grid, width). Under `torch.jit.trace`
+    positions; the result has the table's dtype and shape (1, 1 + rows * columns, width). Under `torch.jit.trace`
     it always interpolates, as stock models do, so that the traced model takes other sizes too.
     """
-    own = math.isqrt(table.shape[1] - 1)
-    if own == grid and not torch.jit.is_tracing():
+    own, grid = math.isqrt(table.shape[1] - 1), grid if isinstance(grid, tuple) else (grid, grid)
+    if (own, own) == grid and not torch.jit.is_tracing():
         return table
     patches = table[:, 1:].float().unflatten(1, (own, own)).permute(0, 3, 1, 2)
-    resized = nn.functional.interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
+    resized = nn.functional.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
     return torch.cat([table[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
 
 
@@ -130,7 +130,7 @@ class RetFoundPatchEmbeddings(nn.Module):
         )
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(batch, channels, size, size) -> (batch, patches, width), patches in raster order."""
+        """(batch, channels, height, width) -> (batch, patches, width), patches in raster order."""
         return self.projection(pixel_values).flatten(2).transpose(1, 2)
 
 
@@ -152,7 +152,7 @@ class RetFoundEmbeddings(nn.Module):
     def forward(
         self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, kept: Tensor | None = None
     ) -> Tensor:
-        """(batch, channels, size, size) -> (batch, 1 + patches, width); of the patches only `kept` (batch, some)."""
+        """(batch, channels, height, width) -> (batch, 1 + patches, width); only the patches `kept` (batch, some)."""
         grid = check_image(pixel_values, self.config, interpolate_pos_encoding)
         table = self.position_embeddings
         positions = (positions_for_grid(table, grid) if interpolate_pos_encoding else table)[:, 1:]
@@ -169,39 +169,42 @@ def select_patches(images: Tensor, places: Tensor, size: int) -> Tensor:
     """Pixels of some patches.
 
     Args:
-        images: (batch, channels, side, side).
+        images: (batch, channels, height, width).
         places: (batch, some), numbers of patches in raster order.
         size: of a patch in pixels.
 
     Returns:
         (batch, some, channels, size, size).
     """
-    grid = images.shape[-1] // size
-    patches = images.unflatten(3, (grid, size)).unflatten(2, (grid, size)).permute(0, 2, 4, 1, 3, 5)
-    return patches[torch.arange(len(images), device=images.device)[:, None], places // grid, places % grid]
+    columns = images.shape[-1] // size
+    patches = images.unflatten(3, (columns, size)).unflatten(2, (-1, size)).permute(0, 2, 4, 1, 3, 5)
+    return patches[torch.arange(len(images), device=images.device)[:, None], places // columns, places % columns]
 
 
-def check_image(pixel_values: Tensor, config: RetFoundConfig, interpolate_pos_encoding: bool | None) -> int:
-    """Number of patches on a side; unless positions are interpolated, the size must be the configuration's.
+def check_image(
+    pixel_values: Tensor, config: RetFoundConfig, interpolate_pos_encoding: bool | None
+) -> tuple[int, int]:
+    """Rows and columns of patches; unless positions are interpolated, the size must be the configuration's.
 
     Raises:
         BadDataError: images of a shape that the model does not take.
     """
     if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
         shape, channels = tuple(pixel_values.shape), config.num_channels
-        raise BadDataError(f"pixel_values has shape {shape}; accepted: (batch, {channels}, size, size)")
-    height, width = pixel_values.shape[2:]
-    if height != width or height % config.patch_size:
+        raise BadDataError(f"pixel_values has shape {shape}; accepted: (batch, {channels}, height, width)")
+    (height, width), own, patch = pixel_values.shape[2:], config.image_size, config.patch_size
+    if height % patch or width % patch:
         raise BadDataError(
-            f"image size {height} x {width} is not accepted: it must be square and a multiple of the patch size "
-            f"{config.patch_size}, such as {config.image_size} x {config.image_size}"
+            f"image size {height} x {width} is not accepted: both sides must be multiples of the patch size {patch}, "
+            f"as {own} x {own} is"
         )
-    if not interpolate_pos_encoding and height != config.image_size:
+    if not interpolate_pos_encoding and (height != own or width != own):
+        instead = f", or load the model with image_size={height}" if height == width else ""
         raise BadDataError(
-            f"image size {height} x {width} differs from the model's {config.image_size} x {config.image_size}; pass "
-            f"interpolate_pos_encoding=True, or load the model with image_size={height}"
+            f"image size {height} x {width} differs from the model's {own} x {own}; pass "
+            f"interpolate_pos_encoding=True{instead}"
         )
-    return height // config.patch_size
+    return height // patch, width // patch
 
 
 class RetFoundProjectionQKV(nn.Linear):
@@ -450,10 +453,13 @@ class RetFoundDecoder(nn.Module):
         self.decoder_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.decoder_pred = nn.Linear(width, config.patch_size**2 * config.num_channels)
 
-    def forward(self, hidden_states: Tensor, ids_restore: Tensor, wanted: Tensor | None = None) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, ids_restore: Tensor, grid: tuple[int, int], wanted: Tensor | None = None
+    ) -> Tensor:
         """(batch, 1 + visible, encoder width), (batch, patches) -> (batch, patches, patch_size^2 * channels).
 
-        Of the patches only those numbered in `wanted` (batch, some), if it is given.
+        The patches are those of `grid`, rows and columns; of them only those numbered in `wanted` (batch, some), if it
+        is given.
         """
         hidden_states = self.decoder_embed(hidden_states)
         batch, patches = ids_restore.shape
@@ -461,7 +467,7 @@ class RetFoundDecoder(nn.Module):
         tokens = torch.cat([hidden_states[:, 1:], self.mask_token.to(hidden_states).expand(batch, hidden, -1)], dim=1)
         tokens = tokens.gather(1, ids_restore[..., None].expand(-1, -1, tokens.shape[-1]))
         hidden_states = torch.cat([hidden_states[:, :1], tokens], dim=1)
-        hidden_states = hidden_states + positions_for_grid(self.decoder_pos_embed, math.isqrt(patches))
+        hidden_states = hidden_states + positions_for_grid(self.decoder_pos_embed, grid)
         for layer in self.decoder_layers:
             hidden_states, _ = layer(hidden_states)
         if wanted is not None:
@@ -620,7 +626,7 @@ class RetFoundModel(RetFoundPreTrainedModel):
         """Encode normalised images.
 
         Args:
-            pixel_values: (batch, 3, size, size), ImageNet-normalised.
+            pixel_values: (batch, 3, height, width), ImageNet-normalised.
             interpolate_pos_encoding: interpolate the positions for a size that is not `config.image_size`, which is
                 an error otherwise.
             output_attentions: return the attention matrices too, computed by the eager path.
@@ -699,7 +705,7 @@ class RetFoundForPreTraining(RetFoundPreTrainedModel, ViTMAEForPreTraining):
                 None, and a training step is faster.
         """
         grid, device = check_image(pixel_values, self.config, interpolate_pos_encoding), pixel_values.device
-        noise = torch.rand(len(pixel_values), grid**2, device=device) if noise is None else noise.to(device)
+        noise = torch.rand(len(pixel_values), grid[0] * grid[1], device=device) if noise is None else noise.to(device)
         visible, hidden, mask, ids_restore = self.random_masking(noise)
         encoded = self.vit.encoder(
             self.vit.embeddings(pixel_values, interpolate_pos_encoding, visible),
@@ -707,10 +713,10 @@ class RetFoundForPreTraining(RetFoundPreTrainedModel, ViTMAEForPreTraining):
         )
         latent, logits = self.vit.layernorm(encoded.last_hidden_state), None
         if predict_all:
-            predicted = logits = self.decoder(latent, ids_restore)
+            predicted = logits = self.decoder(latent, ids_restore, grid)
             target = self.patchify(pixel_values, interpolate_pos_encoding=True)
         else:
-            predicted = self.decoder(latent, ids_restore, hidden)
+            predicted = self.decoder(latent, ids_restore, grid, hidden)
             target = select_patches(pixel_values, hidden, self.config.patch_size).permute(0, 1, 3, 4, 2).flatten(2)
         if self.config.norm_pix_loss:
             # By the unbiased variance, with 1e-6 added to it; as one operation it takes a tenth of the time on a CPU.
@@ -763,7 +769,7 @@ class RetFoundForImageClassification(RetFoundPreTrainedModel):
         """Classify normalised images.
 
         Args:
-            pixel_values: (batch, 3, size, size), ImageNet-normalised.
+            pixel_values: (batch, 3, height, width), ImageNet-normalised.
             labels: see `classification_loss`; when given, the output holds the mean loss.
 
         Returns:

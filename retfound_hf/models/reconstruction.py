@@ -20,13 +20,13 @@ class Reconstruction:
     """Batch with hidden patches and their reconstruction, on the model's device.
 
     Attributes:
-        original: (count, 3, size, size) float32 in 0..1, the input without its standardisation.
+        original: (count, 3, height, width) float32 in 0..1, the input without its standardisation.
         masked: the same with hidden patches flat gray.
         reconstructed: the same with hidden patches as the model paints them.
         predicted: every patch as the model paints it, the visible ones too, on which it was never trained.
-        error: (count, grid, grid) float32, the squared error of each hidden patch as the loss counts it, 0 where
+        error: (count, rows, columns) float32, the squared error of each hidden patch as the loss counts it, 0 where
             visible; its mean over the hidden patches is the model's loss.
-        mask: (count, grid, grid) bool, true where hidden.
+        mask: (count, rows, columns) bool, true where hidden.
     """
 
     original: Tensor
@@ -53,7 +53,7 @@ def reconstruct(
 
     Args:
         model: `RetFoundForPreTraining` or a stock `ViTMAEForPreTraining`. It runs in eval mode and is left in its own.
-        pixel_values: (count, 3, size, size), standardised by `mean` and `std`; any size that the model accepts.
+        pixel_values: (count, 3, height, width), standardised by `mean` and `std`; any size that the model accepts.
         noise: (count, patches): the patches of lowest noise stay visible. None draws it from the global generator.
         mean, std: of each channel, for values in 0..1.
 
@@ -67,16 +67,16 @@ def reconstruct(
             "AutoModelForPreTraining"
         )
     grid = check_image(pixel_values, model.config, interpolate_pos_encoding=True)
-    count, size = len(pixel_values), pixel_values.shape[-1]
-    if noise is not None and tuple(noise.shape) != (count, grid**2):
-        message = f"`noise` has shape {tuple(noise.shape)}; give ({count}, {grid**2}), a number per patch"
+    wanted, size = (len(pixel_values), grid[0] * grid[1]), tuple(pixel_values.shape[-2:])
+    if noise is not None and tuple(noise.shape) != wanted:
+        message = f"`noise` has shape {tuple(noise.shape)}; give {wanted}, a number per patch"
         raise BadArgumentError(message, field="noise", value=tuple(noise.shape))
     pixels = pixel_values.to(model.device, torch.float32)
     with _eval_mode(model):
         outputs = model(
             pixels.to(model.dtype),
             noise=None if noise is None else noise.to(model.device),
-            interpolate_pos_encoding=size != model.config.image_size,
+            interpolate_pos_encoding=size != (model.config.image_size,) * 2,
         )
     target = model.patchify(pixels, interpolate_pos_encoding=True)
     painted, centre, spread = outputs.logits.float(), 0.0, 1.0
@@ -86,16 +86,16 @@ def reconstruct(
     error = (painted - (target - centre) / spread).square().mean(-1).where(hidden, 0.0)
     mean, std = (torch.tensor(part, device=pixels.device)[:, None, None] for part in (mean, std))
     original = (pixels * std + mean).clamp(0, 1)
-    predicted = (model.unpatchify(painted * spread + centre, (size, size)) * std + mean).clamp(0, 1)
-    mask = hidden.unflatten(1, (grid, grid))
-    patch = size // grid
+    predicted = (model.unpatchify(painted * spread + centre, size) * std + mean).clamp(0, 1)
+    mask = hidden.unflatten(1, grid)
+    patch = model.config.patch_size
     covered = mask.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)[:, None]
     return Reconstruction(
         original=original,
         masked=original.masked_fill(covered, GRAY),
         reconstructed=torch.where(covered, predicted, original),
         predicted=predicted,
-        error=error.unflatten(1, (grid, grid)),
+        error=error.unflatten(1, grid),
         mask=mask,
     )
 

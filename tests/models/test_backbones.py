@@ -293,11 +293,11 @@ def test_feature_maps_of_chosen_blocks(tmp_path):
         tokens = RetFoundBackbone.from_pretrained(
             folder, out_features=["stem", "stage1"], reshape_hidden_states=False, apply_layernorm=False
         )(pixels)
-        larger = found(torch.zeros(1, 3, 48, 48)).feature_maps
+        larger = found(torch.zeros(1, 3, 48, 24)).feature_maps
     assert torch.equal(maps[1], states.last_hidden_state[:, 1:].transpose(1, 2).reshape(2, 32, 4, 4))
     assert all(map(torch.equal, tokens.feature_maps, states.hidden_states[:2]))
     assert found.layernorm.weight.requires_grad
-    assert (found.channels, larger[0].shape) == ([32, 32], (1, 32, 6, 6))
+    assert (found.channels, larger[0].shape) == ([32, 32], (1, 32, 6, 3))
     assert found.out_features == ["stage1", "stage2"] and found(pixels).hidden_states is None
     by_auto_class = AutoBackbone.from_config(found.config)
     assert isinstance(by_auto_class, RetFoundBackbone) and by_auto_class.out_indices == [1, 2]

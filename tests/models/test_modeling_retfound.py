@@ -217,6 +217,22 @@ def test_other_size_equals_interpolation_by_hand(small_config, randomise, images
     torch.testing.assert_close(out.last_hidden_state, native(images(size=96)).last_hidden_state, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(64, 96), (96, 32)])
+def test_images_that_are_not_square_equal_stock(size, pretraining_folder):
+    folder, pixels = pretraining_folder(), torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    stock = transformers.ViTMAEModel.from_pretrained(folder, mask_ratio=0.0).eval()
+    count = size[0] * size[1] // 16**2
+    with torch.no_grad():
+        expected = stock(pixels, noise=torch.arange(count).float().expand(2, -1), interpolate_pos_encoding=True)
+        out = AutoModel.from_pretrained(folder).eval()(pixels, interpolate_pos_encoding=True)
+        autoencoder, given = AutoModelForPreTraining.from_pretrained(folder).eval(), {"noise": torch.rand(2, count)}
+        painted = autoencoder(pixels, interpolate_pos_encoding=True, **given)
+        hidden = autoencoder(pixels, interpolate_pos_encoding=True, predict_all=False, **given)
+    torch.testing.assert_close(out.last_hidden_state, expected.last_hidden_state, atol=1e-5, rtol=1e-5)
+    assert painted.logits.shape == (2, count, 16**2 * 3)
+    torch.testing.assert_close(hidden.loss, painted.loss)
+
+
 def test_autoencoder_interpolates_both_tables(small_config, randomise, images):
     model = randomise(RetFoundForPreTraining(small_config()))
     native = RetFoundForPreTraining(small_config(image_size=96)).eval()
