@@ -91,6 +91,7 @@ def _resize_each(images: Tensor, crops: Tensor, size: int, flips: Tensor | None)
     flipped = [False] * len(images) if flips is None else flips.tolist()
     for index, (top, left, height, width) in enumerate(crops.tolist()):
         crop = images[index, None, :, top : top + height, left : left + width]
+        crop = crop.contiguous(memory_format=torch.channels_last)  # which the kernel reads twice as fast
         made = interpolate(crop, (size, size), mode="bicubic", antialias=True)[0]
         resized[index] = made.flip(-1) if flipped[index] else made
     return resized
@@ -129,16 +130,18 @@ def resize_by_products(images: Tensor, crops: Tensor, size: int, flips: Tensor |
 
 
 def normalize(pixels: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
-    """Standardise pixels of 0..255 by channel: (pixels / 255 - mean) / std, in one pass over the batch.
+    """Standardise pixels of 0..255 by channel, in place: (pixels / 255 - mean) / std.
+
+    A second batch would cost a CPU more than the arithmetic: it gets the memory of large tensors anew every time.
 
     Args:
-        pixels: float (count, channels, height, width).
+        pixels: float (count, channels, height, width), which are changed and returned.
         mean, std: one number per channel for values in 0..1; tensors on the device spare a copy to it per call.
     """
     mean, std = (
         torch.as_tensor(part, dtype=pixels.dtype, device=pixels.device)[:, None, None] for part in (mean, std)
     )
-    return torch.addcmul(-mean / std, pixels, 1 / (255 * std))
+    return pixels.mul_(1 / (255 * std)).sub_(mean / std)
 
 
 def _weights(start: Tensor, length: Tensor, side: int, size: int, flips: Tensor | None = None) -> Tensor:

@@ -189,31 +189,29 @@ def ask_loader(config: RetFoundConfig, batch: int, rounds: int, work: Path) -> d
 
 
 def ask_loop(config: RetFoundConfig, batch: int, rounds: int, work: Path) -> dict[str, Any]:
-    """`pretrain` from shards, its own images per second of each log line, against the step on views that are ready."""
+    """`pretrain` from shards, decoding in its own process, against the step on views that are ready.
+
+    A step of the loop is the difference of a long and a short run, which leaves out their start and their end.
+    """
     shards = shards_of(draw_folder(work / "loop-images", 8 * batch), work / "loop-shards")
     network = work / "network"
     RetFoundForPreTraining(config).save_pretrained(network)
     step = pretraining_step(make_objective(config), random_images(batch, "cpu"), augment=False)
-    bare: list[float] = []
-    loop: list[float] = []
-    waiting: list[float] = []
-    for number in range(3):
-        bare.append(peers.alternate({"bare": step}, rounds)["bare"]["seconds"])
-        run = rf.pretrain(
-            shards, work / f"run-{number}", model_name_or_path=str(network), modality="cfp", max_steps=2 + rounds,
-            per_device_train_batch_size=batch, logging_steps=1, preview_steps=0, cache_dir=str(work / "cache"),
+
+    def run(steps: int) -> None:
+        rf.pretrain(
+            shards, work / "run", overwrite_output_dir=True, model_name_or_path=str(network), modality="cfp",
+            max_steps=steps, per_device_train_batch_size=batch, dataloader_num_workers=0, preview_steps=0,
+            save_steps=0, cache_dir=str(work / "cache"),
         )  # fmt: skip
-        lines = [line for line in run.metrics if line["step"] > 2]
-        loop += [line["images_per_second"] for line in lines]
-        waiting += [line["data_wait_fraction"] for line in lines]
-        bare.append(peers.alternate({"bare": step}, rounds)["bare"]["seconds"])
-    speeds = {"bare_step": batch / float(np.median(bare)), "loop": float(np.median(loop))}
-    return {
-        "batch": batch,
-        "images_per_second": {name: round(speed, 2) for name, speed in speeds.items()},
-        "of_the_bare_step": round(speeds["loop"] / speeds["bare_step"], 3),
-        "data_wait_fraction": round(float(np.median(waiting)), 3),
-    }
+
+    ways = {"short": lambda: run(2), "long": lambda: run(2 + rounds), "bare": lambda: [step() for _ in range(rounds)]}
+    times = peers.alternate(ways, 3, warmup=0)
+    spent: dict[str, dict[str, float]] = {"loop": {}, "bare": {}}
+    for of in ("seconds", "cpu_seconds"):
+        spent["loop"][of] = (times["long"][of] - times["short"][of]) / rounds
+        spent["bare"][of] = times["bare"][of] / rounds
+    return {"batch": batch, "times": times, "a_step": spent, "of_the_bare_step": peers.both(spent, "bare", "loop")}
 
 
 def ask_objectives(config: RetFoundConfig, batch: int, rounds: int, work: Path) -> dict[str, Any]:
@@ -273,9 +271,10 @@ def main() -> None:
     path = arguments.output_file
     kept = json.loads(path.read_text()) if path.exists() else {}
     found = {name: kept[name] for name in QUESTIONS if name in kept}
+    flops = round(flops_per_image(config) / 1e9, 2)
     for name in arguments.questions:
         ask, batch, rounds = QUESTIONS[name]
-        found[name] = {}
+        found.setdefault(name, {})
         for threads in arguments.threads:
             torch.set_num_threads(threads)
             torch.manual_seed(0)
@@ -283,11 +282,10 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as work:
                 answer = ask(config, arguments.batch_size or batch, arguments.rounds or rounds, Path(work))
             found[name][f"{threads} thread{'s' * (threads > 1)}"] = answer
+            facts = {"gflop_per_image": flops, **found}
+            what = f"pretraining, {arguments.preset}, float32 on a CPU, images of {SIDE} pixels"
+            peers.write_record(path, what, **facts)  # at once: a run may be cut off
             print(name, threads, {key: value for key, value in answer.items() if key != "times"}, flush=True)
-    peers.write_record(
-        path, f"pretraining, {arguments.preset}, float32 on a CPU, images of {SIDE} pixels",
-        gflop_per_image=round(flops_per_image(config) / 1e9, 2), **found,
-    )  # fmt: skip
 
 
 if __name__ == "__main__":
