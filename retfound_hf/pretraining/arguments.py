@@ -1,5 +1,6 @@
 """Arguments of pretraining; the defaults are the paper's recipe. The options of objectives come from `OBJECTIVES`."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
@@ -18,6 +19,7 @@ from ..vocabulary import MODALITIES
 from .objectives import OBJECTIVES
 from .objectives.base import RESNET, Objective, ObjectiveOptions, Recipe
 
+FRESH_RATE = 5e-4  # of random weights at small batches
 RECIPE = "default: the objective's recipe"
 
 
@@ -155,7 +157,10 @@ class PretrainingArguments:
         None, f"peak learning rate per 256 images of the effective batch; {RECIPE}", above=0
     )
     learning_rate: float | None = option(
-        None, "peak learning rate; default: base_learning_rate x effective batch / 256", above=0
+        None,
+        "peak learning rate; default: base_learning_rate x effective batch / 256. Where neither is given, AdamW takes "
+        f"the square root of that share below 256 images, and at least {FRESH_RATE:g} from random weights",
+        above=0,
     )
     warmup_steps: float | None = option(None, f"linear warm-up: steps, or below 1 a share of all; {RECIPE}", 0)
     weight_decay: float | None = option(None, f"of matrices; biases and norms have none; {RECIPE}", 0)
@@ -198,8 +203,18 @@ class PretrainingArguments:
         if self.fp16 and not torch.accelerator.is_available():
             raise BadArgumentError("`fp16` needs a GPU, and there is none here", field="fp16", value=True)
 
-    def with_recipe(self, recipe: Recipe) -> "PretrainingArguments":
+    def with_recipe(
+        self, recipe: Recipe, global_batch: int = 256, from_random_weights: bool = False
+    ) -> "PretrainingArguments":
         """The same with the recipe's value for whatever is not set; a decay that is set stays as it is.
+
+        The recipes' rates are for large batches. Scaled linearly (Goyal et al. 2017) to small ones they teach nothing
+        in the steps that few images give (`scripts/benchmarks/small_data.py`). Below 256 images AdamW's follows the
+        square root (Malladi et al. 2022), and random weights, which have nothing to lose, take `FRESH_RATE` or more.
+
+        Args:
+            global_batch: images per optimiser step.
+            from_random_weights: the network starts from a preset and not from a folder.
 
         Raises:
             BadArgumentError: another optimiser than the recipe's, and no learning rate or weight decay for it.
@@ -211,7 +226,11 @@ class PretrainingArguments:
                 f"{recipe.optim}; pass `base_learning_rate` (or `learning_rate`) and `weight_decay` too",
                 field="optim", value=self.optim,
             )  # fmt: skip
-        own = dict(vars(recipe))
+        own: dict[str, Any] = dict(vars(recipe))
+        if not has_rate and recipe.optim == "adamw":
+            share = global_batch / 256
+            rate = recipe.base_learning_rate * (share if share >= 1 else math.sqrt(share))
+            own["learning_rate"] = max(rate, FRESH_RATE) if from_random_weights else rate
         if self.weight_decay is not None:
             own["final_weight_decay"] = None
         return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})

@@ -393,13 +393,14 @@ class Previews:
 
 @dataclass(frozen=True)
 class Monitor:
-    """All that watches a run."""
+    """All that watches a run; `untrained_loss` as `Objective` states it."""
 
     log: MetricsLog
     non_finite: NonFiniteGuard
     rejected: RejectedImages
     probe: LinearProbeMonitor | None
     previews: Previews | None
+    untrained_loss: float | None = None
 
     @classmethod
     def build(
@@ -410,6 +411,7 @@ class Monitor:
         objective: Objective,
         images: TrainingImages,
         processor: RetFoundImageProcessor,
+        untrained_loss: float | None,
     ) -> "Monitor":
         """From the arguments of a run and its parts; the images of the probe are decoded here."""
         output_dir, order = Path(args.output_dir), images.order
@@ -429,6 +431,7 @@ class Monitor:
             RejectedImages(accelerator, output_dir, order.num_images, data_args.max_bad_share),
             probe,
             previews,
+            untrained_loss,
         )
 
 

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
@@ -27,13 +28,17 @@ from ..record import hardware, write_run_record
 from ..vocabulary import MODALITIES
 from .arguments import Arguments, PretrainingArguments
 from .checkpoints import Checkpoints, cannot_write, find_checkpoint, read_state, remove_checkpoints, remove_leftovers
-from .data import ImageReader, make_loader, open_training_images
+from .data import ImageReader, make_loader, open_training_images, step_generator
 from .loop import Loop
 from .monitor import METRICS_FILE, Monitor, read_metrics_log, remove_monitor_files
 from .objectives.base import Objective
 from .objectives.distributed import convert_sync_batchnorm
 
-LOOKED_AT = 16
+LOOKED_AT = 32
+LOOKED_AT_SEED = 2**31 + 1  # apart from the steps of training and from the previews
+# Share of the untrained loss above which a run has learned next to nothing: in small_data.json features are no better
+# than those of random weights above it.
+LEARNED = 0.85
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -47,6 +52,7 @@ class PretrainingRun:
         loss: the last one in them.
         steps: optimiser steps done.
         stopped_by: signal that ended the run with a checkpoint before its end; None for a finished run.
+        untrained_loss: that of a network that predicts the same for every image; None for objectives without one.
     """
 
     output_dir: Path
@@ -54,6 +60,13 @@ class PretrainingRun:
     loss: float | None
     steps: int
     stopped_by: str | None = None
+    untrained_loss: float | None = None
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether the loss fell below that of a network that predicts the same for every image, where it is known."""
+        known = self.loss is not None and self.untrained_loss is not None
+        return not known or self.loss < LEARNED * self.untrained_loss
 
 
 def pretrain(train_data: str | Path | Sequence[str | Path], output_dir: str | Path, **options: Any) -> PretrainingRun:
@@ -120,8 +133,22 @@ def run(arguments: Arguments) -> PretrainingRun:
         accelerator.wait_for_everyone()
         accelerator.end_training()
         metrics = read_metrics_log(output_dir / METRICS_FILE)
-    losses = [line["loss"] for line in metrics if "loss" in line]
-    return PretrainingRun(output_dir, metrics, losses[-1] if losses else None, loop.position.step, stopped_by)
+    losses = [line["loss"] for line in metrics if line.get("loss") is not None]
+    result = PretrainingRun(
+        output_dir,
+        metrics,
+        losses[-1] if losses else None,
+        loop.position.step,
+        stopped_by,
+        loop.monitor.untrained_loss,
+    )
+    if accelerator.is_main_process and not result.has_learned:
+        getLogger(__name__).warning(
+            "the loss is %.3f, and %.3f by the mean patch alone: this run was too short to learn, or its learning "
+            "rate of %.2g too low; train longer, or pass a higher `learning_rate`",
+            result.loss, result.untrained_loss, loop.peak_rate,
+        )  # fmt: skip
+    return result
 
 
 def make_accelerator(args: PretrainingArguments, output_dir: Path) -> Accelerator:
@@ -173,15 +200,19 @@ def prepare(arguments: Arguments, accelerator: Accelerator, checkpoint: Path | N
     if accelerator.num_processes > 1:
         convert_sync_batchnorm(objective, accelerator.device)
     save_memory_and_compile(objective, given)
-    args = given.with_recipe(objective.recipe)
+    fresh = model_args.model_name_or_path is None
+    args = given.with_recipe(objective.recipe, order.global_batch, fresh)
 
     config = objective.model.config
+    pixels = reader.read(reader.spread_rows(LOOKED_AT))[0]
     if accelerator.is_main_process:
-        _warn_of_modality(reader, config.modality)
+        _warn_of_modality(pixels, config.modality)
+    draws = objective.draw(len(pixels), step_generator(args.seed, LOOKED_AT_SEED))
+    untrained_loss = objective.untrained_loss(pixels, draws)
     crop = config.modality is None or MODALITIES[config.modality].crop
     processor = RetFoundImageProcessor.for_image_size(config.image_size, do_fundus_crop=crop)
 
-    monitor = Monitor.build(data_args, args, accelerator, objective, images, processor)
+    monitor = Monitor.build(data_args, args, accelerator, objective, images, processor, untrained_loss)
     facts = {
         "objective": choice.objective, "seed": args.seed, **images.facts, "global_batch": order.global_batch,
     }  # fmt: skip
@@ -194,9 +225,8 @@ def prepare(arguments: Arguments, accelerator: Accelerator, checkpoint: Path | N
     return loop, reader
 
 
-def _warn_of_modality(reader: ImageReader, modality: str | None) -> None:
+def _warn_of_modality(pixels: Tensor, modality: str | None) -> None:
     """Warn where images look like the other modality than the network's."""
-    pixels = reader.read(reader.spread_rows(LOOKED_AT))[0]
     seen = modality_mismatch(pixels.permute(0, 2, 3, 1).numpy(), modality)
     if seen is not None:
         message = "%s, but the network is of %s: check `train_data` and `modality`"
@@ -291,6 +321,7 @@ def _write_result(loop: Loop, arguments: Arguments, seconds: float) -> None:
         mixed_precision=loop.accelerator.mixed_precision,
         rejected_images=len(loop.monitor.rejected.reasons),
         skipped_steps=loop.monitor.non_finite.skipped,
+        untrained_loss=loop.monitor.untrained_loss,
     )
 
 

@@ -112,12 +112,25 @@ def test_the_options_of_all_objectives_are_flags_with_their_published_values(cap
 
 
 def test_the_defaults_are_the_recipe():
-    args = PretrainingArguments(output_dir="x").with_recipe(OBJECTIVES["mae"].recipe)
+    args = PretrainingArguments(output_dir="x")
+    args = args.with_recipe(OBJECTIVES["mae"].recipe, 8 * args.per_device_train_batch_size)
     assert args.peak_learning_rate(8 * args.per_device_train_batch_size) == pytest.approx(1e-3)
     assert args.warmup_steps * args.num_train_epochs == pytest.approx(15)
     assert (args.adam_beta1, args.adam_beta2, args.weight_decay, args.max_grad_norm) == (0.9, 0.95, 0.05, 0)
     assert args.final_weight_decay is None
     assert PretrainingArguments(output_dir="x", learning_rate=1e-3).peak_learning_rate(1792) == 1e-3
+
+
+def test_small_batches_take_the_square_root_of_the_recipe_unless_a_rate_is_given():
+    recipe, given = OBJECTIVES["mae"].recipe, PretrainingArguments(output_dir="x")
+    assert given.with_recipe(recipe, 1792).learning_rate == pytest.approx(1e-3)
+    rates = [given.with_recipe(recipe, batch).peak_learning_rate(batch) for batch in (16, 64, 256, 512)]
+    assert rates == pytest.approx([recipe.base_learning_rate * factor for factor in (0.25, 0.5, 1, 2)])
+    fresh = [given.with_recipe(recipe, batch, True).learning_rate for batch in (16, 256, 1792)]
+    assert fresh == pytest.approx([5e-4, 5e-4, 1e-3])
+    linear = PretrainingArguments(output_dir="x", base_learning_rate=8e-4).with_recipe(recipe, 32)
+    assert linear.peak_learning_rate(32) == pytest.approx(1e-4)
+    assert PretrainingArguments(output_dir="x").with_recipe(RESNET_RECIPE, 32).peak_learning_rate(32) == 0.3 / 8
 
 
 def test_flags_override_the_recipe():

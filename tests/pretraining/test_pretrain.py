@@ -3,7 +3,7 @@
 import json
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -49,6 +49,15 @@ def test_images_of_the_other_modality_are_told(quick_options, tmp_path, caplog):
     tiny = {"model_name_or_path": None, "config_name": "retfound-tiny", "image_size": 64, "modality": "oct"}
     pretrain(**quick_options(tmp_path / "out", max_steps=1, **tiny))
     assert "look coloured" in caplog.text and "OCT" in caplog.text
+
+
+def test_a_run_that_learned_nothing_says_so(start, caplog):
+    run = start(max_steps=2, learning_rate=1e-9)
+    record = json.loads((run.output_dir / "run.json").read_text())
+    assert not run.has_learned and run.untrained_loss == record["untrained_loss"]
+    assert f"{run.loss:.3f}" in caplog.text and f"{run.untrained_loss:.3f}" in caplog.text
+    assert replace(run, loss=0.5 * run.untrained_loss).has_learned
+    assert replace(run, untrained_loss=None).has_learned
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -115,6 +115,14 @@ class Objective(nn.Module):
     def after_step(self, progress: float) -> None:
         """Follow an optimiser step, as a momentum encoder does; `progress` is the finished share of the run."""
 
+    def untrained_loss(self, images: Tensor, draws: dict[str, Tensor]) -> float | None:
+        """Loss of a network that predicts the same for every image; None where none can be said.
+
+        Args:
+            images, draws: as in `views`, of two images or more.
+        """
+        return None
+
     def preview(self, images: Tensor, draws: dict[str, Tensor]) -> list[list[Tensor]] | None:
         """Rows of pictures, each float (3, height, width) in 0..1, of what is learned; None where there are none.
 

@@ -119,6 +119,10 @@ class MaskedAutoencoding(Objective):
         loss = self.model(**views, predict_all=False).loss
         return loss, loss.new_zeros(0)
 
+    def untrained_loss(self, images: Tensor, draws: dict[str, Tensor]) -> float:
+        """Mean squared error of the mean patch at each place: variance of the targets over the images."""
+        return float(self.model.patch_targets(self.views(images, draws)["pixel_values"]).var(dim=0).mean())
+
     def preview(self, images: Tensor, draws: dict[str, Tensor]) -> list[list[Tensor]]:
         """Whole images instead of crops."""
         count, _, height, width = images.shape

@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_config
@@ -61,6 +62,18 @@ def test_the_loss_is_the_models(objective, images):
     assert logs.shape == (0,) == (len(objective.log_names),)
     mask = stock(pixel_values=views["pixel_values"], noise=draws["noise"]).mask
     assert torch.equal(mask == 0, draws["noise"].argsort(dim=1).argsort(dim=1) < 4)
+
+
+def test_the_untrained_loss_is_that_of_the_mean_patch_at_each_place(objective, images):
+    draws = objective.draw(16, step_generator(0, 0))
+    size, patch = objective.size, objective.model.config.patch_size
+    pixels = objective.views(images, draws)["pixel_values"].double().numpy().transpose(0, 2, 3, 1)
+    grid = pixels.reshape(16, size // patch, patch, size // patch, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+    patches = grid.reshape(16, -1, patch * patch * 3)
+    centred = patches - patches.mean(-1, keepdims=True)
+    targets = centred / np.sqrt(patches.var(-1, ddof=1, keepdims=True) + 1e-6)
+    errors = (targets - targets.mean(0)) ** 2
+    assert objective.untrained_loss(images, draws) == pytest.approx(errors.mean() * 16 / 15, rel=1e-5)
 
 
 def test_the_mean_over_parts_is_the_loss_of_the_whole(objective, images):
