@@ -25,7 +25,8 @@ SECONDS = {"slurm": 10, "local": 0.2}  # between two looks at the jobs
 T = TypeVar("T")
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """Share of one machine of several: every `count`-th item from the `number`-th on."""
 
     number: int = 1

@@ -87,10 +87,11 @@ def _read_csv(path: Path, text_columns: Sequence[str]) -> pd.DataFrame:
         first_line = file.readline()
         stated = re.fullmatch(r'"?sep=(.)"?\s*', first_line, re.I)  # a line that Excel reads and writes
         first_line = file.readline() if stated else first_line
-    options = {"sep": max(",;\t|", key=first_line.count), "encoding": encoding, "skipinitialspace": True}
+    separator = stated[1] if stated else max(",;\t|", key=first_line.count)
+    options: dict[str, Any] = {"sep": separator, "encoding": encoding, "skipinitialspace": True}
     if stated:
-        options |= {"sep": stated[1], "skiprows": 1}
-    if first_line.count(options["sep"]) >= MOST_COLUMNS:
+        options["skiprows"] = 1
+    if first_line.count(separator) >= MOST_COLUMNS:
         raise BadDataError(f"{path} has more than {MOST_COLUMNS:,} columns; keep those that are used", source=path)
     header = [str(name).strip() for name in pd.read_csv(path, nrows=0, **options).columns]
     twice = [name for name in (*text_columns, *TEXT_COLUMNS) if name in header and f"{name}.1" in header]
@@ -266,7 +267,7 @@ FLAGS = {"0", "1", "0.0", "1.0", "true", "false", "yes", "no", "y", "n", "t", "f
 def check_split_column(table: pd.DataFrame, label_columns: Sequence[str], data: object) -> None:
     """Raise if the splits are in a column of another name than `split`, told by its name or its values."""
     for name in table.columns.difference([*label_columns, "id", "image", "patient_id"], sort=False):
-        known = SPLIT_COLUMNS.fullmatch(bare(name))
+        known = bool(SPLIT_COLUMNS.fullmatch(bare(name)))
         flag = normalise_split(re.sub(r"^\s*(is|in|for|used?)(?=[\s_.\-A-Z]|t|val)", "", str(name)))  # such as is_test
         known = known or bool(flag and {str(value).casefold() for value in table[name].dropna()} <= FLAGS)
         if known or (table[name].nunique() <= 2 * len(SPLITS) and name_splits(as_text(table[name]).dropna().unique())):

@@ -38,7 +38,7 @@ from .methods import METHODS, Method, build_classifier, build_processor, fold_sc
 from .trainer import TargetScale
 
 logger = logging.getLogger(__name__)
-STATE_KINDS = {"global_step": int, "max_steps": int, "epoch": (int, float), "log_history": list}
+STATE_KINDS: dict[str, Any] = {"global_step": int, "max_steps": int, "epoch": (int, float), "log_history": list}
 OPTIMISER_FILES = ("optimizer.pt", "scheduler.pt")
 OLDEST = 89  # years; HIPAA's safe harbour asks for one group of all older ones
 

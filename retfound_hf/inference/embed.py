@@ -188,10 +188,10 @@ def _join(files: list[Path], output_dir: Path) -> EmbedResult:
     state, target = process_state(), output_dir / FEATURES
     state.wait_for_everyone()
     if target.is_file() and not files[0].parent.is_dir():
-        rejected = read_rows(output_dir / "rejected.csv") if (output_dir / "rejected.csv").is_file() else []
-        return EmbedResult([target], [(row["id"], row["reason"]) for row in rejected])
+        rows = read_rows(output_dir / "rejected.csv") if (output_dir / "rejected.csv").is_file() else []
+        return EmbedResult([target], [(row["id"], row["reason"]) for row in rows])
     found = [path for path in files if path.is_file()]
-    rejected = [tuple(entry) for path in found for entry in read_json(_rejected_file(path), list)]
+    rejected = [(name, reason) for path in found for name, reason in read_json(_rejected_file(path), list)]
     if found == files and state.is_main_process:
         # One part in memory at a time.
         with atomic_file(target) as partial_file, pq.ParquetWriter(partial_file, pq.read_schema(files[0])) as writer:
