@@ -5,7 +5,7 @@ Rows may be added at run time; what reads the tables takes them.
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +171,18 @@ def known_order(names: Sequence[str]) -> tuple[str, ...] | None:
     return (
         tuple(sorted(names, key=values.get)) if len(stems) == 1 and len(set(values.values())) == len(names) else None
     )
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Names sorted by value where all are numbers or each holds one ("stage 2" before "stage 10"), else naturally."""
+    names = sorted(names)
+    if all(re.fullmatch(r"[+-]?\d+(\.\d+)?", name) for name in names):
+        return tuple(sorted(names, key=float))
+    numbers = [re.findall(r"\d+", name) for name in names]
+    if all(len(found) == 1 for found in numbers) and len({int(found[0]) for found in numbers}) == len(names):
+        return tuple(sorted(names, key=lambda name: int(re.findall(r"\d+", name)[0])))
+    pieces = {name: re.split(r"(\d+)", name) for name in names}
+    return tuple(sorted(names, key=lambda name: [int(part) if n % 2 else part for n, part in enumerate(pieces[name])]))
 
 
 def order_classes(

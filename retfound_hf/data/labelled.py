@@ -19,7 +19,7 @@ from ..vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from . import tables
 from .image_cache import check_identical_content
 from .image_sources import as_utf8, content_of, roots_of, stored_ids
-from .labels import EYES, OWN_ID, clean_labels, find_patients, infer_problem_type, unfold_lists
+from .labels import OWN_ID, clean_labels, find_patients, infer_problem_type, unfold_lists
 from .parquet import holds_images
 from .splits import PAPER_FRACTIONS, SPLITS, assign_splits, fraction_of_patients, patient_groups
 from .stored_images import find_image_column, load_splits
@@ -339,7 +339,7 @@ def _read_folder(root: Path, folders: dict[str | None, list[Path]], allow_empty:
         message = f"{root}: the paths of {len(unfit)} images are not UTF-8 ({join_names(unfit)}); rename them"
         raise BadDataError(message, rows=unfit, source=root)
     if not allow_empty:
-        _check_inner_folders(root, [(row[2], Path(row[0]).parts) for row in rows])
+        tables.check_inner_folders(root, [(row[2], Path(row[0]).parts) for row in rows])
     used, others = {row[0] for row in rows}, []
     warn_of_passed_over(root, others, [name for name in walk_images(str(root), others) if name not in used])
     table = pd.DataFrame(rows, columns=["id", "image", "label", "split"])
@@ -350,30 +350,6 @@ def _read_folder(root: Path, folders: dict[str | None, list[Path]], allow_empty:
         message = f"{root}: {len(outside)} images lie in no split ({join_names(outside)}), where others lie in one"
         raise BadDataError(f"{message}; lay them out as {{train,val,test}}/<class>/", rows=outside, source=root)
     return _with_metadata(table, root / METADATA) if (root / METADATA).is_file() else table
-
-
-def _check_inner_folders(root: Path, images: Sequence[tuple[str, Sequence[str]]]) -> None:
-    """Raise where every class folder holds the same folders, which look like the classes; warn where two are shared.
-
-    Args:
-        root: of the set.
-        images: class, and parts of the path within `root`, of each image.
-    """
-    inner: dict[str, set[str]] = {}
-    for label, parts in images:
-        within = [part for part in parts[parts.index(label) + 1 : -1] if not normalise_split(part)]
-        inner.setdefault(label, set()).add(within[0] if within else "")
-    shared = set.intersection(*inner.values()) - {""} if len(inner) > 1 else set()
-    if len(shared) < 2 or all(EYES.fullmatch(name) for name in shared):
-        return
-    asks = (
-        f"{root}: the folders {join_names(sorted(inner))} hold the same folders ({join_names(sorted(shared))}); if "
-        "those are the classes, lay them out as {train,val,test}/<class>/"
-    )
-    if all(names == shared for names in inner.values()) and not all(name.isdigit() for name in shared):
-        message = f"{asks}, else name the classes with `class_names`"
-        raise BadDataError(message, source=root)
-    logger.warning(asks)
 
 
 def _split_within(path: Path) -> str | None:

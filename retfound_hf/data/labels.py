@@ -13,8 +13,8 @@ import pandas as pd
 from scipy.special import chdtr
 
 from ..errors import BadArgumentError, BadDataError, join_names, require
-from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, order_classes
-from .tables import as_text, bare, check_columns, check_filled, check_spelling
+from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, in_order, order_classes
+from .tables import EYES, as_text, bare, check_columns, check_filled, check_spelling, names_without_eye
 
 logger = logging.getLogger(__name__)
 MANY_GRADES = 10  # different whole numbers, above which they may be measurements
@@ -51,8 +51,6 @@ MISSING_NUMBER = re.compile(r"-?9{2,}|-9|-1|-?8{3,}|-?7{3,}")
 LOST_DIGITS = re.compile(r"\d([.,]\d+)?e\+?\d+", re.I)
 # Unknown where they occur on many more images than other values.
 DUMMY_NUMBERS = re.compile(r"-?(0+|1|9{2,}|-\d+)(\.0+)?")
-
-EYES = re.compile(r"(?<![a-z])(left|right|od|os|ou|re|le|l|r)(?![a-z])", re.I)
 
 
 def infer_problem_type(table: pd.DataFrame, columns: Sequence[str], problem_type: str | None, data: object) -> str:
@@ -205,18 +203,6 @@ def names_for_unnamed(given: Sequence[str], labels: Sequence[str], data: object)
     )
 
 
-def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Names sorted by value where all are numbers or each holds one ("stage 2" before "stage 10"), else naturally."""
-    names = sorted(names)
-    if all(re.fullmatch(r"[+-]?\d+(\.\d+)?", name) for name in names):
-        return tuple(sorted(names, key=float))
-    numbers = [re.findall(r"\d+", name) for name in names]
-    if all(len(found) == 1 for found in numbers) and len({int(found[0]) for found in numbers}) == len(names):
-        return tuple(sorted(names, key=lambda name: int(re.findall(r"\d+", name)[0])))
-    pieces = {name: re.split(r"(\d+)", name) for name in names}
-    return tuple(sorted(names, key=lambda name: [int(part) if n % 2 else part for n, part in enumerate(pieces[name])]))
-
-
 def unfold_lists(
     table: pd.DataFrame, columns: Sequence[str], problem_type: str | None, class_names: Sequence[str] | None, data: str
 ) -> tuple[pd.DataFrame, tuple[str, ...], str | None]:
@@ -349,13 +335,6 @@ def find_patients(
     if check and 0 < missing < len(table):
         logger.warning("%s: %d of %d images have no patient_id; each counts as a patient", data, missing, len(table))
     return patients
-
-
-def names_without_eye(ids: pd.Series) -> pd.Series:
-    """File names without suffix and the mark of the eye: `10_left.jpeg` and `10_right.jpeg` give `10`."""
-    stems = [re.sub(r"\.\w+$", "", posixpath.basename(name)) for name in ids]
-    bare_names = [re.sub(r"[\W_]+", "_", EYES.sub("", stem.replace("_", " "))).strip("_") for stem in stems]
-    return pd.Series([bare or stem for bare, stem in zip(bare_names, stems, strict=True)], ids.index, dtype=object)
 
 
 def _refuse_other_columns(table: pd.DataFrame, label_columns: Sequence[str], data: object) -> None:

@@ -1,6 +1,7 @@
-"""Splits and shares by patient: stratified, seeded, never dividing a patient."""
+"""Names of splits; splits and shares by patient: stratified, seeded, never dividing a patient."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,65 @@ from ..errors import BadArgumentError, BadDataError
 SPLITS = ("train", "val", "test")
 PAPER_FRACTIONS = (0.55, 0.15, 0.30)
 REGRESSION_BINS = 5
+
+# Words of a split's name, as `datasets` knows them and more; digits, case and the words of FILLERS do not count.
+SPLIT_WORDS = {
+    "train": "train", "training": "train", "trn": "train", "tr": "train", "learning": "train", "derivation": "train",
+    "val": "val", "validation": "val", "validate": "val", "valid": "val", "dev": "val", "tune": "val", "tuning": "val",
+    "test": "test", "testing": "test", "tst": "test", "te": "test", "holdout": "test", "heldout": "test",
+    "eval": "test", "evaluation": "test", "evaluate": "test",
+}  # fmt: skip
+# The validation set beside a test set (RFMiD: Training_Set, Evaluation_Set, Test_Set), else the test set (`datasets`).
+EVALUATION = ("eval", "evaluation", "evaluate")
+FILLERS = (
+    "set", "sets", "data", "dataset", "split", "subset", "part", "images", "image", "imgs", "img", "files", "csv",
+    "txt", "internal", "external", "public", "private", "official", "blind", "hidden", "final",
+)  # fmt: skip
+# Parts beside a split: development (of which `dev` is val) may be any.
+PARTS = {"development", "internal", "external", "discovery", "replication", "public", "private"}
+FOLDS = re.compile(r"(cv|kfold|folds?|splits?|partitions?|parts?)[\W_]*\d+", re.I)
+
+
+def words_of(name: object) -> list[str]:
+    """Words of letters, in lower case: `TrainingSet400` gives training, set."""
+    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", str(name)).replace("old-out", "oldout").lower())
+
+
+def _split_words(name: object) -> tuple[list[str], list[str]]:
+    """Words of `name` that name a split, and the others but for fillers and single letters."""
+    words = [re.sub(r"(?<=[a-z]{2})(data)?(sets?|data|images|split)$", "", word) or word for word in words_of(name)]
+    found = [word for word in words if word in SPLIT_WORDS]
+    return found, [word for word in words if word not in SPLIT_WORDS and word not in FILLERS and len(word) > 1]
+
+
+def normalise_split(name: object) -> str | None:
+    """One of "train", "val", "test" for any accepted spelling, such as `Training_Set` or `Test400`, else None."""
+    found, others = _split_words(name)
+    return SPLIT_WORDS[found[0]] if len(found) == 1 and not others else None
+
+
+def splits_of(names: Iterable[object]) -> dict[object, str]:
+    """The names among `names` that are splits, each with its split.
+
+    Names with other words in them (`REFUGE-Training400`) count where all of `names` have one split's name, of two
+    splits or more.
+    """
+    names = list(names)
+    found = {name: split for name in names if (split := normalise_split(name))}
+    if not found:
+        loose = {name: SPLIT_WORDS[words[0]] for name in names if len(words := _split_words(name)[0]) == 1}
+        found = loose if len(loose) == len(names) and len(set(loose.values())) > 1 else {}
+    asked = [name for name in found if _split_words(name)[0][0] in EVALUATION]
+    if "val" not in found.values() and any(found[name] == "test" for name in found if name not in asked):
+        found.update(dict.fromkeys(asked, "val"))
+    return found
+
+
+def name_splits(names: Iterable[str]) -> bool:
+    """Whether all of several names are those of splits or folds, and so of no classes."""
+    splits = {name: normalise_split(name) or FOLDS.fullmatch(name.strip()) for name in names}
+    parts = [name for name, split in splits.items() if not split]
+    return len(splits) > max(1, len(parts)) and all(PARTS & set(words_of(name)) for name in parts)
 
 
 def patient_groups(rows: pd.DataFrame) -> np.ndarray:

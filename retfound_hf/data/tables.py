@@ -16,34 +16,19 @@ import pyarrow.parquet as pq
 from ..errors import CONTROL, BadDataError, join_names, nearest, one_line
 from ..files import with_formulas
 from ..images.reading import IMAGE_SUFFIXES
-from .splits import SPLITS
+from .splits import SPLITS, name_splits, normalise_split, splits_of
 
 ACCEPTED_SPLITS = "accepted are train, val and test, and names such as Training, validation, dev, Test_Set, Test400"
 MOST_COLUMNS = 10_000
 logger = logging.getLogger(__name__)
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers", ".sav", ".dta", ".sas7bdat", ".rds", ".json")
+EYES = re.compile(r"(?<![a-z])(left|right|od|os|ou|re|le|l|r)(?![a-z])", re.I)
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 SAVE_AS_CSV = "save it as CSV (in Excel: Save As, CSV UTF-8)"
 METADATA = "metadata.csv"  # beside images
 TEXT_COLUMNS = ("id", "patient_id", "image", "eye", "split")
 
-# Words of a split's name, as `datasets` knows them and more; digits, case and the words of FILLERS do not count.
-SPLIT_WORDS = {
-    "train": "train", "training": "train", "trn": "train", "tr": "train", "learning": "train", "derivation": "train",
-    "val": "val", "validation": "val", "validate": "val", "valid": "val", "dev": "val", "tune": "val", "tuning": "val",
-    "test": "test", "testing": "test", "tst": "test", "te": "test", "holdout": "test", "heldout": "test",
-    "eval": "test", "evaluation": "test", "evaluate": "test",
-}  # fmt: skip
-# The validation set beside a test set (RFMiD: Training_Set, Evaluation_Set, Test_Set), else the test set (`datasets`).
-EVALUATION = ("eval", "evaluation", "evaluate")
-FILLERS = (
-    "set", "sets", "data", "dataset", "split", "subset", "part", "images", "image", "imgs", "img", "files", "csv",
-    "txt", "internal", "external", "public", "private", "official", "blind", "hidden", "final",
-)  # fmt: skip
-# Parts beside a split: development (of which `dev` is val) may be any.
-PARTS = {"development", "internal", "external", "discovery", "replication", "public", "private"}
-FOLDS = re.compile(r"(cv|kfold|folds?|splits?|partitions?|parts?)[\W_]*\d+", re.I)
 # Columns by their names without case, blanks, hyphens, dots and underscores. Those of the second line hold a split
 # only where their values say so.
 SPLIT_COLUMNS = re.compile(
@@ -217,48 +202,6 @@ def check_filled(table: pd.DataFrame, column: str, source: object) -> None:
 def bare(name: object) -> str:
     """A column's name without case, blanks, hyphens, dots and underscores."""
     return re.sub(r"[\s_.\-]+", "", str(name)).casefold()
-
-
-def words_of(name: object) -> list[str]:
-    """Words of letters, in lower case: `TrainingSet400` gives training, set."""
-    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", str(name)).replace("old-out", "oldout").lower())
-
-
-def _split_words(name: object) -> tuple[list[str], list[str]]:
-    """Words of `name` that name a split, and the others but for fillers and single letters."""
-    words = [re.sub(r"(?<=[a-z]{2})(data)?(sets?|data|images|split)$", "", word) or word for word in words_of(name)]
-    found = [word for word in words if word in SPLIT_WORDS]
-    return found, [word for word in words if word not in SPLIT_WORDS and word not in FILLERS and len(word) > 1]
-
-
-def normalise_split(name: object) -> str | None:
-    """One of "train", "val", "test" for any accepted spelling, such as `Training_Set` or `Test400`, else None."""
-    found, others = _split_words(name)
-    return SPLIT_WORDS[found[0]] if len(found) == 1 and not others else None
-
-
-def splits_of(names: Iterable[object]) -> dict[object, str]:
-    """The names among `names` that are splits, each with its split.
-
-    Names with other words in them (`REFUGE-Training400`) count where all of `names` have one split's name, of two
-    splits or more.
-    """
-    names = list(names)
-    found = {name: split for name in names if (split := normalise_split(name))}
-    if not found:
-        loose = {name: SPLIT_WORDS[words[0]] for name in names if len(words := _split_words(name)[0]) == 1}
-        found = loose if len(loose) == len(names) and len(set(loose.values())) > 1 else {}
-    asked = [name for name in found if _split_words(name)[0][0] in EVALUATION]
-    if "val" not in found.values() and any(found[name] == "test" for name in found if name not in asked):
-        found.update(dict.fromkeys(asked, "val"))
-    return found
-
-
-def name_splits(names: Iterable[str]) -> bool:
-    """Whether all of several names are those of splits or folds, and so of no classes."""
-    splits = {name: normalise_split(name) or FOLDS.fullmatch(name.strip()) for name in names}
-    parts = [name for name, split in splits.items() if not split]
-    return len(splits) > max(1, len(parts)) and all(PARTS & set(words_of(name)) for name in parts)
 
 
 FLAGS = {"0", "1", "0.0", "1.0", "true", "false", "yes", "no", "y", "n", "t", "f", "x", ""}
@@ -450,3 +393,34 @@ def check_class_coverage(counts: pd.DataFrame, need_splits: Sequence[str], data:
         if split != "train" and len(absent):
             message = "%s: the %s split has no image of class %s; metrics that need one will be null"
             logger.warning(message, data, split, join_names(absent))
+
+
+def check_inner_folders(root: Path, images: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Raise where every class folder holds the same folders, which look like the classes; warn where two are shared.
+
+    Args:
+        root: of the set.
+        images: class, and parts of the path within `root`, of each image.
+    """
+    inner: dict[str, set[str]] = {}
+    for label, parts in images:
+        within = [part for part in parts[parts.index(label) + 1 : -1] if not normalise_split(part)]
+        inner.setdefault(label, set()).add(within[0] if within else "")
+    shared = set.intersection(*inner.values()) - {""} if len(inner) > 1 else set()
+    if len(shared) < 2 or all(EYES.fullmatch(name) for name in shared):
+        return
+    asks = (
+        f"{root}: the folders {join_names(sorted(inner))} hold the same folders ({join_names(sorted(shared))}); if "
+        "those are the classes, lay them out as {train,val,test}/<class>/"
+    )
+    if all(names == shared for names in inner.values()) and not all(name.isdigit() for name in shared):
+        message = f"{asks}, else name the classes with `class_names`"
+        raise BadDataError(message, source=root)
+    logger.warning(asks)
+
+
+def names_without_eye(ids: pd.Series) -> pd.Series:
+    """File names without suffix and the mark of the eye: `10_left.jpeg` and `10_right.jpeg` give `10`."""
+    stems = [re.sub(r"\.\w+$", "", posixpath.basename(name)) for name in ids]
+    bare_names = [re.sub(r"[\W_]+", "_", EYES.sub("", stem.replace("_", " "))).strip("_") for stem in stems]
+    return pd.Series([bare or stem for bare, stem in zip(bare_names, stems, strict=True)], ids.index, dtype=object)

@@ -14,15 +14,8 @@ import retfound_hf
 from retfound_hf.data import tables
 from retfound_hf.data.labelled import read_labelled
 from retfound_hf.data.labels import find_patients
-from retfound_hf.data.splits import SPLITS
-from retfound_hf.data.tables import (
-    FILLERS,
-    TABLE_SUFFIXES,
-    check_spelling,
-    check_split_column,
-    normalise_split,
-    splits_of,
-)
+from retfound_hf.data.splits import FILLERS, SPLITS, normalise_split, splits_of
+from retfound_hf.data.tables import TABLE_SUFFIXES, check_spelling, check_split_column
 from retfound_hf.errors import BadDataError
 from retfound_hf.vocabulary import known_order
 
