@@ -3,9 +3,16 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from scipy import ndimage
 
 from retfound_hf.errors import BadDataError
-from retfound_hf.images.field_of_view import FieldOfView, crop_field_of_view, find_field_of_view, square_box
+from retfound_hf.images.field_of_view import (
+    FieldOfView,
+    crop_field_of_view,
+    find_field_of_view,
+    median_of_nine,
+    square_box,
+)
 from retfound_hf.images.synthetic import CLASSES, draw_patient, render
 
 Box = tuple[int, int, int, int]
@@ -161,3 +168,10 @@ def test_the_square_is_centred_on_the_field_and_padded_with_black():
 def test_other_arrays_are_refused(array):
     with pytest.raises(BadDataError):
         find_field_of_view(array)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 5), (17, 16), (96, 128)])
+@pytest.mark.parametrize("levels", [2, 256])
+def test_the_median_is_that_of_scipy(shape, levels):
+    value = np.random.default_rng(0).integers(0, levels, shape, dtype=np.uint8)
+    np.testing.assert_array_equal(median_of_nine(value), ndimage.median_filter(value, 3))
