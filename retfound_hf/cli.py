@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import BadArgumentError, require
 from .options import parsed_values, parser_of, run_command
+from .processes import worker_context
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ class Command:
         line: what it does, for --help.
         example: its words after `retfound`, for --help.
         next: what to run after it, with its options in braces; an option that is not set leaves its name.
+        workers: module of its worker processes, which their server imports while this process imports its own.
     """
 
     module: str
@@ -34,6 +36,7 @@ class Command:
     line: str
     example: str
     next: str = ""
+    workers: str = ""
 
 
 # Task -> its commands in the order of use.
@@ -86,6 +89,7 @@ TASKS: dict[str, dict[str, Command]] = {
             "data.prepare_images", "main", "folder, table or data set of images -> parquet shards",
             "prepare_images my-images my-shards --modality cfp",
             "retfound pretrain --model_name_or_path retfound-cfp --train_data {out} --output_dir my-retfound",
+            workers="data.shards",
         ),
     },
     "training": {
@@ -162,7 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         sys.argv[0] = f"retfound {words[0]}"  # name of the program in `--help` and `run.json`
 
-    def run(rest: Sequence[str] | None) -> None:
+    def run(rest: Sequence[str]) -> None:
+        if words[0] in COMMANDS and COMMANDS[words[0]].workers and not {"-h", "--help"} & set(rest):
+            worker_context(f"{__package__}.{COMMANDS[words[0]].workers}")
         command(words[0])(rest)
         if os.environ.get("RANK", "0") == "0" and (after := next_step(words[0], parsed_values())):
             logger.info("Next: %s", after)

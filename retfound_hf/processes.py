@@ -32,7 +32,7 @@ def release_memory() -> None:
 
 
 def worker_context(preload: str) -> BaseContext:
-    """Start method for worker processes: forked from a server that has imported the module `preload` once.
+    """Start method for worker processes: forked from a server that has imported torch and the module `preload` once.
 
     A worker with imports of its own takes seconds and hundreds of megabytes, and one forked from this process could
     inherit a lock that nobody releases. Where there is no fork server, workers are spawned.
@@ -40,7 +40,7 @@ def worker_context(preload: str) -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([preload])
+    context.set_forkserver_preload([preload, "torch"])
     if threading.current_thread() is threading.main_thread():
         # The server inherits the handler, so that Ctrl-C during its imports brings no traceback.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -61,6 +61,11 @@ def test_import_and_help_need_no_library(code):
     assert not LIBRARIES & modules_after(code)
 
 
+@pytest.mark.parametrize("module", ["prepare_images", "synthetic_sets", "public_sets"])
+def test_commands_without_a_model_import_no_torch(module):
+    assert not {"torch", "transformers", "matplotlib"} & modules_after(f"import retfound_hf.data.{module}")
+
+
 def test_a_model_is_loaded_without_what_trains_and_draws(tmp_path):
     folder = save_classifier(tmp_path / "classifier", ("a", "b"))
     loaded = modules_after("import retfound_hf as rf; rf.load_classifier(sys.argv[1])", folder)

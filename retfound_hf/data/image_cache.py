@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import PIL
-import torch
 from PIL import Image
 
 from ..errors import BadDataError, UnreadableImageError, join_names, require, require_range
@@ -121,7 +120,16 @@ class Preparer:
             UnreadableImageError: not an image, or too small a one, or a blank one.
         """
         size = {"height": self.size, "width": self.size}
-        image = prepare_image(source, size, self.crop, reduced=True, min_side=self.min_side)
+        return self._checked(prepare_image(source, size, self.crop, reduced=True, min_side=self.min_side))
+
+    def glance(self, source: str | bytes) -> Image.Image:
+        """The image as `prepare` would refuse or take it, resized faster and in its own shape."""
+        size = {"shortest_edge": self.size}
+        return self._checked(prepare_image(source, size, self.crop, exact=False, reduced=True, min_side=self.min_side))
+
+    @staticmethod
+    def _checked(image: Image.Image) -> Image.Image:
+        """The image unless it is blank."""
         low, high = np.percentile(np.asarray(image.convert("L")), (1, 99))
         if high - low < BLANK_RANGE:
             raise UnreadableImageError(f"it is blank: its gray levels span {high - low:.0f} of 255")
@@ -222,6 +230,8 @@ class _Decoder:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if self.is_worker:
+            import torch
+
             torch.set_num_threads(1)  # threads of a forked process can hang, and the processes share the cores
         try:
             image = self.decode(row["path"] or row["bytes"])

@@ -252,7 +252,7 @@ def _warn_of_modality(source: ImageSource, preparer: Preparer, modality: str) ->
     opened, few = source.opener(), []
     for ref in islice(source, 0, 1000, max(1, min(len(source), 1000) // 16)):
         with suppress(UnreadableImageError):
-            few.append(preparer.prepare(opened(ref.image)))
+            few.append(preparer.glance(opened(ref.image)))
     if (seen := modality_mismatch(few, modality)) is not None:
         logger.warning("%s: %s, but `modality=%s`: check that it is the right one", source.name, seen, modality)
 

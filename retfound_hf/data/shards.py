@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from tqdm import tqdm
 
 from ..cluster import Share
@@ -63,6 +62,8 @@ _jobs: list[Job] = []
 
 def _start_worker(job: Job) -> None:
     """Initialise a worker: one thread, deaf to Ctrl-C (its parent ends it), gone when its parent is."""
+    import torch
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of Pillow about damaged metadata, which is dropped anyway

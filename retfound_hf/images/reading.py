@@ -9,13 +9,10 @@ from functools import partial
 from io import BytesIO
 from mimetypes import MimeTypes
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
-from torch.nn import functional
 
 from ..errors import BadDataError, MissingPackageError, UnreadableImageError, one_line
 from ..vocabulary import MODALITIES
@@ -32,8 +29,10 @@ from .bounds import (
     whole,
 )
 
-CHUNK_VALUES = 2**20
-RESIZING_ROWS = 64
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK_VALUES, RESIZING_ROWS = 2**20, 64
 
 
 def apply_in_row_chunks(values: np.ndarray, to_eight_bits: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -48,23 +47,20 @@ def apply_in_row_chunks(values: np.ndarray, to_eight_bits: Callable[[np.ndarray]
 def resize(image: Image.Image, size: Mapping[str, int]) -> Image.Image:
     """An 8-bit RGB image resized bicubically and antialiased, to the bit as the image processor does.
 
-    By the function that torchvision calls: to import torchvision takes a process longer than a hundred photographs.
-
-    Args:
-        size: `{"height": ..., "width": ...}`, or `{"shortest_edge": ...}` to keep the shape.
+    `size` is `{"height": ..., "width": ...}`, or `{"shortest_edge": ...}` to keep the shape.
     """
-    if shortest := size.get("shortest_edge"):
-        height, width = (int(shortest * side / min(image.size)) for side in (image.height, image.width))
-    else:
-        height, width = size["height"], size["width"]
-    if (width, height) == image.size:
+    from torch.nn import functional  # that torchvision calls: to import the latter takes as long as 100 photographs
+
+    shortest, own = size.get("shortest_edge"), image.size
+    width, height = [int(shortest * side / min(own)) for side in own] if shortest else (size["width"], size["height"])
+    if (width, height) == own:
         return image
-    rows = to_tensor(image).permute(1, 2, 0)[None]
-    resized = functional.interpolate(rows.permute(0, 3, 1, 2), (height, width), mode="bicubic", antialias=True)
+    pixels = to_tensor(image).permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # channels last to torch, too
+    resized = functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
     return Image.fromarray(resized[0].permute(1, 2, 0).contiguous().numpy())
 
 
-def to_tensor(image: Image.Image, box: tuple[int, int, int, int] | None = None) -> Tensor:
+def to_tensor(image: Image.Image, box: tuple[int, int, int, int] | None = None) -> "Tensor":
     """The part of an RGB image within `box` as uint8 (3, height, width), channels last in memory.
 
     Copied in chunks of rows: Pillow converts a whole photograph through several copies, each slower than resizing.
@@ -72,6 +68,8 @@ def to_tensor(image: Image.Image, box: tuple[int, int, int, int] | None = None) 
     Args:
         box: (left, top, right, bottom) in pixels, black where it reaches beyond the image; None for the whole image.
     """
+    import torch  # not before an image is resized
+
     left, top, right, bottom = box or (0, 0, *image.size)
     pixels = np.zeros((bottom - top, right - left, 3), np.uint8)
     x0, x1 = max(left, 0), min(right, image.width)

@@ -12,6 +12,8 @@ from retfound_hf.images.field_of_view import (
     find_field_of_view,
     median_of_nine,
     square_box,
+    with_neighbours,
+    without_holes,
 )
 from retfound_hf.images.synthetic import CLASSES, draw_patient, render
 
@@ -175,3 +177,14 @@ def test_other_arrays_are_refused(array):
 def test_the_median_is_that_of_scipy(shape, levels):
     value = np.random.default_rng(0).integers(0, levels, shape, dtype=np.uint8)
     np.testing.assert_array_equal(median_of_nine(value), ndimage.median_filter(value, 3))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 5), (17, 16), (96, 128)])
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.9, 1.0])
+def test_the_operations_on_masks_are_those_of_scipy(shape, share):
+    mask = np.random.default_rng(1).random(shape) < share
+    for beyond in (False, True):
+        eroded, dilated = (with_neighbours(way, mask, beyond) for way in (np.logical_and, np.logical_or))
+        np.testing.assert_array_equal(eroded, ndimage.binary_erosion(mask, border_value=beyond))
+        np.testing.assert_array_equal(dilated, ndimage.binary_dilation(mask, border_value=beyond))
+    np.testing.assert_array_equal(without_holes(mask), ndimage.binary_fill_holes(mask))
