@@ -1,25 +1,30 @@
 """Speed and memory of `prepare_images` on synthetic photographs and B-scans of usual sizes.
 
-    python scripts/benchmarks/prepare_images.py --out scripts/benchmarks/results/prepare_images.json
+    python scripts/benchmarks/prepare_images.py --out scripts/benchmarks/results/prepare_images.json [--only PART ...]
 
 Speed is the difference of two runs of the command over two numbers of images, which leaves out the start of its
-processes. Memory is that of all its processes together, sampled while it runs, at two numbers of small images.
+processes; that is measured by six images. The work on an image is compared with a plain loop of Pillow that opens,
+crops to the central square, resizes and saves photographs of 4 megapixels, by turns on one core. Memory is that of all
+processes of the command together, sampled while it runs, at two numbers of small images.
 """
 
 import argparse
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from peers import alternate, ratio
 from PIL import Image
 
 from retfound_hf.data.image_cache import Preparer
@@ -37,15 +42,15 @@ CORES = 8
 DIFFERENT = 8
 
 
-def make_images(folder: Path, modality: str, count: int) -> Path:
-    """`count` files, copies of a few: CFP JPEG of 2048 x 1536 (quality 92), OCT PNG of 512 x 496."""
+def make_images(folder: Path, modality: str, count: int, height: int = 1536) -> Path:
+    """`count` files, copies of a few: CFP JPEG, 4 to 3 (quality 92), or OCT PNG of 512 x 496."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     files = []
     for number in range(DIFFERENT):
         eye = draw_patient(rng, modality)[number % 2]
         condition = CLASSES[modality][number % 3]
-        image = Image.fromarray(render(eye, condition, 0.5, 1536 if modality == "cfp" else 496, rng).image)
+        image = Image.fromarray(render(eye, condition, 0.5, height if modality == "cfp" else 496, rng).image)
         path = folder / f"{number:06d}.{'jpg' if modality == 'cfp' else 'png'}"
         if modality == "cfp":
             image.save(path, quality=92)
@@ -173,6 +178,44 @@ def processor_time(cfp: Path, oct_: Path) -> dict[str, float]:
     }
 
 
+def with_pillow(path: str) -> bytes:
+    """A photograph as a plain loop prepares it: opened, cropped to its central square, resized and saved."""
+    image, encoded = Image.open(path).convert("RGB"), BytesIO()
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    square.resize((256, 256), Image.Resampling.BICUBIC).save(encoded, "JPEG", quality=95)
+    return encoded.getvalue()
+
+
+def against_pillow(folder: Path) -> dict[str, Any]:
+    """This package's work on a photograph of 2304 x 1728 pixels against the plain loop's, in processor time."""
+    torch.set_num_threads(1)
+    paths = [str(path) for path in sorted(make_images(folder / "photographs", "cfp", DIFFERENT, 1728).iterdir())]
+    preparer = Preparer(256, True, 64)
+    ways = {"pillow": lambda: list(map(with_pillow, paths)), "retfound_hf": lambda: list(map(preparer, paths))}
+    times = alternate(ways, rounds=9)
+    milliseconds = {name: round(1000 * time["cpu_seconds"] / len(paths), 1) for name, time in times.items()}
+    return {"milliseconds": milliseconds, "times_as_fast": ratio(times, "pillow", "retfound_hf", "cpu_seconds")}
+
+
+def start_up(folder: Path, runs: int = 3) -> dict[str, Any]:
+    """Seconds of the command on six small photographs, nearly all of it the start of its processes."""
+    source = make_small(folder / "six", 6)
+    options = ("--modality", "cfp", "--num_workers", "2")
+    seconds = [prepare(source, folder / f"six-shards-{number}", *options) for number in range(runs)]
+    imported = [sys.executable, "-c", "import torch"]
+    alone = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        subprocess.run(imported, check=True)
+        alone.append(time.perf_counter() - began)
+    return {
+        "seconds": round(statistics.median(seconds), 2),
+        "import_torch_seconds": round(statistics.median(alone), 2),
+    }
+
+
 def memory(folder: Path, few: int, many: int) -> dict[str, Any]:
     """Peak memory at two numbers of small images, and the bytes that each image more costs."""
     peaks = []
@@ -190,23 +233,31 @@ def memory(folder: Path, few: int, many: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed and memory of prepare_images.")
     parser.add_argument("--out", required=True, help="JSON file to write")
+    parser.add_argument("--only", nargs="+", help="of speed, processor_time, pillow, start_up, memory; all by default")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = [speed(folder, "cfp", 200, 1000), speed(folder, "oct", 500, 4500)]
+        parts: dict[str, Callable[[], Any]] = {
+            "speed": lambda: [speed(folder, "cfp", 200, 1000), speed(folder, "oct", 500, 4500)],
+            "processor_time": lambda: processor_time(
+                make_images(folder / "cfp", "cfp", DIFFERENT), make_images(folder / "oct", "oct", DIFFERENT)
+            ),
+            "pillow": lambda: against_pillow(folder),
+            "start_up": lambda: start_up(folder),
+            "memory": lambda: memory(folder, 1000, 8000),
+        }
+        found = {name: part() for name, part in parts.items() if name in (arguments.only or parts)}
         result = {
             "what": "prepare_images to 256 x 256 JPEG; CFP JPEG 2048 x 1536, OCT PNG 512 x 496, synthetic",
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "load_of_other_work": round(load, 2),
             "versions": versions(),
             "git_revision": git_revision(),
-            "speed": rows,
-            "processor_time": processor_time(folder / "cfp-200", folder / "oct-500"),
-            "memory": memory(folder, 1000, 8000),
+            **found,
         }
     write_json(arguments.out, result)
-    print(result["speed"], result["processor_time"], result["memory"], sep="\n")
+    print(*found.items(), sep="\n")
 
 
 if __name__ == "__main__":
