@@ -6,7 +6,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import gradio
 import jinja2
 import numpy as np
 from gradio.themes import Base, Color, Font
@@ -18,6 +17,7 @@ from ..images.synthetic import CLASSES, draw_patient
 from ..images.synthetic import render as draw
 from ..vocabulary import MULTI_LABEL, PROBLEM_TYPES, SINGLE_LABEL
 from .predictor import Answer, Reader
+from .words import ENGLISH, Words
 
 HERE = Path(__file__).parent
 TEMPLATES = jinja2.Environment(
@@ -25,7 +25,11 @@ TEMPLATES = jinja2.Environment(
     trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
 NO_CARD = "The model has no card that says what it is intended for."
-AIMS = {"sensitivity": "a sensitivity of {:.0%}", "specificity": "a specificity of {:.0%}", "youden": "their best sum"}
+AIMS = {
+    "sensitivity": "for a sensitivity of {target:.0%}",
+    "specificity": "for a specificity of {target:.0%}",
+    "youden": "for their best sum",
+}
 
 
 def theme() -> Base:
@@ -39,18 +43,13 @@ def theme() -> Base:
     return Base(primary_hue=ink, neutral_hue="slate", font=fonts, font_mono=mono, radius_size="md")
 
 
-def render(template: str, **facts: Any) -> str:
-    """The template of that name, filled with escaped facts.
+def render(template: str, words: Words = ENGLISH, **facts: Any) -> str:
+    """The template of that name, filled with escaped facts, in the language of `words`.
 
     Raises:
         jinja2.UndefinedError: a fact that the template needs is missing.
     """
-    return TEMPLATES.get_template(f"{template}.html").render(**facts)
-
-
-def html_block(template: str, options: dict[str, Any] | None = None, **facts: Any) -> gradio.HTML:
-    """A rendered template as a gradio `HTML` in the style of style.css; `options` as there."""
-    return gradio.HTML(render(template, **facts), apply_default_css=False, **(options or {}))
+    return TEMPLATES.get_template(f"{template}.html").render(_=words, **facts)
 
 
 def message(error: Exception, name: str = "") -> str:
@@ -96,7 +95,7 @@ def draw_examples(modality: str | None) -> dict[str, Image.Image]:
     return found
 
 
-def describe(reader: Reader, answer: Answer, name: str, size: tuple[int, int]) -> str:
+def describe(reader: Reader, answer: Answer, name: str, size: tuple[int, int], words: Words = ENGLISH) -> str:
     """Prediction, bars, calibration and quality of one image, as HTML.
 
     Args:
@@ -104,41 +103,45 @@ def describe(reader: Reader, answer: Answer, name: str, size: tuple[int, int]) -
         answer: its answer.
         name: of the image.
         size: its width and height in pixels.
+        words: of the visitor's language.
     """
     rows = list(zip(reader.class_names, answer.scores.tolist(), strict=True))
     has_bars = PROBLEM_TYPES[reader.problem_type].is_classification
     if has_bars:
         rows.sort(key=lambda row: -row[1])
     if not has_bars:
-        label, headline = "The model predicts", ", ".join(f"{name} {value:.4g}" for name, value in rows)
+        label, headline = words("The model predicts"), ", ".join(f"{name} {value:.4g}" for name, value in rows)
     elif reader.problem_type == MULTI_LABEL:
         present = ", ".join(name for name, value in rows if value >= THRESHOLD)
-        label, headline = "Present, says the model", present or f"Nothing above {THRESHOLD:.0%}"
+        nothing = words("Nothing above {threshold:.0%}", threshold=THRESHOLD)
+        label, headline = words("Present, says the model"), present or nothing
     else:
-        label, headline = "Most probable, says the model", rows[0][0]
+        label, headline = words("Most probable, says the model"), rows[0][0]
     return render(
-        "answer", label=label, headline=headline, rows=rows, has_bars=has_bars, calibration=calibration(reader),
-        is_single=reader.problem_type == SINGLE_LABEL, decisions=decisions(reader, dict(rows)), quality=answer.quality,
-        name=name, width=size[0], height=size[1],
+        "answer", words, label=label, headline=headline, rows=rows, has_bars=has_bars,
+        calibration=calibration(reader, words), is_single=reader.problem_type == SINGLE_LABEL,
+        decisions=decisions(reader, dict(rows), words), quality=answer.quality, name=name, width=size[0],
+        height=size[1],
     )  # fmt: skip
 
 
-def calibration(reader: Reader) -> str:
+def calibration(reader: Reader, words: Words = ENGLISH) -> str:
     """Whether the probabilities can be read as chances."""
     if reader.calibration is None:
-        return "Not calibrated: compare the numbers with each other, but do not read them as chances."
+        return words("Not calibrated: compare the numbers with each other, but do not read them as chances.")
     if reader.calibration.is_uninformed:
-        return (
+        return words(
             "Not calibrated: on validation data the model was hardly better than guessing, or far too sure of itself."
         )
-    return f"Calibrated on validation data ({reader.calibration.describe(reader.class_names)} of the log odds)."
+    fit = reader.calibration.describe(reader.class_names)
+    return words("Calibrated on validation data ({fit} of the log odds).", fit=fit)
 
 
-def decisions(reader: Reader, scores: dict[str, float]) -> dict[str, list[tuple[str, float]]]:
+def decisions(reader: Reader, scores: dict[str, float], words: Words = ENGLISH) -> dict[str, list[tuple[str, float]]]:
     """Classes that reach their thresholds, with these, by what the thresholds were chosen for."""
     present: dict[str, list[tuple[str, float]]] = {}
     for point in sorted(reader.points, key=lambda point: -scores[point.label]):
-        reached = present.setdefault(AIMS[point.criterion].format(point.target), [])
+        reached = present.setdefault(words(AIMS[point.criterion], target=point.target), [])
         if scores[point.label] >= point.threshold:
             reached.append((point.label, point.threshold))
     return present

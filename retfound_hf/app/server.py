@@ -144,7 +144,7 @@ def serve(
 
     from ..models.loading import read_config
     from .markup import HERE, theme
-    from .page import SWEPT_AFTER, SWEPT_EVERY, build_page
+    from .page import SWEPT_AFTER, SWEPT_EVERY, build_page, labels
     from .predictor import Reader, Reconstructor
 
     patch_gradio()
@@ -163,7 +163,7 @@ def serve(
     page.launch(
         server_name=host, server_port=port, auth=credentials, max_file_size=limits.upload_bytes, theme=theme(),
         head=style, app_kwargs={"middleware": [Middleware(Guard, {*own, *allowed_hosts} - {""})]},
-        prevent_thread_lock=True,
+        prevent_thread_lock=True, i18n=labels(),
         quiet=True, share=False, ssr_mode=False, pwa=False, mcp_server=False, footer_links=[], run_history=False,
         enable_monitoring=False, show_error=False, inbrowser=False,
     )  # fmt: skip

@@ -54,14 +54,19 @@ class Quality:
     """Verdict with its reasons, the gravest first, and the measures behind it.
 
     Attributes:
+        sentences: the reasons before `str.format` fills the measures in.
         measures: of the field of view: `side` (pixels), `brightness` and `highlights` (mean and 99th percentile of
             luma, of 255), `overexposed` (share of white pixels), `contrast` (deviation of luma), `sharpness` (fine
             over coarse detail), `shape` (shorter over longer side), `colour` (see `reading.GRAY`).
     """
 
     verdict: Verdict
-    reasons: tuple[str, ...] = ()
+    sentences: tuple[str, ...] = ()
     measures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return tuple(sentence.format(**self.measures) for sentence in self.sentences)
 
 
 def assess_quality(image: np.ndarray | Image.Image, modality: str | None = None) -> Quality:
@@ -76,7 +81,8 @@ def assess_quality(image: np.ndarray | Image.Image, modality: str | None = None)
     """
     image = as_rgb_image(image)
     if min(image.size) < 16:
-        return Quality("reject", (f"too small: {image.width} x {image.height} pixels",))
+        size = {"width": image.width, "height": image.height}
+        return Quality("reject", ("too small: {width} x {height} pixels",), size)
     fov = find_field_of_view(image)
     pixels, inside = _field(image, fov)
     measures = _measure(pixels, inside)
@@ -91,10 +97,10 @@ def assess_quality(image: np.ndarray | Image.Image, modality: str | None = None)
     is_gray = MODALITIES[modality].gray if modality else looks_gray
     for rule in (*RULES, *(GRAY_RULES if is_gray else COLOUR_RULES)):
         if rule.measure in measures:
-            found.append((rule.verdict(measures[rule.measure]), rule.reason.format(**measures)))
+            found.append((rule.verdict(measures[rule.measure]), rule.reason))
     found.append(_modality_verdict(modality, measures["colour"], is_round))
     faults = sorted((fault for fault in found if fault[0] != "ok"), key=lambda fault: fault[0] != "reject")
-    return Quality(faults[0][0] if faults else "ok", tuple(reason for _, reason in faults), measures)
+    return Quality(faults[0][0] if faults else "ok", tuple(sentence for _, sentence in faults), measures)
 
 
 def _modality_verdict(modality: str | None, colour: float, is_round: bool) -> tuple[Verdict, str]:

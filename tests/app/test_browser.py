@@ -1,6 +1,7 @@
 """The page in a real browser, headless: what a visitor does, and what the browser asks for meanwhile."""
 
 import os
+import re
 import shutil
 import zipfile
 from io import BytesIO
@@ -30,9 +31,9 @@ def browser():
 
 
 @pytest.fixture
-def page(browser, served):
+def page(browser, served, request):
     """The page as it opens; at the end it has asked nobody else for anything, and no script has failed."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, **getattr(request, "param", {}))
     page, asked, errors = context.new_page(), [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -137,6 +138,44 @@ def test_a_phone_scrolls_down_alone_and_shows_the_answer_first(page, photographs
         for tab in ("Many images", "Reconstruction", "One image"):
             page.get_by_role("tab", name=tab).click()
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("page", [{"locale": "de-DE"}], indirect=True)
+def test_a_german_browser_gets_german(page, photographs):
+    page.wait_for_selector("text=Kein Medizinprodukt")
+    for name in ("Ein Bild", "Viele Bilder", "Rekonstruktion"):
+        assert page.get_by_role("tab", name=name).count() == 1
+    send(page, photographs[0])
+    page.wait_for_selector(".rf-heat")
+    assert "Am wahrscheinlichsten" in page.inner_text("#rf-answer") and "Relevanz" in page.inner_text("#rf-picture")
+    assert page.get_by_role("slider", name="Deckkraft der Relevanzkarte").count() == 1
+
+
+@pytest.mark.parametrize("page", [{"color_scheme": "dark"}], indirect=True)
+def test_the_keyboard_reaches_everything_and_dark_text_can_be_read(page):
+    for _ in range(30):  # tabs, the drop zone, examples
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.dataset.index === '1'"):
+            break
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".rf-heat")
+    assert outline != "none" and "synthetic CFP, retinopathy" in page.inner_text("#rf-answer")
+    page.locator(".rf-opacity").focus()
+    before = page.input_value(".rf-opacity")
+    page.keyboard.press("ArrowLeft")
+    assert page.input_value(".rf-opacity") != before
+    colours = page.evaluate(CONTRAST)
+    assert len(colours) >= 8 and min(colours.values()) >= 4.5, colours
+
+
+def test_an_answer_prints_on_one_sheet(page, photographs):
+    send(page, photographs[0])
+    page.wait_for_selector(".rf-heat")
+    assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4"))) == 1
+    page.emulate_media(media="print")
+    assert not page.is_visible("#rf-zone") and not page.is_visible(".rf-slider")
+    assert page.is_visible(".rf-headline") and page.is_visible(".rf-photo")
 
 
 # Contrast of every text in sight with the ground that it stands on.
