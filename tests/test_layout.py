@@ -19,7 +19,7 @@ FLOORS = {
 }  # fmt: skip
 LONGEST = 450
 # One file by transformers' convention, one table with its functions, one object with its reports.
-LONGER = {"models/modeling_retfound.py": 740, "evaluation/metrics.py": 550, "evaluation/predictions.py": 490}
+LONGER = {"models/modeling_retfound.py": 715, "evaluation/metrics.py": 550, "evaluation/predictions.py": 490}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

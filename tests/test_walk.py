@@ -26,9 +26,9 @@ def test_finetune_and_evaluate(data):
 
     options = ("--num_train_epochs", "1", "--use_cpu", "--disable_tqdm", "true")
     found = files_entered(finetune, words("encoder", "classifier", *options))
-    assert len(found) <= 35, sorted(found)
+    assert len(found) <= 40, sorted(found)
     found = files_entered(evaluate, words("classifier", "evaluation"))
-    assert len(found) <= 29, sorted(found)
+    assert len(found) <= 33, sorted(found)
 
 
 def test_pretrain(data):
@@ -38,4 +38,4 @@ def test_pretrain(data):
     words = ["--config_name", "retfound-tiny", "--image_size", "64", "--train_data", str(data / "shards")]
     words += ["--cache_dir", str(data / "cache"), "--output_dir", str(data / "pretrained"), "--max_steps", "2"]
     found = files_entered(pretrain, [*words, "--per_device_train_batch_size", "8", *QUIET])
-    assert len(found) <= 21, sorted(found)
+    assert len(found) <= 25, sorted(found)

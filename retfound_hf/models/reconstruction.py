@@ -10,7 +10,7 @@ from transformers import ViTMAEForPreTraining
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..errors import BadArgumentError, BadModelError
-from .modeling_retfound import check_image
+from .patches import check_image
 
 GRAY = 0.5
 

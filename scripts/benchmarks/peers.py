@@ -27,7 +27,7 @@ from torchvision.datasets import ImageFolder
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTMAEForPreTraining
 
 from retfound_hf.files import write_json
-from retfound_hf.models.modeling_retfound import sincos_positions
+from retfound_hf.models.patches import sincos_positions
 from retfound_hf.record import git_revision, versions
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

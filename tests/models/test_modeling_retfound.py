@@ -20,7 +20,8 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings, build
 import retfound_hf
 from retfound_hf import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundImageProcessor, RetFoundModel
 from retfound_hf.errors import BadArgumentError, BadDataError, BadModelError
-from retfound_hf.models.modeling_retfound import classification_loss, positions_for_grid, sincos_positions
+from retfound_hf.models.modeling_retfound import classification_loss
+from retfound_hf.models.patches import positions_for_grid, sincos_positions
 from retfound_hf.vocabulary import POINTS_FILE, problem_type_of
 
 

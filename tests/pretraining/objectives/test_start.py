@@ -20,7 +20,7 @@ from transformers import (
 from retfound_hf import RetFoundForImageClassification, RetFoundForPreTraining, RetFoundModel
 from retfound_hf.errors import BadArgumentError, BadModelError, RetFoundError
 from retfound_hf.models.configuration_retfound import PRESETS
-from retfound_hf.models.modeling_retfound import sincos_positions
+from retfound_hf.models.patches import sincos_positions
 from retfound_hf.pretraining.arguments import ModelArguments
 from retfound_hf.pretraining.objectives.base import build_encoder
 from retfound_hf.pretraining.objectives.mae import build_autoencoder
