@@ -67,7 +67,7 @@ TASKS: dict[str, dict[str, Command]] = {
         "make_synthetic": Command(
             "data.synthetic_sets", "main", "synthetic labelled set of CFP or OCT images",
             "make_synthetic my-images --modality cfp",
-            "retfound finetune --config_name retfound-tiny --data {out} --method linear "
+            "retfound finetune --model_name_or_path retfound-mini --data {out} --method linear "
             "--output_dir my-classifier",
         ),
         "make_registry": Command(

@@ -29,6 +29,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoder_hidden_size": 128, "decoder_num_hidden_layers": 4, "decoder_num_attention_heads": 4,
         "decoder_intermediate_size": 512,
     },
+    "retfound-mini": {
+        "image_size": 128, "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3,
+        "intermediate_size": 768, "decoder_hidden_size": 64, "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 4, "decoder_intermediate_size": 256,
+    },
 }  # fmt: skip
 
 

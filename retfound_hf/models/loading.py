@@ -62,10 +62,8 @@ class StartingPoint:
 
 def _official(name: str, repository: str, title: str, modality: str | None = None) -> StartingPoint:
     """Row of RETFound's own weights, one `.pth` file in a gated repository."""
-    return StartingPoint(
-        name, title, f"{OFFICIAL_ORGANISATION}/{repository}", OFFICIAL_LICENSE, f"retfound fetch {name}",
-        f"{repository}.pth", modality,
-    )  # fmt: skip
+    hub_id, make = f"{OFFICIAL_ORGANISATION}/{repository}", f"retfound fetch {name}"
+    return StartingPoint(name, title, hub_id, OFFICIAL_LICENSE, make, f"{repository}.pth", modality)
 
 
 # The first five are the table 'Comparison models' of Zhou et al. 2023, Methods.
@@ -89,6 +87,10 @@ STARTING_POINTS = {
         _official("retfound-shanghai", "RETFound_mae_shanghai", "RETFound trained on images from Shanghai"),
         _official("retfound-dinov2-meh", "RETFound_dinov2_meh", "DINOv2 trained on images of Moorfields Eye Hospital"),
         _official("retfound-dinov2-shanghai", "RETFound_dinov2_shanghai", "DINOv2 trained on images from Shanghai"),
+        StartingPoint(
+            "retfound-mini", "small masked autoencoder pretrained on synthetic photographs, for trying things out",
+            license="apache-2.0", modality="cfp", folder=str(Path(__file__).parent / "weights" / "retfound-mini"),
+        ),
     )
 }  # fmt: skip
 

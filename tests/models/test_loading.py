@@ -5,12 +5,20 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
 from tiny import tiny_config
+from transformers import AutoModel
 
 from retfound_hf import RetFoundImageProcessor
 from retfound_hf.errors import BadModelError
+from retfound_hf.images.synthetic import draw_patient, render
 from retfound_hf.models import loading
+from retfound_hf.models.adapters import adapter_base
+from retfound_hf.models.cards import hub_id_of, license_of
 from retfound_hf.models.loading import (
     STARTING_POINTS,
     StartingPoint,
@@ -74,6 +82,42 @@ def test_a_row_added_at_run_time_is_taken(monkeypatch):
     monkeypatch.setitem(STARTING_POINTS, "mine", StartingPoint("mine", "Weights of mine", "org/mine", "mit"))
     assert resolve("mine") == "org/mine" and find_starting_point("org/mine").license == "mit"
     assert "mine" in loading.accepted_weights() and "--local-dir mine`" in loading.how_to_bring("org/mine")
+
+
+PACKAGED = [row.name for row in STARTING_POINTS.values() if row.folder]
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_weights_of_the_package_are_small_and_load_offline(name):
+    file = Path(resolve(name)) / "model.safetensors"
+    assert file.stat().st_size < 12e6
+    assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float16}
+    encoder, autoencoder, processor = load_encoder(name), load_autoencoder(name), load_processor(name)
+    assert {tensor.dtype for tensor in (*encoder.parameters(), *autoencoder.parameters())} == {torch.float32}
+    assert processor.size.height == encoder.config.image_size
+    assert AutoModel.from_pretrained(resolve(name)).dtype == torch.float32
+    assert license_of(name) == "apache-2.0" and hub_id_of(name) is None
+    assert name in (Path(resolve(name)) / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_weights_of_the_package_have_learned(name):
+    """Hidden patches of an eye that they have not seen are painted better than by each patch's own mean."""
+    model, processor = load_autoencoder(name), load_processor(name)
+    eyes = [draw_patient(np.random.default_rng(seed), "cfp")[0] for seed in range(4)]
+    pictures = [Image.fromarray(render(eye, "normal", 0, 128, np.random.default_rng(7)).image) for eye in eyes]
+    pixels = processor(pictures, return_tensors="pt")["pixel_values"]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        learned, untrained = model(pixels).loss, type(model)(model.config).eval()(pixels).loss
+    assert learned < 0.8 < 0.95 < untrained
+
+
+def test_an_adapter_finds_the_weights_of_the_package_where_the_package_is_now(empty_directory):
+    (empty_directory / "adapter").mkdir()
+    config = {"peft_type": "LORA", "base_model_name_or_path": "/of/another/retfound_hf/models/weights/retfound-mini"}
+    (empty_directory / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    assert adapter_base("adapter") == resolve("retfound-mini")
 
 
 def test_the_guide_names_them():
