@@ -235,7 +235,7 @@ class Predictions:
         Student's t for F1, kappa, AUPRC and losses, the bootstrap for numbers. There is none for the ECE, which is
         biased upwards in a sample, nor with fewer than `Metric.fewest` patients; `method` says why.
 
-        In simulations (30 to 300 patients, prevalences of 2 to 50%, AUROCs of 0.6 to 0.97, scores of two eyes that
+        In simulations (30 to 1,000 patients, prevalences of 2 to 50%, AUROCs of 0.6 to 0.97, scores of two eyes that
         correlate by 0.2 to 0.9) the intervals of AUROC, accuracy and balanced accuracy hold the true value in 93 to
         99% of samples, with five or fewer patients of the rarer class in up to 100%; those of the jackknife in 94 to
         99%, at worst in 90%.
