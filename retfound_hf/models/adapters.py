@@ -20,11 +20,10 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..errors import BadModelError, one_line
 from .compat import PreTrainedConfig
-from .configuration_retfound import ADAPTER_FILE
+from .configuration_retfound import ADAPTER_FILE, PACKAGED
 
 HEAD = ("fc_norm.", "classifier.")
 HIGHEST_RANK = 4096
-PACKAGED = Path(__file__).parent / "weights"  # folders of weights that come with the package
 # Expressions that PEFT matches with the name of every layer: repeated groups, and many repetitions, take for ever.
 REPEATED_GROUP, REPETITION, MOST_REPETITIONS = re.compile(r"\)[*+{]"), re.compile(r"[*+{]"), 4
 MOST_PATTERNS = 1000
@@ -42,9 +41,8 @@ def errors_of_loading(name_or_path: str | Path) -> Iterator[None]:
         raise
     except Exception as error:  # files can be wrong in every way
         reason = one_line(error)
-        if (
-            isinstance(error, pickle.UnpicklingError) or "weights_only" in reason
-        ):  # the message advises how to let it run
+        # The message of torch advises how to let a pickle run.
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in reason:
             reason = "its weights are a pickle that holds more than tensors; nothing in it was run"
         raise BadModelError(f"model {name_or_path} cannot be loaded: {reason}", model=str(name_or_path)) from error
     finally:

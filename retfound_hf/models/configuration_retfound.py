@@ -13,6 +13,7 @@ from .compat import BackboneConfigMixin
 
 ADAPTER_FILE = "adapter_config.json"
 WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")
+PACKAGED = Path(__file__).parent / "weights"  # folders of weights that come with the package
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 HEAD_NORMS = ("single", "double")
 SHARE = "must be at least 0 and below 1"

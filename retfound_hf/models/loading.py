@@ -26,7 +26,7 @@ from .backbones import (
     backbone_of,
     stored_processor,
 )
-from .configuration_retfound import UNCALIBRATED, RetFoundConfig, is_adapter
+from .configuration_retfound import PACKAGED, UNCALIBRATED, RetFoundConfig, is_adapter
 from .image_processing_retfound import RetFoundImageProcessor
 from .key_tables import check_sizes
 from .modeling_retfound import RetFoundForPreTraining, RetFoundPreTrainedModel
@@ -89,7 +89,7 @@ STARTING_POINTS = {
         _official("retfound-dinov2-shanghai", "RETFound_dinov2_shanghai", "DINOv2 trained on images from Shanghai"),
         StartingPoint(
             "retfound-mini", "small masked autoencoder pretrained on synthetic photographs, for trying things out",
-            license="apache-2.0", modality="cfp", folder=str(Path(__file__).parent / "weights" / "retfound-mini"),
+            license="apache-2.0", modality="cfp", folder=str(PACKAGED / "retfound-mini"),
         ),
     )
 }  # fmt: skip
