@@ -31,16 +31,15 @@ def image_field(path: Path, wanted: str) -> str | None:
     """
     if path.suffix.lower() != ".parquet":
         return None
-    with parquet_errors(path):
-        _check_unpacked(path)
-        schema = pq.read_schema(path)
+    with parquet_errors(path), pq.ParquetFile(path) as file:
+        _check_unpacked(path, file.metadata)
+        schema = file.schema_arrow
         found = [column.name for column in schema if is_image_type(column.type)]
         return wanted if wanted in found else found[0] if len(found) == 1 and wanted not in schema.names else None
 
 
-def _check_unpacked(path: Path) -> None:
+def _check_unpacked(path: Path, facts: pq.FileMetaData) -> None:
     """Raise `BadDataError` for a parquet file that would unpack to far more than it is, or has too many columns."""
-    facts = pq.read_metadata(path)
     # Not column by column: pyarrow ends the process where a damaged footer has a column that does not exist.
     unpacked = sum(facts.row_group(number).total_byte_size for number in range(facts.num_row_groups))
     size = path.stat().st_size
