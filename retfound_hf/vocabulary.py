@@ -178,9 +178,9 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
     names = sorted(names)
     if all(re.fullmatch(r"[+-]?\d+(\.\d+)?", name) for name in names):
         return tuple(sorted(names, key=float))
-    numbers = [re.findall(r"\d+", name) for name in names]
-    if all(len(found) == 1 for found in numbers) and len({int(found[0]) for found in numbers}) == len(names):
-        return tuple(sorted(names, key=lambda name: int(re.findall(r"\d+", name)[0])))
+    numbers = {name: [int(found) for found in re.findall(r"\d+", name)] for name in names}
+    if all(len(found) == 1 for found in numbers.values()) and len(set(map(tuple, numbers.values()))) == len(names):
+        return tuple(sorted(names, key=numbers.__getitem__))
     pieces = {name: re.split(r"(\d+)", name) for name in names}
     return tuple(sorted(names, key=lambda name: [int(part) if n % 2 else part for n, part in enumerate(pieces[name])]))
 
