@@ -99,7 +99,7 @@ class Archive:
             self.names = names = entry_names(archive.filelist)
             for entry in archive.filelist:
                 parts = PurePosixPath(names[entry.filename]).parts
-                if entry.is_dir() or not parts or any(part.startswith((".", "__MACOSX")) for part in parts):
+                if not parts or entry.is_dir() or any(part.startswith((".", "__MACOSX")) for part in parts):
                     continue
                 if is_image(entry.filename, partial(archive.open, entry)):
                     self.entries.append(entry)

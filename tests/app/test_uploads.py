@@ -52,6 +52,11 @@ def test_an_entry_for_the_folder_itself_is_passed_over(name):
     assert list(archive) == [("./a.png", b"x")] and archive.passed_over == []
 
 
+def test_an_entry_without_a_name_is_passed_over():
+    content = zipped({"QQ": b"x", "a.png": b"x"}).getvalue().replace(b"QQ", b"\0\0")
+    assert list(Archive(BytesIO(content), Limits())) == [("a.png", b"x")]
+
+
 @pytest.mark.parametrize("name", ["../up.png", "/etc/up.png", "a/../../up.png", "..\\up.png", "C:\\up.png"])
 def test_paths_that_lead_out_are_refused(name):
     assert refused(zipped({"fine.png": b"x", name: b"x"})).rows == (name,)
