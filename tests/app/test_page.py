@@ -4,6 +4,8 @@ import asyncio
 import base64
 import re
 import shutil
+import subprocess
+import sys
 import zipfile
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -37,6 +39,42 @@ def test_every_kind_of_model_answers_and_is_explained(any_reader, photograph):
     content = re.search(r'class="rf-heat" src="data:image/png;base64,([^"]+)"', picture)[1]
     assert Image.open(BytesIO(base64.b64decode(content))).size == kept.size
     assert f"<strong>{target}</strong>" in picture
+
+
+# Six threads, which stay as a server's do, read a photograph each; prints what memory has grown since the first.
+READING = """
+import sys, threading
+from io import BytesIO
+import psutil
+from PIL import Image
+from retfound_hf.app.page import look
+from retfound_hf.app.predictor import Reader
+from retfound_hf.images.reading import read_image
+
+file, reader, used = BytesIO(), Reader(sys.argv[1]), []
+Image.effect_noise((375, 250), 60).convert("RGB").resize((3000, 2000)).save(file, "JPEG")
+
+def read(done):
+    look(reader, read_image(file.getvalue()), "eye.jpg")
+    done.set()
+    threading.Event().wait()
+
+for _ in range(6):
+    done = threading.Event()
+    threading.Thread(target=read, args=(done,), daemon=True).start()
+    if not done.wait(120):
+        sys.exit("a thread has not read its image")
+    used.append(psutil.Process().memory_info().rss)
+print(used[-1] - used[0])
+"""
+
+
+def test_threads_keep_no_memory_of_the_images_that_they_read(classifier_folder):
+    """A server has forty threads; each kept twice the pixels of the largest image that it had read."""
+    words = [sys.executable, "-c", READING, str(classifier_folder)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 3 * 3000 * 2000 * 3
 
 
 def test_a_model_without_maps_says_so(reader, photograph, monkeypatch):
