@@ -77,7 +77,7 @@ class ClusterArguments:
             raise BadArgumentError(f"`time={self.time}` must be above 0", field="time", value=self.time)
         for given in self.sbatch:
             if not re.fullmatch(r"[a-z][a-z-]*(=.+)?", given):
-                message = f"`sbatch={given}` is no option of sbatch; give NAME=VALUE, such as account=eyes"
+                message = f"`sbatch={given}` is not an option of sbatch; give NAME=VALUE, such as account=eyes"
                 raise BadArgumentError(message, field="sbatch", value=given)
         for each in dataclasses.fields(self)[2:]:
             value = getattr(self, each.name)

@@ -257,7 +257,7 @@ def _words_of_file(path: Path, types: Sequence[type]) -> list[str]:
 
 @cache
 def _yaml_loader() -> Any:
-    """Loader of what a person writes: PyYAML's keeps the last of equal keys without a word, and makes huge numbers."""
+    """Loader of files that people write: PyYAML's own silently keeps the last of equal keys and reads huge numbers."""
     import yaml  # not before it is needed
 
     class Loader(yaml.SafeLoader):

@@ -39,7 +39,7 @@ UNUSED = re.compile(r"/(process_recording|component_server|proxy=|stream/|(undo-
 
 
 class Guard:
-    """ASGI middleware: `HEADERS` on every answer, no foreign names, few tries to log in, no needless doors.
+    """ASGI middleware: `HEADERS` on every answer; refuses foreign host names, many log-ins, and endpoints out of use.
 
     A page elsewhere whose name its owner lets point to this machine (DNS rebinding) could read what is served here;
     its requests bear that name. An address of numbers cannot be made to point elsewhere.
@@ -98,7 +98,7 @@ class Guard:
 
 
 def _bounded(receive: Callable[[], Awaitable[dict[str, Any]]]) -> Callable[[], Awaitable[dict[str, Any]]]:
-    """ASGI `receive` after which a body longer than `MAX_BODY` looks broken off; a server would keep it in memory."""
+    """ASGI `receive` that breaks off a body longer than `MAX_BODY`, which the server would keep in memory."""
     left = MAX_BODY
 
     async def receive_some() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Parquet files that hold images: how they are known, what they may cost, and the splits that they belong to."""
+"""Parquet files that hold images: recognising them, bounds on their size, and the splits that they belong to."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -20,7 +20,7 @@ def check_address(source: str, field: str) -> None:
 
     Raises:
         BadArgumentError: it holds credentials, which records would keep, or fsspec does not know its kind.
-        MissingPackageError: what reads its kind is not installed.
+        MissingPackageError: the package that reads this kind of store is not installed.
     """
     import fsspec
 

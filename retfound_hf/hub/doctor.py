@@ -277,4 +277,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(found)
     if found.wrong:
         names = ", ".join(finding.name for finding in found.wrong)
-        raise RetFoundError(f"{len(found.wrong)} to be mended, see above: {names}")
+        raise RetFoundError(f"{len(found.wrong)} to mend, see above: {names}")

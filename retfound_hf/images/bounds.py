@@ -39,7 +39,7 @@ def check_frames(count: int, passed: int, width: int, height: int) -> None:
 
 
 def check_blocks(source: str | Path | bytes, length: int) -> None:
-    """Raise `UnreadableImageError` for a file of so many blocks of EXIF: Pillow copies for each those before it."""
+    """Raise `UnreadableImageError` for a file with too many EXIF blocks: for each, Pillow copies all earlier ones."""
     if length > MAX_EXIF * EXIF_BYTES and whole(source).count(EXIF) > MAX_EXIF:
         raise UnreadableImageError("it holds too many blocks of EXIF; save it anew")
 
@@ -83,7 +83,7 @@ class BoundedReader(BufferedReader):
 
 
 def whole(source: str | Path | bytes) -> bytes:
-    """Content of a file that is given by its path or as it is."""
+    """Content of a file, given by its path or as bytes."""
     return source if isinstance(source, bytes) else Path(source).read_bytes()
 
 

@@ -101,7 +101,7 @@ def _peft_config(name_or_path: str, **hub_options: Any) -> Any:
 
     Raises:
         BadModelError: a rank whose matrices would fill the memory, expressions that would take hours, or settings
-            that name a module to import or hold for prompts alone.
+            for prompts or for Megatron, which name a module to import.
     """
     from peft import PeftConfig
 

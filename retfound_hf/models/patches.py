@@ -1,4 +1,4 @@
-"""Patches of an image: which sizes of image have them, their pixels, and the table of their positions."""
+"""Patches of an image: accepted image sizes, the pixels of patches, and the table of their positions."""
 
 import math
 

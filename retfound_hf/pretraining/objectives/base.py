@@ -116,7 +116,7 @@ class Objective(nn.Module):
         """Follow an optimiser step, as a momentum encoder does; `progress` is the finished share of the run."""
 
     def untrained_loss(self, images: Tensor, draws: dict[str, Tensor]) -> float | None:
-        """Loss of a network that predicts the same for every image; None where none can be said.
+        """Loss of a network that predicts the same for every image; None where it is unknown.
 
         Args:
             images, draws: as in `views`, of two images or more.
