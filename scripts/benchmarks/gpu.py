@@ -118,9 +118,6 @@ def ratios(results: Results, speeds: dict[str, float], **pairs: tuple[str, str])
             results.say(name, ratio=round(speeds[ours] / speeds[peer], 3))
 
 
-# Correctness
-
-
 def gradient(model: torch.nn.Module, loss: Tensor) -> Tensor:
     model.zero_grad()
     loss.float().backward()
@@ -195,9 +192,6 @@ def curves(results: Results) -> None:
         free()
     ends = {name: statistics.mean(values[-3:]) for name, values in lines.items()}
     results.check("end of the loss curves", abs(ends["fast"] - ends["plain"]) / ends["plain"], 2e-2)
-
-
-# Speed
 
 
 def mae(results: Results) -> None:

@@ -35,9 +35,6 @@ MAE_BETAS, WEIGHT_DECAY = (0.9, 0.95), 0.05
 Step = Callable[[], Any]
 
 
-# Timing
-
-
 def wait(device: str | torch.device) -> None:
     """Wait until the device has done what it was given."""
     if torch.device(device).type == "cuda":
@@ -99,9 +96,6 @@ def write_record(path: str | Path, what: str, threads: int | None = None, **fact
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
-
-
-# (a) The released code of MAE and RETFound
 
 
 def sizes_of(config: Any) -> dict[str, Any]:
@@ -251,9 +245,6 @@ def official_finetuning_transform(size: int = 224) -> Callable:
     )  # fmt: skip
 
 
-# (b) Stock transformers classes
-
-
 def stock_autoencoder(config: Any) -> ViTMAEForPreTraining:
     """`ViTMAEForPreTraining` of these sizes, with SDPA and with the positions that it leaves at zero."""
     decoder = {name: value for name, value in config.to_dict().items() if name.startswith("decoder_")}
@@ -302,9 +293,6 @@ def trainer_step(model: nn.Module, inputs: Mapping[str, Tensor], output_dir: str
     return step
 
 
-# (c) ImageFolder
-
-
 def official_augmentation(size: int = 224) -> Callable:
     """Augmentation of the released pretraining (facebookresearch/mae `main_pretrain.py`): Pillow, image by image."""
     return transforms.Compose(
@@ -328,9 +316,6 @@ def image_folder_batches(
             yield pixels
 
 
-# (d) timm, batch by batch
-
-
 @torch.inference_mode()
 def timm_features(network: nn.Module, batches: Sequence[Tensor], dtype: torch.dtype | None = None) -> np.ndarray:
     """Features of batches under autocast of `dtype` (timm `inference.py`); None computes in float32.
@@ -345,9 +330,6 @@ def timm_features(network: nn.Module, batches: Sequence[Tensor], dtype: torch.dt
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             found.append(network(pixels.to(device, non_blocking=True)).float().cpu().numpy())
     return np.concatenate(found)
-
-
-# Other objectives: lightly's modules
 
 
 def lightly_step(objective: str, config: Any, large: list[Tensor], small: list[Tensor]) -> Step:
