@@ -14,6 +14,16 @@ from retfound_hf.models.loading import STARTING_POINTS
 from retfound_hf.options import run_command
 
 OFFICIAL = [row for row in STARTING_POINTS.values() if row.file]
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(autouse=True)
+def ample(monkeypatch):
+    """A machine with free disk and memory and no GPU, whatever the tests run on."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1e12, 0, 1e12))
+    monkeypatch.setattr(doctor, "_available_memory", lambda: 1e11)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
 
 
 @pytest.fixture
@@ -81,8 +91,7 @@ def test_packages_that_are_old_or_absent(monkeypatch):
 
 
 def test_too_little_disk_and_memory(monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1e8))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10, 9, 1e8))
     monkeypatch.setattr(doctor, "_available_memory", lambda: 1e9)
     wrong = {finding.name: finding.fix for finding in diagnose().wrong}
     assert {"working folder", "Hub cache"} <= set(wrong) and "HF_HOME" in wrong["Hub cache"]
