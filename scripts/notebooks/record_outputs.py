@@ -1,4 +1,4 @@
-"""Run the notebooks on a small encoder and synthetic images, on a CPU, and store their outputs in them.
+"""Run the notebooks on the small weights of the package and synthetic images, on a CPU, and store their outputs.
 
     python scripts/notebooks/record_outputs.py [NAME...]
 
@@ -17,11 +17,10 @@ from nbclient import NotebookClient
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-EPOCHS = 2  # of the pretraining of the small encoder
 SETTINGS = {
-    "finetune_on_a_free_gpu": 'PACKAGE, MODEL, DATA, EPOCHS, REPO = "", "small-encoder", None, 2, None',
+    "finetune_on_a_free_gpu": 'PACKAGE, MODEL, DATA, EPOCHS, REPO = "", "retfound-mini", None, 40, None',
     "features_and_statistics": (
-        'PACKAGE, FIRST, SECOND, DATA = "", "small-encoder", "untrained", None\n'
+        'PACKAGE, FIRST, SECOND, DATA = "", "retfound-mini", "untrained", None\n'
         'GROUPS = {"age": [50, 65], "sex": None, "camera": None}'
     ),
 }
@@ -62,30 +61,23 @@ def execute(notebook: Any, settings: str, folder: Path, timeout: int = 1800) -> 
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
 
 
-def make_encoders(folder: Path) -> None:
-    """`small-encoder`, the preset for CPUs pretrained on synthetic photographs, and `untrained`, the same without."""
-    import retfound_hf as rf
-    from retfound_hf.data.synthetic_sets import make_synthetic
+def make_untrained(folder: Path) -> None:
+    """Folder of the network of `retfound-mini` with random weights, the same at each run."""
+    from transformers import set_seed
 
-    images = make_synthetic(folder / "unlabelled", num_patients=150, seed=1, stage="advanced", camera="handheld")
-    rf.prepare_images(images, folder / "shards", modality="cfp")
-    start = {"config_name": "retfound-tiny", "modality": "cfp"}
-    length = {"num_train_epochs": EPOCHS, "per_device_train_batch_size": 16}
-    if rf.pretrain(folder / "shards", folder / "small-encoder", **start, **length).stopped_by:
-        sys.exit("stopped before the end of the pretraining")
-    network = rf.RetFoundForPreTraining(rf.RetFoundConfig.from_preset("retfound-tiny", modality="cfp"))
-    network.save_pretrained(folder / "untrained")
-    rf.RetFoundImageProcessor().save_pretrained(folder / "untrained")
+    import retfound_hf as rf
+
+    set_seed(0)
+    config = rf.RetFoundConfig.from_preset("retfound-mini", modality="cfp")
+    rf.RetFoundForPreTraining(config).save_pretrained(folder)
+    rf.RetFoundImageProcessor.for_image_size(config.image_size).save_pretrained(folder)
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as place:
-        make_encoders(Path(place))
-        for name in sys.argv[1:] or SETTINGS:
-            folder = Path(place, name)
-            folder.mkdir()
-            for encoder in ("small-encoder", "untrained"):
-                (folder / encoder).symlink_to(Path(place, encoder))
+    for name in sys.argv[1:] or SETTINGS:
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            make_untrained(folder / "untrained")
             notebook = nbformat.read(HERE / f"{name}.ipynb", as_version=4)
             execute(notebook, SETTINGS[name], folder)
             nbformat.write(notebook, HERE / f"{name}.ipynb")
