@@ -1,10 +1,14 @@
-"""`run.json`: what a command was asked, with what versions, from which revision."""
+"""What runs leave to be read: `run.json`, and text of data within the Markdown of cards, where it stays text."""
 
 import dataclasses
+import html
+import json
 import platform
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -112,3 +116,42 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, (list, tuple, set)):
         return [_jsonable(item) for item in value]
     return str(value)
+
+
+# Signs of Markdown, with those of tables, formulas and addresses; an underscore within a word is none.
+SIGNS = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.|&(?=#?\w+;)")
+# Control signs, those that turn the direction of writing, and halves of signs, as names of files may hold.
+HIDDEN = "\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff"
+NO_CODE = re.compile(rf"[`<|{HIDDEN}]|^\s|\s\s|\s$|^$")
+NUMERIC = re.compile(r"(-?\d[\d.]*( to .*| \(.*)?|undefined)?")
+
+
+def as_text(text: str) -> str:
+    """Markdown that shows `text` on one line."""
+    text = re.sub(f"[{HIDDEN}]", "\ufffd", " ".join(str(text).split()))
+    return SIGNS.sub(r"\\\g<0>", text).replace("<", "&lt;").replace(">", "&gt;")
+
+
+def as_code(text: str) -> str:
+    """`text` between backticks, or as `as_text` writes it where backticks would not hold it."""
+    return as_text(text) if NO_CODE.search(text) else f"`{text}`"
+
+
+def as_literal(text: str) -> str:
+    """`text` as Python code writes it, in double quotes."""
+    return re.sub(f"[<{HIDDEN}]", lambda sign: f"\\u{ord(sign[0]):04x}", json.dumps(text, ensure_ascii=False))
+
+
+def without_escapes(line: str) -> str:
+    """A line without marks of code and escapes, and with a slash for a bar, as older cards have names in tables."""
+    bare = re.sub(r"\\([^\w\s]|_)", lambda sign: sign[1].replace("|", "/"), line)
+    return html.unescape(bare.replace("`", ""))
+
+
+def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Table of cells that are Markdown; columns of numbers to the right, those without any cell left out."""
+    columns = [column for column in zip(heading, *rows, strict=True) if any(column[1:])]
+    right = [all(NUMERIC.fullmatch(cell) for cell in column[1:]) for column in columns]
+    heading, *rows = zip(*columns, strict=True)
+    lines = [heading, ["---:" if numbers else "---" for numbers in right], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

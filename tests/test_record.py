@@ -1,5 +1,7 @@
+import ast
 import json
 import platform
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -8,10 +10,20 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 import retfound_hf
 from retfound_hf import record
-from retfound_hf.record import git_revision, versions, write_run_record
+from retfound_hf.record import (
+    as_code,
+    as_literal,
+    as_text,
+    git_revision,
+    markdown_table,
+    versions,
+    without_escapes,
+    write_run_record,
+)
 
 
 @dataclass
@@ -126,3 +138,55 @@ def test_no_revision_for_an_installed_package(package_copy):
 def test_no_revision_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert git_revision() is None
+
+
+NAMES = [
+    "stage 3", "no_dr", "a & b", "<script>alert(1)</script>", "<img src=x onerror=alert(1)>",
+    "<!-- x", "]]>", "a|b", "|",
+    "\\|", "`code`", "`", "``x", "[x](http://evil.org)", "![x](y)", "<http://evil.org>", "*bold*", "_it_", "__b__ _",
+    "a\n# b", "a\n\n<div>", "a\r\n---\r\nb", "&lt;b&gt;", "&#60;", "~~x~~", "\\*x\\*", "\\", "ends in \\", "a\x1b[31m",
+    "a\u202eb", "caf\udce9", "{{ x }}", "$x$", "[^1]", "x ", 'say "yes"', "it's", "眼底", "-1", "",
+]  # fmt: skip
+READ = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+
+
+def texts(block: str) -> list[str]:
+    """Text of each paragraph and cell, all of whose parts have to be text or code."""
+    found = []
+    for token in READ.parse(block):
+        assert not token.type.startswith(("html", "heading", "hr", "fence")), token
+        if token.type == "inline":
+            assert {part.type for part in token.children} <= {"text", "code_inline"}, token.children
+            found.append("".join(part.content for part in token.children))
+    return found
+
+
+def plain(name: str) -> str:
+    return re.sub("[\x1b\u202e\udce9]", "\ufffd", " ".join(name.split()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("write", [as_text, as_code])
+def test_names_stay_text(name, write):
+    assert texts(f"Said: {write(name)}, {write(name)}.") == [f"Said: {plain(name)}, {plain(name)}."]
+    rows = [["first", "1", "x"], [write(name), "2", write(name)]]
+    assert texts(markdown_table([write(f"{name} of"), "number", "of"], rows)) == [
+        plain(f"{name} of"), "number", "of", "first", "1", "x", plain(name), "2", plain(name)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["stage 3", "no_dr", "HDL (mmol/l)", "A & B", "60+", "x, y", "眼底", "model-0.5"])
+def test_ordinary_names_are_written_as_they_are(name):
+    assert (as_text(name), as_code(name)) == (name, f"`{name}`")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_code_holds_the_name(name):
+    written = as_literal(name)
+    assert ast.literal_eval(written) == name and written.isprintable() and "<" not in written
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "\\" not in name])
+def test_cells_of_older_cards_are_known_again(name):
+    older = without_escapes(plain(name).replace("|", "/"))
+    assert without_escapes(as_text(name)) == without_escapes(as_code(name)) == older

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import BadArgumentError, RetFoundError
 from ..files import atomic_file
 from ..models.cards import PACKAGE, TEMPLATES
+from ..record import as_text
 
 NAME = "retfound-hf"
 EXTRAS = ("app", "dicom")
@@ -70,7 +71,7 @@ def write_space(
     contents = {
         "app.py": APP.format(model_id=model_id),
         "requirements.txt": "".join(f"{line}\n" for line in ([package] if package else _requirements())),
-        "README.md": f"---\n{header}---\n{TEXT.format(title=title, model_id=model_id)}",
+        "README.md": f"---\n{header}---\n{TEXT.format(title=as_text(title), model_id=model_id)}",
     }
     if package is None:
         contents |= _code()

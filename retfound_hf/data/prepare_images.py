@@ -24,7 +24,7 @@ from ..images.field_of_view import CROP_VERSION
 from ..images.reading import modality_mismatch
 from ..options import build_arguments, parse_arguments
 from ..processes import usable_cores
-from ..record import write_run_record
+from ..record import as_code, as_literal, write_run_record
 from ..vocabulary import MODALITIES
 from .image_cache import Preparer
 from .image_sources import ImageSource
@@ -48,7 +48,7 @@ Prepared for pretraining with `retfound prepare_images`: {steps}. Nothing of the
 ```python
 from datasets import load_dataset
 
-images = load_dataset("{source}", split="train")  # add streaming=True to read without a copy
+images = load_dataset({source}, split="train")  # add streaming=True to read without a copy
 ```
 
 | column | holds |
@@ -348,9 +348,9 @@ def _write_card(made: PreparedShards, features: "datasets.Features", options: di
         name=modality.title,
         size=options["image_size"],
         steps=f"{crop}, resized (bicubic, antialiased)",
-        source=name,
+        source=as_literal(name),
         encoding=f"JPEG of quality {options['quality']}, 4:4:4" if options["image_format"] == "jpeg" else "PNG",
-        kept="".join(f"| `{column}` | as in the source |\n" for column in options["keep_columns"]),
+        kept="".join(f"| {as_code(column)} | as in the source |\n" for column in options["keep_columns"]),
         images=made.images,
         megabytes=made.shard_bytes / 1e6,
         units=f"{made.units:,} unit{'s' if made.units != 1 else ''}",

@@ -31,7 +31,7 @@ from ..models.adapters import errors_of_loading
 from ..models.configuration_retfound import is_adapter
 from ..models.loading import fit_input
 from ..options import parse_arguments
-from ..record import hardware, write_run_record
+from ..record import as_code, as_text, hardware, markdown_table, write_run_record
 from ..vocabulary import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from .arguments import FinetuneArguments, argument_types
 from .methods import METHODS, Method, build_classifier, build_processor, fold_scaling, label_options
@@ -74,7 +74,7 @@ def write_finetuned_card(
     if index := cards.model_index(folder, name, data, data if on_hub else None):
         metadata["model-index"] = index
     level = args.report.level
-    counts = counts_text(args.report.at_level(test), level)
+    counts = as_text(counts_text(args.report.at_level(test), level))
     images = counts if level == "image" else f"{len(test)} images, metrics by {level} ({counts})"
     kind = labelled.problem_type
     return cards.write_card(
@@ -82,10 +82,10 @@ def write_finetuned_card(
         "adapter" if adapter else "finetuned",
         metadata,
         folder_name=name,
-        title=f"{name}: RETFound fine-tuned ({method.title})",
+        title=f"{as_text(name)}: RETFound fine-tuned ({method.title})",
         description=f"Started from {start}; trained: {method.trains or method.title}.",
         problem_type=kind,
-        targets=f"Each image has {PROBLEM_TYPES[kind].label}: {', '.join(labelled.class_names)}.",
+        targets=f"Each image has {PROBLEM_TYPES[kind].label}: {as_text(', '.join(labelled.class_names))}.",
         training_data=_training_data(prepared, data),
         preprocessing=cards.describe_preprocessing(prepared.classifier.processor),
         evaluation=cards.evaluation_text(folder, f"the test split, {images}"),
@@ -106,9 +106,9 @@ def _training_data(prepared: "Prepared", data: str) -> str:
     for split, part in prepared.splits.items():
         row = [split, f"{len(part.rows)}", *([f"{part.rows['patient_id'].nunique()}"] if known else [])]
         rows.append(row + [f"{(part.targets == index).sum()}" for index in range(len(classes))])
-    columns = ["split", "images", *(["patients"] if known else []), *classes]
+    columns = ["split", "images", *(["patients"] if known else []), *map(as_text, classes)]
     apart = "by patient" if known else "by image, as no patients were given"
-    text = f"`{data}`, the splits kept apart {apart}:\n\n{cards.markdown_table(columns, rows)}"
+    text = f"{as_code(data)}, the splits kept apart {apart}:\n\n{markdown_table(columns, rows)}"
     described = _population(pd.concat([part.rows for part in prepared.splits.values()]))
     return f"{text}\n\n{described or 'The data say nothing of age, sex or origin of the patients.'}"
 
@@ -122,7 +122,7 @@ def _population(rows: pd.DataFrame) -> str:
         found += [f"Age of the patients, by image: mean {_age(ages.mean(), decimals=1)}, {span}."]
     if sex := find_column(rows, "Sex"):
         counts = rows[sex].fillna("unknown").astype(str).value_counts()
-        found += [f"Sex, by image: {', '.join(f'{name} {count}' for name, count in counts.items())}."]
+        found += [f"Sex, by image: {', '.join(f'{as_text(name)} {count}' for name, count in counts.items())}."]
     return " ".join(found)
 
 

@@ -18,6 +18,7 @@ from ..models import cards
 from ..models.cards import evaluation_tables, read_metrics, title
 from ..models.configuration_retfound import ADAPTER_FILE, is_adapter
 from ..models.loading import OFFICIAL_LICENSE, OFFICIAL_ORGANISATION, load_processor, read_config
+from ..record import as_text, without_escapes
 from ..vocabulary import PROBLEM_TYPES, problem_type_of
 
 logger = logging.getLogger(__name__)
@@ -159,19 +160,20 @@ def _card_of_adapter(contents: Contents) -> str:
     folder, stored = contents.folder, read_json(contents.folder / ADAPTER_FILE)
     base, carried = stored.get("base_model_name_or_path"), _carried_licence(contents, {}, None)
     config = PreTrainedConfig.from_dict(contents.config)
-    kind, names = problem_type_of(config), ", ".join(config.id2label.values())
+    kind, names = problem_type_of(config), as_text(", ".join(config.id2label.values()))
     metadata = {"pipeline_tag": "image-classification", **cards.base_metadata(base, "adapter"), "library_name": "peft"}
     if carried:
         metadata["license"] = carried[0]
     named = (stored.get(key) or [] for key in ("target_modules", "modules_to_save"))
-    targets, saved = (join_names([names] if isinstance(names, str) else sorted(names)) for names in named)
-    rank = f" of rank {stored['r']}" if stored.get("r") else ""
+    targets, saved = (as_text(join_names([names] if isinstance(names, str) else sorted(names))) for names in named)
+    rank = f" of rank {as_text(stored['r'])}" if stored.get("r") else ""
+    version = as_text(stored.get("peft_version") or "of an unknown version")
     is_measured = bool(read_metrics(folder))
     return cards.render_card(
         "adapter",
         metadata,
         folder_name=folder.resolve().name,
-        title=f"{folder.resolve().name}: an adapter of PEFT ({stored.get('peft_type')})",
+        title=f"{as_text(folder.resolve().name)}: an adapter of PEFT ({as_text(stored.get('peft_type'))})",
         description=(
             f"Started from {cards.describe_start(base, None)}; trained: an adapter{rank} on {targets or 'its layers'}"
             f"{f'; whole: {saved}' if saved else ''}."
@@ -183,7 +185,7 @@ def _card_of_adapter(contents: Contents) -> str:
         evaluation=cards.evaluation_text(folder, "the images of `metrics.json`") if is_measured else "Not measured.",
         calibration=cards.calibration_text(folder, kind),
         cost=cards.cost_text(None, None),
-        provenance=f"Trained with PEFT {stored.get('peft_version') or 'of an unknown version'}, which wrote no card.",
+        provenance=f"Trained with PEFT {version}, which wrote no card.",
     )
 
 
@@ -373,16 +375,16 @@ def check_card(contents: Contents, metadata: dict[str, Any], text: str) -> None:
     for name in SECTIONS + (RESULT_SECTIONS if contents.is_classifier else ()):
         if not sections.get(name, "").strip():
             refuse(f"has no section `## {name}`, or an empty one; write it")
-    for name in (SUBGROUPS, f"validation/{SUBGROUPS}"):
-        path = contents.folder / name
-        rows = read_groups(path) if path.is_file() else []
-        shown = [(row["column"], row["group"]) for row in without_small_groups(rows)]
-        for column, group in {(row["column"], row["group"]) for row in rows}.difference(shown):
-            start = f"| {column.replace('|', '/')} | {group.replace('|', '/')} |"  # as tables of cards are written
-            if any(line.lstrip().startswith(start) for line in text.splitlines()):
-                refuse(
-                    f"shows the group {group!r} of {column!r}, which has fewer than {FEWEST} patients; remove its rows"
-                )
+    files = [contents.folder / name for name in (SUBGROUPS, f"validation/{SUBGROUPS}")]
+    tables = [read_groups(path) for path in files if path.is_file()]
+    shown, known = (
+        {(row["column"], row["group"]) for rows in tables for row in select(rows)}
+        for select in (without_small_groups, list)
+    )
+    for column, group in known - shown:
+        start = without_escapes(f"| {as_text(column)} | {as_text(group)} |")
+        if any(without_escapes(line.lstrip()).startswith(start) for line in text.splitlines()):
+            refuse(f"shows the group {group!r} of {column!r}, which has fewer than {FEWEST} patients; remove its rows")
     if fault := _wrong_row(contents.folder, sections.get("Evaluation", "")):
         refuse(f"differs from the results in its section `## Evaluation`: {fault}; correct it, or evaluate again")
     if fault := _wrong_result(contents.folder, metadata):
@@ -391,9 +393,9 @@ def check_card(contents: Contents, metadata: dict[str, Any], text: str) -> None:
 
 def _wrong_row(folder: Path, section: str) -> str | None:
     """A row of the generated tables that the section lacks, or has with other figures."""
-    lines = [_without_means(line.strip()) for line in section.splitlines()]
+    lines = [_as_older(line.strip()) for line in section.splitlines()]
     for table in evaluation_tables(folder):
-        for row in map(_without_means, table.splitlines()):
+        for row in map(_as_older, table.splitlines()):
             first = row.split(" | ")[0] + " | "
             changed = [line for line in lines if line.startswith(first) and line != row]
             if row not in lines:
@@ -401,9 +403,9 @@ def _wrong_row(folder: Path, section: str) -> str | None:
     return None
 
 
-def _without_means(line: str) -> str:
-    """A line as in older cards, which do not mark means over classes as such."""
-    return re.sub(r", mean of (classes|targets)(?= \|)", "", line)
+def _as_older(line: str) -> str:
+    """A line as in older cards, which do not mark means over classes as such, and escape no names."""
+    return re.sub(r", mean of (classes|targets)(?= \|)", "", without_escapes(line))
 
 
 def _wrong_result(folder: Path, metadata: dict[str, Any]) -> str | None:

@@ -32,7 +32,9 @@ from .contents import (
 from .remote_code import auto_maps, code_files
 
 # Where a snippet loads a folder by its name, which need not be the folder's any more; ids of the Hub have a slash.
-LOADED = re.compile(r"""(\bfrom_pretrained\((?:\w+, *)?|\bload_\w+\(|\bmodel=)(["'])[^"'/\n]+\2""")
+LOADED = re.compile(
+    r"""(\bfrom_pretrained\((?:\w+, *)?|\bload_\w+\(|\bmodel=)("([^"/\\\n]|\\.)+"|'([^'/\\\n]|\\.)+')"""
+)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Model cards: `README.md` of a model folder, from a template, the facts of the run and its result files."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from ..evaluation.document import INTERVAL, metric_rows
 from ..evaluation.metrics import METRICS, metric_title
 from ..evaluation.subgroups import FEWEST, without_small_groups
 from ..files import atomic_file, read_json, read_rows
-from ..record import __version__
+from ..record import __version__, as_code, as_literal, as_text, markdown_table
 from ..vocabulary import MODALITIES, REGRESSION, problem_type_of
 from .configuration_retfound import is_calibrated
 from .image_processing_retfound import RetFoundImageProcessor
@@ -29,7 +28,6 @@ TAGS = ("retfound", "ophthalmology", "retina", "medical-imaging")
 SUBGROUP_METRICS = ("auroc", "mae")  # the one of classifiers, the one of regression
 MAX_SUBGROUPS = 40  # rows shown
 BALANCED = "Training made all classes count alike, so rare classes get too high a probability."
-NUMERIC = re.compile(r"(-?\d[\d.]*( to .*| \(.*)?|undefined)?")
 
 
 def write_card(folder: str | Path, template: str, metadata: dict[str, Any] | None, **facts: Any) -> Path:
@@ -62,6 +60,7 @@ def render_card(template: str, metadata: dict[str, Any] | None, **facts: Any) ->
         keep_trailing_newline=True,
         autoescape=False,
     )
+    environment.filters |= {"text": as_text, "code": as_code, "literal": as_literal}
     if "provenance" in facts:
         facts["provenance"] += f" Written by retfound_hf {__version__}."
     return environment.get_template(f"{template}.md").render(
@@ -94,8 +93,8 @@ def describe_preprocessing(processor: RetFoundImageProcessor, stock: bool = True
 def describe_start(base: str | None, preset: str | None) -> str:
     """The weights that a training started from, in words; a folder by its name alone."""
     if base is None:
-        return f"random weights (preset `{preset}`)"
-    return f"`{Path(base).name if Path(base).exists() else base}`"
+        return f"random weights (preset {as_code(str(preset))})"
+    return as_code(Path(base).name if Path(base).exists() else base)
 
 
 def base_metadata(base: str | None, relation: str = "finetune") -> dict[str, Any]:
@@ -183,7 +182,7 @@ def evaluation_tables(folder: Path) -> list[str]:
     # A class name may hold a slash itself: only the first one separates.
     split = [name.split("/", 1) for name in values if "/" in name]
     columns, labels = (list(dict.fromkeys(pair[place] for pair in split)) for place in (0, 1))
-    by_class = [[label, *(cell(f"{column}/{label}") for column in columns)] for label in labels]
+    by_class = [[as_text(label), *(cell(f"{column}/{label}") for column in columns)] for label in labels]
     return [
         markdown_table(["metric", "value", "95% interval"], overall),
         markdown_table(["class", *(metric_title(f"{column}/") for column in columns)], by_class) if by_class else "",
@@ -219,7 +218,8 @@ def _group_table(folder: Path) -> str:
         interval = f"{_rounded(row['low'])} to {_rounded(row['high'])}" if row["low"] else ""
         value = _rounded(row["value"]) or "undefined"
         metric = title(row["metric"])
-        rows.append([row["column"], row["group"], row["n"], metric, value, interval, _rounded(row["p_value"])])
+        cells = [as_text(row["column"]), as_text(row["group"]), row["n"], metric, value, interval]
+        rows.append([*cells, _rounded(row["p_value"])])
     heading = ["by", "group", "patients", "metric", "value", "95% interval", "p of a gap"]
     return markdown_table(heading, rows) if rows else ""
 
@@ -229,15 +229,6 @@ def _rounded(cell: str) -> str:
         return number(int(cell)) if cell.lstrip("-").isdigit() else number(float(cell))
     except ValueError:
         return cell
-
-
-def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown table; columns of numbers to the right, those without any cell left out."""
-    columns = [column for column in zip(heading, *rows, strict=True) if any(column[1:])]
-    right = [all(NUMERIC.fullmatch(cell) for cell in column[1:]) for column in columns]
-    heading, *rows = zip(*columns, strict=True)
-    lines = [heading, ["---:" if numbers else "---" for numbers in right], *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
 def calibration_text(folder: Path, problem_type: str | None, balanced: bool = False) -> str:
@@ -260,10 +251,8 @@ def calibration_text(folder: Path, problem_type: str | None, balanced: bool = Fa
         text += "; the probabilities are those of the network, nothing was fitted to them."
         return f"{text} {BALANCED}" if balanced else text
     scaling = LogitScaling.of(settings, len(names))
-    text += (
-        f", after recalibration of the logits on validation images ({scaling.describe(names)}), which the head "
-        "contains."
-    )
+    fitted = as_text(scaling.describe(names))
+    text += f", after recalibration of the logits on validation images ({fitted}), which the head contains."
     if scaling.is_uninformed:
         text += (
             " The slope is the lowest that is tried: on the validation images the scores were hardly better than "
@@ -324,7 +313,7 @@ def number(value: float) -> str:
 def title(name: str) -> str:
     """A metric as cards name it: `auroc` is AUROC, `auroc/3` AUROC of `3`, whose marks tell a grade from a figure."""
     metric, slash, label = name.partition("/")
-    return metric_title(metric + slash) + (f" of `{label}`" if label else "")
+    return metric_title(metric + slash) + (f" of {as_code(label)}" if label else "")
 
 
 PAPER_SIZES = {"hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 16, "image_size": 224}
@@ -361,14 +350,15 @@ def write_converted_card(
     if checkpoint.method != "RETFound":
         return _write_other_card(folder, name, checkpoint, images, config, processor)
     provenance = (
-        f"Source file `{checkpoint.path.name}`, SHA-256 `{checkpoint.sha256}`. The official weights are released "
-        "under CC BY-NC 4.0, which holds for this folder and for what is fine-tuned from it."
+        f"Source file {as_code(checkpoint.path.name)}, SHA-256 `{checkpoint.sha256}`. The official weights are "
+        "released under CC BY-NC 4.0, which holds for this folder and for what is fine-tuned from it."
     )
     official = _official(source, checkpoint.path)
     is_paper_sized = all(getattr(config, size) == value for size, value in PAPER_SIZES.items())
     if official and is_paper_sized and (_templates() / f"{official.name}.md").is_file():
         path = write_card(folder, official.name, None, folder_name=name)
-        text = path.read_text(encoding="utf-8").replace(official.name, name)
+        shown = {True: as_literal(name), False: as_text(name)}
+        text = re.sub(rf'("?){official.name}\1', lambda own: shown[bool(own[1])], path.read_text(encoding="utf-8"))
         path.write_text(f"{text}\n## Provenance\n\n{provenance}\n", encoding="utf-8")
         return path
     kind = checkpoint.kind
@@ -377,7 +367,7 @@ def write_converted_card(
     metadata |= {"base_model": official.hub_id} if official else {}
     facts = {
         "folder_name": name,
-        "title": f"{name}: RETFound, {DESCRIPTIONS[kind]}",
+        "title": f"{as_text(name)}: RETFound, {DESCRIPTIONS[kind]}",
         "description": f"Converted from an official RETFound checkpoint: {DESCRIPTIONS[kind]} for {images}.",
         "training_data": f"{_sentence(images)}. The file does not say more about its training data.",
         "preprocessing": describe_preprocessing(processor),
@@ -410,12 +400,12 @@ def _write_other_card(
         "starting_weights",
         {"license": checkpoint.license or "unknown", "pipeline_tag": "image-feature-extraction"},
         folder_name=name,
-        title=f"{name}: a {what} to start from",
+        title=f"{as_text(name)}: a {what} to start from",
         description=f"A {what}, trained by {checkpoint.method or 'an unknown method'}, without that training's heads.",
         training_data=f"{_sentence(images)}, as far as is known: the file does not say.",
         preprocessing=describe_preprocessing(processor),
         provenance=(
-            f"Source file `{checkpoint.path.name}`, SHA-256 `{checkpoint.sha256}`. {license} for this folder "
+            f"Source file {as_code(checkpoint.path.name)}, SHA-256 `{checkpoint.sha256}`. {license} for this folder "
             "and for what is made from it."
         ),
     )

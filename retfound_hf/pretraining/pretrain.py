@@ -24,7 +24,7 @@ from ..files import exclusive_folder, is_remote, move_into, refuse_existing
 from ..images.reading import modality_mismatch
 from ..models.cards import base_metadata, cost_text, describe_preprocessing, describe_start, write_card
 from ..models.image_processing_retfound import RetFoundImageProcessor
-from ..record import hardware, write_run_record
+from ..record import as_code, as_text, hardware, write_run_record
 from ..vocabulary import MODALITIES
 from .arguments import Arguments, PretrainingArguments
 from .checkpoints import Checkpoints, cannot_write, find_checkpoint, read_state, remove_checkpoints, remove_leftovers
@@ -341,7 +341,7 @@ def write_pretrained_card(folder: Path, name: str, arguments: Arguments, loop: L
     on_hub = [source for source in arguments.data.train_data if not (Path(source).exists() or is_remote(source))]
     if on_hub:
         metadata["datasets"] = on_hub
-    sources = [f"`{source if source in on_hub else Path(source).name}`" for source in arguments.data.train_data]
+    sources = [as_code(source if source in on_hub else Path(source).name) for source in arguments.data.train_data]
     images = "retinal images" if config.modality is None else MODALITIES[config.modality].title
     has_decoder = hasattr(loop.objective.model, "decoder")
     masked = f"mask ratio {config.mask_ratio}, " if has_decoder else ""
@@ -350,7 +350,7 @@ def write_pretrained_card(folder: Path, name: str, arguments: Arguments, loop: L
         "pretrained",
         metadata,
         folder_name=name,
-        title=f"{name}: RETFound pretrained on {images}",
+        title=f"{as_text(name)}: RETFound pretrained on {images}",
         description=(
             f"Self-supervised pretraining by {objective.title} ({objective.citation}) on {order.num_images:,} "
             f"{images}, from {start}."

@@ -78,6 +78,15 @@ def test_layout_and_result(prepare, photos, tmp_path, capsys):
         prepare_images(photos, out, "cfp", imagesize=32)
 
 
+def test_names_are_text_in_the_card(photos, tmp_path):
+    table = tmp_path / "table.csv"
+    pd.DataFrame({"image": [f"{photos}/clinic-0/eye00.jpg"], "<hr>|`x`": [1]}).to_csv(table, index=False)
+    options = {"image_size": 32, "num_workers": 1, "keep_columns": ["<hr>|`x`"]}
+    card = (prepare_images(table, tmp_path / 'a "b" <u>', "cfp", **options).folder / "README.md").read_text()
+    assert "| &lt;hr&gt;\\|\\`x\\` | as in the source |" in card
+    assert 'load_dataset("a \\"b\\" \\u003cu>", split' in card
+
+
 def test_row_groups_hold_a_hundred_images(prepare, photos, fundus):
     for number in range(205):
         fundus(100 + number, 66, 66).save(photos / f"more{number}.png")

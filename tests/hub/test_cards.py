@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+from tiny import save_autoencoder, save_noise
 
 from retfound_hf import RetFoundConfig, RetFoundImageProcessor
 from retfound_hf.hub.contents import Contents, check_card, read_card, sections_of
@@ -182,3 +185,33 @@ def test_the_official_weights_get_their_finished_card(tmp_path, monkeypatch):
     assert "736,442 OCT B-scans" in text and f"SHA-256 `{'0' * 64}`" in text and "{{" not in text
     small = RetFoundConfig(hidden_size=64, num_attention_heads=4, image_size=64, modality="oct")
     assert "736,442" not in write_converted_card(folder, "mine", *arguments, small, processor).read_text()
+
+
+def test_names_of_data_are_text_in_the_card_and_in_the_report(hub_here, tmp_path):
+    """Classes, columns, groups, table, base and folder whose names are HTML, Markdown or quotes."""
+    from retfound_hf.finetuning.finetune import main
+
+    classes, sites = ["<img src=x onerror=alert(1)>", "a|b `c` [x](y) # d"], ["<b>A|B</b>", "`c` <!--"]
+    base, data, out = tmp_path / "ba|se <u>`x`", tmp_path / "ta|ble<hr>*.csv", tmp_path / 'my "model" <b>`|\''
+    save_autoencoder(base, weights_license="cc-by-nc-4.0", modality="cfp")
+    rows = [
+        {"image": save_noise(tmp_path / f"{number}.png", number).name, "label": classes[number % 2],
+         "patient_id": f"p{number}", "split": ["train", "val", *["test"] * 3][number // 8], "sex": "<i>F",
+         "si<te>|x": sites[number // 2 % 2]} for number in range(40)
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(data, index=False)
+    words = ["--model_name_or_path", str(base), "--data", str(data), "--output_dir", str(out), "--method", "linear"]
+    words += ["--problem_type", "single_label_classification", "--dataloader_num_workers", "0", "--calibrate", "true"]
+    main([*words, "--subgroup_columns", "si<te>|x"])
+    card = (out / "README.md").read_text()
+    found = MarkdownIt("commonmark").enable("table").parse(read_card(out)[1])
+    kinds = {part.type for token in found for part in [token, *(token.children or [])]}
+    assert not [kind for kind in kinds if kind.startswith(("html", "link", "image", "em_", "strong"))]
+    assert not re.search(r"<\w|<!", card.partition("\n---\n\n")[2])
+    texts = {"".join(part.content for part in token.children) for token in found if token.type == "inline"}
+    assert {*classes, *sites, "si<te>|x"} <= texts and f"{out.name}: RETFound fine-tuned (linear)" in texts
+    ModelCard(card).validate()
+    assert f"model={json.dumps(out.name)}".replace("<", "\\u003c") in card
+    assert publish(out, "org/name", dry_run=True, base_model="org/base").files
+    page = (out / "report.html").read_text()
+    assert "<img src=x" not in page and "<b>" not in page and "&lt;img src=x" in page
