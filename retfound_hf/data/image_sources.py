@@ -1,6 +1,5 @@
 """Images from anywhere: folders, tables, parquet shards and data sets as lazy lists of references to images."""
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,11 +14,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ..errors import BadDataError, UnreadableImageError
+from ..errors import BadDataError
 from ..files import file_stamp
 from ..images.reading import is_image_file, walk_images
 from . import tables
-from .parquet import holds_images, image_field, parquet_errors, splits_of_shards
+from .parquet import (
+    content_of,
+    find_shards,
+    holds_images,
+    image_field,
+    parquet_errors,
+    read_bounded,
+    roots_of,
+    splits_of_shards,
+)
 from .tables import (
     METADATA,
     TABLE_SUFFIXES,
@@ -99,8 +107,7 @@ class ShardPart:
 
     @property
     def refs(self) -> list[ImageRef]:
-        with parquet_errors(self.path):
-            cells = pq.read_table(self.path, columns=[self.column])[self.column].to_pylist()
+        cells = read_bounded(self.path, [self.column])[self.column].to_pylist()
         return [ImageRef(name, content_of(cell, self.roots)) for name, cell in zip(self.ids, cells, strict=True)]
 
     @cached_property
@@ -277,11 +284,12 @@ class ShardSource(ImageSource):
             for shard in shards:
                 column = self._fields[shard]
                 with parquet_errors(shard):
-                    file = pq.ParquetFile(shard)
-                    wanted = [name for name in file.schema_arrow.names if name != column]
-                    has_path = pa.types.is_struct(file.schema_arrow.field(column).type)
-                    rows = file.read([*wanted, *([f"{column}.path"] if has_path else [])])
-                    cells = rows[column].to_pylist() if has_path else [None] * file.metadata.num_rows
+                    schema = pq.read_schema(shard)
+                    wanted = [name for name in schema.names if name != column]
+                    kind = schema.field(column).type
+                    has_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
+                    rows = read_bounded(shard, [*wanted, *([f"{column}.path"] if has_path else [])])
+                    cells = rows[column].to_pylist() if has_path else [None] * pq.read_metadata(shard).num_rows
                     paths += [cell and cell["path"] for cell in cells]
                     some = rows.select(wanted).to_pandas(ignore_metadata=True).reindex(range(len(cells)))
                 found.append(some.assign(**{SHARD: str(shard)}))
@@ -323,48 +331,6 @@ def _name_of_file(path: str, root: str) -> str:
     return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else Path(path).name
 
 
-def roots_of(data: str, image_root: str | None = None) -> tuple[str, ...]:
-    """Folders of the files that a data set may name: `image_root`, then its own, or of a Hub id those of its copy."""
-    given = (image_root,) if image_root else ()
-    if os.path.exists(data):
-        return (*given, os.path.dirname(os.path.abspath(data)) if os.path.isfile(data) else os.path.abspath(data))
-    from datasets.config import DOWNLOADED_DATASETS_PATH
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return (*given, os.path.join(HF_HUB_CACHE, "datasets--" + data.replace("/", "--")), str(DOWNLOADED_DATASETS_PATH))
-
-
-def placed(path: str, roots: Sequence[str]) -> str:
-    """Path of the image file that a data set names in place of bytes.
-
-    A data set may come from anyone, and must not bring other files of this machine into shards or a model.
-
-    Args:
-        path: as stored; a relative one starts at the first of `roots` that has the file.
-        roots: folders, see `roots_of`; the file must lie below one of them, with links resolved.
-
-    Raises:
-        UnreadableImageError: it lies elsewhere, or `path` is empty.
-    """
-    tops = tuple(os.path.realpath(root).rstrip("/") + "/" for root in roots)
-    places = [os.path.join(root, path) for root in roots if path and "\0" not in path]
-    if below := [place for place in places if os.path.realpath(place).startswith(tops)]:
-        return next(filter(os.path.exists, below), below[0])
-    outside = f"its file {path} is not below {roots[0]}; name the folder that holds it with `image_root`"
-    reason = outside if path else "the row holds no image"
-    raise UnreadableImageError(f"cannot read an image of a data set: {reason}", path=path, reason=reason)
-
-
-def content_of(cell: dict[str, Any] | bytes | None, roots: Sequence[str]) -> str | bytes:
-    """The bytes in a cell of a data set, or the path of its file, see `placed`.
-
-    An empty cell gives no bytes: one unreadable image, which need not stop the others.
-    """
-    if not isinstance(cell, dict):
-        return cell or b""
-    return cell.get("bytes") or (placed(cell["path"], roots) if cell.get("path") else b"")
-
-
 def open_files(
     data: str | Path | Sequence[Any], image_column: str = "image", image_root: str | None = None
 ) -> ImageSource:
@@ -401,11 +367,6 @@ def open_files(
     raise BadDataError(f"data {data} does not exist, or holds no image; give {ACCEPTED_FILES}{hub}", source=data)
 
 
-def find_shards(folder: Path) -> list[Path]:
-    """Parquet files under `folder`, sorted; hidden ones are what a killed `prepare_images` left half-written."""
-    return sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith("."))
-
-
 def as_utf8(name: str) -> str:
     """A file's name as text that can be stored: bytes that are not UTF-8 become question marks."""
     return name.encode("utf-8", "replace").decode("utf-8")
@@ -413,30 +374,3 @@ def as_utf8(name: str) -> str:
 
 def _as_it_is(image: str | bytes) -> str | bytes:
     return image
-
-
-def with_place(image: dict[str, Any] | None, roots: Sequence[str]) -> dict[str, Any] | None:
-    """A stored image; one without bytes gets the full path of its file, see `placed`."""
-    if image is None or image["bytes"] is not None or not image["path"]:
-        return image
-    return {**image, "path": placed(image["path"], roots)}
-
-
-def encoded_bytes(image: dict[str, Any] | None) -> bytes:
-    """The bytes of a stored image, or of the file that `with_place` found.
-
-    Raises:
-        UnreadableImageError: an empty cell, or no such file.
-    """
-    if image is None:
-        raise UnreadableImageError("the row holds no image")
-    path = image["path"]
-    if image["bytes"] is not None or not path:
-        return image["bytes"] or b""
-    try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise OSError(errno.EINVAL, "it is no regular file")  # a pipe would never end
-        return Path(path).read_bytes()
-    except OSError as error:
-        reason = str(error.strerror)
-        raise UnreadableImageError(f"cannot read {path}: {reason}", path=path, reason=reason) from error

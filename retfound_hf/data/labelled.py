@@ -18,9 +18,9 @@ from ..images.reading import find_images, walk_images
 from ..vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from . import tables
 from .image_cache import check_identical_content
-from .image_sources import as_utf8, content_of, roots_of, stored_ids
+from .image_sources import as_utf8, stored_ids
 from .labels import OWN_ID, clean_labels, find_patients, infer_problem_type, unfold_lists
-from .parquet import holds_images
+from .parquet import content_of, holds_images, roots_of
 from .splits import PAPER_FRACTIONS, SPLITS, assign_splits, fraction_of_patients, patient_groups
 from .stored_images import find_image_column, load_splits
 from .tables import (

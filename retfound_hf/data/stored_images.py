@@ -21,10 +21,8 @@ from .image_sources import (
     ImageSource,
     TableSource,
     as_utf8,
-    placed,
-    roots_of,
 )
-from .parquet import holds_images, is_image_type
+from .parquet import check_conversion, converted, holds_images, is_image_type, placed, roots_of
 from .tables import TABLE_SUFFIXES, check_columns
 
 if TYPE_CHECKING:
@@ -165,11 +163,14 @@ def load_splits(data: str, accepted: str) -> dict[str, "datasets.Dataset"]:
         if not os.path.exists(data):
             look_up_data_set(data)
         if os.path.isfile(data):
-            loaded = datasets.Dataset.from_parquet(data)
+            loaded = converted(data)
         elif any(os.path.isfile(os.path.join(data, name)) for name in SAVED):
             loaded = datasets.load_from_disk(data)
         else:
+            check_conversion(datasets.load_dataset_builder(data))
             loaded = datasets.load_dataset(data)
+    except BadDataError:
+        raise
     except Exception as error:  # loading runs over the network and through many readers, each with its own errors
         where = "holds nothing that datasets can read" if os.path.exists(data) else "is neither here nor on the Hub"
         raise BadDataError(f"data {data} {where} ({one_line(error)}); give {accepted}", source=data) from error

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from ..errors import CONTROL, BadDataError, join_names, nearest, one_line
 from ..files import with_formulas
 from ..images.reading import IMAGE_SUFFIXES
+from .parquet import MOST_COLUMNS, read_bounded
 from .splits import SPLITS, name_splits, normalise_split, splits_of
 
 ACCEPTED_SPLITS = "accepted are train, val and test, and names such as Training, validation, dev, Test_Set, Test400"
-MOST_COLUMNS = 10_000
 logger = logging.getLogger(__name__)
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers", ".sav", ".dta", ".sas7bdat", ".rds", ".json")
@@ -52,7 +51,7 @@ def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
     """
     try:
         if path.suffix.lower() == ".parquet":
-            stored = pq.read_table(path)
+            stored = read_bounded(path)
             stored.validate(full=True)  # pandas meets text that is not UTF-8 only where it is used
             table = stored.to_pandas().reset_index(drop=True)  # rows of a table that pandas had filtered or joined
             table = table.rename(columns=lambda name: name.strip() if isinstance(name, str) else name)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from ..data.image_sources import encoded_bytes, find_shards, roots_of, with_place
+from ..data.parquet import check_conversion, converted, encoded_bytes, find_shards, roots_of, with_place
 from ..data.remote import list_remote
 from ..errors import BadArgumentError, BadDataError, RetFoundError, UnreadableImageError, one_line
 from ..files import is_remote
@@ -216,10 +216,10 @@ def open_shards(
             raise no_shards(source)
         try:
             if path.exists() or remote:
-                # `load_dataset` would count the load on a server.
-                table = datasets.Dataset.from_parquet(files, split="train", cache_dir=cache_dir)
+                table = converted(files, cache_dir)
             else:
                 look_up_data_set(source)
+                check_conversion(datasets.load_dataset_builder(source, cache_dir=cache_dir))
                 table = datasets.load_dataset(source, split="train", cache_dir=cache_dir)
             if "image" not in table.column_names:
                 raise no_image_column(source, table.column_names)

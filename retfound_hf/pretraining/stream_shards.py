@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..data.image_sources import find_shards, roots_of
+from ..data.parquet import check_unpacked, find_shards, roots_of
 from ..data.remote import fetch_remote, list_remote, open_remote
 from ..errors import BadDataError, HubAccessError, RetFoundError, one_line
 from ..files import is_remote
@@ -276,6 +276,10 @@ def _read_footer(open_file: Callable[[], Any], source: str, member: str) -> tupl
             footer = pq.ParquetFile(file)
             content = _listed_hash(file) if not is_remote(source) else ""
             content = content or _content_of_footer(file)
+            name = source if source.endswith(".parquet") else f"{source}/{member}"
+            check_unpacked(name, file.seek(0, os.SEEK_END), footer.metadata)
+    except RetFoundError:
+        raise
     except Exception as error:  # not parquet, cut off, of the network
         raise BadDataError(
             f"`train_data={source}` has a shard that cannot be read: {member} ({one_line(error)})",

@@ -21,14 +21,13 @@ import pyarrow.parquet as pq
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 
-from ..data.image_sources import with_place
+from ..data.parquet import bounded_batches, with_place
 from ..errors import RetFoundError, one_line
 from ..files import atomic_file
 from .arguments import DataArguments
 from .data import MicroBatch, Order, Position
 from .stream_shards import StreamShard, list_shards, stream_fingerprint
 
-ROWS_PER_BATCH = 256  # that are converted at a time
 HASH_LENGTH = 8  # in a folder's name
 THREAD_NAME = "shard prefetch"
 logger = logging.getLogger(__name__)
@@ -194,15 +193,11 @@ def _to_arrow(parquet: Path, target: Path, shard: StreamShard) -> None:
     """Convert parquet, which is read by row groups, to an Arrow file, which is read by rows."""
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     schema = pa.schema([("image", image), ("id", pa.string())])
-    with (
-        pq.ParquetFile(parquet) as source,
-        atomic_file(target) as partial,
-        pa.ipc.new_file(str(partial), schema) as writer,
-    ):
-        columns = ["image", *(["id"] if "id" in source.schema_arrow.names else [])]
+    columns = ["image", *(["id"] if "id" in pq.read_schema(parquet).names else [])]
+    with atomic_file(target) as partial, pa.ipc.new_file(str(partial), schema) as writer:
         row = 0
         # Without threads, which do not survive the fork of a loader's process.
-        for batch in source.iter_batches(ROWS_PER_BATCH, columns=columns, use_threads=False):
+        for batch in bounded_batches(parquet, columns, threads=False):
             numbered = pa.array([f"{shard.name}/{row + index}" for index in range(len(batch))], pa.string())
             ids = batch.column("id").cast(pa.string()) if "id" in columns else numbered
             cells = batch.column("image").cast(image)

@@ -6,6 +6,7 @@ import shutil
 from contextlib import suppress
 
 import datasets
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,8 +15,9 @@ from tiny import save_noise
 
 from retfound_hf.data import parquet
 from retfound_hf.data.image_cache import cache_images
-from retfound_hf.data.image_sources import FolderSource, encoded_bytes, open_files
+from retfound_hf.data.image_sources import FolderSource, open_files
 from retfound_hf.data.labelled import _read_source, read_labelled
+from retfound_hf.data.parquet import encoded_bytes
 from retfound_hf.data.stored_images import DatasetSource, open_source
 from retfound_hf.errors import BadArgumentError, BadDataError, UnreadableImageError
 from retfound_hf.images.reading import find_images, read_image
@@ -423,16 +425,37 @@ def test_cells_of_other_types_name_no_file(by_path, tmp_path, read, cell):
         )
 
 
-@pytest.mark.parametrize("read", [labelled, listed, prepared])
-def test_shards_that_would_unpack_to_far_more_than_they_are_are_refused(tmp_path, read, monkeypatch):
+def repeated(values: list[bytes], rows: int) -> pa.Array:
+    """Images that a parquet file stores once each, whatever its footer tells of their sum."""
+    places = pa.array([row % len(values) for row in range(rows)], pa.int32())
+    return pa.StructArray.from_arrays([pa.DictionaryArray.from_arrays(places, pa.array(values))], ["bytes"])
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize("kind", ["compressed", "rows", "repeated"])
+def test_shards_that_would_unpack_to_far_more_than_they_are_are_refused(tmp_path, read, kind, monkeypatch):
     monkeypatch.setattr(parquet, "MOST_UNPACKED", 10**6)
-    one = pa.DictionaryArray.from_arrays(pa.array([0] * 10**5, pa.int32()), pa.array([b"a"]))
-    for image in ([bytes(2 * 10**6)], one):
-        labels = pa.DictionaryArray.from_arrays(pa.array([0] * len(image), pa.int32()), pa.array(["a"]))
-        pq.write_table(pa.table({"image": image, "label": labels}), tmp_path / "bomb.parquet")
-        with pytest.raises(BadDataError) as error:
-            read(tmp_path / "bomb.parquet")
-        assert error.value.source == str(tmp_path / "bomb.parquet")
+    image = {"compressed": repeated([bytes(2 * 10**6)], 1), "rows": repeated([b"a"], 10**5),
+             "repeated": repeated([bytes(10**5), b"a"], 500)}[kind]  # fmt: skip
+    labels = pa.DictionaryArray.from_arrays(pa.array([0] * len(image), pa.int32()), pa.array(["a"]))
+    table = pa.table({"image": image, "label": labels, "noise": np.random.default_rng(0).random(min(len(image), 500))
+                      if kind == "repeated" else labels})  # fmt: skip
+    place = tmp_path / "set/bomb.parquet"
+    place.parent.mkdir()
+    pq.write_table(table, place, compression="zstd", store_schema=False)
+    with pytest.raises(BadDataError) as error:
+        list(read(place))
+    assert str(error.value.source) == str(place) and "bytes" in str(error.value)
+
+
+@pytest.mark.parametrize("rows", [7, 0])
+def test_a_table_in_parts_is_the_table(tmp_path, rows, monkeypatch):
+    monkeypatch.setattr(parquet, "ROWS_AT_ONCE", 2)
+    kept = pd.DataFrame({"c": pd.Categorical(list("bcabcabc"), list("dabc")), "s": ["x", None] * 4, "l": [[1, 2]] * 8,
+                         "d": pd.Timestamp(2020, 1, 1), "n": range(8)})[::-1][:rows]  # fmt: skip
+    kept.to_parquet(tmp_path / "table.parquet", row_group_size=5)
+    read = parquet.read_bounded(tmp_path / "table.parquet").to_pandas()
+    pd.testing.assert_frame_equal(read, pq.read_table(tmp_path / "table.parquet").to_pandas())
 
 
 @pytest.mark.parametrize("read", READERS)

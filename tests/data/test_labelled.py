@@ -3,6 +3,7 @@
 import logging
 import re
 import shutil
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -405,7 +406,7 @@ def stored(divided, tmp_path):
 
 
 @pytest.fixture
-def on_hub(monkeypatch):
+def on_hub(monkeypatch, tmp_path):
     """Lets `datasets.load_dataset` give a data set for every id."""
 
     def put(found):
@@ -415,6 +416,7 @@ def on_hub(monkeypatch):
             return found
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: SimpleNamespace(cache_dir=tmp_path))
         return "someone/retinas"
 
     return put

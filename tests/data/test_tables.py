@@ -4,6 +4,7 @@ import logging
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 
 import retfound_hf
-from retfound_hf.data import tables
+from retfound_hf.data import parquet, tables
 from retfound_hf.data.labelled import read_labelled
 from retfound_hf.data.labels import find_patients
 from retfound_hf.data.splits import FILLERS, SPLITS, normalise_split, splits_of
@@ -236,13 +237,14 @@ def test_splits_of_a_data_set_by_other_names(divided, tmp_path, monkeypatch):
          for split, name in (("train", "training"), ("val", "evaluation"), ("test", "testing"))}
     )  # fmt: skip
     monkeypatch.setattr(datasets, "load_dataset", lambda name: parts)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: SimpleNamespace(cache_dir=tmp_path))
     found = read_labelled("someone/retinas", image_root=str(tmp_path))
     assert found.counts().sum().tolist() == [12, 6, 6]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_tables_of_a_million_columns_are_refused(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(tables, "MOST_COLUMNS", 50)
+    monkeypatch.setattr(parquet if suffix == "parquet" else tables, "MOST_COLUMNS", 50)
     wide = pd.DataFrame([[1] * 51], columns=[str(number) for number in range(51)])
     path = tmp_path / f"wide.{suffix}"
     wide.to_csv(path, index=False) if suffix == "csv" else wide.to_parquet(path)
