@@ -24,8 +24,9 @@ from mutations import mutated
 from PIL import Image
 from tiny import save_classifier
 
-from retfound_hf.data.image_sources import encoded_bytes, open_files
+from retfound_hf.data.image_sources import open_files
 from retfound_hf.data.labelled import read_labelled
+from retfound_hf.data.parquet import encoded_bytes
 from retfound_hf.errors import RetFoundError, UnreadableImageError
 from retfound_hf.evaluation.predictions import Predictions
 from retfound_hf.evaluation.report import ReportArguments, read_points
@@ -38,7 +39,9 @@ from retfound_hf.options import parse_arguments
 from retfound_hf.pretraining.data import decode
 from retfound_hf.pretraining.stream_shards import list_shards
 from retfound_hf.pretraining.streaming import StreamedTable
+from retfound_hf.study import tables
 from retfound_hf.study.config import read_settings
+from retfound_hf.study.perform import _stored
 from retfound_hf.vocabulary import SINGLE_LABEL
 
 SECONDS, MEGABYTES = 60, 1000  # of one file; a bound on time that a busy machine keeps too
@@ -365,3 +368,59 @@ def test_adapters(name, classifier, survive, tmp_path):
         base = {"base_model_name_or_path": str(folder)} if name == "itself" else {name: ADAPTERS[name]}
         path.write_text(json.dumps({**settings, **base}))
     assert survive(lambda _: load_classifier(str(folder)), [b""]) == 1
+
+
+def numpy_bytes(save, *arrays, **named) -> bytes:
+    file = BytesIO()
+    save(file, *arrays, **named)
+    return file.getvalue()
+
+
+def test_statistics_of_a_study(into, survive, count):
+    """A damaged file of a study's cache is computed anew: the numbers are those of a whole one."""
+    rng = np.random.default_rng(0)
+    scores = rng.random((40, 1))
+    found = Predictions(None, np.c_[scores, 1 - scores], rng.integers(0, 2, 40), ("a", "b"), SINGLE_LABEL)
+    expected = tables.resample(found, ["auroc"], 100)
+    path = into("statistics.npz", b"")
+    tables._save(path, expected)
+    whole = path.read_bytes()
+
+    def read(content):
+        path.write_bytes(content)
+        with suppress(Exception):  # of any type: then it is computed anew
+            assert repr(tables._load(path)) == repr(expected)
+            return
+        raise RetFoundError("not read")
+
+    assert repr(tables._load(into("statistics.npz", whole))) == repr(expected)
+    assert survive(read, mutated(whole, count)) > 0
+    with np.load(BytesIO(whole)) as stored:
+        arrays = dict(stored)
+    wrong = [{"names": np.array(["auroc"], object)}, {"0-drawn": np.zeros((100, 2))}, {"0-value": np.zeros(3)},
+             {"0-drawn": np.zeros(7)}, {"0-low": np.array({}, object)}]  # fmt: skip
+    others = [numpy_bytes(np.savez, **{**arrays, **change}) for change in wrong]
+    others += [
+        numpy_bytes(np.savez_compressed, **{**arrays, "0-drawn": np.zeros(10**8)}),
+        numpy_bytes(np.save, scores),
+    ]
+    assert survive(read, others) == len(others)
+
+
+def test_cached_features_of_a_study(into, survive, count):
+    whole = numpy_bytes(np.save, np.random.default_rng(0).random((5, 3), np.float32))
+    assert np.array_equal(_stored(into("features.npy", whole), (5, 3)), np.load(BytesIO(whole)))
+
+    def read(content):
+        found = _stored(into("features.npy", content), (5, 3))
+        if found is None:
+            raise RetFoundError("not read")
+        assert np.asarray(found).nbytes == 60
+
+    assert survive(read, mutated(whole, count)) > 0
+    wrong = [np.zeros((4, 3), np.float32), np.zeros((5, 3)), np.zeros(5, np.float32), np.array([{}] * 5, object)]
+    others = [numpy_bytes(np.save, array) for array in wrong] + [
+        numpy_bytes(np.savez, np.zeros((5, 3), np.float32)),
+        b"",
+    ]
+    assert survive(read, others) == len(others)

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,22 @@ def cached_features(
     for name, split in sets.items():
         path = folder / f"{fingerprint(split.rows, *key)}.npy"
         with file_lock(path):
-            if not path.is_file():
+            stored = _stored(path, (len(split.rows), model.classifier.in_features))
+            if stored is None:
                 with atomic_file(path) as partial:
                     np.save(partial, head_inputs(model, split.images, processor, **options))
-        found[name] = np.load(path, mmap_mode="r")
+                stored = np.load(path, mmap_mode="r")
+        found[name] = stored
     return found
+
+
+def _stored(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """Memory-mapped float32 array of that shape; None where none is, or another file or a damaged one."""
+    with suppress(Exception):  # numpy fails with errors of many types
+        found = np.load(path, mmap_mode="r")
+        if isinstance(found, np.ndarray) and found.dtype == np.float32 and found.shape == shape:
+            return found
+    return None
 
 
 def encoder_digest(model: PreTrainedModel) -> str:

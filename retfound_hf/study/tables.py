@@ -168,12 +168,21 @@ def _save(path: Path, table: dict[str, Resampled]) -> None:
 
 
 def _load(path: Path) -> dict[str, Resampled]:
+    """Inverse of `_save`; an error of any type where another file, or a damaged one, lies there."""
     with np.load(path) as stored:
+        if sum(part.file_size for part in stored.zip.infolist()) > path.stat().st_size:  # nothing is packed in ours
+            raise ValueError("it would unpack to more than it is")
         found = {}
         for row, name in enumerate(stored["names"]):
-            arrays = (stored[f"{row}-{field.name}"] for field in dataclasses.fields(Resampled))
-            found[str(name)] = Resampled(*(array if array.ndim else array.item() for array in arrays))
-        return found
+            arrays = {field.name: stored[f"{row}-{field.name}"] for field in dataclasses.fields(Resampled)}
+            if any(array.ndim != (field == "drawn") for field, array in arrays.items()):
+                raise ValueError("its arrays are of other shapes")
+            found[str(name)] = Resampled(
+                **{name: array if array.ndim else array.item() for name, array in arrays.items()}
+            )
+    if len({len(one.drawn) for one in found.values()} - {0}) > 1:
+        raise ValueError("its arrays are of other lengths")
+    return found
 
 
 CELL = ("data", "set", "method", "fraction")
