@@ -24,9 +24,9 @@ from mutations import mutated
 from PIL import Image
 from tiny import save_classifier
 
-from retfound_hf.data.image_sources import open_files
 from retfound_hf.data.labelled import read_labelled
 from retfound_hf.data.parquet import encoded_bytes
+from retfound_hf.data.stored_images import open_files
 from retfound_hf.errors import RetFoundError, UnreadableImageError
 from retfound_hf.evaluation.predictions import Predictions
 from retfound_hf.evaluation.report import ReportArguments, read_points

@@ -16,12 +16,10 @@ from tqdm import tqdm
 
 from ..errors import BadDataError
 from ..files import file_stamp
-from ..images.reading import is_image_file, walk_images
+from ..images.reading import walk_images
 from . import tables
 from .parquet import (
     content_of,
-    find_shards,
-    holds_images,
     image_field,
     parquet_errors,
     read_bounded,
@@ -30,7 +28,6 @@ from .parquet import (
 )
 from .tables import (
     METADATA,
-    TABLE_SUFFIXES,
     check_columns,
     check_filled,
     read_metadata,
@@ -40,7 +37,6 @@ from .tables import (
     warn_of_passed_over,
 )
 
-ACCEPTED_FILES = "an image, a folder of images or of parquet shards, or a CSV or parquet table with a column image"
 ACCEPTED = (
     "a folder of images, a CSV or parquet table with a column image, a folder of parquet shards, a folder that "
     "save_to_disk wrote, or the id of a data set on the Hugging Face Hub"
@@ -329,42 +325,6 @@ def stored_ids(paths: Sequence[str | None], own: Any, numbers: Sequence[str], ro
 
 def _name_of_file(path: str, root: str) -> str:
     return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else Path(path).name
-
-
-def open_files(
-    data: str | Path | Sequence[Any], image_column: str = "image", image_root: str | None = None
-) -> ImageSource:
-    """An image, a folder of images or parquet shards, a table, or a list; read without the cache of `datasets`.
-
-    Ids are those that the same data have as a labelled set.
-
-    Args:
-        data: path, or a list of paths, bytes or `PIL.Image`s.
-        image_column: of a table or of shards.
-        image_root: folder at which the relative paths of a table or data set start; by default its own.
-
-    Raises:
-        BadDataError: nothing there, or nothing that is an image.
-    """
-    if not isinstance(data, (str, Path)):
-        return ListSource(data)
-    path, data = Path(data), str(data)
-    if path.is_dir():
-        shards = find_shards(path)
-        if shards and all(holds_images(shard, image_column) for shard in shards):
-            warn_of_passed_over(data, list(walk_images(data)))
-            return ShardSource(data, shards, image_column, image_root)
-        return FolderSource(str(path), ACCEPTED_FILES)
-    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
-        if holds_images(path, image_column):
-            return ShardSource(data, [path], image_column, image_root)
-        return TableSource(os.path.abspath(data), image_column, image_root)
-    if path.is_file() and is_image_file(path):
-        return ListSource([data], [path.name])
-    if path.is_file():
-        tables.check_suffix(path, ACCEPTED_FILES)
-    hub = "; of a data set on the Hub give a split, saved with `to_parquet`" if data.count("/") == 1 else ""
-    raise BadDataError(f"data {data} does not exist, or holds no image; give {ACCEPTED_FILES}{hub}", source=data)
 
 
 def as_utf8(name: str) -> str:

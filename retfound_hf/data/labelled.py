@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,10 @@ from .image_sources import as_utf8, stored_ids
 from .labels import OWN_ID, clean_labels, find_patients, infer_problem_type, unfold_lists
 from .parquet import content_of, holds_images, roots_of
 from .splits import PAPER_FRACTIONS, SPLITS, assign_splits, fraction_of_patients, patient_groups
-from .stored_images import find_image_column, load_splits
+from .stored_images import find_image_column, is_hub_id, load_splits
 from .tables import (
     ACCEPTED_SPLITS,
     METADATA,
-    TABLE_SUFFIXES,
     check_no_patient_leak,
     name_splits,
     normalise_split,
@@ -302,7 +300,7 @@ def _read_source(
         if image_column != "id":
             table = table.rename(columns={"id": OWN_ID})
         return tables.table_images(table, path, image_column, image_root)
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", data) and path.suffix.lower() not in TABLE_SUFFIXES:
+    if is_hub_id(data):
         return _read_stored(data, image_column, label_columns, image_root)
     raise BadDataError(f"data {data} does not exist; give {ACCEPTED_DATA}", source=data)
 

@@ -302,7 +302,7 @@ def explain(
 
     Args:
         model: fine-tuned folder or adapter; for `method="reconstruction"` a pretrained folder.
-        images: an image, several, or a folder, table or folder of shards.
+        images: an image, several, or what `open_files` takes: files, a table, a Hub id, an address.
         target: class to explain, or "label" for each image's own; the predicted class where None.
         method: "relevance", "relprop", "rollout", "integrated_gradients" or "reconstruction".
         output_dir: folder for pictures, arrays and tables; nothing is written where None.

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig
 from ..data.image_cache import prepare_image
 from ..data.image_sources import BATCH, ImageRef
 from ..data.labelled import read_labelled
+from ..data.stored_images import ACCEPTED_FILES
 from ..errors import BadArgumentError, BadDataError, UnreadableImageError, join_names, require_range
 from ..files import write_table
 from ..images.drawing import INK, PAPER, contact_sheet
@@ -43,7 +44,7 @@ class ExplainArguments:
     model_name_or_path: str = field(
         metadata={"help": "fine-tuned folder or adapter; for reconstruction a pretrained folder"}
     )
-    data: str = field(metadata={"help": "an image, a folder, a CSV or parquet table, or a folder of shards"})
+    data: str = field(metadata={"help": ACCEPTED_FILES})
     method: Literal["relevance", "relprop", "rollout", "integrated_gradients", "reconstruction"] = field(
         default="relevance", metadata={"help": "method of the relevance maps, or reconstruction by an autoencoder"}
     )

@@ -135,8 +135,9 @@ def is_image_file(path: str | Path) -> bool:
 
 
 def read_image(
-    source: str | Path | bytes | Image.Image, min_side: int | None = None, max_pixels: int = MAX_PIXELS
-) -> Image.Image:
+    source: str | Path | bytes | Image.Image | Callable[[], Any], min_side: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:  # fmt: skip
     """Read an image as 8-bit RGB with its EXIF orientation applied; for the conversion of modes see `to_rgb`.
 
     The central frame of a stack (TIFF, GIF, DICOM...) is read, as RETFound takes the central B-scan of an OCT volume;
@@ -144,7 +145,8 @@ def read_image(
     their high bytes, unless they use less than a quarter of the range: then the rule of `to_rgb` for integers holds.
 
     Args:
-        source: path, the bytes of a file, or an image that is open already, at the frame that is wanted.
+        source: path, the bytes of a file, an image that is open already, at the frame that is wanted, or a function
+            that gives one of them.
         min_side: let large JPEGs be decoded at 1/2, 1/4 or 1/8 of their size, as long as both sides keep at least
             this many pixels. Several times faster, and the reduced image is an average, not a sample.
         max_pixels: refuse larger images before they are decoded.
@@ -153,8 +155,10 @@ def read_image(
         UnreadableImageError: `.path` (empty for bytes and open images) and `.reason`.
         MissingPackageError: a DICOM file where the extra `dicom` is not installed.
     """
-    path = str(source) if isinstance(source, (str, Path)) else ""
+    path = ""
     try:
+        source = source() if callable(source) else source
+        path = str(source) if isinstance(source, (str, Path)) else ""
         if isinstance(source, Image.Image):
             return _upright_rgb(source)
         if path and os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..cluster import ClusterArguments
 from ..data.image_sources import Part, ShardPart
+from ..data.stored_images import ACCEPTED_FILES
 from ..errors import BadArgumentError, OutputError
 from ..files import (
     atomic_file,
@@ -42,7 +43,7 @@ FEATURES = "features.parquet"
 @dataclass
 class EmbedArguments:
     model_name_or_path: str = field(metadata={"help": f"adapter folder, or weights: {accepted_weights()}"})
-    data: str = field(metadata={"help": "folder of images, folder of parquet shards, or table with a column image"})
+    data: str = field(metadata={"help": ACCEPTED_FILES})
     part_size: int = field(default=1000, metadata={"help": "images per resumable part"})
 
 
@@ -70,7 +71,8 @@ def embed(
 
     Args:
         model: folder, adapter folder, Hub id or starting point.
-        images: folder of images or parquet shards, table with a column `image`, or a list of paths or `PIL.Image`s.
+        images: as `open_files` takes them: files, a table, a Hub id, an address, or a list of paths, bytes or
+            `PIL.Image`s.
         output_dir: folder for `features.parquet`, `rejected.csv` and `run.json`; None writes nothing.
         **options: fields of `EmbedArguments`, `ForwardArguments` and `ClusterArguments`, named as the flags of
             `retfound embed`. With `part` the result has the images of all parts that are there.

@@ -18,8 +18,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..data.image_cache import OnBadImage, cache_images, prepare_image, unreadable_images
-from ..data.image_sources import ImageSource, Part, ShardPart, open_files
+from ..data.image_sources import ImageSource, Part, ShardPart
 from ..data.labelled import LabelledSet
+from ..data.stored_images import open_files
 from ..errors import BadArgumentError, UnreadableImageError, require, require_range
 from ..evaluation.document import About
 from ..evaluation.predictions import Predictions

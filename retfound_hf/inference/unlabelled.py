@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..data.image_cache import OnBadImage, prepare_image, unreadable_images
 from ..data.image_sources import ImageRef, ImageSource, Part
 from ..data.labels import find_patients
+from ..data.stored_images import ACCEPTED_FILES
 from ..data.tables import check_unique_images
 from ..errors import UnreadableImageError, require
 from ..evaluation.predictions import Predictions
@@ -35,7 +36,7 @@ QUALITY = ("quality", "quality_reasons")
 @dataclass
 class PredictArguments:
     model_name_or_path: str = field(metadata={"help": "fine-tuned folder, adapter folder or Hub id"})
-    data: str = field(metadata={"help": "an image, a folder of images, a folder of parquet shards, or a table"})
+    data: str = field(metadata={"help": ACCEPTED_FILES})
     patient_column: str | None = field(
         default=None,
         metadata={
@@ -79,8 +80,8 @@ def predict(
 
     Args:
         model: fine-tuned folder, adapter folder or Hub id.
-        data: an image, a folder of images or parquet shards, a table with a column `image`, or a list of paths, bytes
-            or `PIL.Image`s.
+        data: as `open_files` takes it: files, a table, a Hub id, an address, or a list of paths, bytes or
+            `PIL.Image`s.
         output_dir: folder for `predictions.csv`, `rejected.csv` and `run.json`; None writes nothing.
         **options: fields of `PredictArguments` and `PredictForwardArguments`, named as the flags of
             `retfound predict`.

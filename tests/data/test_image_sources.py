@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 from contextlib import suppress
+from types import SimpleNamespace
 
 import datasets
+import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -15,10 +17,10 @@ from tiny import save_noise
 
 from retfound_hf.data import parquet
 from retfound_hf.data.image_cache import cache_images
-from retfound_hf.data.image_sources import FolderSource, open_files
+from retfound_hf.data.image_sources import FolderSource
 from retfound_hf.data.labelled import _read_source, read_labelled
 from retfound_hf.data.parquet import encoded_bytes
-from retfound_hf.data.stored_images import DatasetSource, open_source
+from retfound_hf.data.stored_images import DatasetSource, open_files, open_source
 from retfound_hf.errors import BadArgumentError, BadDataError, UnreadableImageError
 from retfound_hf.images.reading import find_images, read_image
 from retfound_hf.pretraining.data import open_shards
@@ -463,3 +465,66 @@ def test_a_stored_path_of_a_pipe_is_not_waited_for(by_path, tmp_path, read):
     os.mkfifo(tmp_path / "given/pipe.png")
     with pytest.raises(BadDataError):
         list(map(read_image, read(by_path([".images/0.png", "pipe.png"]))))
+
+
+@pytest.fixture(params=["hub", "saved", "store"])
+def elsewhere(request, folder, tmp_path, monkeypatch):
+    """Data sets of the seven images with patients, with and without names of files: on the Hub, saved, in a store."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    contents = [path.read_bytes() for path in find_images(folder)]
+
+    def make(named):
+        cells = [{"bytes": one, "path": f"{k}.png" if named else None} for k, one in enumerate(contents)]
+        rows = {"photo": cells, "label": list("xyxyxyx"), " patient_id": list("aabbccd")}
+        whole = datasets.Dataset.from_dict(rows).cast_column("photo", datasets.Image())
+        parts = datasets.DatasetDict({"train": whole.select(range(4)), "test": whole.select(range(4, 7))})
+        if request.param == "hub":
+            monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: SimpleNamespace(cache_dir=tmp_path))
+            monkeypatch.setattr(datasets, "load_dataset", lambda name: parts)
+            return "someone/retinas", contents
+        if request.param == "saved":
+            parts.save_to_disk(tmp_path / f"saved-{named}")
+            return str(tmp_path / f"saved-{named}"), contents
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        system = fsspec.filesystem("memory")
+        for name, part in parts.items():
+            part.to_parquet(str(tmp_path / f"{name}.parquet"))
+            system.pipe_file(f"/shelf-{named}/{name}.parquet", (tmp_path / f"{name}.parquet").read_bytes())
+        request.addfinalizer(lambda: system.rm(f"/shelf-{named}", recursive=True))
+        return f"memory://shelf-{named}", contents
+
+    return make
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_data_sets_elsewhere_as_a_labelled_set(elsewhere, named):
+    data, contents = elsewhere(named)
+    source = open_files(data)
+    refs = list(source)
+    found = [(ref.id, ref.image()) for ref in refs]
+    if data.startswith("memory"):  # labelled sets lie on this machine or the Hub
+        assert sorted(found) == sorted(zip(ids(source), contents[4:] + contents[:4], strict=True))
+        with pytest.raises(BadDataError):
+            read_labelled(data)
+    else:
+        assert [name for name, _ in found] == ids_as_labelled(data) and [one for _, one in found] == contents
+        assert source.columns()["patient_id"].tolist() == list("aabbccd")
+    assert len(set(ids(source))) == len(source) == len(source.columns()) == 7
+    assert [read_image(ref.image) for ref in refs] == [read_image(content) for _, content in found]
+    assert digests(source) == digests(open_files(data)) and len(set(digests(source))) == 3
+
+
+@pytest.mark.parametrize("opened", [open_files, open_source])
+@pytest.mark.parametrize("source", ["s3://AKIA:secret456@bucket/shards", "retina://eyes", "memory://nothing"])
+def test_addresses_that_are_refused(opened, source):
+    with pytest.raises((BadArgumentError, BadDataError)) as error:
+        opened(source)
+    assert "secret456" not in str(error.value) and "cannot read" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["eyes.zip", "eyes.tar.gz"])
+def test_an_archive_is_to_be_unpacked(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK")
+    for opened in (open_files, open_source, read_labelled):
+        with pytest.raises(BadDataError, match="unpack it"):
+            opened(str(tmp_path / name))

@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from retfound_hf.data.image_sources import open_files
 from retfound_hf.data.labelled import read_labelled
-from retfound_hf.data.stored_images import open_source
+from retfound_hf.data.stored_images import open_files, open_source
 from retfound_hf.errors import BadArgumentError, BadDataError
 from retfound_hf.images.reading import read_image
 

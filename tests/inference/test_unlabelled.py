@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -116,6 +119,30 @@ def test_patients_of_a_folder_and_of_shards(classifier_folder, tmp_path):
     assert stored.table["patient_id"].tolist() == list("aabbc") and stored.table["id"].tolist()[0] == "train/0"
     listed = rf.predict(classifier_folder, contents, **QUIET)
     assert np.array_equal(listed.predictions.scores, found.predictions.scores)
+
+
+def test_every_command_takes_a_hub_data_set_with_the_ids_of_evaluate(classifier_folder, tmp_path, monkeypatch):
+    for number in range(6):
+        save_noise(tmp_path / f"{number}.png", number)
+    images = [str(tmp_path / f"{number}.png") for number in (3, 1, 0, 2, 5, 4)]
+    part = datasets.Dataset.from_dict(
+        {"image": images, "label": ["mild", "none", "severe"] * 2, "patient_id": [*"aabbcc"]}
+    )
+    parts = {"train": part.select(range(4)), "test": part.select(range(4, 6))}
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: SimpleNamespace(cache_dir=tmp_path))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: parts)
+    options = {**QUIET, "image_root": str(tmp_path)}
+    expected = rf.evaluate(classifier_folder, "me/eyes", split="all", cache_dir=str(tmp_path), **options).predictions
+    found = rf.predict(classifier_folder, "me/eyes", **options)
+    assert list(found.predictions.ids) == list(expected.ids) == [f"{number}.png" for number in range(6)]
+    assert np.array_equal(found.predictions.scores, expected.scores)
+    assert found.table["patient_id"].tolist() == list(expected.patients)
+    embedded = rf.embed(classifier_folder, "me/eyes", tmp_path / "features", **options)
+    alone = rf.embed(classifier_folder, images, **options)
+    assert list(embedded.ids) == [Path(path).name for path in images]
+    assert np.array_equal(embedded.vectors, alone.vectors)
+    maps = rf.explain(classifier_folder, "me/eyes", **options)
+    assert [one.opened.id for one in maps] == list(embedded.ids)
 
 
 @pytest.mark.slow
