@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,8 @@ def dinov2_rows(width: int, mlp: int, depth: int, patch: int, positions: int) ->
 def rename(state: Mapping[str, Tensor], rows: Iterable[Row]) -> dict[str, Tensor]:
     """The tensors of `state` under their names on disk, every one used exactly once.
 
+    Memory is shared with `state` where nothing forbids it: a mapped file is written without a copy of it.
+
     Raises:
         BadModelError: a missing, an unexpected or a mis-shaped tensor, by name.
     """
@@ -111,15 +114,17 @@ def rename(state: Mapping[str, Tensor], rows: Iterable[Row]) -> dict[str, Tensor
     if unexpected := [name for name in state if name not in table]:
         raise BadModelError(f"checkpoint has unexpected tensors: {join_names(unexpected)}")
     renamed: dict[str, Tensor] = {}
+    users = Counter(state[name].untyped_storage().data_ptr() for name in table)
     for name, row in table.items():
         if tuple(state[name].shape) != row.shape:
             raise BadModelError(f"tensor {name} has shape {tuple(state[name].shape)}; expected {row.shape}")
         whole = state[name].detach()
         parts = whole.chunk(len(row.targets)) if len(row.targets) > 1 else (whole,)
         for target, part in zip(row.targets, parts, strict=True):
-            # A contiguous copy: safetensors refuses tensors that share memory. Float32, but for the counters of steps.
+            # Float32, but for the counters of steps. A copy where two names use one memory: safetensors refuses that.
             dtype = torch.float32 if part.is_floating_point() else part.dtype
-            renamed[target] = part.to(dtype, copy=True).contiguous()
+            shared = users[whole.untyped_storage().data_ptr()] > 1
+            renamed[target] = part.to(dtype, copy=shared).contiguous()
     return renamed
 
 

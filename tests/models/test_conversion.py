@@ -8,11 +8,13 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoImageProcessor
 
 from retfound_hf.errors import BadArgumentError, BadModelError, HubAccessError, OutputError
 from retfound_hf.models import conversion as convert
 from retfound_hf.models.conversion import convert_checkpoint, locate, main, modality_of, read_checkpoint
+from retfound_hf.models.key_tables import configure, rename
 from retfound_hf.options import run_command
 
 
@@ -171,6 +173,27 @@ def test_a_bare_state_dict_passes(vit, tmp_path):
     checkpoint = read_checkpoint(tmp_path / "natureCFP.pth")
     assert checkpoint.origin is None and checkpoint.args == {}
     convert_checkpoint(tmp_path / "natureCFP.pth", tmp_path / "out")
+
+
+def test_tensors_of_one_memory_are_written_apart_and_others_without_a_copy(vit, tmp_path):
+    state = vit().state_dict()
+    both = torch.stack([state["blocks.0.norm1.weight"], state["blocks.0.norm2.weight"]])
+    state["blocks.0.norm1.weight"], state["blocks.0.norm2.weight"] = both  # two views of one storage
+    state["blocks.1.norm2.weight"] = state["blocks.1.norm1.weight"]
+    torch.save(state, tmp_path / "natureCFP.pth")
+    written = load_file(convert_checkpoint(tmp_path / "natureCFP.pth", tmp_path / "out") / "model.safetensors")
+    for name, key in (
+        ("0.layernorm_before", "0.norm1"),
+        ("0.layernorm_after", "0.norm2"),
+        ("1.layernorm_after", "1.norm1"),
+    ):
+        (found,) = (tensor for target, tensor in written.items() if target.endswith(f"layer.{name}.weight"))
+        assert torch.equal(found, state[f"blocks.{key}.weight"])
+    file = convert.recognise(read_checkpoint(tmp_path / "natureCFP.pth"), "cfp")
+    rows = configure(file.kind, file.state, "cfp", file.args)[1]
+    places = {tensor.data_ptr() for tensor in file.state.values()}
+    shared = {name: tensor.data_ptr() in places for name, tensor in rename(file.state, rows).items()}
+    assert sum(shared.values()) > len(shared) / 2  # of query, key and value the first begins where the whole did
 
 
 def broken(kind: str, path: Path, state: dict[str, torch.Tensor]) -> None:
