@@ -86,7 +86,15 @@ def features_of(preset: str, images: int, batch: int, rounds: int) -> dict[str, 
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)) for _ in range(images)]
     ours, theirs, processor = RetFoundModel(config).eval(), timm_encoder(config).eval(), RetFoundImageProcessor()
-    to_input = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    bicubic = transforms.InterpolationMode.BICUBIC
+    to_input = transforms.Compose(  # the released code's transform of evaluation
+        [
+            transforms.Resize(256, bicubic),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
 
     def by_timm() -> None:
         parts = [pictures[start : start + batch] for start in range(0, images, batch)]
