@@ -13,9 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .files import write_json
+from .files import read_json, write_json
 from .processes import usable_cores
 
+RUN_FILE = "run.json"
 __version__ = "0.1.0"  # setup.cfg, run.json and the cards read it here
 RECORDED_PACKAGES = (
     "torch", "torchvision", "transformers", "accelerate", "datasets", "evaluate", "peft",
@@ -83,9 +84,18 @@ def write_run_record(output_dir: str | Path, command: str, arguments: Any, **fac
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **facts,
     }
-    path = Path(output_dir) / "run.json"
+    path = Path(output_dir) / RUN_FILE
     write_json(path, record)
     return path
+
+
+def read_run_record(folder: str | Path) -> dict[str, Any]:
+    """The `run.json` of a folder, empty where there is none, as on the Hub.
+
+    Raises:
+        BadDataError: a file that is damaged.
+    """
+    return read_json(Path(folder, RUN_FILE), absent={})
 
 
 def _is_secret(name: str, value: Any) -> bool:

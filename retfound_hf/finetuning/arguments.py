@@ -14,7 +14,8 @@ from ..inference.predict import forward_options
 from ..models.configuration_retfound import PRESETS
 from ..models.loading import STARTING_POINTS, accepted_weights
 from ..options import build_arguments, check_trackers
-from .methods import METHODS
+from ..record import read_run_record
+from .methods import LAYER_DECAY, METHODS, FullOptions
 
 
 @dataclass
@@ -231,6 +232,11 @@ def argument_types() -> tuple[type, ...]:
     return (*training_types(), DecisionArguments, ReportArguments)
 
 
+def learned_something(model: str) -> bool:
+    """Whether the pretraining of a model folder says so; other models have learned."""
+    return read_run_record(model).get("has_learned", True)
+
+
 class FinetuneArguments:
     """Options of one run by name, such as `args.seed`, whichever dataclass they stand in.
 
@@ -270,8 +276,11 @@ class FinetuneArguments:
         """Options of `inference.predict.forward_here`."""
         return forward_options(self)
 
-    def resolve_learning_rate(self, base: float) -> None:
-        """Set the learning rate, unless it is given, from the effective batch (Goyal et al. 2017).
+    def resolve_rates(self, base: float) -> None:
+        """Set the learning rate, from the effective batch (Goyal et al. 2017), and the layer decay, unless given.
+
+        Layers that have learned nothing must learn as fast as the head: no decay for random weights, nor for those of
+        a pretraining that learned nothing (measured in `scripts/benchmarks/small_data.py`).
 
         Args:
             base: rate per 256 images, of the method; `base_learning_rate` comes before it.
@@ -282,3 +291,7 @@ class FinetuneArguments:
             batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
             base = base if self.base_learning_rate is None else self.base_learning_rate
             training.learning_rate = base * batch / 256
+        if self.layer_decay is None:
+            full = next(part for part in self.parts if isinstance(part, FullOptions))
+            is_new = self.config_name is not None or not learned_something(self.model_name_or_path)
+            full.layer_decay = 1.0 if is_new else LAYER_DECAY

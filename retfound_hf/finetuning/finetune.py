@@ -33,7 +33,7 @@ from ..models.loading import fit_input
 from ..options import parse_arguments
 from ..record import as_code, as_text, hardware, markdown_table, write_run_record
 from ..vocabulary import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
-from .arguments import FinetuneArguments, argument_types
+from .arguments import FinetuneArguments, argument_types, learned_something
 from .methods import METHODS, Method, build_classifier, build_processor, fold_scaling, label_options
 from .trainer import TargetScale
 
@@ -204,6 +204,9 @@ def prepare(args: FinetuneArguments, method: Method) -> Prepared:
         if seen.any():
             message = "%s: %d of %d test images were trained or validated on by %s, so the test is too optimistic"
             logger.warning(message, args.data, seen.sum(), len(tested), args.model_name_or_path)
+        if not learned_something(args.model_name_or_path):
+            message = "%s learned next to nothing in its pretraining: its features are hardly better than random ones"
+            logger.warning(message, args.model_name_or_path)
     labelled = keep_fraction(everything, args.train_fraction, args.seed)
     kind, targets = labelled.problem_type, labelled.targets("train")
     if kind == REGRESSION and (args.mixup > 0 or args.cutmix > 0):
@@ -261,7 +264,7 @@ def _run(args: FinetuneArguments) -> FinetuneRun:
         refuse_existing(args.output_dir, args.overwrite_output_dir)
         _remove_checkpoints(args.output_dir)  # of an earlier run: `latest` must not find them
     set_seed(args.seed)
-    args.resolve_learning_rate(method.base_learning_rate)
+    args.resolve_rates(method.base_learning_rate)
     prepared = prepare(args, method)
     splits = prepared.splits
     _check_report(args, prepared)

@@ -29,6 +29,8 @@ from .trainer import BalancedSampler, FinetuneTrainer, Mix, TargetScale, Trainin
 if TYPE_CHECKING:
     from .arguments import FinetuneArguments
 
+LAYER_DECAY = 0.65  # of the released recipe, for pretrained weights
+
 
 def label_options(class_names: tuple[str, ...], problem_type: str) -> dict[str, Any]:
     """The part of the model's configuration that describes a head for these labels."""
@@ -238,12 +240,18 @@ class Method:
 
 @dataclass
 class FullOptions:
-    layer_decay: float = field(default=0.65, metadata={"help": "full: rate of a block per that of the one above"})
+    layer_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": f"full: rate of a block per that of the one above; default: {LAYER_DECAY}, for random weights 1"
+        },
+    )
     drop_path: float = field(default=0.2, metadata={"help": "full: stochastic depth of the last block"})
 
     def __post_init__(self) -> None:
         require_range("drop_path", self.drop_path, 0, 0.99)
-        require_range("layer_decay", self.layer_decay, 0, 1, open_low=True)
+        if self.layer_decay is not None:
+            require_range("layer_decay", self.layer_decay, 0, 1, open_low=True)
 
 
 class Full(Method):

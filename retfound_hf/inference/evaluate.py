@@ -19,9 +19,9 @@ from ..errors import BadDataError, join_names
 from ..evaluation.document import counts_text
 from ..evaluation.predictions import Predictions
 from ..evaluation.report import ReportArguments, format_table, measure, read_points, write_report
-from ..files import exclusive_folder, read_json, read_table, refuse_existing, write_table
+from ..files import exclusive_folder, read_table, refuse_existing, write_table
 from ..options import build_arguments, parse_arguments
-from ..record import write_run_record
+from ..record import read_run_record, write_run_record
 from ..vocabulary import SINGLE_LABEL, order_classes
 from .predict import (
     ForwardArguments,
@@ -160,7 +160,7 @@ def split_of_training(
     Images of the set of the training keep their splits, whatever has become of the table since. A set of which the
     training saw no image is used as a whole.
     """
-    trained = _record(model_folder)
+    trained = read_run_record(model_folder)
     arguments = trained.get("arguments", {})
     if patient_column is None and data is not None and _is_data_of(trained, data):
         patient_column = arguments.get("patient_column")
@@ -172,7 +172,7 @@ def split_of_training(
 
 
 def _divide(model_folder: str, data: str | None, table: pd.DataFrame) -> pd.Series | None:
-    if not Path(model_folder, SPLITS_FILE).is_file() and data and _is_data_of(_record(model_folder), data):
+    if not Path(model_folder, SPLITS_FILE).is_file() and data and _is_data_of(read_run_record(model_folder), data):
         return None  # without a list of images, as the run dealt them
     splits = splits_in_training(model_folder, table, data)
     return splits.fillna("all" if splits.isna().all() else "test")
@@ -194,7 +194,7 @@ def splits_in_training(model_folder: str, table: pd.DataFrame, data: str | None)
         return splits
     known = _read_splits(path)
     if "digest" not in known:
-        same = data is not None and _is_data_of(_record(model_folder), data)
+        same = data is not None and _is_data_of(read_run_record(model_folder), data)
         return table["id"].map(_split_by(known, "id")).astype(object) if same else splits
     known = known.sort_values("split", key=lambda names: names.map(SPLITS.index), kind="stable")
     splits = pd.Series(resolved_paths(table["image"]), table.index).map(_split_by(known, "path")).astype(object)
@@ -272,10 +272,6 @@ def write_splits(folder: Path, table: pd.DataFrame, base: str | None = None) -> 
 def _is_data_of(trained: dict[str, Any], data: str) -> bool:
     learned = trained.get("data_path") or trained.get("arguments", {}).get("data") or ""
     return os.path.realpath(learned) == os.path.realpath(data)
-
-
-def _record(model_folder: str) -> dict[str, Any]:
-    return read_json(Path(model_folder, "run.json"), absent={})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -128,20 +128,21 @@ def run(arguments: Arguments) -> PretrainingRun:
         accelerator.wait_for_everyone()
         loop, reader = prepare(arguments, accelerator, checkpoint)
         stopped_by = _train(loop, reader)
+        accelerator.wait_for_everyone()
+        metrics = read_metrics_log(output_dir / METRICS_FILE)
+        losses = [line["loss"] for line in metrics if line.get("loss") is not None]
+        result = PretrainingRun(
+            output_dir,
+            metrics,
+            losses[-1] if losses else None,
+            loop.position.step,
+            stopped_by,
+            loop.monitor.untrained_loss,
+        )
         if stopped_by is None and accelerator.is_main_process:
-            _write_result(loop, arguments, round(time.time() - started, 1))
+            _write_result(loop, arguments, result, round(time.time() - started, 1))
         accelerator.wait_for_everyone()
         accelerator.end_training()
-        metrics = read_metrics_log(output_dir / METRICS_FILE)
-    losses = [line["loss"] for line in metrics if line.get("loss") is not None]
-    result = PretrainingRun(
-        output_dir,
-        metrics,
-        losses[-1] if losses else None,
-        loop.position.step,
-        stopped_by,
-        loop.monitor.untrained_loss,
-    )
     if accelerator.is_main_process and not result.has_learned:
         getLogger(__name__).warning(
             "the loss is %.3f, and %.3f by the mean patch alone: this run was too short to learn, or its learning "
@@ -301,8 +302,8 @@ def _train(loop: Loop, reader: ImageReader) -> str | None:
         reader.close()
 
 
-def _write_result(loop: Loop, arguments: Arguments, seconds: float) -> None:
-    output_dir = loop.checkpoints.output_dir
+def _write_result(loop: Loop, arguments: Arguments, result: PretrainingRun, seconds: float) -> None:
+    output_dir = result.output_dir
     try:
         with move_into(output_dir) as partial:
             loop.objective.model.save_pretrained(partial)
@@ -321,7 +322,8 @@ def _write_result(loop: Loop, arguments: Arguments, seconds: float) -> None:
         mixed_precision=loop.accelerator.mixed_precision,
         rejected_images=len(loop.monitor.rejected.reasons),
         skipped_steps=loop.monitor.non_finite.skipped,
-        untrained_loss=loop.monitor.untrained_loss,
+        untrained_loss=result.untrained_loss,
+        has_learned=result.has_learned,
     )
 
 

@@ -44,7 +44,7 @@ def perform(job: Job, data: DataSet, output: Path, features: Path, keep_model: b
     args = parse_options(job.options, output / "training")
     set_seed(args.seed)
     method = METHODS[args.method](args)
-    args.resolve_learning_rate(method.base_learning_rate)
+    args.resolve_rates(method.base_learning_rate)
     prepared = prepare(args, method)
     sets = {split: prepared.splits[split] for split in ("val", "test")}
     for name, one in data.external.items():

@@ -140,7 +140,7 @@ def job(arguments):
         args = arguments(**options)
         set_seed(args.seed)
         method = METHODS[args.method](args)
-        args.resolve_learning_rate(method.base_learning_rate)
+        args.resolve_rates(method.base_learning_rate)
         return Job(args, method, prepare(args, method))
 
     return make

@@ -297,7 +297,13 @@ def test_help_lists_the_methods_and_their_options(own_methods, capsys):
         main(["--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for words in ("{full,lora,linear,bias,nearest}", "--layer_decay", "(default: 0.65)", "--lora_rank", "--bias_rate"):
+    for words in (
+        "{full,lora,linear,bias,nearest}",
+        "--layer_decay",
+        "default: 0.65, for random weights 1",
+        "--lora_rank",
+        "--bias_rate",
+    ):
         assert words in text
 
 

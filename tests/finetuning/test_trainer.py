@@ -1,6 +1,8 @@
 """Layer-wise rates against the official rule, the schedule per step, the choice of the best epoch, balanced draws."""
 
+import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -95,7 +97,7 @@ def test_learning_rate_follows_the_batch(arguments):
     def resolved(gpus=1, **options):
         args = arguments(**{"learning_rate": None, **options})
         args.training._n_gpu = gpus
-        args.resolve_learning_rate(METHODS[args.method].base_learning_rate)
+        args.resolve_rates(METHODS[args.method].base_learning_rate)
         return args.training.learning_rate
 
     assert resolved() == pytest.approx(3.125e-4)  # 16 x 5e-3 / 256
@@ -104,6 +106,20 @@ def test_learning_rate_follows_the_batch(arguments):
     assert resolved(base_learning_rate=1e-3, per_device_train_batch_size=256) == pytest.approx(1e-3)
     assert resolved(learning_rate=7e-4) == 7e-4
     assert resolved(gpus=2) == pytest.approx(2 * 3.125e-4)
+
+
+def test_layer_decay_follows_what_was_learned(arguments, encoder_folder, tmp_path):
+    def resolved(**options):
+        args = arguments(**options)
+        args.resolve_rates(5e-3)
+        return args.layer_decay
+
+    assert resolved() == 0.65 and resolved(config_name="retfound-tiny") == 1
+    assert resolved(layer_decay=0.8) == resolved(layer_decay=0.8, config_name="retfound-tiny") == 0.8
+    for learned, decay in ((True, 0.65), (False, 1)):
+        folder = shutil.copytree(encoder_folder, tmp_path / f"learned-{learned}")
+        (folder / "run.json").write_text(json.dumps({"command": "pretrain", "has_learned": learned}))
+        assert resolved(model_name_or_path=str(folder)) == decay
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "polynomial", "constant_with_warmup", "cosine_with_min_lr"])

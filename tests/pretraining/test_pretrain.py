@@ -54,7 +54,7 @@ def test_images_of_the_other_modality_are_told(quick_options, tmp_path, caplog):
 def test_a_run_that_learned_nothing_says_so(start, caplog):
     run = start(max_steps=2, learning_rate=1e-9)
     record = json.loads((run.output_dir / "run.json").read_text())
-    assert not run.has_learned and run.untrained_loss == record["untrained_loss"]
+    assert not run.has_learned and run.untrained_loss == record["untrained_loss"] and record["has_learned"] is False
     assert f"{run.loss:.3f}" in caplog.text and f"{run.untrained_loss:.3f}" in caplog.text
     assert replace(run, loss=0.5 * run.untrained_loss).has_learned
     assert replace(run, untrained_loss=None).has_learned
