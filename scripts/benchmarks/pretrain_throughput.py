@@ -3,20 +3,24 @@
     OMP_WAIT_POLICY=passive python scripts/benchmarks/pretrain_throughput.py \
         --output_file scripts/benchmarks/results/pretrain_throughput.json
 
-Four questions, each also by itself (`--questions step`): the step of masked autoencoding on the code path of
+Five questions, each also by itself (`--questions step`): the step of masked autoencoding on the code path of
 `pretrain` against the released code and stock classes; the loop from shards against that step alone; a batch from
-encoded images against `ImageFolder`; the steps of the other objectives against lightly's modules. All ways of a
-question take turns in one process; the record holds medians and ratios (above 1: faster than the peer). Without a GPU
-the preset is the small one in float32, for each number of `--threads`.
+encoded images against `ImageFolder`; the steps of the other objectives against lightly's modules; the command in one
+process against as many as there are cores, by `accelerate launch`. All ways of a question take turns, in one process
+but for the last; the record holds medians and ratios (above 1: faster than the peer). Without a GPU the preset is the
+small one in float32, for each number of `--threads`.
 """
 
 import argparse
 import gc
 import json
+import os
+import subprocess
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -37,7 +41,9 @@ from retfound_hf.pretraining.loop import gradient_norm, guarded_step, make_optim
 from retfound_hf.pretraining.objectives import OBJECTIVES
 from retfound_hf.pretraining.objectives.base import Objective
 from retfound_hf.pretraining.pretrain import save_memory_and_compile
+from retfound_hf.processes import usable_cores
 
+SCRIPTS = Path(__file__).resolve().parents[1]
 SIDE = 256
 DIFFERENT = 32
 
@@ -249,12 +255,37 @@ def ask_objectives(config: RetFoundConfig, batch: int, rounds: int, work: Path) 
     return {"batch": batch, "objectives": rows}
 
 
+def ask_processes(config: RetFoundConfig, batch: int, rounds: int, work: Path) -> dict[str, Any]:
+    """Images per second of the command on one core and on all, at `batch` images a process."""
+    shards = shards_of(draw_folder(work / "images", 8 * batch), work / "shards")
+    network, threads, cores = work / "network", torch.get_num_threads(), usable_cores()
+    RetFoundForPreTraining(config).save_pretrained(network)
+    speeds: dict[int, list[float]] = {count: [] for count in sorted({1, cores // threads})}
+    for count in list(speeds) * rounds:
+        out = work / f"run-{count}"
+        run = [
+            "accelerate", "launch", "--cpu", "--num_processes", count, "--num_machines", 1, "--mixed_precision", "no",
+            "--dynamo_backend", "no", *(["--multi_cpu"] if count > 1 else []), SCRIPTS / "pretrain.py",
+            "--train_data", shards, "--output_dir", out, "--overwrite_output_dir", "--model_name_or_path", network,
+            "--modality", "cfp", "--max_steps", 12, "--logging_steps", 2, "--per_device_train_batch_size", batch,
+            "--dataloader_num_workers", 0, "--preview_steps", 0, "--save_steps", 0, "--cache_dir", work / "cache",
+        ]  # fmt: skip
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        subprocess.run([str(word) for word in run], check=True, env=env)
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        speeds[count] += [line["images_per_second"] for line in lines if "loss" in line][1:]  # the first step is slow
+    medians = {count: round(median(found), 1) for count, found in speeds.items()}
+    ratio = {"all_against_one": round(medians[max(medians)] / medians[1], 3)} if len(medians) > 1 else {}
+    return {"batch_of_a_process": batch, "images_per_second_by_processes": medians, **ratio}
+
+
 # Batch and rounds that take about a minute each on a processor.
 QUESTIONS: dict[str, tuple[Callable[..., dict[str, Any]], int, int]] = {
     "step": (ask_step, 32, 9),
     "loader": (ask_loader, 64, 9),
     "loop": (ask_loop, 32, 4),
     "objectives": (ask_objectives, 8, 5),
+    "processes": (ask_processes, 16, 2),
 }
 
 
