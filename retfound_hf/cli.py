@@ -187,7 +187,7 @@ def overview() -> str:
 
 
 def next_step(name: str, values: dict[str, Any]) -> str:
-    """What to run after a command, with the values of its options."""
+    """Line that says what to run after a command, with the values of its options."""
 
     def value(match: re.Match[str]) -> str:
         names = match[1].split("|")

@@ -192,7 +192,7 @@ class ClusterArguments:
 
 @dataclass(frozen=True)
 class _Job:
-    """What a job calls; an error is returned, since submitit would keep its text alone."""
+    """Function that a job calls; an error is returned, since submitit would keep its text alone."""
 
     function: Callable[[ClusterArguments], Any]
 
@@ -204,14 +204,14 @@ class _Job:
             return error if isinstance(error, RetFoundError) else RetFoundError(f"{type(error).__name__}: {error}")
 
     def checkpoint(self, arguments: ClusterArguments) -> Any:
-        """What submitit queues at the time limit."""
+        """Submission that submitit queues at the time limit."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, arguments)
 
 
 def _result(job: Any) -> Any:
-    """What a job returned, or an error for one that failed outside of our function."""
+    """Result of a job, or an error for one that failed outside of our function."""
     error = job.exception()
     if error is None:
         return job.result()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 LONGEST = 200  # characters that a message repeats of what it was given
-# What a terminal does not show but obeys, and what would make two lines of one.
+# Characters that a terminal does not show but obeys, and those that would make two lines of one.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 LONG_PART = re.compile(rf"(?<!\w)'[^']{{{LONGEST},}}'(?!\w)|`[^`]{{{LONGEST},}}`|\S{{{LONGEST + 1},}}")
 

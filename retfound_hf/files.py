@@ -247,7 +247,7 @@ def _lock_beside(path: Path, share: str = "") -> "FileLock":
 
 
 def _holder(lock_file: str) -> str:
-    """Who holds a lock, for messages; on disks without locks it is an ordinary file that may outlive its machine."""
+    """Holder of a lock, for messages; on disks without locks it is an ordinary file that may outlive its machine."""
     try:
         lines = Path(lock_file).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What runs leave to be read: `run.json`, and text of data within the Markdown of cards, where it stays text."""
+"""Records of runs: `run.json`, and text of data within the Markdown of cards, where it stays text."""
 
 import dataclasses
 import html
@@ -54,7 +54,7 @@ def git_revision() -> str | None:
 
 
 def hardware() -> str:
-    """What computes here: the GPUs if PyTorch is in use and sees any, else the processor."""
+    """Devices that compute here: the GPUs if PyTorch is in use and sees any, else the processor."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -221,7 +221,7 @@ def _words(name: str) -> list[str]:
 
 
 def _absence(name: str) -> int:
-    """How plainly a name says that there is no finding: 3 health, 2 a denial, 1 the lesser degree, 0 not at all."""
+    """Degree to which a name says that there is no finding: 3 health, 2 a denial, 1 the lesser degree, 0 none."""
     words = _words(name)
     if len(words) > 1 and len(words[0]) == 1:  # a_normal, b_glaucoma: a letter for the order
         words = words[1:]

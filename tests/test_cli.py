@@ -107,7 +107,7 @@ def scripts() -> dict[str, str]:
 
 
 def completed(script: str, *words: str) -> list[str]:
-    """What bash offers for the last of the words."""
+    """Completions that bash offers for the last of the words."""
     ask = f'COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}; _retfound; echo "${{COMPREPLY[@]}}"'
     done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
     return done.stdout.split()

@@ -72,7 +72,7 @@ def test_what_is_missing_is_told_before_anything_else(installed):
 
 # ---- real processes
 
-# What a job writes goes where `#SBATCH --output` says, and sacct tells how it ended.
+# The output of a job goes where `#SBATCH --output` says, and sacct tells how it ended.
 SLURM = {
     "sbatch": """
 id=$((77 + $(ls "$FAKE" | grep -c submitted)))

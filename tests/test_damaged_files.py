@@ -225,7 +225,7 @@ def test_archives(survive, count):
 
 
 def test_results(into, survive, count):
-    """What a run has written and another reads: predictions and thresholds."""
+    """Files that a run has written and another reads: predictions and thresholds."""
     found = Predictions(
         list("abc"), np.array([[0.75, 0.25], [0.25, 0.75], [0.5, 0.5]]), np.array([0, 1, 1]), ("a", "b"), SINGLE_LABEL
     )

@@ -57,6 +57,13 @@ def test_modules_have_the_size_of_one_subject(path: Path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_docstrings_open_with_what_a_thing_is(path: Path):
+    tree, kinds = ast.parse(path.read_text(encoding="utf-8")), (ast.Module, ast.ClassDef, ast.FunctionDef)
+    texts = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds)]
+    assert not [text for text in texts if re.match(r"(What|Which|Where|That|How|Who|Why)\b", text)]
+
+
 def test_places_that_contributors_are_sent_to_exist():
     root = PACKAGE.parent
     named = re.findall(

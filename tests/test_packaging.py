@@ -127,7 +127,7 @@ def test_no_file_names_a_machine_or_a_registry():
 
 
 def run(words: list[str | Path], folder: Path, **env: str) -> str:
-    """What a command prints that runs in `folder`, without the checkout on its path."""
+    """Output of a command that runs in `folder`, without the checkout on its path."""
     outside = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(
         [str(word) for word in words], cwd=folder, env={**outside, **env}, capture_output=True, text=True, timeout=900

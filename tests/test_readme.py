@@ -156,7 +156,7 @@ for words in json.loads(sys.argv[1]):
 
 
 def steps_of(text: str, desk: Path) -> Iterator[tuple[bool, list[str] | str, bool]]:
-    """What the snippets of a page run: words of a script or code, whether on a Hub, and whether under a launcher."""
+    """Runs of the snippets of a page: words of a script or code, whether on a Hub, and whether under a launcher."""
     for found in BLOCK.finditer(text):
         language, code, on_hub = found["language"], found["code"], bool(found["hub"])
         if found["why"]:
@@ -281,7 +281,7 @@ def test_maps_table_equals_the_recorded_result():
     assert costs["relevance"] < costs["relprop"] < costs["integrated_gradients"]
     for run in record["sanity"]:
         methods = ("relevance", "relprop", "rollout", "integrated_gradients")
-        # What the README says about them.
+        # The sentences of the README about them.
         for method in methods:
             assert run[method]["deletion"] < run["random_order"]["deletion"]
             assert run[method]["insertion"] > run["random_order"]["insertion"]

@@ -34,7 +34,7 @@ PASSWORD = "RETFOUND_APP_PASSWORD"
 # Tries of one address, and of all together (a proxy's header may name any address), within so many seconds.
 LOGINS, ALL_LOGINS, LOGIN_SECONDS = 10, 100, 60
 MAX_BODY = 2**20  # bytes of a request that is no upload
-# What gradio serves beside the page: visitors' videos for ffmpeg, other servers' answers, functions of components.
+# Addresses that gradio serves beside the page: videos for ffmpeg, other servers' answers, functions of components.
 UNUSED = re.compile(r"/(process_recording|component_server|proxy=|stream/|(undo-)?vibe-|run-history|monitoring)")
 
 

@@ -131,7 +131,7 @@ class ImageSource:
         raise NotImplementedError
 
     def stamp(self, ref: ImageRef) -> Any:
-        """What changes when the content of the image does; its repr is hashed."""
+        """Mark that changes when the content of the image does; its repr is hashed."""
         return file_stamp(ref.image)
 
     def columns(self) -> pd.DataFrame | None:

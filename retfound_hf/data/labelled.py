@@ -84,7 +84,7 @@ class LabelledSet:
         return rows
 
     def targets(self, split: str) -> np.ndarray:
-        """What a model is to predict for the rows of `split`.
+        """Targets of a model for the rows of `split`.
 
         Returns:
             Single-label: int64 (images,), indices into `class_names`. Multi-label: float32 (images, classes) of 0 and

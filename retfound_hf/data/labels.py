@@ -291,7 +291,7 @@ def _as_list(value: Any) -> list[Any] | None:
 
 
 def _separator(names: Iterable[str]) -> str | None:
-    """What divides the findings of a combined label, such as "D|G"; None where no label looks combined."""
+    """Separator of the findings of a combined label, such as "D|G"; None where no label looks combined."""
     names = set(names)
     for separator in SEPARATORS:
         parts = [[part.strip() for part in name.split(separator) if part.strip()] for name in names]

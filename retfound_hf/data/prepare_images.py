@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 # Of the rest, `run.json` and the records tell the paths of this machine.
 PUSHED = ["data/train-*.parquet", "README.md", "dataset_info.json", "rejected.csv", "duplicates.csv"]
-# What the card says of names, and says instead where none are sent.
+# Sentences of the card about names, and those in their place where none are sent.
 ID_IS, NUMBER_IS = "where it comes from: its path within the source, or its `id` there", "its shard and its row"
 REJECTED_IN, REJECTED = "rejected, see `rejected.csv`", "rejected"
 ADVICE = "An `id` may tell more than you want to pass on; look at some before you share the shards."
@@ -113,7 +113,7 @@ class PrepareArguments:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the shards depend on beside their images, the version of the crop rule included."""
+        """Settings that the shards depend on beside their images, the version of the crop rule included."""
         names = ("modality", "image_size", "image_format", "min_side", "shard_size", "split", "image_column")
         quality = self.quality if self.image_format == "jpeg" else None
         own = {"quality": quality, "keep_columns": self.keep_columns, "crop_version": self.crop_version}

@@ -195,7 +195,7 @@ def _settle(split: np.ndarray, presence: np.ndarray, shares: np.ndarray) -> np.n
 
 
 def fraction_of_patients(groups: np.ndarray, labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
-    """Which images belong to a share of the patients.
+    """Mask of the images that belong to a share of the patients.
 
     Patients stand in a fixed order, of which the first are taken: one of every class, then those that keep the
     classes in proportion. The order depends on the set of patients and the seed, not on the order of the rows.

@@ -109,7 +109,7 @@ class LogitScaling:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], outputs: int) -> "LogitScaling | None":
-        """What a model's configuration records, a temperature alone as well; None where nothing was fitted."""
+        """Scaling that a model's configuration records, a temperature alone as well; None where nothing was fitted."""
         if config.get("calibration_slope") is not None:
             return cls(tuple(config["calibration_slope"]), tuple(config["calibration_intercept"]))
         temperature = config.get("calibration_temperature", 1.0)

@@ -266,7 +266,7 @@ FOOTER = "Every number is in the CSV files and in metrics.json beside this page,
 
 @dataclass(frozen=True)
 class About:
-    """What the page of an evaluation says beside its figures.
+    """Text of the page of an evaluation beside its figures.
 
     Attributes:
         name: title of the page.
@@ -305,7 +305,7 @@ def metric_rows(
 
 
 def counts_text(predictions: Predictions, case: str = "image") -> str:
-    """What figures rest on, such as `480 images of 240 patients; amd: 96 images of 60 patients`.
+    """Counts that figures rest on, such as `480 images of 240 patients; amd: 96 images of 60 patients`.
 
     Args:
         predictions: with labels.

@@ -266,7 +266,7 @@ def find_intervals(
 
 
 class _Known:
-    """What intervals need of predictions of classes.
+    """Parts of predictions of classes that intervals need.
 
     Args:
         predictions: with labels.

@@ -27,7 +27,7 @@ CLASSIFICATION = (SINGLE_LABEL, MULTI_LABEL)
 
 @dataclass(frozen=True)
 class ClassValue:
-    """What a mean over classes, in which those without a value count as 0, is of one class: `<name>/<class>`.
+    """Value of one class, `<name>/<class>`, in a mean over classes where those without a value count as 0.
 
     Attributes:
         name, title: as those of a metric.
@@ -438,7 +438,7 @@ def _correlation(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> 
     total = weights.sum(axis=1, keepdims=True)
     first, second = (side - (weights * side).sum(axis=1, keepdims=True) / total for side in (first, second))
     spreads = [(weights * side**2).sum(axis=1) for side in (first, second)]
-    # What is left of a constant after its mean is taken off is rounding, of the size of its largest value.
+    # A constant less its mean leaves rounding, of the size of its largest value.
     tiny = [1e-20 * total[:, 0] * (1 + np.abs(side).max()) ** 2 for side in (first, second)]
     defined = (spreads[0] > tiny[0]) & (spreads[1] > tiny[1])
     norm = np.sqrt(spreads[0] * spreads[1])

@@ -371,7 +371,7 @@ def ungradable_rows(column: pd.Series) -> np.ndarray:
 def ungradable_table(
     predictions: Predictions, points: Sequence[OperatingPoint], marked: np.ndarray, unread: np.ndarray | None = None
 ) -> pd.DataFrame:
-    """What images that cannot be graded do to each threshold: counted as positive (referred), or left out.
+    """Effect of images that cannot be graded on each threshold: counted as positive (referred), or left out.
 
     Args:
         predictions: with labels.

@@ -153,7 +153,7 @@ def predictive_values(sensitivity: Estimate, specificity: Estimate, prevalence: 
 
 
 def class_counts(predictions: "Predictions") -> pd.DataFrame:
-    """What the figures of each class rest on.
+    """Counts that the figures of each class rest on.
 
     Returns:
         `class`, `rows` and `patients` of the set, `positives` (rows of the class) and `patients_positive` (patients
@@ -170,7 +170,7 @@ def class_counts(predictions: "Predictions") -> pd.DataFrame:
 def points_table(
     predictions: "Predictions", points: Sequence[OperatingPoint], prevalence: Mapping[str, float] | None = None
 ) -> pd.DataFrame:
-    """What thresholds reach that were chosen elsewhere: one row per class and criterion.
+    """Performance of thresholds that were chosen elsewhere: one row per class and criterion.
 
     Args:
         predictions: with labels.

@@ -1,1 +1,1 @@
-"""What a classifier looks at, and what an autoencoder paints: maps, pictures and the command that writes them."""
+"""Maps of what a classifier looks at, pictures that an autoencoder paints, and the command that writes them."""

@@ -1,4 +1,4 @@
-"""What this machine has and lacks for the commands, and what mends it: `diagnose`, and the command `doctor`.
+"""Check of what this machine has and lacks for the commands, and what mends it: `diagnose`, the command `doctor`.
 
 Nothing is asked of the Hub unless the caller wants it, and no token is ever shown.
 """

@@ -31,7 +31,7 @@ from .contents import (
 )
 from .remote_code import auto_maps, code_files
 
-# Where a snippet loads a folder by its name, which need not be the folder's any more; ids of the Hub have a slash.
+# Calls of a snippet that load a folder by its name, which may have changed since; ids of the Hub have a slash.
 LOADED = re.compile(
     r"""(\bfrom_pretrained\((?:\w+, *)?|\bload_\w+\(|\bmodel=)("([^"/\\\n]|\\.)+"|'([^'/\\\n]|\\.)+')"""
 )

@@ -155,7 +155,7 @@ def _run(arguments: EvaluateArguments, forward_arguments: ForwardArguments, repo
 def split_of_training(
     model_folder: str, seed: int, data: str | None = None, patient_column: str | None = None
 ) -> dict[str, Any]:
-    """How a set without splits is split, as keyword arguments of `read_labelled`.
+    """Keyword arguments of `read_labelled` that split a set without splits.
 
     Images of the set of the training keep their splits, whatever has become of the table since. A set of which the
     training saw no image is used as a whole.

@@ -395,7 +395,7 @@ class Classifier:
         )
 
     def about(self, title: str, model: str, data: str, splits: Mapping[str, PreparedSplit], **facts: str) -> About:
-        """What `report.html` says beside the figures of this classifier.
+        """Text of `report.html` beside the figures of this classifier.
 
         Args:
             title: of the page.

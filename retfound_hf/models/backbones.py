@@ -45,7 +45,7 @@ from .modeling_retfound import (
 )
 
 HEAD_NORM_EPS = 1e-6
-# What a stock ViT configuration says of the encoder; all else in it is of heads that are left out.
+# Fields of a stock ViT configuration that describe the encoder; all else is of heads that are left out.
 VIT_KEYS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
     "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "image_size",

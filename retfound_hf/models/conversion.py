@@ -25,7 +25,7 @@ from .image_processing_retfound import RetFoundImageProcessor
 from .key_tables import COUNTER, configure, rename
 from .loading import OFFICIAL_LICENSE
 
-# Where the official codes keep the weights: MAE and fine-tuning under `model`, DINO and DINOv2 under `teacher`,
+# Keys of the weights in the official codes: MAE and fine-tuning under `model`, DINO and DINOv2 under `teacher`,
 # MoCo v3 and most copies of SimCLR under `state_dict`.
 STATE_KEYS = ("model", "teacher", "state_dict")
 # And the library VISSL, which published SimCLR's for PyTorch, four dicts down.

@@ -175,11 +175,11 @@ class RetFoundImageProcessor(TorchvisionBackend):
         return tensor if device is None else tensor.to(device)
 
     def crop_box(self, image: Image.Image) -> tuple[int, int, int, int]:
-        """What is cut from an upright RGB image before resizing: (left, top, right, bottom) in pixels."""
+        """Part that is cut from an upright RGB image before resizing: (left, top, right, bottom) in pixels."""
         return crop_box(image) if self.do_fundus_crop else (0, 0, *image.size)
 
     def input_window(self, image: Image.Image, box: tuple[int, int, int, int] | None = None) -> ImageRegion:
-        """Where on an upright RGB image (`read_image` makes one) the network's input lies.
+        """Place of the network's input on an upright RGB image, as `read_image` makes it.
 
         Args:
             box: the image's `crop_box`, where it is known already; finding it takes longer than the rest.
@@ -287,7 +287,7 @@ def _sides(size: Any, field: str = "size") -> tuple[tuple[int, int], bool]:
 def _resized(
     size: Any, crop_pct: Any, keep_aspect_ratio: bool, do_center_crop: bool = True, **_: Any
 ) -> dict[str, int]:
-    """What images are resized to, of which `size` is the centre."""
+    """Size that images are resized to; `size` is its centre."""
     (height, width), _is_shorter = _sides(size)
     shares = crop_pct if isinstance(crop_pct, (list, tuple)) else (crop_pct, crop_pct)
     height_share, width_share = shares if do_center_crop else (1.0, 1.0)

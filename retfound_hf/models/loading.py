@@ -96,7 +96,7 @@ STARTING_POINTS = {
 
 
 def accepted_weights() -> str:
-    """What a command takes as a model, for help texts."""
+    """Models that a command takes, for help texts."""
     return f"{', '.join(STARTING_POINTS)}, or a folder or Hub id of a {accepted_models()} model"
 
 

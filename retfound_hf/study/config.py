@@ -26,7 +26,7 @@ OF_THE_STUDY = (
     "model_name_or_path", "config_name", "data", "method", "seed", "train_fraction", "output_dir",
     "overwrite_output_dir", "resume_from_checkpoint", "keep_checkpoints", "do_train", "do_eval", "do_predict",
 )  # fmt: skip
-# Where things lie and how fast they go: no part of what defines a result.
+# Places and speeds: no part of what defines a result.
 NEUTRAL = (
     "cache_dir", "image_root", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
     "dataloader_persistent_workers", "disable_tqdm", "logging_steps", "logging_strategy", "report_to", "log_level",
@@ -187,11 +187,11 @@ class Model(Section):
 
     @property
     def option(self) -> str:
-        """Which field is given."""
+        """Name of the field that is given."""
         return "config_name" if self.config_name else "model_name_or_path"
 
     def start(self, modality: str | None) -> str | None:
-        """What to start from on a data set of this modality; None where the model has nothing for it."""
+        """Start on a data set of this modality; None where the model has nothing for it."""
         starts = self.config_name or self.model_name_or_path or {}
         return starts.get(modality or ANY, starts.get(ANY))
 
@@ -256,7 +256,7 @@ class DataSet(Section):
 
 
 class Reporting(Section):
-    """How results are compared and shown; a change of these runs no job again.
+    """Comparison and display of results; a change of these runs no job again.
 
     Attributes:
         reference: label of the model that is tested against the others; the first one by default.

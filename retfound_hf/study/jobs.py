@@ -85,7 +85,7 @@ def _read_task(study: Study, name: str, data: DataSet) -> Task:
     if data.cohort and not Path(data.cohort, "flow.json").is_file():
         reason = f"{data.cohort} has no flow.json; give the folder that build_cohort made"
         raise _refused(f"data.{name}.cohort", reason, data.cohort)
-    # How a data set is read depends neither on the model nor on the method.
+    # A data set is read alike for every model and method.
     args = parse_options({**study.finetune.options, **data.options, "data": data.data, "config_name": "retfound-tiny"})
     labelled = read_labelled(
         data.data, label_columns=args.label_columns, problem_type=args.problem_type, image_column=args.image_column,

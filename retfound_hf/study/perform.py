@@ -96,7 +96,7 @@ def _train_head(method: Any, prepared: Prepared, sets: Mapping[str, PreparedSpli
 def cached_features(
     folder: Path, args: FinetuneArguments, prepared: Prepared, sets: Mapping[str, PreparedSplit]
 ) -> dict[str, np.ndarray]:
-    """What the head sees of the images of every set, from the cache in `folder` or into it.
+    """Inputs of the head for the images of every set, from the cache in `folder` or into it.
 
     Args:
         folder: of the cache.

@@ -167,7 +167,7 @@ def settings(found: StudyResults) -> Section:
 
 
 def _each(values: Iterable[str | None]) -> str:
-    """What all jobs share, or every value with the number of its jobs."""
+    """Value that all jobs share, or every value with the number of its jobs."""
     counts = Counter(value or "–" for value in values)
     if len(counts) < 2:
         return next(iter(counts), "–")

@@ -26,7 +26,7 @@ def where(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
 
 
 def seeds_of(counts: Iterable[int]) -> str:
-    """How many seeds means are over: a model on some data may have fewer than the study."""
+    """Number of seeds that means are over: a model on some data may have fewer than the study."""
     low, high = min(found := [int(count) for count in counts]), max(found)
     return counted(f"{low}" if low == high else f"{low} to {high}", "seed")
 
@@ -101,7 +101,7 @@ def read_flow(found: StudyResults, data: str) -> dict[str, Any]:
 
 
 def class_titles(found: StudyResults, data: str) -> dict[str, str]:
-    """What to call each class of a data set."""
+    """Title of each class of a data set."""
     own = read_flow(found, data).get("classes", {})
     return {name: own.get(name, name) for name in found.task(data)["class_names"]}
 
@@ -146,7 +146,7 @@ def systems_of(found: StudyResults, data: str) -> list[System]:
 
 
 def label_of(found: StudyResults, model: str, method: str) -> str:
-    """How tables and figures call a model and a method."""
+    """Name of a model and a method in tables and figures."""
     return model if len(found.study.methods) == 1 else f"{model}, {method}"
 
 

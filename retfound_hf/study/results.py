@@ -27,12 +27,12 @@ TEXT_COLUMNS = (
 
 
 def job_folder(folder: str | Path, job_id: str) -> Path:
-    """Where a job's results lie."""
+    """Folder of a job's results."""
     return Path(folder) / "jobs" / job_id
 
 
 def predictions_file(folder: str | Path, job_id: str, evaluated: str) -> Path:
-    """Where a job's predictions of an evaluated set lie."""
+    """File of a job's predictions of an evaluated set."""
     return job_folder(folder, job_id) / evaluated / "predictions.csv"
 
 
@@ -57,7 +57,7 @@ def read_images(folder: str | Path, data: str, evaluated: str) -> pd.DataFrame:
 
 
 def read_predictions(folder: str | Path, job_id: str, data: str, evaluated: str) -> Predictions:
-    """What a job predicted for a set, with all that the data say of its images as `columns`."""
+    """Predictions of a job for a set, with all that the data say of its images as `columns`."""
     path = predictions_file(folder, job_id, evaluated)
     task = read_task(folder, data)
     predictions, order = Predictions.read_csv(path, task["problem_type"]), task.get("class_order")
@@ -113,7 +113,7 @@ class JobResult:
 
     @classmethod
     def of(cls, job: "Job", status: str, **facts: Any) -> "JobResult":
-        """What became of a job."""
+        """Result of a job."""
         labels = {name: getattr(job, name) for name in ("id", *JOB_COLUMNS[1:])}
         return cls(**labels, status=status, **facts)
 
@@ -123,7 +123,7 @@ class JobResult:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What the tables say of the job in every row."""
+        """Columns of the tables that describe the job in every row."""
         return {"job": self.id, **{name: getattr(self, name) for name in JOB_COLUMNS[1:]}}
 
 
@@ -158,7 +158,7 @@ class StudyResults:
         return reported_metrics(self.study, self.task(data))
 
     def predictions(self, job: JobResult, evaluated: str) -> Predictions:
-        """What a job predicted for `val`, `test` or an external set, by image."""
+        """Predictions of a job for `val`, `test` or an external set, by image."""
         return read_predictions(self.folder, job.id, job.data, evaluated)
 
     def cases(self, job: JobResult, evaluated: str) -> Predictions:
@@ -231,7 +231,7 @@ def ended_jobs(folder: str | Path, planned: Iterable[tuple[str, ...]]) -> tuple[
 
 
 def read_job(folder: str | Path, job_id: str) -> JobResult | None:
-    """What became of a job; None for one that has not ended."""
+    """Result of a job; None for one that has not ended."""
     path = job_folder(folder, job_id) / "job.json"
     if not path.is_file():
         return None
@@ -263,7 +263,7 @@ def curve_points(folder: str | Path, job: JobResult) -> list[dict[str, Any]]:
 
 
 def adaptation(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What `JobResult.efficiency` holds; empty without a curve.
+    """Values of `JobResult.efficiency`; empty without a curve.
 
     `final` is the best validation value, which is that of the weights that are kept.
     """

@@ -46,7 +46,7 @@ TABLES: tuple[dict[str, Any], ...] = (METRICS, METHODS, BACKBONES, STARTING_POIN
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker process is sent.
+    """Task that a worker process is sent.
 
     Attributes:
         job, study, folder: what to do, of which study, and the study's folder.
@@ -190,7 +190,7 @@ def _result(worker: _Worker, folder: Path) -> JobResult:
     worker.process.join()
     job, code = worker.job, worker.process.exitcode or 0
     found = read_job(folder, job.id)
-    # What is finished stays so, whatever befell the process after its training: the tables look again at the rest.
+    # A finished job stays so, whatever befell the process afterwards: the tables look again at the rest.
     if found is not None and (code == 0 or found.status == "finished"):
         return replace(found, error=error)
     how = f"signal {-code}" if code < 0 else f"exit status {code}"

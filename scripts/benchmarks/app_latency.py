@@ -1,4 +1,4 @@
-"""How long a visitor of the web page waits, with ViT-L on the cores of this machine.
+"""Time that a visitor of the web page waits, with ViT-L on the cores of this machine.
 
     python scripts/benchmarks/app_latency.py --out scripts/benchmarks/results/app_latency.json
 

@@ -1,4 +1,4 @@
-"""How often 95% intervals hold the true value with few patients of a class, and how often equal models seem to differ.
+"""Coverage of 95% intervals with few patients of a class, and how often equal models seem to differ.
 
 python scripts/benchmarks/coverage.py --sets 1000 --out scripts/benchmarks/results/coverage.json
 

@@ -142,7 +142,7 @@ def measured(model: nn.Module, eyes: dict[str, Tensor], lesions: Tensor) -> dict
         ]
     random, grid, images = with_random_weights(model), SIZE // SIZES["patch_size"], eyes["both"]
     shuffled = torch.rand(len(images), grid, grid, generator=torch.Generator().manual_seed(0))
-    # What is taken out of the eye with both lesions is replaced by the eye without the explained one.
+    # Patches that are taken out of the eye with both lesions are replaced by the eye without the explained one.
     without = [eyes[other] for other in reversed(FINDINGS)]
     rows: dict[str, list[dict[str, float]]] = {method: [] for method in (*METHODS, "random_order")}
     for method in METHODS:

@@ -1,4 +1,4 @@
-"""How true a map is to its model: relevance inside known lesions, deletion and insertion of patches."""
+"""Faithfulness of a map to its model: relevance inside known lesions, deletion and insertion of patches."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from retfound_hf.explanation.attention import Target, device_and_dtype, scored, 
 
 @dataclass(frozen=True)
 class Curves:
-    """How the target's probability falls and rises, means over the images.
+    """Fall and rise of the target's probability, means over the images.
 
     Attributes:
         shares: (steps + 1,) of the patches that are taken away (deletion) or put in (insertion), 0 to 1.
@@ -82,7 +82,7 @@ def deletion_and_insertion(
 
 
 def mass_over_chance(patches: Tensor, lesions: Tensor) -> Tensor:
-    """How many times more of a map lies in lesions than an even map would have there, (batch,).
+    """Share of a map within lesions over that of an even map, (batch,).
 
     Args:
         patches: (batch, grid, grid); what is negative counts as none.

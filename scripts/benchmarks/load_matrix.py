@@ -1,4 +1,4 @@
-"""Which transformers loads a published folder, and how: stock class, code from the folder, the package.
+"""Versions of transformers that load a published folder: by the stock class, code from the folder, the package.
 
 Each version gets an environment of its own, made in seconds: the packages of this one are linked into it, but for
 transformers and what depends on its version, which pip installs. In each, a fresh process per way loads the folder,
@@ -143,7 +143,7 @@ def make_folders(place: Path) -> None:
 
 
 def run_way(python: Path, place: Path, way: str, home: Path) -> dict:
-    """What one way gives in one environment; a step that failed and all after it are false, with the last line."""
+    """Result of one way in one environment; a step that failed and all after it are false, with the last line."""
     again = Path(tempfile.mkdtemp(dir=home))
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     env |= {"HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1", "USE_TF": "0", "OMP_NUM_THREADS": "1"}

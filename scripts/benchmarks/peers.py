@@ -71,7 +71,7 @@ def alternate(
 
 
 def ratio(times: Mapping[str, Mapping[str, float]], peer: str, ours: str, of: str = "seconds") -> float:
-    """How many times as fast as the peer this package is."""
+    """Speed of this package, in multiples of the peer's."""
     return round(times[peer][of] / times[ours][of], 3)
 
 

@@ -1,4 +1,4 @@
-"""What pretraining lifts, class by class and by the number of labels, with intervals over patients.
+"""Lift of pretraining, class by class and by the number of labels, with intervals over patients.
 
     python scripts/benchmarks/pretrain_lift.py checkpoint-492 my-run --probe_data labelled --cache_dir scratch \
         --out results/pretrain_lift

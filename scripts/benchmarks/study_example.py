@@ -1,4 +1,4 @@
-"""What the README says of its example study: the top of the report as a picture, and what it took and found.
+"""Example study of the guide: the top of its report as a picture, and what it took and found.
 
     python scripts/benchmarks/study_example.py my-study --out scripts/benchmarks/results/study_example
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# Where the browser must be there, a missing one is a failure: scripts/test.sh says so after it has installed one.
+# A missing browser is a failure where it must be there: scripts/test.sh says so after it has installed one.
 WANTED = os.environ.get("BROWSER_TESTS") == "required"
 
 

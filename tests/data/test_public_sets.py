@@ -127,7 +127,7 @@ def test_every_recipe_is_whole(name):
     found = recipe(name)
     assert found.task and found.site.startswith("https://") and found.split.startswith("https://")
     assert all(folder.strip() == folder and meaning for folder, meaning in found.classes.items())
-    # What the official code does with folder names: their sorted order is the order of the classes.
+    # The official code takes the sorted order of folder names as the order of the classes.
     assert list(found.classes) == sorted(found.classes)
     assert len({re.sub(r"\W", "", folder.casefold()) for folder in found.classes}) == len(found.classes)
 

@@ -1,4 +1,4 @@
-"""How often the 95% intervals hold the true number, on patients with two correlated eyes."""
+"""Coverage of the 95% intervals, on patients with two correlated eyes."""
 
 import runpy
 from pathlib import Path

@@ -168,7 +168,7 @@ def test_the_highest_class_is_that_of_the_known_order(names, order, highest):
         with pytest.raises(BadArgumentError) as error:
             images.at_level("patient", label_conflicts="max")
         assert (error.value.field, error.value.value) == ("label_conflicts", "max")
-        # Where labels agree nothing is taken for higher.
+        # Labels that agree have no higher one.
         agreeing = images.select(np.array([0, 1])).at_level("patient", label_conflicts="max")
         assert agreeing.targets.tolist() == [0, 0]
     else:

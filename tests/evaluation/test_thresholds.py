@@ -136,7 +136,7 @@ def test_decision_curve_equals_its_definition_and_a_useless_model_treats_all():
 def test_the_class_that_is_not_named_for_health(names, positive):
     names = names.split("|")
     assert positive_class(names) == positive
-    # Where the names tell it, they do so in either order.
+    # Names that tell it do so in either order.
     assert (known_order(names) is None) == (positive_class(names[::-1]) == positive)
 
 

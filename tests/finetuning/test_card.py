@@ -1,4 +1,4 @@
-"""What the card of a fine-tuned folder tells of the patients."""
+"""Patients on the card of a fine-tuned folder."""
 
 import pandas as pd
 import pytest

@@ -208,7 +208,7 @@ def test_base_weights_do_not_change(job, encoder_folder):
 def test_stock_models_take_the_default_targets(stock_folder, kind):
     model = add_lora(build_classifier(str(stock_folder(kind)), None, LABELS), targets=["query", "value"])
     adapted = {name.split(".lora_A")[0].rsplit(".", 1)[-1] for name in model.state_dict() if "lora_A" in name}
-    # Which names a stock model bears depends on the version of transformers.
+    # The names of a stock model depend on the version of transformers.
     ours = kind in ("vit", "vit_mae")
     assert adapted in ([{"query", "value"}] if ours else [{"query", "value"}, {"q_proj", "v_proj"}])
     assert sum("lora_A" in name for name in model.state_dict()) == 6

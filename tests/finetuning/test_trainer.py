@@ -20,7 +20,7 @@ from retfound_hf.vocabulary import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 RATE, DECAY, WEIGHT_DECAY = 1e-3, 0.65, 0.05
 LABELS = {"num_labels": 2, "id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}, "problem_type": None}
-# How a name in transformers starts -> how the same part is called in timm, whose names the official rule reads.
+# Start of a name in transformers -> name of the same part in timm, whose names the official rule reads.
 TIMM_STARTS = {
     "embeddings.cls_token": "cls_token",
     "embeddings.mask_token": "patch_embed.mask_token",

@@ -1,4 +1,4 @@
-"""What may be published: nothing private, no path of this machine, the licence, complete cards, true figures."""
+"""Published contents: nothing private, no path of this machine, the licence, complete cards, true figures."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ def test_names_of_patients_and_paths_are_left_out(workshop, capsys):
 
 
 def test_links_and_leftovers_are_left_out(folder, tmp_path):
-    """Whatever their names: a link may lead to any file, and a hidden one may be half of a picture."""
+    """A link of any name may lead to any file, and a hidden one may be half of a picture."""
     place = folder("classifier")
     secret = tmp_path / "secret"
     secret.mkdir()

@@ -260,7 +260,7 @@ def test_a_resnet_in_any_layout(layout, small, images, tmp_path):
 
 
 def test_running_statistics_and_counters_train_on_as_torchvision_s(small, images, tmp_path):
-    """Where the statistics were mapped wrongly, a step in training mode would change others."""
+    """A step in training mode would change other statistics if they were mapped wrongly."""
     model = transformers.ResNetModel.from_pretrained(
         convert_checkpoint(written(encoder_of(small), tmp_path), tmp_path / "out")
     )

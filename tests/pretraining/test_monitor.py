@@ -284,7 +284,7 @@ def norms(*values: float) -> torch.Tensor:
 
 @pytest.fixture
 def scaled(tmp_path):
-    """What looks for faults in a run with --fp16 whose loss scale is 2 ** -60."""
+    """Search for faults in a run with --fp16 whose loss scale is 2 ** -60."""
     accelerator = SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: 2.0**-60), is_main_process=True)
     return lambda total_steps=1000, skip=False: NonFiniteGuard(accelerator, tmp_path, skip, total_steps)
 

@@ -78,7 +78,7 @@ def break_off(on_hub, uneven, monkeypatch):
 
 @pytest.fixture
 def fetched(on_hub):
-    """How often each shard was asked for as a whole since the last call; footers are read by ranges, uncounted."""
+    """Count of requests for each shard as a whole since the last call; footers are read by ranges, uncounted."""
     seen = [0]
 
     def count() -> dict[str, int]:
@@ -457,7 +457,7 @@ def open_table(tiny_arguments, tmp_path):
 
 
 def test_runs_that_share_a_cache_have_folders_of_their_own(open_table, uneven, tmp_path):
-    """What a killed attempt left is removed, also that of processes which the run no longer has."""
+    """The remains of a killed attempt are removed, also those of processes that the run no longer has."""
     image = encoded(picture(0))
     write_parquet(tmp_path / "others" / "train-00000.parquet", [image] * 60, [f"other{row}" for row in range(60)])
     first, second = open_table("first", uneven), open_table("second", tmp_path / "others")
@@ -583,7 +583,7 @@ def test_a_run_goes_on_with_the_same_shards_from_another_folder(stream, uneven, 
 
 
 def test_a_run_goes_on_with_the_images_that_it_began_with_whatever_the_hub_has_now(stream, on_hub, uneven, tmp_path):
-    """Where the history was squashed, so that the commit is gone, other images are refused."""
+    """Other images are refused after the history was squashed, so that the commit is gone."""
     whole, repo = stream("whole", max_steps=8), on_hub.repo("org/retinas", "dataset")
     revision = repo.at("main").oid
     repo.add_files({"data/train-00004.parquet": (uneven / "data" / "train-00000.parquet").read_bytes()})

@@ -1,4 +1,4 @@
-"""What is checked before a study runs, and ids of jobs: one for each cell, whatever else is in the study."""
+"""Checks before a study runs, and ids of jobs: one for each cell, whatever else is in the study."""
 
 import os
 import shutil

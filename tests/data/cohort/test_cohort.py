@@ -17,7 +17,7 @@ CERTAIN = [("yes", "stroke", "2019-06-01"), ("no", "last_follow_up", "2029-01-01
 
 
 def fate(registry, build, rows, day=INDEX, **options):
-    """What becomes of the image of patient "p" with the events `rows`: 0, 1 or the name of an exclusion."""
+    """Label of the image of patient "p" with the events `rows`: 0, 1 or the name of an exclusion."""
     images = pd.DataFrame({"image": ["p.png", "yes.png", "no.png"], "patient_id": ["p", "yes", "no"],
                            "date": [str(day), "2019-03-04", "2019-03-04"]})  # fmt: skip
     events = pd.DataFrame([("p", *row) for row in rows] + CERTAIN, columns=["patient_id", "event", "date"])

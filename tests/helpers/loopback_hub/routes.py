@@ -1,4 +1,4 @@
-"""What the loopback Hub answers to each request of the client."""
+"""Answers of the loopback Hub to each request of the client."""
 
 import base64
 import json

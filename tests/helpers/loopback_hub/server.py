@@ -61,7 +61,7 @@ class LoopbackHub:
         self.cuts.append(Cut(method, pattern, after, times))
 
     def env(self, home: str | Path, token: str | None = "hf_writer", offline: bool = False) -> dict[str, str]:
-        """What a process needs in its environment to speak to this Hub, with its cache under `home`."""
+        """Environment in which a process speaks to this Hub, with its cache under `home`."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),

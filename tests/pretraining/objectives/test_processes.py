@@ -85,7 +85,7 @@ def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def fixed(names: Iterable[str]) -> set[str]:
-    """What no step changes."""
+    """State that no step changes."""
     parts = ("position_embeddings", "patch_embeddings", "layernorm.")
     return {name for name in names if any(part in name for part in parts)}
 
