@@ -99,6 +99,17 @@ def check_trackers(report_to: str | Iterable[str] | None, known: Iterable[str], 
     return ["all"] if "all" in names else [name for name in names if name != "none"]
 
 
+@contextmanager
+def tracker_faults(report_to: Iterable[str]) -> Iterator[None]:
+    """Turn errors of starting trackers within the block, such as a missing login, into `BadArgumentError`."""
+    try:
+        yield
+    except Exception as error:
+        names = " ".join(report_to)
+        message = f"a tracker of `report_to={names}` does not start: {one_line(error)}; log in to it, or leave it out"
+        raise BadArgumentError(message, field="report_to", value=list(report_to)) from error
+
+
 def _is_there(package: str) -> bool:
     """Whether a package can be imported; an engine does not look for all that it knows."""
     try:

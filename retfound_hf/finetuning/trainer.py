@@ -22,6 +22,7 @@ from ..models.backbones import parameter_depths
 from ..models.image_processing_retfound import RetFoundImageProcessor
 from ..models.loading import read_weights
 from ..models.modeling_retfound import classification_loss
+from ..options import tracker_faults
 from ..vocabulary import SINGLE_LABEL
 
 CROP_SCALES = {"recipe": (0.08, 1.0), "light": (0.5, 1.0)}
@@ -245,6 +246,9 @@ class FinetuneTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer,
             callbacks=[Clock()],
         )
+        if args.report_to:  # this starts the trackers, and little else
+            start = self.callback_handler.on_train_begin
+            self.callback_handler.on_train_begin = tracker_faults(args.report_to)(start)
         self.evaluation_collator = Collator(EvaluationPixels(classifier.processor))
         self.sampler = sampler
         self.target_scale = target_scale

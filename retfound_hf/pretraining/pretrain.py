@@ -24,6 +24,7 @@ from ..files import exclusive_folder, is_remote, move_into, refuse_existing
 from ..images.reading import modality_mismatch
 from ..models.cards import base_metadata, cost_text, describe_preprocessing, describe_start, write_card
 from ..models.image_processing_retfound import RetFoundImageProcessor
+from ..options import tracker_faults
 from ..record import as_code, as_text, hardware, write_run_record
 from ..vocabulary import MODALITIES
 from .arguments import Arguments, PretrainingArguments
@@ -172,11 +173,8 @@ def make_accelerator(args: PretrainingArguments, output_dir: Path) -> Accelerato
         )
     except (ValueError, ImportError) as error:
         raise RetFoundError(f"Accelerate refuses its settings: {error}") from error
-    try:
+    with tracker_faults(args.report_to):
         accelerator.init_trackers("retfound")
-    except Exception as error:  # of any tracker's own kind, such as a missing login
-        refused = f"a tracker of `report_to={' '.join(args.report_to)}` does not start: {one_line(error)}"
-        raise BadArgumentError(refused, field="report_to", value=args.report_to) from error
     return accelerator
 
 

@@ -266,6 +266,18 @@ def test_requests_are_checked_before_training(run, table_set, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
+def test_a_tracker_that_does_not_start_ends_the_run_before_its_first_step(run, tmp_path, monkeypatch):
+    """As one without login or network."""
+    pytest.importorskip("tensorboard")
+    monkeypatch.setattr("retfound_hf.finetuning.trainer.FinetuneTrainer.training_step", None)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "file/below"))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BadArgumentError) as error:
+        run(report_to=["tensorboard"])
+    assert (error.value.field, error.value.value) == ("report_to", ["tensorboard"])
+    assert not list(tmp_path.glob("out/*"))
+
+
 def test_several_findings(run, table_set, cache_dir):
     data = {"data": str(table_set), "label_columns": ["red", "bright"]}
     done = run(**data, num_train_epochs=6, learning_rate=5e-3, calibrate=True)
