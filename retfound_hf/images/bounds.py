@@ -9,8 +9,8 @@ from PIL import Image
 
 from ..errors import UnreadableImageError
 
-# Pixels of a frame (2 GB of memory at the worst), frames of a file, pixels of all passes over a JPEG (some 10 s) or of
-# all frames up to the one that is read, pixels that Pillow decodes in Python, or from colours of 16 bits, and how
+# Pixels of a frame (1.3 GB of memory at the worst), frames of a file, pixels of all passes over a JPEG (some 10 s) or
+# of all frames up to the one that is read, pixels that Pillow decodes in Python, or from colours of 16 bits, and how
 # often a file is read, in pieces and (beyond SPARE_BYTES) as a whole.
 MAX_PIXELS = 100_000_000
 MAX_FRAMES = 10_000

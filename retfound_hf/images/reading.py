@@ -174,8 +174,9 @@ def read_image(
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
             upright = _upright_rgb(image)
-            # An image must not outlive its file.
-            return image.copy() if upright is image else upright
+            # An image must not outlive its file; `copy` would hold all pixels twice.
+            image.load()
+            return image._new(image.im) if upright is image else upright
     except MissingPackageError:
         raise
     except Exception as error:  # decoders fail on broken files with errors of every type
@@ -204,13 +205,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(scale_deep(np.asarray(image))).convert("RGB")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        most = rgba.getextrema()[3][1]
-        if most < 255:  # in 0 and 1, say, or uniform
-            rgba.putalpha(rgba.getchannel("A").point(lambda value: value * 255 // max(most, 1)))
-        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-        shown = Image.alpha_composite(black, rgba).convert("RGB")
-        few = np.asarray(rgba.getchannel("A")).mean() < 255 * LEAST_SHOWN
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        least, most = rgba.getextrema()[3]
+        if least == 255:
+            return rgba.convert("RGB")
+        alpha = rgba.getchannel("A").point(lambda value: value * 255 // max(most, 1))  # in 0 and 1, say, or uniform
+        shown = Image.new("RGB", rgba.size)
+        for top in range(0, rgba.height, RESIZING_ROWS):  # few at a time: the whole takes several copies
+            rows = (0, top, rgba.width, min(top + RESIZING_ROWS, rgba.height))
+            (part := rgba.crop(rows)).putalpha(alpha.crop(rows))
+            shown.paste(Image.alpha_composite(Image.new("RGBA", part.size, (0, 0, 0, 255)), part).convert("RGB"), rows)
+        few = np.asarray(alpha).mean() < 255 * LEAST_SHOWN
         return rgba.convert("RGB") if few or _brightest(shown) < BLANK else shown
     return image.convert("RGB")
 
@@ -218,7 +223,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def scale_deep(values: np.ndarray) -> np.ndarray:
     """uint8 of the shape of `values`, numbers or integers beyond 8 bits, by the rules of `to_rgb`."""
     is_float, black = values.dtype.kind == "f", 0
-    largest = np.where(np.isfinite(values), values, 0).max(initial=0) if is_float else int(values.max(initial=0))
+    largest = values.max(initial=0, where=np.isfinite(values)) if is_float else int(values.max(initial=0))
     limits = SENSOR_LIMITS
     if is_float:
         if OVERSHOOT < largest < LEAST_SCALE:

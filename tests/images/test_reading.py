@@ -3,6 +3,8 @@
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -450,3 +452,18 @@ def test_outside_and_bad_maps():
     assert np.isnan(ImageRegion(2, 2, 4, 4).place(np.ones((1, 1)), (6, 6), outside=float("nan"))[0, 0])
     with pytest.raises(BadDataError):
         ImageRegion(0, 0, 1, 1).place(np.ones(3), (4, 4))
+
+
+@pytest.mark.parametrize(("mode", "fill", "copies"), [("RGB", (90, 60, 30), 1.6), ("RGBA", (90, 60, 30, 99), 3.2)])
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells the peak of memory")
+def test_a_large_image_is_held_once(tmp_path, mode, fill, copies):
+    """Memory of reading, in copies of four bytes for each pixel."""
+    Image.new(mode, (3000, 3000), fill).save(tmp_path / "large.tif", compression="tiff_lzw")
+    code = (  # the peak of `getrusage` would be that of this process
+        "import sys; from retfound_hf.images.reading import read_image\n"
+        "peak = lambda: next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
+        "before = peak(); image = read_image(sys.argv[1]); print((peak() - before) / 36e3, *image.getpixel((9, 9)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "large.tif")], capture_output=True, text=True)
+    held, *colour = map(float, done.stdout.split())
+    assert held < copies and colour == [90, 60, 30]
