@@ -235,11 +235,19 @@ def build_arguments(types: Sequence[type], options: Mapping[str, Any]) -> tuple[
     )
 
 
+class _WithFlags(logging.Formatter):
+    """Notes that name options as the command writes them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return with_flags(super().format(record), _fields)
+
+
 @contextmanager
 def _notes_on_stderr(least: int) -> Iterator[None]:
     """Print what the package logs from a level on, such as by what images were split, while a command runs."""
     log = logging.getLogger(__package__)
     handler, level = logging.StreamHandler(), log.level
+    handler.setFormatter(_WithFlags())
     log.addHandler(handler)
     log.setLevel(least)
     try:

@@ -1,4 +1,5 @@
 import json
+import logging
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -259,6 +260,15 @@ def test_numbers_outside_their_range_name_their_field(wrong):
     flags = [word for name, value in wrong.items() for word in (f"--{name}", str(value))]
     with pytest.raises(BadArgumentError):
         parse_arguments(Ranged, argv=flags)
+
+
+def test_notes_name_options_as_the_command_writes_them(capsys):
+    def command(argv):
+        parse_arguments(Ranged, argv=argv)
+        logging.getLogger("retfound_hf.data").info("%s: `share` sets it, `share=%s` here, `other` not", "x", 1)
+
+    assert run_command(command, []) == 0
+    assert capsys.readouterr().err == "x: --share sets it, --share 1 here, `other` not\n"
 
 
 def test_ranges_leave_unset_and_fitting_numbers_alone():

@@ -435,6 +435,7 @@ def _of_file(table: pd.DataFrame, columns: Sequence[str], caption: str, shown: S
     for row in rows.to_dict("records"):
         ends = {name: (row.get(f"{name}_low"), row.get(f"{name}_high")) for name in kept}
         ends |= {"value": (row.get("low"), row.get("high"))}
+        row |= {"value": row.get("method")} if "value" in kept and pd.isna(row["value"]) else {}
         row |= {"metric": metric_title(row["metric"])} if "metric" in kept else {}
         cells.append([_cell(row[name], *ends[name]) for name in kept])
     words = max(1, sum(name in WORDS for name in kept))

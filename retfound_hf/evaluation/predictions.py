@@ -350,7 +350,7 @@ class Predictions:
             resamples: of the bootstrap over patients.
 
         Returns:
-            A row per column, group and metric, then a row per column and metric for the gap, with its p value.
+            A row per column, group and metric, then one for the gap, with its p value; `method` says why one lacks.
         """
         from .subgroups import subgroups_table
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .predictions import Predictions
 
 UNKNOWN = "unknown"
+GAP = "gap"  # in place of the names of two groups, where none can be told
 MOST_VALUES = 6  # a column of more different numbers is cut into bands
 BANDS = 4
 
@@ -251,7 +252,9 @@ def _defined_together(names: Sequence[str], metric: str, drawn: Values) -> list[
 def subgroups_table(
     predictions: "Predictions", columns: Mapping[str, Sequence[float] | None], resamples: int = RESAMPLES
 ) -> pd.DataFrame:
-    """A row per column, group and metric, and a row per column and metric for the gap (`A - B`), with its p value.
+    """A row per column, group and metric, and a row per column and metric for the gap, with its p value.
+
+    The gap's group is such as `A - B`, or `gap` where none can be told; `method` says how, or why there is none.
 
     Args:
         predictions: with `columns`.
@@ -266,12 +269,14 @@ def subgroups_table(
         for group in groups:
             for metric, estimate in group.metrics.items():
                 found.append({"column": column, "group": group.name, "rows": group.rows, "metric": metric,
-                              **estimate_cells(estimate), "p_value": None})  # fmt: skip
+                              **estimate_cells(estimate), "p_value": None, "method": estimate.method})  # fmt: skip
         for gap in gaps:
             difference = gap.comparison.difference
-            pair = f"{gap.first} - {gap.second}" if gap.first else difference.method
+            pair = f"{gap.first} - {gap.second}" if gap.first else GAP
+            without = f"; without {', '.join(gap.left_out)}: too few patients" if gap.first and gap.left_out else ""
             found.append({"column": column, "group": pair, "rows": len(predictions), "metric": gap.metric,
-                          **estimate_cells(difference), "p_value": gap.comparison.p_value})  # fmt: skip
+                          **estimate_cells(difference), "p_value": gap.comparison.p_value,
+                          "method": difference.method + without})  # fmt: skip
     return pd.DataFrame(found)
 
 

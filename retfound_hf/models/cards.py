@@ -216,7 +216,7 @@ def _group_table(folder: Path) -> str:
     rows = []
     for row in without_small_groups(_group_rows(folder))[:MAX_SUBGROUPS]:
         interval = f"{_rounded(row['low'])} to {_rounded(row['high'])}" if row["low"] else ""
-        value = _rounded(row["value"]) or "undefined"
+        value = _rounded(row["value"]) or as_text(row.get("method", "")) or "undefined"
         metric = title(row["metric"])
         cells = [as_text(row["column"]), as_text(row["group"]), row["n"], metric, value, interval]
         rows.append([*cells, _rounded(row["p_value"])])

@@ -164,7 +164,7 @@ def test_subgroups(tmp_path, predicted):
     rows, targets, scores = predicted
     written(tmp_path, predicted, subgroup_columns=["age:50,65", "camera"], resamples=200)
     table = pd.read_csv(tmp_path / "subgroups.csv")
-    compared = table["p_value"].notna() | table["group"].str.startswith("no gap")
+    compared = table["group"].str.contains(" - ") | (table["group"] == "gap")
     groups, gaps = table[~compared], table[compared]
     assert list(groups["group"].unique()) == ["<50", "50–<65", "≥65", "A", "B"]
     young = (rows["age"] < 50).to_numpy()
@@ -174,7 +174,10 @@ def test_subgroups(tmp_path, predicted):
     )
     assert (row["rows"], row["n"]) == (young.sum(), rows["patient_id"][young].nunique())
     assert set(gaps["column"]) == {"age", "camera"} and gaps["p_value"].dropna().between(0, 1).all()
-    assert (gaps["p_value"].isna() == gaps["group"].str.startswith("no gap")).all()
+    for column in ("value", "p_value"):
+        assert (gaps[column].isna() == (gaps["group"] == "gap")).all()
+    assert (gaps["method"].str.startswith("no gap") == (gaps["group"] == "gap")).all()
+    assert (groups["low"].isna() == groups["method"].str.startswith("no interval")).all()
     assert {"age", "camera"} <= set(pd.read_csv(tmp_path / "predictions.csv").columns)
     # At the level of eyes a camera that differs between an eye's images is unknown.
     written(tmp_path, predicted, subgroup_columns=["camera"], level="eye", resamples=200)

@@ -1,6 +1,9 @@
 """Groups from columns, their metrics, and gaps: a planted one is found, and where there is none, 5% are."""
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import expit
 
@@ -136,6 +139,10 @@ def test_groups_with_few_patients_of_a_class_are_not_compared():
     (gap,) = subgroup_metrics(few, few_groups, ["auroc"], 200)[1]
     assert (gap.comparison.difference.value, gap.comparison.p_value) == (None, None)
     assert "10 patients" in gap.comparison.difference.method
+    columns = pd.DataFrame({"site": few_groups})
+    table = replace(few, columns=columns).subgroups(["site"], 200).set_index("group")
+    assert table.loc["gap", ["value", "low", "p_value"]].isna().all(axis=None)
+    assert table.loc["gap", "method"].str.contains("10 patients").all()
 
 
 def test_two_groups_that_are_seldom_defined_together_have_no_gap(monkeypatch):
