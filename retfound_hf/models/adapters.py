@@ -20,7 +20,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..errors import BadModelError, one_line
 from .compat import PreTrainedConfig
-from .configuration_retfound import ADAPTER_FILE, PACKAGED
+from .configuration_retfound import ADAPTER_FILE, HUB_OPTIONS, PACKAGED
 
 HEAD = ("fc_norm.", "classifier.")
 HIGHEST_RANK = 4096
@@ -155,13 +155,16 @@ def merge_adapter(model: Any, name_or_path: str) -> Any:
         ) from error
 
 
-def attach_adapter(model: Any, name_or_path: str, adapter_name: str = "default", **hub_options: Any) -> set[str]:
+def attach_adapter(
+    model: Any, name_or_path: str, adapter_name: str = "default", **hub_options: Any
+) -> tuple[set[str], set[tuple[str, Any, Any]]]:
     """Put an adapter into the layers of a classifier, or of its encoder, as `load_adapter` of transformers does.
 
     `load_adapter` of transformers 5.24 silently loses the magnitudes of DoRA.
 
     Returns:
-        Names of the tensors that the adapter brings, as in the model without it.
+        Names of the tensors that the adapter brings, as in the model without it; and name, shape and the model's own
+        shape of those of a head of another size, which are left out.
 
     Raises:
         BadModelError: an adapter of another network, or of a rank above `HIGHEST_RANK`.
@@ -176,12 +179,17 @@ def attach_adapter(model: Any, name_or_path: str, adapter_name: str = "default",
     if model.base_model is model:  # an encoder alone
         own = {name.removeprefix(f"{model.base_model_prefix}."): tensor for name, tensor in given.items()}
         given = {name: tensor for name, tensor in own.items() if not name.startswith(HEAD)}
+    own = dict(model.named_parameters())
+    misfits = {(name, tensor.shape, own[name].shape) for name, tensor in given.items()
+               if name.startswith(HEAD) and name in own and own[name].shape != tensor.shape}  # fmt: skip
+    left_out = {name for name, *_ in misfits}
     inject_adapter_in_model(config, model, adapter_name)
-    set_peft_model_state_dict(model, dict(given), adapter_name)
+    taken = {name: own[name].detach() if name in left_out else tensor for name, tensor in given.items()}
+    set_peft_model_state_dict(model, taken, adapter_name)
     model._hf_peft_config_loaded = True
     _check_taken(given, get_peft_model_state_dict(model, adapter_name=adapter_name), name_or_path, model)
     model.eval()
-    return set(given)
+    return set(given) - left_out, misfits
 
 
 def _check_taken(given: Iterable[str], taken: Iterable[str], adapter: str, model: Any) -> None:
@@ -211,19 +219,24 @@ def load_adapted(
     if kwargs.pop("adapter_kwargs", None) is None:
         kwargs.pop("revision", None)  # the adapter's, where no Auto class has told the two apart
     adapter_name, base = kwargs.pop("adapter_name", "default"), adapter_base(adapter, **hub)
-    if has_config(adapter, **hub):
-        if config is None or config.name_or_path != str(adapter):
-            config = model_class.config_class.from_pretrained(adapter, **hub)
-    else:
-        config = describe_adapted(config or model_class.config_class.from_pretrained(base), adapter, **hub)
-    options = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    own, load = has_config(adapter, **hub), model_class.config_class.from_pretrained
+    of_base = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+    if config is None:
+        config, kwargs = load(
+            adapter if own else base, return_unused_kwargs=True, **(hub if own else of_base), **kwargs
+        )
+    elif own and config.name_or_path != str(adapter):
+        config = load(adapter, **hub)
+    if not own and config.num_labels == type(config).from_pretrained(base, **of_base).num_labels:
+        config = describe_adapted(config, adapter, **hub)  # unless another number was asked for
+    options = {**kwargs, **of_base, "ignore_mismatched_sizes": True, "output_loading_info": True}
     model, info = model_class.from_base(base, *args, config=config, **options)
-    misfits = [name for name, *_ in info["mismatched_keys"]
-               if not name.startswith(HEAD) and not name.endswith(model_class._fitted_parameters)]  # fmt: skip
-    if misfits:
-        message = f"adapter {adapter} and its base {base} differ in the size of {misfits[0]}"
+    apart = [name for name, *_ in info["mismatched_keys"]
+             if not name.startswith(HEAD) and not name.endswith(model_class._fitted_parameters)]  # fmt: skip
+    if apart:
+        message = f"adapter {adapter} and its base {base} differ in the size of {apart[0]}"
         raise BadModelError(message, model=adapter)
-    brought = attach_adapter(model, str(adapter), adapter_name, **hub)
+    brought, misfits = attach_adapter(model, str(adapter), adapter_name, **hub)
     info["missing_keys"] = set(info["missing_keys"]) - brought
-    info["mismatched_keys"] = {found for found in info["mismatched_keys"] if found[0] not in brought}
+    info["mismatched_keys"] = misfits | {found for found in info["mismatched_keys"] if found[0] not in brought}
     return model, info

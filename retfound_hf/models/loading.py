@@ -424,7 +424,9 @@ def load_processor(
     stored = stored_processor(name_or_path)
     if stored is None:
         if is_adapter(name_or_path):
-            return load_processor(adapter_base(name_or_path), image_size, crop)
+            base = adapter_base(name_or_path)
+            own, given = (getattr(read_config(name), "image_size", None) for name in (name_or_path, base))
+            return load_processor(base, image_size or (own if own != given else None), crop)
         config = read_config(name_or_path)
         row = BACKBONES.get(getattr(config, "encoder_config", config).model_type, BACKBONES["retfound"])
         normalisation = {"image_mean": list(row.image_mean), "image_std": list(row.image_std)}
@@ -444,6 +446,5 @@ def load_processor(
             image_mean=list(stored.image_mean), image_std=list(stored.image_std),
             do_fundus_crop=getattr(stored, "do_fundus_crop", True),
         )  # fmt: skip
-    if crop is not None:
-        processor.do_fundus_crop = crop
+    processor.do_fundus_crop = processor.do_fundus_crop if crop is None else crop
     return processor

@@ -441,6 +441,7 @@ class RetFoundPreTrainedModel(FolderModel, ViTMAEPreTrainedModel):
         if tables:
             config = copy.deepcopy(model.config)
             config.image_size = math.isqrt(next(iter(tables.values()))[1] - 1) * config.patch_size
+            config.name_or_path = str(args[0])  # of an adapter too, whose own configuration has the wanted size
             source = {name: value for name, value in kwargs.items() if name in SOURCE}
             stored = cls.from_pretrained(*args, config=config, ignore_mismatched_sizes=True, **source)
             model._fit_tables(tables, stored)

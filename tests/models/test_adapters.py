@@ -12,6 +12,7 @@ from tiny import SIZE, named, save_autoencoder, save_classifier, save_stock
 from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel, pipeline
 
+from retfound_hf import RetFoundForImageClassification
 from retfound_hf.errors import BadModelError
 from retfound_hf.models.loading import (
     load_classifier,
@@ -161,3 +162,48 @@ def test_an_adapter_that_does_not_fit_is_refused(change, load, tmp_path):
     (folder / "adapter_config.json").write_text(json.dumps({**stored, "base_model_name_or_path": named_base, **rank}))
     with pytest.raises(BadModelError):
         load(str(folder))
+
+
+WAYS = {"class": RetFoundForImageClassification.from_pretrained,
+        "auto": AutoModelForImageClassification.from_pretrained}  # fmt: skip
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """Folder of an adapter with a head of two classes, with or without its configuration."""
+    network = load_classifier(str(save_classifier(tmp_path / "base", ("a", "b"))))
+    network.name_or_path = str(tmp_path / "base")
+    adapt(network, tmp_path / "adapter", LoraConfig(target_modules=["query"], modules_to_save=SAVED))
+
+    def make(own: bool, **changes) -> Path:
+        if own:
+            network.config.update(changes)
+            network.config.save_pretrained(tmp_path / "adapter")
+        return tmp_path / "adapter"
+
+    return make
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("way", WAYS)
+def test_another_number_of_labels_is_a_new_head_where_that_is_allowed(adapter, own, way):
+    """As of an adapter of a stock network."""
+    folder, load = adapter(own), WAYS[way]
+    model = load(folder, num_labels=5, ignore_mismatched_sizes=True)
+    assert model.config.num_labels == 5 and model(pixels()).logits.shape == (2, 5)
+    expected, found = load(folder), model.base_model
+    with torch.no_grad():
+        vectors = [each(pixels()).last_hidden_state for each in (found, expected.base_model)]
+    assert torch.equal(*vectors) and load(folder, num_labels=2).config.num_labels == 2
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        load(folder, num_labels=5)
+
+
+def test_the_image_size_of_an_adapter_is_its_own(adapter):
+    folder = adapter(True, image_size=2 * SIZE)
+    models = [*(load(folder) for load in WAYS.values()), load_classifier(str(folder))]
+    large = torch.randn(1, 3, 2 * SIZE, 2 * SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first, *others = [model.eval()(large).logits for model in models]
+    assert all(torch.allclose(first, other, atol=1e-6) for other in others)
+    assert load_processor(str(folder)).size == {"height": 2 * SIZE, "width": 2 * SIZE}
