@@ -90,8 +90,7 @@ BARE_DICOM = re.compile(rb"[\x02\x08]\0.\0(?:AE|CS|DA|DT|LO|OB|PN|SH|TM|UI|UL|US
 KNOWN_TYPES = MimeTypes()  # by suffix, as Python lists them; the machine's own list differs from place to place
 # Pillow's readers of the suffixes above, and no others: some hand a file to another program (PostScript).
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
-SENSOR_BITS = (8, 10, 12, 14, 16)
-SENSOR_LIMITS = [2**bits - 1 for bits in SENSOR_BITS]
+SENSOR_LIMITS = [2**bits - 1 for bits in (8, 10, 12, 14, 16)]
 OVERSHOOT = 1.5  # largest value of floats that are meant to end at 1
 LEAST_SCALE = 16  # floats that end below it, but beyond OVERSHOOT, have no known scale
 LEAST_SHOWN = 0.02  # share of an image: transparency that leaves less than this is none
@@ -215,8 +214,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
             rows = (0, top, rgba.width, min(top + RESIZING_ROWS, rgba.height))
             (part := rgba.crop(rows)).putalpha(alpha.crop(rows))
             shown.paste(Image.alpha_composite(Image.new("RGBA", part.size, (0, 0, 0, 255)), part).convert("RGB"), rows)
-        few = np.asarray(alpha).mean() < 255 * LEAST_SHOWN
-        return rgba.convert("RGB") if few or _brightest(shown) < BLANK else shown
+        brightest, clear = max(high for _, high in shown.getextrema()), np.asarray(alpha).mean()
+        return rgba.convert("RGB") if clear < 255 * LEAST_SHOWN or brightest < BLANK else shown
     return image.convert("RGB")
 
 
@@ -418,10 +417,6 @@ def _with_all_bytes(image: Image.Image) -> Image.Image:
     values = high.astype(np.uint16) << 8 | low
     bands = [scale_deep(part) for part in (values[..., :3], values[..., 3:]) if part.size]
     return Image.fromarray(np.concatenate(bands, axis=2))
-
-
-def _brightest(image: Image.Image) -> int:
-    return max(high for _, high in image.getextrema())
 
 
 def _reason(error: Exception, source: object) -> str:
