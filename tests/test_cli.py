@@ -34,6 +34,18 @@ def test_help_loads_no_library():
     assert not {"torch", "transformers", "numpy", "pandas", "yaml"} & set(done.stdout.splitlines()[-1].split())
 
 
+def test_help_of_commands_without_a_network_loads_no_torch():
+    """The others take options and names from the networks: weights, methods, Trainer."""
+    code = (
+        "import sys\nfrom retfound_hf.cli import TASKS, main\n"
+        "for name in [*TASKS['data'], 'app', 'completion']:\n"
+        "    try:\n        main([name, '--help'])\n    except SystemExit:\n        pass\n"
+        "print(*sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.count("usage:") == 7 and "torch" not in done.stdout.splitlines()[-1].split()
+
+
 def test_unknown_command_suggests_the_nearest(capsys):
     assert cli.main(["finetun", "x"]) == 2
     said = capsys.readouterr().err

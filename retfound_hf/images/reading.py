@@ -133,10 +133,7 @@ def is_image_file(path: str | Path) -> bool:
     return os.path.isfile(path) and is_image(str(path), partial(open, path, "rb"))
 
 
-def read_image(
-    source: str | Path | bytes | Image.Image | Callable[[], Any], min_side: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-) -> Image.Image:  # fmt: skip
+def read_image(source: Any, min_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image as 8-bit RGB with its EXIF orientation applied; for the conversion of modes see `to_rgb`.
 
     The central frame of a stack (TIFF, GIF, DICOM...) is read, as RETFound takes the central B-scan of an OCT volume;
@@ -144,8 +141,7 @@ def read_image(
     their high bytes, unless they use less than a quarter of the range: then the rule of `to_rgb` for integers holds.
 
     Args:
-        source: path, the bytes of a file, an image that is open already, at the frame that is wanted, or a function
-            that gives one of them.
+        source: path, bytes of a file, image that is open at the frame that is wanted, or a function that gives one.
         min_side: let large JPEGs be decoded at 1/2, 1/4 or 1/8 of their size, as long as both sides keep at least
             this many pixels. Several times faster, and the reduced image is an average, not a sample.
         max_pixels: refuse larger images before they are decoded.

@@ -152,7 +152,8 @@ def find_starting_point(name_or_path: str, folders: bool = True) -> StartingPoin
 def how_to_bring(name_or_path: str) -> str:
     """Advice on weights that are not here, where the Hub cannot be reached; empty for other paths."""
     if name_or_path.startswith("retfound-"):
-        return "; `retfound fetch NAME` makes the folders of the official weights, `retfound fetch --help` names them"
+        advice = "`retfound fetch NAME` makes the folders of the official weights, `retfound fetch --help` names them"
+        return (name_or_path not in STARTING_POINTS and nearest(name_or_path, STARTING_POINTS)) or f"; {advice}"
     if Path(name_or_path).is_absolute() or name_or_path.count("/") != 1:
         return nearest(name_or_path, STARTING_POINTS)
     start = find_starting_point(name_or_path)

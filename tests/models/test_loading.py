@@ -84,6 +84,13 @@ def test_a_row_added_at_run_time_is_taken(monkeypatch):
     assert "mine" in loading.accepted_weights() and "--local-dir mine`" in loading.how_to_bring("org/mine")
 
 
+def test_a_mistyped_starting_point_brings_the_right_one():
+    assert "mean retfound-mini" in loading.how_to_bring("retfound-minni")
+    assert "retfound fetch" in loading.how_to_bring("retfound-cfp") and "mean" not in loading.how_to_bring(
+        "retfound-cfp"
+    )
+
+
 PACKAGED = [row.name for row in STARTING_POINTS.values() if row.folder]
 
 
