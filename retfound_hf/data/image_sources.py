@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -318,7 +318,8 @@ def stored_ids(paths: Sequence[str | None], own: Any, numbers: Sequence[str], ro
     """
     names = [_name_of_file(path, root) if path else None for path in paths]
     for found in (names, [] if own is None else list(own)):
-        if found and len(set(found)) == len(found) and not pd.isna(pd.Series(found, dtype=object)).any():
+        is_text = all(isinstance(name, Hashable) for name in found)  # and no list
+        if found and is_text and len(set(found)) == len(found) and not pd.isna(pd.Series(found, dtype=object)).any():
             return [as_utf8(str(name)) for name in found]
     return list(numbers)
 

@@ -90,6 +90,7 @@ def bounded_batches(
             rows = MOST_UNPACKED // max(1, file.metadata.row_group(number).total_byte_size)
             batch_size = min(max(rows, 1), ROWS_AT_ONCE)
             for batch in file.iter_batches(batch_size, row_groups=[number], columns=columns, use_threads=threads):
+                batch.validate(full=True)  # text that is not UTF-8 ends whoever uses it
                 unpacked += sum(_size(column) for column in batch.columns)
                 if unpacked > most_unpacked(size):
                     message = f"{path} has {size:,} bytes and unpacks to more than {unpacked:,}"

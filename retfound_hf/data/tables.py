@@ -52,7 +52,6 @@ def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
     try:
         if path.suffix.lower() == ".parquet":
             stored = read_bounded(path)
-            stored.validate(full=True)  # pandas meets text that is not UTF-8 only where it is used
             table = stored.to_pandas().reset_index(drop=True)  # rows of a table that pandas had filtered or joined
             table = table.rename(columns=lambda name: name.strip() if isinstance(name, str) else name)
         else:

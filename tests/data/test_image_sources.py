@@ -528,3 +528,16 @@ def test_an_archive_is_to_be_unpacked(tmp_path, name):
     for opened in (open_files, open_source, read_labelled):
         with pytest.raises(BadDataError, match="unpack it"):
             opened(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("read", [labelled, listed, prepared])
+def test_ids_that_are_no_text(tmp_path, read):
+    content = save_noise(tmp_path / "eye.png").read_bytes()
+    for name, ids in {"lists": [[1], [2]], "bytes": pa.array([b"\xff", b"a"]).view(pa.string())}.items():
+        place = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.table({"image": [content, content[:-1]], "id": ids, "label": ["a", "b"]}), place)
+        if name == "lists":
+            assert len(read(place)) == 2
+        else:
+            with pytest.raises(BadDataError):
+                read(place)
