@@ -421,13 +421,12 @@ def load_processor(
     Raises:
         BadModelError: a file that cannot be read, or that describes another processor than the model's.
     """
-    name_or_path = resolve(name_or_path)
-    stored = stored_processor(name_or_path)
+    stored = stored_processor(name_or_path := resolve(name_or_path))
     if stored is None:
         if is_adapter(name_or_path):
-            base = adapter_base(name_or_path)
-            own, given = (getattr(read_config(name), "image_size", None) for name in (name_or_path, base))
-            return load_processor(base, image_size or (own if own != given else None), crop)
+            base, own = adapter_base(name_or_path), getattr(read_config(name_or_path), "image_size", None)
+            own = None if own == getattr(read_config(base), "image_size", None) else own
+            return load_processor(base, image_size or own, crop)
         config = read_config(name_or_path)
         row = BACKBONES.get(getattr(config, "encoder_config", config).model_type, BACKBONES["retfound"])
         normalisation = {"image_mean": list(row.image_mean), "image_std": list(row.image_std)}
