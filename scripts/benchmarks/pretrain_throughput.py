@@ -6,7 +6,7 @@
 Five questions, each also by itself (`--questions step`): the step of masked autoencoding on the code path of
 `pretrain` against the released code and stock classes; the loop from shards against that step alone; a batch from
 encoded images against `ImageFolder`; the steps of the other objectives against lightly's modules; the command in one
-process against as many as there are cores, by `accelerate launch`. All ways of a question take turns, in one process
+process against as many as there are cores, by `torchrun`. All ways of a question take turns, in one process
 but for the last; the record holds medians and ratios (above 1: faster than the peer). Without a GPU the preset is the
 small one in float32, for each number of `--threads`.
 """
@@ -16,6 +16,7 @@ import gc
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -264,14 +265,16 @@ def ask_processes(config: RetFoundConfig, batch: int, rounds: int, work: Path) -
     for count in list(speeds) * rounds:
         out = work / f"run-{count}"
         run = [
-            "accelerate", "launch", "--cpu", "--num_processes", count, "--num_machines", 1, "--mixed_precision", "no",
-            "--dynamo_backend", "no", *(["--multi_cpu"] if count > 1 else []), SCRIPTS / "pretrain.py",
-            "--train_data", shards, "--output_dir", out, "--overwrite_output_dir", "--model_name_or_path", network,
-            "--modality", "cfp", "--max_steps", 12, "--logging_steps", 2, "--per_device_train_batch_size", batch,
-            "--dataloader_num_workers", 0, "--preview_steps", 0, "--save_steps", 0, "--cache_dir", work / "cache",
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count,
+            SCRIPTS / "pretrain.py", "--train_data", shards, "--output_dir", out, "--overwrite_output_dir",
+            "--model_name_or_path", network, "--modality", "cfp", "--max_steps", 12, "--logging_steps", 2,
+            "--per_device_train_batch_size", batch, "--dataloader_num_workers", 0, "--preview_steps", 0,
+            "--save_steps", 0, "--cache_dir", work / "cache",
         ]  # fmt: skip
         env = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         subprocess.run([str(word) for word in run], check=True, env=env)
+        if json.loads((out / "run.json").read_text())["num_processes"] != count:
+            raise RuntimeError(f"the command did not run in {count} processes")
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         speeds[count] += [line["images_per_second"] for line in lines if "loss" in line][1:]  # the first step is slow
     medians = {count: round(median(found), 1) for count, found in speeds.items()}
