@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,8 @@ def run_page(tmp_path_factory) -> Iterator[Callable[..., Served]]:
         temporary = tmp_path_factory.mktemp("temporary")
         environment = {**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", **options.pop("env", {})}
         log = temporary.with_suffix(".log")
+        # Under nohup a child would ignore SIGHUP too.
+        options["preexec_fn"] = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
         with log.open("w") as file:
             process = subprocess.Popen(words, env=environment, stdout=file, stderr=subprocess.STDOUT, **options)
         running.append((process, temporary))
