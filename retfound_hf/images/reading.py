@@ -219,7 +219,7 @@ def scale_deep(values: np.ndarray) -> np.ndarray:
     """uint8 of the shape of `values`, numbers or integers beyond 8 bits, by the rules of `to_rgb`."""
     is_float, black = values.dtype.kind == "f", 0
     largest = values.max(initial=0, where=np.isfinite(values)) if is_float else int(values.max(initial=0))
-    limits = SENSOR_LIMITS
+    limits: Sequence[float] = SENSOR_LIMITS
     if is_float:
         if OVERSHOOT < largest < LEAST_SCALE:
             raise UnreadableImageError(
