@@ -436,9 +436,8 @@ def load_processor(
             f"preprocessor_config.json of model {name_or_path} is for a {type(stored).__name__}, not for the model's "
             f"{RetFoundImageProcessor.__name__}; restore the file", model=name_or_path,
         )  # fmt: skip
-    if isinstance(stored, RetFoundImageProcessor) and image_size is None:
-        processor = stored
-    else:
+    processor = stored
+    if image_size is not None or not isinstance(stored, RetFoundImageProcessor):
         # Of another processor only the normalisation belongs to the weights.
         own = dict(getattr(stored, "crop_size", None) or getattr(stored, "size", None) or {})
         processor = RetFoundImageProcessor.for_image_size(
@@ -446,5 +445,6 @@ def load_processor(
             image_mean=list(stored.image_mean), image_std=list(stored.image_std),
             do_fundus_crop=getattr(stored, "do_fundus_crop", True),
         )  # fmt: skip
-    processor.do_fundus_crop = processor.do_fundus_crop if crop is None else crop
+    if crop is not None:
+        processor.do_fundus_crop = crop
     return processor
