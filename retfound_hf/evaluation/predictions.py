@@ -350,7 +350,7 @@ class Predictions:
             resamples: of the bootstrap over patients.
 
         Returns:
-            A row per column, group and metric, then one for the gap, with its p value; `method` says why one lacks.
+            A row per column, group and metric, then one for the gap with its p value; `method` says what is missing.
         """
         from .subgroups import subgroups_table
 

@@ -145,7 +145,7 @@ def normalize(pixels: Tensor, mean: Sequence[float] | Tensor, std: Sequence[floa
 
 
 def _weights(start: Tensor, length: Tensor, side: int, size: int, flips: Tensor | None = None) -> Tensor:
-    """Weights of each of `side` pixels in each of `size` pixels of the crop: (count, size, side), rows sum to 1."""
+    """Weight of each of `side` pixels in each of `size` resized ones: (count, size, side), rows sum to 1."""
     scale = (length / size)[:, None]
     target = torch.arange(size, device=start.device).expand(len(start), size)
     if flips is not None:
@@ -302,7 +302,7 @@ def blur(pixels: Tensor, sigmas: Tensor, kernel_size: int) -> Tensor:
 
 
 def _blur_weights(sigmas: Tensor, side: int, kernel_size: int) -> Tensor:
-    """Weights of each pixel of a line in each: (count, side, side), rows sum to 1."""
+    """Weight of every pixel of a line in every blurred one: (count, side, side), rows sum to 1."""
     place = torch.arange(side, device=sigmas.device)
     to, source = place[:, None], place[None]
     # A pixel gives to others directly, mirrored at the first pixel, and mirrored at the last; those two themselves

@@ -191,7 +191,7 @@ class Model(Section):
         return "config_name" if self.config_name else "model_name_or_path"
 
     def start(self, modality: str | None) -> str | None:
-        """Start on a data set of this modality; None where the model has nothing for it."""
+        """Weights or preset for a data set of this modality; None where the model has nothing for it."""
         starts = self.config_name or self.model_name_or_path or {}
         return starts.get(modality or ANY, starts.get(ANY))
 

@@ -46,7 +46,7 @@ TABLES: tuple[dict[str, Any], ...] = (METRICS, METHODS, BACKBONES, STARTING_POIN
 
 @dataclass(frozen=True)
 class Work:
-    """Task that a worker process is sent.
+    """Task sent to a worker process.
 
     Attributes:
         job, study, folder: what to do, of which study, and the study's folder.
