@@ -264,6 +264,21 @@ def test_speed_of_shards_equals_the_recorded_result():
     assert abs(record["memory"]["bytes_for_each_image_more"]) < 1000
 
 
+def test_tables_of_few_images_equal_the_recorded_result():
+    record = json.loads((ROOT / "scripts/benchmarks/results/small_data.json").read_text())
+    said = [line for line in TEXTS["finetuning"].splitlines() if re.match(r"\| (0\.65|1) \|", line)]
+    found = {decay: [row["mean"]["auroc"] for row in record["finetuning"] if row["layer_decay"] == decay]
+             for decay in (0.65, 1.0)}  # fmt: skip
+    assert [line.split("|")[2:-1] for line in said] == [[f" {auroc:.3f} " for auroc in row] for row in found.values()]
+    rates = {f"{rate:.1e}".replace(".0e", "e").replace("e-0", "e-"): name for name, rate in record["rates"].items()}
+    for rate, name in rates.items():
+        line = next(line for line in TEXTS["pretraining"].splitlines() if re.match(rf"\| {rate}\b", line))
+        cells = [cell.strip() for cell in line.split("|")[2:-1]]
+        runs = {(run["images"], run["epochs"]): run for run in record["runs"] if run["rule"] == name}
+        columns = [runs.get(key) for key in ((598, 20), (598, 100), (598, 400), (2425, 100))]
+        assert cells == [f"{run['auroc_after']:.3f}, {run['loss']:.3f}" if run else "" for run in columns]
+
+
 def test_maps_table_equals_the_recorded_result():
     record = json.loads((ROOT / "scripts/benchmarks/results/explain.json").read_text())
     table = re.search(r"<!-- explain -->(.*?)<!-- /explain -->", TEXTS["explanation"], re.S)[1]
